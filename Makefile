@@ -1,0 +1,51 @@
+# Everything runs in .venv, which is made with `python3` (3.10 to 3.13): PYTHON=python3.12 make test
+PYTHON ?= python3
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test lint format docs clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    set up and run the demonstration (about a minute on a CPU after installation)"
+	@echo "make test    set up and run the tests (WORKERS=$(WORKERS), PYTEST_ARGS='-k name')"
+	@echo "make lint    ruff (check and format), mypy --strict, codespell"
+	@echo "make format  let ruff mend what it can"
+	@echo "make docs    build docs/ into docs/_build/html, warnings are errors"
+	@echo "make clean   remove .venv, caches and build outputs (runs/ stays)"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info[:2] <= (3, 13) else "Python 3.10 to 3.13 is needed, found " + sys.version.split()[0] + ": set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per extra: a second `make test` installs nothing, and `make test` after `make demo` only adds what is missing.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable ".[$*]"
+	@touch $@
+
+demo: $(VENV)/.installed-examples
+	$(BIN)/python -m lightning_bsscale demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs htmlcov .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

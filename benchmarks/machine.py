@@ -1,0 +1,44 @@
+"""What a benchmark ran on: versions, processor and threads, for the record beside every result."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def processor() -> str:
+    """Name the processor as the operating system does.
+
+    Returns:
+        The model name, or what `platform` knows when there is none.
+    """
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def describe(threads: int | None = None) -> dict[str, str | int]:
+    """Describe the software and the processor of this process.
+
+    Args:
+        threads: Threads that torch uses in the measured process. Defaults to those of this one.
+
+    Returns:
+        A flat record for a JSON file.
+    """
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": version("lightning"),
+        "processor": processor(),
+        "cores": os.cpu_count() or 0,
+        "threads": torch.get_num_threads() if threads is None else threads,
+    }

@@ -1,0 +1,134 @@
+"""The batch in force and the factor that goes with it: asks the policy, checks its answer, applies the rule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_bsscale.journal import DecisionRecord, as_plain, from_plain
+from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.policies import Decision, Limits, Situation
+from lightning_bsscale.theory.rate_path import RatePath
+from lightning_bsscale.theory.rules import LearningRateRule, uses_fallback
+
+
+class BatchControl:
+    """Batch, factor, and every change of them."""
+
+    def __init__(self, *, policy: Any, rule: LearningRateRule, limits: Limits, batch_size: int) -> None:
+        """Begins with the user's own batch and a factor of one.
+
+        Args:
+            policy: what decides
+            rule: how the rate follows the batch
+            limits: between which the batch may move
+            batch_size: the start, in examples
+        """
+        self.limits = limits
+        self.batch_size = batch_size
+        self.start_batch_size = batch_size
+        self.examples_at_last_change: float | None = None
+        self.decisions: list[DecisionRecord] = []
+        self._policy = policy
+        self._rule = rule
+        self._path = RatePath()
+        self._complained = False
+
+    @property
+    def lr_scale(self) -> float:
+        """The factor on the rate that goes with the batch in force."""
+        return self._path.factor(self._rule)
+
+    def window_factor(self, window_examples: int, noise: NoiseScale | None) -> float:
+        """The factor for one window of another size than the batch in force: a probe, or a short last one.
+
+        A short window gets the factor of its own size, by the same rule. It is never below the user's own rate, though:
+        the user's plan has short last windows too, and takes them at the full rate.
+
+        Args:
+            window_examples: its examples
+            noise: the noise scale now
+
+        Returns:
+            the factor
+        """
+        factor = self._path.factor_at(self._rule, self.batch_size, window_examples, noise)
+        return factor if window_examples > self.batch_size else min(self.lr_scale, max(1.0, factor))
+
+    def _checked(self, answer: Any, situation: Situation) -> Decision:
+        # A policy may be the user's own: an answer that is no decision holds, and is named once.
+        size: Any = answer.batch_size if isinstance(answer, Decision) else None
+        if isinstance(size, (int, float)) and not isinstance(size, bool) and math.isfinite(size) and size > 0:
+            return cast("Decision", answer)
+        if not self._complained:
+            self._complained = True
+            rank_zero_warn(
+                f"{type(self._policy).__name__}.decide answered {answer!r}; a Decision with a finite positive "
+                "batch_size is needed. The batch is held; this is said once.",
+                category=UserWarning,
+            )
+        return Decision(batch_size=situation.batch_size, reason="held: the policy's answer was no decision")
+
+    def ask(self, situation: Situation) -> DecisionRecord | None:
+        """Asks the policy at the end of a window and applies its answer to batch and factor.
+
+        Args:
+            situation: what is known
+
+        Returns:
+            the record of a change, or of the first of a run of holds with one reason; None for the rest of the run
+        """
+        decision = self._checked(self._policy.decide(situation, self.limits), situation)
+        old, noise = self.batch_size, situation.noise
+        new = old if decision.batch_size == old else self.limits.clip(decision.batch_size)
+        rule = self._rule.name
+        if new != old:
+            if uses_fallback(self._rule, noise):
+                rule = f"sqrt, as {rule} needs a resolved noise scale"
+            self._path = self._path.grown(self._rule, old, new, noise)
+            self.batch_size = new
+            self.examples_at_last_change = situation.examples_seen
+        elif (
+            self.decisions
+            and not self.decisions[-1].is_change
+            and self.decisions[-1].decision.reason == decision.reason
+        ):
+            return None
+        record = DecisionRecord(
+            situation=situation,
+            limits=self.limits,
+            decision=decision,
+            batch_size=new,
+            lr_scale=self.lr_scale,
+            lr_rule=rule,
+        )
+        self.decisions.append(record)
+        return record
+
+    def state(self) -> dict[str, Any]:
+        """What cannot be recomputed.
+
+        Returns:
+            numbers, strings, lists and dicts
+        """
+        return {
+            "batch_size": self.batch_size,
+            "start_batch_size": self.start_batch_size,
+            "examples_at_last_change": self.examples_at_last_change,
+            "path": as_plain(self._path),
+            "decisions": [as_plain(record) for record in self.decisions],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes up where `state` left off.
+
+        Args:
+            state: what `state` gave
+        """
+        self.batch_size = state["batch_size"]
+        self.start_batch_size = state["start_batch_size"]
+        self.examples_at_last_change = state["examples_at_last_change"]
+        self._path = from_plain(RatePath, state["path"])
+        self.decisions = [from_plain(DecisionRecord, record) for record in state["decisions"]]

@@ -1,0 +1,204 @@
+"""The only writer of a parameter group's ``"lr"`` (put back after each step) and of the schedulers' clock.
+
+The factor is on the rate only while the optimizer steps: a pre-hook multiplies, a post-hook puts back. So the user's
+scheduler and the checkpoints see the user's own rate, whatever the scheduler's formula. Schedulers with
+``interval: step`` are stepped once for each step that the user's own plan would have made (the example clock), not once
+for each step made.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def _copy(rate: Any) -> Any:
+    return rate.detach().clone() if isinstance(rate, Tensor) else rate
+
+
+def _put(group: dict[str, Any], rate: Any) -> None:
+    # A tensor rate may be captured by a compiled or graphed step, so it keeps its identity.
+    if isinstance(group["lr"], Tensor):
+        with torch.no_grad():
+            group["lr"].copy_(rate)
+    else:
+        group["lr"] = rate
+
+
+class ScopedFactor:
+    """Multiplies the rate of every parameter group for the length of one step."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        """Registers the step hooks.
+
+        Args:
+            optimizer: whose rate to scale
+        """
+        self._optimizer = optimizer
+        self.factor = 1.0
+        self._schedule_factor = 1.0
+        self._found: list[Any] | None = None
+        self._stepped_with: Any = None
+        self._handles: list[Any] = [
+            optimizer.register_step_pre_hook(lambda *_: self._apply()),
+            optimizer.register_step_post_hook(lambda *_: self.restore()),
+        ]
+
+    def _apply(self) -> None:
+        groups = self._optimizer.param_groups
+        if self._found is None:
+            self._found = [_copy(group["lr"]) for group in groups]
+        for group, rate in zip(groups, self._found, strict=True):
+            _put(group, rate * (self.factor * self._schedule_factor))
+        self._stepped_with = self._found[0]
+
+    def change(self, factor: float, schedule_factor: float) -> None:
+        """Sets both factors, also from inside a step whose pre-hook has run (Lightning's closure runs there).
+
+        Args:
+            factor: what goes with the batch
+            schedule_factor: what the callback's own schedule says, or 1
+        """
+        self.factor = factor
+        self._schedule_factor = schedule_factor
+        if self._found is not None:
+            self._apply()
+
+    @property
+    def rate(self) -> float:
+        """The rate that the last step was taken with (first parameter group); before any step, the present one."""
+        rate = self._stepped_with if self._stepped_with is not None else self._optimizer.param_groups[0]["lr"]
+        return float(rate) * self.factor * self._schedule_factor
+
+    def restore(self) -> None:
+        """Puts the user's rates back; also after a step that an exception left."""
+        if self._found is not None:
+            for group, rate in zip(self._optimizer.param_groups, self._found, strict=True):
+                _put(group, rate)
+            self._found = None
+
+    def remove(self) -> None:
+        """Takes the hooks away and puts the user's rates back."""
+        self.restore()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+class UnscaledRate:
+    """The same face for those who only look: the user's rate, and a factor that stays one."""
+
+    factor = 1.0
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        """Registers nothing.
+
+        Args:
+            optimizer: whose rate to read
+        """
+        self._optimizer = optimizer
+        self._read()
+
+    def _read(self) -> None:
+        self._rate = _copy(self._optimizer.param_groups[0]["lr"])
+
+    def change(self, factor: float, schedule_factor: float) -> None:
+        """Changes nothing, and notes the rate that the window in progress will be stepped with.
+
+        Args:
+            factor: not used
+            schedule_factor: not used
+        """
+        self._read()
+
+    @property
+    def rate(self) -> float:
+        """The rate that the last step was taken with (first parameter group)."""
+        return float(self._rate)
+
+    def remove(self) -> None:
+        """Nothing to take away."""
+
+
+def relative_rate(optimizer: Optimizer) -> float:
+    """Where the user's scheduler has taken the rate (first parameter group).
+
+    Args:
+        optimizer: with the user's own rates
+
+    Returns:
+        present rate / initial rate; 1 without a scheduler
+    """
+    group = optimizer.param_groups[0]
+    initial = float(group.get("initial_lr", 0.0))
+    return float(group["lr"]) / initial if initial else 1.0
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One scheduler of the user's, its own frequency, and how often it was stepped by us."""
+
+    config: Any
+    frequency: int
+    steps: int
+
+
+class ExampleClock:
+    """Steps the user's ``interval: step`` schedulers as often as the user's own plan would have by now.
+
+    ReduceLROnPlateau stays with Lightning: it follows a metric, and one metric value counted several times would look
+    like a plateau.
+    """
+
+    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, steps: Iterable[int] = ()) -> None:
+        """Takes the schedulers from Lightning: it steps one when the micro-batch index is a multiple of `frequency`.
+
+        Args:
+            trainer: whose schedulers to take
+            pl_module: whose `lr_scheduler_step` does the step
+            steps: how often each was stepped before (a resumed run)
+        """
+        self._pl_module = pl_module
+        self._entries = [
+            _Entry(config, config.frequency, 0)
+            for config in trainer.lr_scheduler_configs
+            if config.interval == "step" and not config.reduce_on_plateau
+        ]
+        for entry, before in zip(self._entries, steps, strict=False):
+            entry.steps = before
+        for entry in self._entries:
+            entry.config.frequency = sys.maxsize
+
+    @property
+    def frequencies(self) -> list[int]:
+        """The user's own frequency of each."""
+        return [entry.frequency for entry in self._entries]
+
+    @property
+    def steps(self) -> list[int]:
+        """How often each scheduler was stepped."""
+        return [entry.steps for entry in self._entries]
+
+    def advance(self, planned: Callable[[int], int]) -> None:
+        """Steps every scheduler up to the plan.
+
+        Args:
+            planned: scheduler steps that the plan has made by now, for a scheduler of the given frequency
+        """
+        for entry in self._entries:
+            while entry.steps < planned(entry.frequency):
+                self._pl_module.lr_scheduler_step(entry.config.scheduler, None)
+                entry.steps += 1
+
+    def release(self) -> None:
+        """Gives the schedulers back to Lightning."""
+        for entry in self._entries:
+            entry.config.frequency = entry.frequency
+        self._entries = []

@@ -1,0 +1,240 @@
+"""GradientNoiseScaleMonitor: measures, logs, changes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_bsscale.callbacks import loaders, options, output, preflight
+from lightning_bsscale.callbacks.learning_rate import UnscaledRate
+from lightning_bsscale.callbacks.measurement import GradientMeasurement, OpenWindow, WindowFacts
+from lightning_bsscale.journal import Journal, Measurement
+from lightning_bsscale.theory.checks import check_integer
+from lightning_bsscale.theory.estimate import NoiseScale
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class GradientNoiseScaleMonitor(pl.Callback):
+    """Measures the gradient noise scale while training, and changes nothing.
+
+    It compares the gradients of the micro-batches of one window with their mean, so it needs at least two of them:
+    ``accumulate_grad_batches`` of 2 or more. It logs the keys of `BatchSizeScaler` that are measurements, and
+    ``batch_size``, ``accumulate_grad_batches`` and ``examples_seen``, at measured windows and where loggers log.
+
+    Example::
+
+        from lightning_bsscale import GradientNoiseScaleMonitor
+        trainer = Trainer(accumulate_grad_batches=4, callbacks=[GradientNoiseScaleMonitor()])
+    """
+
+    def __init__(
+        self,
+        *,
+        measure_every: int = 8,
+        memory: float = 0.05,
+        batch_size_fn: Callable[[Any], float] | None = None,
+        log_prefix: str = "bsscale/",
+        record: bool | str | Path = False,
+    ) -> None:
+        """Checks the options.
+
+        Args:
+            measure_every: One window in so many is measured. Defaults to 8.
+            memory: Share of the training's examples over which measurements are averaged; 1.0 for all, and also where
+                the number of examples is unknown. Defaults to 0.05.
+            batch_size_fn: Counts the examples (or tokens) of a batch. Defaults to None: first tensor, first dimension.
+            log_prefix: Goes before each logged key. Defaults to ``"bsscale/"``.
+            record: True writes ``bsscale.jsonl`` into the log folder; a path is taken as given. Defaults to False.
+
+        A wrong type raises TypeError, a wrong value ValueError, with what is allowed.
+        """
+        self._measure_every = check_integer("measure_every", measure_every, at_least=1)
+        self._memory = options.check_memory(memory)
+        self._batch_size_fn = options.check_batch_size_fn(batch_size_fn)
+        self._log_prefix = options.check_prefix(log_prefix)
+        self._record = options.check_record(record)
+        self._measurement: GradientMeasurement | None = None
+        self._journal: Journal | None = None
+        self._window: OpenWindow | None = None
+        self._windows = 0
+        self._optimizer_steps = 0
+        self._examples_seen = 0
+        self._loaded: dict[str, Any] | None = None
+
+    @property
+    def noise_scale(self) -> NoiseScale | None:
+        """The averaged noise scale with its interval, or None before there is one."""
+        return None if self._measurement is None else self._measurement.noise
+
+    @property
+    def history(self) -> list[Measurement]:
+        """The measured windows; of a very long training, older ones thinned."""
+        return [] if self._measurement is None else list(self._measurement.history)
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, Any]:
+        """Draws the noise scale with its band, and the batch, against examples seen.
+
+        Args:
+            ax: where to draw; None makes a figure
+
+        Returns:
+            the figure, and its axes
+        """
+        from lightning_bsscale.figures import plot_noise_scale
+
+        return plot_noise_scale(self.history, ax=ax)
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._measurement = None
+            self._window = None
+            self._windows = self._optimizer_steps = 0
+            self._examples_seen = 0
+            self._loaded = None
+            preflight.check_measurable(trainer, pl_module, "GradientNoiseScaleMonitor")
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        preflight.warn_of_batch_norm(pl_module)
+
+    def _start(self, trainer: pl.Trainer, micro_batch_size: int) -> GradientMeasurement:
+        accumulate = int(trainer.accumulate_grad_batches)
+        total = loaders.examples_in_plan(trainer, micro_batch_size, self._batch_size_fn)
+        memory = math.inf if total is None or self._memory == 1 else self._memory * total
+        measurement = GradientMeasurement(trainer, trainer.optimizers[0], memory)
+        if self._loaded is not None:
+            measurement.load(self._loaded["measurement"])
+            self._windows = self._loaded["windows"]
+            self._optimizer_steps = self._loaded["optimizer_steps"]
+            self._examples_seen = self._loaded["examples_seen"]
+        if accumulate == 1:
+            rank_zero_warn(
+                "GradientNoiseScaleMonitor needs at least two micro-batches a step to measure, and with "
+                "accumulate_grad_batches=1 on one device there is one. Halve the loader's batch_size and set "
+                "Trainer(accumulate_grad_batches=2): the training is the same.",
+                category=UserWarning,
+            )
+        self._journal = output.open_journal(trainer, self._record, {"policy": None, "lr_rule": None, "dry_run": True})
+        self._rate = UnscaledRate(trainer.optimizers[0])
+        return measurement
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        size = loaders.batch_size_of(batch, self._batch_size_fn)
+        if self._measurement is None:
+            self._measurement = self._start(trainer, size)
+        if self._window is None or batch_idx == 0:
+            divisor = int(trainer.accumulate_grad_batches)
+            measured = divisor > 1 and self._windows % self._measure_every == 0
+            self._window = OpenWindow(
+                start=batch_idx,
+                planned=divisor,
+                loss_divisor=divisor,
+                measured=measured,
+                is_probe=False,
+                steps_before=trainer.global_step,
+                sizes=[],
+            )
+            self._measurement.open(measured=measured)
+            self._rate.change(1.0, 1.0)
+        self._window.sizes.append(size)
+
+    @override
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        if self._measurement is not None:
+            self._measurement.before_backward()
+
+    @override
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._measurement is not None:
+            self._measurement.after_backward()
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self._measurement is not None and self._window is not None:
+            self._measurement.before_step(self._window)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        window, measurement = self._window, self._measurement
+        if window is None or measurement is None or trainer.global_step == window.steps_before:
+            return
+        self._window = None
+        self._windows += 1
+        self._optimizer_steps += 1
+        self._examples_seen += window.examples
+        arrived = measurement.close(self._facts(window))
+        is_news = output.write_measurement(self._journal, arrived)
+        if is_news or trainer.is_last_batch or output.is_log_due(trainer):
+            values = {
+                **output.noise_values(measurement.noise),
+                "batch_size": window.examples,
+                "accumulate_grad_batches": window.came,
+                "examples_seen": self._examples_seen,
+            }
+            output.log_values(pl_module, self._log_prefix, values)
+
+    def _facts(self, window: OpenWindow) -> WindowFacts:
+        return WindowFacts(
+            examples_seen=self._examples_seen,
+            optimizer_steps=self._optimizer_steps,
+            batch_size=window.examples,
+            num_micro_batches=window.came,
+            window_examples=window.examples,
+            sum_inverse_sizes=math.fsum(1 / size for size in window.sizes),
+            loss_divisor=window.loss_divisor,
+            lr=self._rate.rate,
+            lr_scale=1.0,
+        )
+
+    def _release(self) -> None:
+        if self._measurement is not None:
+            output.write_measurement(self._journal, self._measurement.stop())
+        if self._journal is not None:
+            self._journal.close()
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._release()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._release()
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return "GradientNoiseScaleMonitor"
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._measurement is None:
+            return self._loaded or {}
+        return {
+            "windows": self._windows,
+            "optimizer_steps": self._optimizer_steps,
+            "examples_seen": self._examples_seen,
+            "measurement": self._measurement.state(),
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict

@@ -1,0 +1,288 @@
+"""BatchSizeScaler: options, hooks in the order of a window's life, state; no arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_bsscale.callbacks import options, preflight
+from lightning_bsscale.callbacks.loaders import batch_size_of
+from lightning_bsscale.callbacks.monitor import GradientNoiseScaleMonitor
+from lightning_bsscale.callbacks.scaled_run import STATE_SCHEMA, ScaledRun, ScalerOptions
+from lightning_bsscale.journal import DecisionRecord, Measurement, summary_table
+from lightning_bsscale.theory.checks import check_integer
+from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.policies import Policy, resolve_policy
+from lightning_bsscale.theory.rules import LearningRateRule, resolve_rule
+from lightning_bsscale.theory.schedules import Schedule, resolve_schedule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class BatchSizeScaler(pl.Callback):
+    """Measures the gradient noise scale, grows the batch towards it, and rescales the learning rate.
+
+    The batch grows by gradient accumulation, at optimizer-step boundaries, from the micro-batch and
+    ``accumulate_grad_batches`` that the Trainer was given. Everything is counted in examples (or in what
+    `batch_size_fn` counts): warmup, memory, budget. The user's ``interval: step`` schedulers are stepped as often as
+    the user's own plan would have stepped them, so a schedule built from ``trainer.estimated_stepping_batches`` ends
+    where it should.
+
+    Logged at optimizer steps, under `log_prefix`:
+
+    ============================  =============================================================================
+    key                           meaning
+    ============================  =============================================================================
+    ``noise_scale``               B_simple = tr Σ / ‖G‖², averaged, in examples (inf: ‖G‖² is not above zero)
+    ``noise_scale_low``           lower end of its 90 % interval, in examples
+    ``noise_scale_high``          upper end, in examples (inf: unknown)
+    ``grad_sq_norm``              ‖G‖² averaged, gradient units squared
+    ``grad_trace_cov``            tr Σ averaged, gradient units squared × examples
+    ``batch_size``                the batch in force from the next window on, in examples
+    ``accumulate_grad_batches``   micro-batches of this window
+    ``lr_scale``                  the factor on the rate in this step
+    ``lr``                        the rate of this step (first parameter group), factor included
+    ``examples_seen``             examples so far
+    ============================  =============================================================================
+
+    Example::
+
+        from lightning_bsscale import BatchSizeScaler
+        trainer = Trainer(callbacks=[BatchSizeScaler()])
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: str | Policy = "noise_scale",
+        lr_rule: str | LearningRateRule = "auto",
+        lr_cap: float | None = None,
+        schedule: str | Schedule | None = None,
+        warmup: int | float = 0.05,
+        total_examples: int | None = None,
+        max_batch_size: int | None = None,
+        measure_every: int = 8,
+        probe_every: int = 4,
+        memory: float = 0.05,
+        batch_size_fn: Callable[[Any], float] | None = None,
+        dry_run: bool = False,
+        log_prefix: str = "bsscale/",
+        record: bool | str | Path = False,
+        progress_bar: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        """Checks the options; everything else waits for the first micro-batch.
+
+        Args:
+            policy: When to grow and to what: ``"noise_scale"`` or a policy object. Defaults to ``"noise_scale"``.
+            lr_rule: How the rate follows the batch: ``"auto"`` (by the optimizer's class), ``"linear"``, ``"sqrt"``,
+                ``"power"``, ``"saturating"``, ``"surge"``, ``"none"``, or a rule object. Defaults to ``"auto"``.
+            lr_cap: Largest factor on the rate. Defaults to None, no ceiling.
+            schedule: None leaves the user's scheduler in charge; a name (``"cosine"``, ``"linear"``, ``"step"``,
+                ``"exponential"``, ``"constant"``) or a schedule object owns the rate, with `warmup`. Defaults to None.
+            warmup: No growth before this: a float is a share of the budget, an int a number of examples. Defaults to
+                0.05.
+            total_examples: The budget in examples; training stops when it is used up. Defaults to None: the user's own
+                plan, from `max_epochs`, or `max_steps` × the starting batch.
+            max_batch_size: Largest batch in examples. Defaults to None: 32 × the start, at least 8 steps an epoch.
+            measure_every: After warmup, one window in so many is measured. Defaults to 8.
+            probe_every: While a window has one micro-batch, one window in so many has two, to be measured; 0 turns this
+                off. Defaults to 4.
+            memory: Share of the budget over which measurements are averaged; 1.0 for all. Defaults to 0.05.
+            batch_size_fn: Counts the examples (or tokens) of a batch. Defaults to None: first tensor, first dimension.
+            dry_run: Measure and decide, but change nothing. Defaults to False.
+            log_prefix: Goes before each logged key. Defaults to ``"bsscale/"``.
+            record: True writes ``bsscale.jsonl`` into the log folder; a path is taken as given. Defaults to False.
+            progress_bar: Show the batch in the progress bar. Defaults to False.
+            verbose: Also say why the batch is held, once for each run of holds. Defaults to False.
+
+        A wrong type raises TypeError, a wrong value ValueError, with what is allowed.
+        """
+        resolve_rule(
+            "none" if lr_rule == "auto" else lr_rule, cap=lr_cap
+        )  # which one "auto" is, the optimizer will say
+        self._lr_rule = lr_rule
+        self._lr_cap = lr_cap
+        self._options = ScalerOptions(
+            policy=resolve_policy(policy),
+            schedule=None if schedule is None else resolve_schedule(schedule),
+            warmup=options.check_warmup(warmup),
+            total_examples=None
+            if total_examples is None
+            else check_integer("total_examples", total_examples, at_least=1),
+            max_batch_size=None
+            if max_batch_size is None
+            else check_integer("max_batch_size", max_batch_size, at_least=1),
+            measure_every=check_integer("measure_every", measure_every, at_least=1),
+            probe_every=check_integer("probe_every", probe_every, at_least=0),
+            memory=options.check_memory(memory),
+            batch_size_fn=options.check_batch_size_fn(batch_size_fn),
+            dry_run=options.check_flag("dry_run", dry_run),
+            log_prefix=options.check_prefix(log_prefix),
+            record=options.check_record(record),
+            progress_bar=options.check_flag("progress_bar", progress_bar),
+            verbose=options.check_flag("verbose", verbose),
+        )
+        self._run: ScaledRun | None = None
+        self._loaded: dict[str, Any] | None = None
+
+    # ------------------------------------------------------------------ what happened
+
+    @property
+    def batch_size(self) -> int | None:
+        """The batch in force, in examples over all devices; None before training. A dry run: the one it would use."""
+        return None if self._run is None else self._run.control.batch_size
+
+    @property
+    def noise_scale(self) -> NoiseScale | None:
+        """The averaged noise scale with its interval, or None before there is one."""
+        return None if self._run is None else self._run.measurement.noise
+
+    @property
+    def lr_scale(self) -> float:
+        """The factor on the rate that goes with `batch_size`."""
+        return 1.0 if self._run is None else self._run.control.lr_scale
+
+    @property
+    def examples_seen(self) -> int:
+        """Examples of all windows so far."""
+        return 0 if self._run is None else self._run.examples_seen
+
+    @property
+    def decisions(self) -> list[DecisionRecord]:
+        """Every change of the batch, and the first of each run of holds with one reason."""
+        return [] if self._run is None else list(self._run.control.decisions)
+
+    @property
+    def history(self) -> list[Measurement]:
+        """The measured windows; of a very long training, older ones thinned."""
+        return [] if self._run is None else list(self._run.measurement.history)
+
+    def summary(self) -> str:
+        """What was decided, and why.
+
+        Returns:
+            a table: examples, step, batch, factor, noise scale with interval, reason
+        """
+        return summary_table(self.decisions)
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, Any]:
+        """Draws noise scale with band, batch, and rate with and without the factor, against examples seen.
+
+        Args:
+            ax: where to draw the noise scale and the batch alone; None makes a figure with both panels
+
+        Returns:
+            the figure, and its axes
+        """
+        from lightning_bsscale.figures import plot_run
+
+        return plot_run(self.history, self.decisions, ax=ax)
+
+    # ------------------------------------------------------------------ before the first step
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._run = None
+        self._loaded = None
+        preflight.check_measurable(trainer, pl_module, "BatchSizeScaler")
+        preflight.check_trainer_for_scaler(trainer)
+        preflight.check_alone(
+            trainer,
+            "BatchSizeScaler",
+            {GradientNoiseScaleMonitor: "the scaler measures the same itself", **preflight.WRITERS_OF_THE_WINDOW},
+        )
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        preflight.choose_rule(self._lr_rule, self._lr_cap, trainer.optimizers[0])
+        preflight.check_schedule(trainer, self._options.schedule)
+        preflight.warn_of_batch_norm(pl_module)
+
+    def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> ScaledRun:
+        return ScaledRun(
+            self._options,
+            trainer,
+            pl_module,
+            preflight.choose_rule(self._lr_rule, self._lr_cap, trainer.optimizers[0]),
+            batch_size_of(batch, self._options.batch_size_fn),
+            self._loaded,
+        )
+
+    # ------------------------------------------------------------------ a window's life
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._run is None:
+            self._run = self._start(trainer, pl_module, batch)
+        self._run.start_micro_batch(trainer, batch, batch_idx)
+
+    @override
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        if self._run is not None:
+            self._run.measurement.before_backward()
+
+    @override
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._run is not None:
+            self._run.measurement.after_backward()
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self._run is not None:
+            self._run.before_step()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._run is not None:
+            self._run.end_micro_batch(trainer, pl_module, batch_idx)
+
+    # ------------------------------------------------------------------ the end
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._run is not None:
+            self._run.release()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if self._run is not None:
+            self._run.release()
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return "BatchSizeScaler"
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._run is not None:
+            return self._run.state()
+        return self._loaded or {}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict.get("schema") != STATE_SCHEMA:
+            raise MisconfigurationException(
+                f"The checkpoint holds a BatchSizeScaler state of schema {state_dict.get('schema')!r}; this version "
+                f"reads {STATE_SCHEMA}. Continue with the version of lightning-bsscale that wrote it, or start without "
+                "ckpt_path."
+            )
+        self._loaded = state_dict

@@ -1,0 +1,51 @@
+"""Seconds per micro-batch and per optimizer step, as the loop sees them."""
+
+from __future__ import annotations
+
+import time
+
+WEIGHT_OF_NEW = 0.1
+
+
+class StepTimes:
+    """Running means over the micro-batches that only accumulate, and over those that step.
+
+    On an accelerator the loop runs ahead of the device, so single values are no device times; their means are, as soon
+    as the loop is held up by the device.
+    """
+
+    def __init__(self) -> None:
+        """Begins without a value."""
+        self.seconds_per_micro_batch: float | None = None
+        self._stepping: float | None = None
+        self._began: float | None = None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """What a step costs beyond its last micro-batch, or None while that is unknown."""
+        if self._stepping is None or self.seconds_per_micro_batch is None:
+            return None
+        return max(0.0, self._stepping - self.seconds_per_micro_batch)
+
+    def start(self) -> None:
+        """A micro-batch begins."""
+        self._began = time.perf_counter()
+
+    def stop(self, *, stepped: bool) -> None:
+        """A micro-batch has ended.
+
+        Args:
+            stepped: whether the optimizer stepped in it
+        """
+        if self._began is None:
+            return
+        seconds = time.perf_counter() - self._began
+        self._began = None
+        if stepped:
+            self._stepping = self._mean(self._stepping, seconds)
+        else:
+            self.seconds_per_micro_batch = self._mean(self.seconds_per_micro_batch, seconds)
+
+    @staticmethod
+    def _mean(before: float | None, seconds: float) -> float:
+        return seconds if before is None else before + WEIGHT_OF_NEW * (seconds - before)

@@ -1,0 +1,72 @@
+"""The command line: ``python -m lightning_bsscale``. It starts without torch; each command imports what it runs."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_bsscale import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after the program's name; by default those of the process.
+
+    Returns:
+        The exit status: 0 when all is well, 1 when a replay disagrees with its journal or a file cannot be read.
+    """
+    arguments = _parser().parse_args(argv)
+    status: int = arguments.run(arguments)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lightning_bsscale", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="command")
+
+    demo = commands.add_parser(
+        "demo",
+        help="train on scikit-learn's digits with a fixed small batch, a fixed large one, and one that grows",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the picture and the journal")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the weights and of the order of the examples")
+    demo.add_argument("--epochs", type=_positive, default=25, help="passes over the data, for each of the three runs")
+    demo.set_defaults(run=_demo)
+
+    replay = commands.add_parser("replay", help="take a journal's decisions again and compare")
+    replay.add_argument("journal", type=Path, help="a journal (.jsonl) written by BatchSizeScaler(record=...)")
+    replay.set_defaults(run=_replay)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, found {number}")
+    return number
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from lightning_bsscale.demo import run
+
+    run(out=arguments.out, seed=arguments.seed, epochs=arguments.epochs)
+    return 0
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from lightning_bsscale.journal import replay
+
+    if not arguments.journal.is_file():
+        print(f"no such journal: {arguments.journal}")
+        return 1
+    total = disagreements = 0
+    for answer in replay(arguments.journal):
+        total += 1
+        if not answer.agrees:
+            disagreements += 1
+            print(f"decision {total}: recorded {answer.recorded}, replayed {answer.replayed}")
+    print(f"{total - disagreements} of {total} decisions agree")
+    return 1 if disagreements else 0

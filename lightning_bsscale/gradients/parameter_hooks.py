@@ -1,0 +1,253 @@
+"""Squared norms of each micro-batch's own gradient, by tensor hooks on the parameters: one device, and DDP.
+
+A hook on a parameter is called in every backward pass with that pass's complete gradient, before it is added to
+`.grad`: right for tied weights, modules used twice, non-reentrant checkpointing and compiled modules. The one
+exception is *reentrant* checkpointing: a parameter that is used in two segments is then given in parts, which must be
+added before they are squared.
+
+Launching one kernel for each parameter would cost more than the arithmetic, so the hooks only gather references, and a
+few `_foreach_norm` calls take the norms of many tensors at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["ParameterHooks", "mean_squared_norm"]
+
+# A gathered gradient cannot be freed, and cannot become `.grad` without a copy: so many elements may wait at a time. On
+# an accelerator this is about 100 MB, and a handful of launches for a model of 100 million parameters.
+MAX_WAITING_ELEMENTS = 25_000_000
+# On a CPU a launch is cheap and cache misses are not: take the norms while the gradients are still in the cache.
+MAX_WAITING_ELEMENTS_CPU = 200_000
+
+
+def mean_squared_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Compute the squared norm of the gradient that the optimizer is about to step with.
+
+    Args:
+        parameters: the parameters; those without a `.grad` count as zero
+
+    Returns:
+        A 0-d tensor on the first parameter's device, float64 where the device has it. Nothing waits for it.
+    """
+    parameters = list(parameters)
+    home = parameters[0].device if parameters else torch.device("cpu")
+    with torch.no_grad():
+        return _squared_norm([p.grad for p in parameters if p.grad is not None], home)
+
+
+class ParameterHooks:
+    """Watches parameters by tensor hooks; a `GradientWatcher`.
+
+    Hooks exist only between `start_window` and `stop_window`, and count only between `start_micro_batch` and
+    `end_micro_batch`: other windows cost nothing, and a `torch.autograd.grad` inside the loss is not counted.
+
+    With the hooks the gradients are bit for bit those without. A hook of the user's that changes a gradient counts if
+    it was registered before the window. Backward passes are expected on one stream per device, as they are unless the
+    model's forward pass chose streams itself.
+
+    Args:
+        parameters: the parameters to watch, or a function that gives them anew for each window. Those that require no
+            gradient when a window starts are left out of that window.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> hooks = ParameterHooks(model.parameters())
+        >>> hooks.start_window()
+        >>> for example in torch.tensor([[3.0, 4.0], [1.0, 0.0]]):
+        ...     loss = model(example).sum()
+        ...     hooks.start_micro_batch()
+        ...     loss.backward()
+        ...     hooks.end_micro_batch()
+        >>> hooks.stop_window().tolist(), round(mean_squared_norm(model.parameters()).item(), 3)
+        ([25.0, 1.0], 32.0)
+    """
+
+    def __init__(self, parameters: Iterable[Tensor] | Callable[[], Iterable[Tensor]]) -> None:
+        if callable(parameters):
+            self._parameters = parameters
+        else:
+            listed = list(parameters)  # a generator such as model.parameters() gives its items once only
+            self._parameters = lambda: listed
+        self._handles: list[RemovableHandle] = []
+        self._home = torch.device("cpu")
+        self._open = False
+        self._gathered: dict[torch.device, _Gathered] | None = None  # None: hooks do not count now
+        self._sq_norms: list[Tensor] = []
+        # Parameters that once came in parts too far apart, by id. Should an id be used again by another parameter, then
+        # that one's gradient is merely kept a little longer.
+        self._in_parts: set[int] = set()
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches that ended in the open window, or in the last one."""
+        return len(self._sq_norms)
+
+    def start_window(self) -> None:
+        """Register the hooks, on every parameter that requires a gradient now. A window that was open is given up."""
+        self._remove_hooks()
+        watched = {id(p): p for p in self._parameters() if p.requires_grad}
+        if watched:
+            self._home = next(iter(watched.values())).device
+        self._handles = [_registered(p, partial(self._gather, key)) for key, p in watched.items()]
+        self._sq_norms = []
+        self._open = True
+
+    def start_micro_batch(self) -> None:
+        """Count gradients from now on. What a micro-batch that never ended had gathered is forgotten.
+
+        Raises:
+            RuntimeError: If no window is open.
+        """
+        if not self._open:
+            raise RuntimeError("start_micro_batch was called outside a window: call start_window first")
+        self._gathered = {}
+
+    def end_micro_batch(self) -> None:
+        """Close the micro-batch; one without any gradient has norm zero.
+
+        Raises:
+            RuntimeError: If no micro-batch was started.
+        """
+        if self._gathered is None:
+            raise RuntimeError("end_micro_batch was called without a micro-batch: call start_micro_batch first")
+        gathered, self._gathered = self._gathered, None
+        total = torch.zeros((), dtype=_sum_dtype(self._home), device=self._home)
+        with torch.no_grad():
+            for part in gathered.values():
+                total = total + part.finish().to(total, non_blocking=True)
+        self._sq_norms.append(total)
+
+    def stop_window(self) -> Tensor:
+        """Remove the hooks. A micro-batch that never ended is left out.
+
+        Returns:
+            One squared norm for each micro-batch that ended, in order, on the first parameter's device; float64 where
+            the device has it. NaN for the micro-batch in which a parameter first came in parts too far apart.
+        """
+        self._remove_hooks()
+        if not self._sq_norms:
+            return torch.zeros(0, dtype=_sum_dtype(self._home), device=self._home)
+        return torch.stack(self._sq_norms)
+
+    def _remove_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._gathered = None
+        self._open = False
+
+    # Called by autograd, one thread a device. It returns None: a tensor would replace the gradient.
+    def _gather(self, key: int, gradient: Tensor) -> None:
+        if self._gathered is None:
+            return
+        device = gradient.device
+        if device not in self._gathered:
+            self._gathered[device] = _Gathered(device, self._in_parts)
+        self._gathered[device].add(key, gradient)
+
+
+class _Gathered:
+    """One micro-batch's gradients on one device: those that wait for their norm, and the sum of those that had it.
+
+    Args:
+        device: where the gradients are
+        in_parts: ids of the parameters whose gradients wait until the micro-batch's end; grows
+    """
+
+    def __init__(self, device: torch.device, in_parts: set[int]) -> None:
+        self._device = device
+        self._limit = MAX_WAITING_ELEMENTS_CPU if device.type == "cpu" else MAX_WAITING_ELEMENTS
+        self._in_parts = in_parts
+        self._waiting: dict[int, Tensor] = {}
+        self._waiting_elements = 0
+        self._held: dict[int, Tensor] = {}
+        self._done: set[int] = set()
+        self._sums: list[Tensor] = []
+
+    def add(self, key: int, gradient: Tensor) -> None:
+        """Gather one gradient, or the next part of one.
+
+        Args:
+            key: id of the parameter
+            gradient: what autograd is about to add to its `.grad`
+        """
+        if key in self._in_parts:
+            self._held[key] = _added(self._held.get(key), gradient)
+        elif key in self._waiting:
+            self._waiting[key] = _added(self._waiting[key], gradient)
+        elif key in self._done:
+            # The first part's square is already in the sum, and its product with this part can no longer be told.
+            self._in_parts.add(key)
+            self._sums.append(torch.full((), math.nan, dtype=_sum_dtype(self._device), device=self._device))
+        else:
+            self._waiting[key] = gradient
+            self._waiting_elements += gradient.numel()
+            if self._waiting_elements > self._limit:
+                self._take_norms()
+
+    def finish(self) -> Tensor:
+        """Take the norms of all that still waits.
+
+        Returns:
+            The micro-batch's squared norm on this device.
+        """
+        self._waiting.update(self._held)
+        self._take_norms()
+        return self._sums[0] if len(self._sums) == 1 else torch.stack(self._sums).sum()
+
+    def _take_norms(self) -> None:
+        with torch.no_grad():
+            self._sums.append(_squared_norm(self._waiting.values(), self._device))
+        self._done.update(self._waiting)
+        self._waiting = {}
+        self._waiting_elements = 0
+
+
+def _registered(parameter: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    handle: RemovableHandle = parameter.register_hook(hook)  # type: ignore[no-untyped-call]
+    return handle
+
+
+def _added(first: Tensor | None, second: Tensor) -> Tensor:
+    if first is None:
+        return second
+    with torch.no_grad():
+        # torch adds a sparse tensor to a dense one, not the other way round.
+        return second + first if first.is_sparse else first + second
+
+
+def _squared_norm(gradients: Iterable[Tensor], home: torch.device) -> Tensor:
+    # Sum of squares over all tensors: a 0-d tensor on `home`, in float64 where it has that.
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for gradient in map(_real_and_dense, gradients):
+        groups.setdefault((gradient.device, gradient.dtype), []).append(gradient)
+    norms = []
+    for (device, dtype), group in groups.items():
+        # float16 would overflow, and bfloat16 has three digits: both are summed in float32.
+        summed_in = torch.promote_types(dtype, torch.float32)
+        of_group = torch.stack(torch._foreach_norm(group, 2, dtype=summed_in))
+        norms.append(of_group.to(_sum_dtype(device)).square().sum().to(home, _sum_dtype(home), non_blocking=True))
+    if not norms:
+        return torch.zeros((), dtype=_sum_dtype(home), device=home)
+    return norms[0] if len(norms) == 1 else torch.stack(norms).sum()
+
+
+def _real_and_dense(gradient: Tensor) -> Tensor:
+    if gradient.is_sparse:
+        # Uncoalesced, one row may be given several times: it must be added up before it is squared.
+        gradient = gradient.coalesce().values()
+    elif gradient.layout is not torch.strided:
+        gradient = gradient.values()
+    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -1,0 +1,104 @@
+"""An interval for a ratio of two uncertain means that stays honest when the denominator is not clearly above zero."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+from lightning_bsscale.theory.checks import check_number
+
+__all__ = ["fieller_interval", "student_t_quantile"]
+
+
+def student_t_quantile(probability: float, degrees_of_freedom: float) -> float:
+    """Compute a quantile of Student's t distribution, for real degrees of freedom.
+
+    With ``t = sqrt(nu) tan(theta)`` the density becomes ``C cos(theta)^(nu - 1)``, so the quantile's angle solves
+    ``C * integral_0^theta cos^(nu - 1) = probability - 1/2``. The left side is concave: Newton's method from below (the
+    normal quantile) never overshoots.
+
+    Args:
+        probability: Probability below the quantile, from 0.5 to below 1.
+        degrees_of_freedom: Any number from 1 to infinity (the normal distribution).
+
+    Returns:
+        The quantile, with a relative error below 1e-4 for probabilities up to 0.99.
+
+    Example:
+        >>> round(student_t_quantile(0.95, 9), 4), round(student_t_quantile(0.95, math.inf), 4)
+        (1.8331, 1.6449)
+    """
+    check_number("probability", probability, at_least=0.5, below=1)
+    nu = check_number("degrees_of_freedom", degrees_of_freedom, at_least=1, may_be_infinite=True)
+    normal = NormalDist().inv_cdf(probability)
+    if probability == 0.5 or nu > 1e6:
+        return normal
+    log_constant = math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2) - math.log(math.pi) / 2
+    goal = (probability - 0.5) / math.exp(log_constant)
+    theta = math.atan(normal / math.sqrt(nu))
+    for _ in range(50):
+        width = theta / 64
+        inner = sum((2 + 2 * (i % 2)) * math.cos(i * width) ** (nu - 1) for i in range(1, 64))
+        density = math.cos(theta) ** (nu - 1)
+        step = (goal - (1 + inner + density) * width / 3) / density  # Simpson's rule
+        theta = min(theta + step, (theta + math.pi / 2) / 2)
+        if abs(step) < 1e-10 * theta:
+            break
+    return math.sqrt(nu) * math.tan(theta)
+
+
+def fieller_interval(
+    *,
+    trace: float,
+    grad_sq: float,
+    trace_variance: float,
+    grad_sq_variance: float,
+    covariance: float,
+    quantile: float,
+) -> tuple[float, float, bool]:
+    """Compute Fieller's set for the ratio trace / grad_sq, cut to zero and above.
+
+    All ratios ``rho`` for which ``trace - rho grad_sq`` lies within ``quantile`` standard errors of zero:
+
+        (trace - rho grad_sq)^2 <= quantile^2 (trace_variance - 2 rho covariance + rho^2 grad_sq_variance)
+
+    or ``a rho^2 - 2 b rho + c <= 0``. For ``a > 0`` that is an interval around the point estimate. For ``a <= 0`` the
+    squared norm is not clearly above zero and the set is unbounded; the delta method's interval is bounded there too,
+    and wrong.
+
+    Args:
+        trace: Mean of tr(Sigma).
+        grad_sq: Mean of the squared gradient norm.
+        trace_variance: Variance of that mean of the trace, at least 0; may be infinite.
+        grad_sq_variance: Variance of that mean of the squared norm, at least 0; may be infinite.
+        covariance: Covariance of the two means.
+        quantile: Standard errors on each side, at least 0.
+
+    Returns:
+        The lower end, the upper end (both in examples, infinite where there is none), and whether the ratio is
+        *resolved*: the set is a bounded interval above zero.
+
+    Source: Fieller 1954, Journal of the Royal Statistical Society B 16, 175-185.
+
+    Example:
+        >>> fieller_interval(
+        ...     trace=8.0, grad_sq=1.0, trace_variance=0.0, grad_sq_variance=0.0625, covariance=0.0, quantile=2.0
+        ... )
+        (5.333333333333333, 16.0, True)
+    """
+    t2 = quantile**2
+    a = grad_sq**2 - t2 * grad_sq_variance
+    b = trace * grad_sq - t2 * covariance
+    c = trace**2 - t2 * trace_variance
+    # Zero within rounding at worst where a > 0, since the point estimate is in the set.
+    root = math.sqrt(max(0.0, b * b - a * c))
+    if a > 0 and grad_sq > 0:
+        low, high = (b - root) / a, (b + root) / a
+        return max(0.0, low), max(0.0, high), low > 0
+    if a <= 0 < c and (b > 0 or a < 0):
+        # Two roots of opposite sign, and the set is what lies outside: only a lower end is known. The two forms are
+        # the same number; the first neither cancels nor divides by an a that is almost zero.
+        return (c / (b + root) if b > 0 else (b - root) / a), math.inf, False
+    # Nothing is known: the trace itself is not above zero, or the squared norm is clearly *below* zero, which
+    # no true gradient has and which chance does rarely.
+    return 0.0, math.inf, False

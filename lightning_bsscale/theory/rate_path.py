@@ -1,0 +1,85 @@
+"""The factor on the rate along a run: a rule's ratios, multiplied growth by growth.
+
+Each growth is judged by the noise scale of its own moment, and a later estimate never rewrites the past: the factor
+changes only when the batch does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import final
+
+from lightning_bsscale.theory.checks import check_number
+from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.rules import LearningRateRule, uses_fallback
+
+__all__ = ["RatePath"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatePath:
+    """The product of a rule's ratios along the growths so far.
+
+    Attributes:
+        product: Product of the ratios, before any ceiling.
+        fallbacks: Changes at which the square root was used for want of a resolved estimate.
+    """
+
+    product: float = 1.0
+    fallbacks: int = 0
+
+    def grown(self, rule: LearningRateRule, old_batch: float, new_batch: float, noise: NoiseScale | None) -> RatePath:
+        """Go one change of the batch further.
+
+        Args:
+            rule: The rule.
+            old_batch: Batch before, in examples.
+            new_batch: Batch after, in examples.
+            noise: The estimate of this moment, or None.
+
+        Returns:
+            A new record.
+
+        Example:
+            >>> from lightning_bsscale.theory.rules import Linear, Sqrt
+            >>> RatePath().grown(Linear(), 4, 8, None).grown(Sqrt(), 8, 32, None).product
+            4.0
+        """
+        return replace(
+            self,
+            product=self.product * _checked_ratio(rule, old_batch, new_batch, noise),
+            fallbacks=self.fallbacks + uses_fallback(rule, noise),
+        )
+
+    def factor(self, rule: LearningRateRule) -> float:
+        """Compute the factor on the rate for windows of the present batch.
+
+        Args:
+            rule: The rule.
+
+        Returns:
+            The factor, after any ceiling.
+        """
+        return rule.applied(self.product)
+
+    def factor_at(
+        self, rule: LearningRateRule, batch_size: float, window_batch: float, noise: NoiseScale | None
+    ) -> float:
+        """Compute the factor for one window of another size (a probe, a ragged end), which leaves no trace.
+
+        Args:
+            rule: The rule.
+            batch_size: The present batch, in examples.
+            window_batch: Examples in this window.
+            noise: The present estimate, or None.
+
+        Returns:
+            The factor, after any ceiling.
+        """
+        return rule.applied(self.product * _checked_ratio(rule, batch_size, window_batch, noise))
+
+
+def _checked_ratio(rule: LearningRateRule, old_batch: float, new_batch: float, noise: NoiseScale | None) -> float:
+    # A user's rule is asked here for the first time: a rate of 0 or NaN must not reach the optimizer.
+    return check_number(f"the ratio of the rule {rule.name!r}", rule.ratio(old_batch, new_batch, noise), above=0)

@@ -1,0 +1,202 @@
+"""Plans of micro-batches: the next window, the user's own plan of steps, the budget, the default maximum.
+
+A *window* is the run of micro-batches between two optimizer steps. Micro-batches are counted per rank and per epoch,
+as Lightning counts batches.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lightning_bsscale.theory.checks import check_integer, check_number
+
+__all__ = [
+    "WindowPlan",
+    "batches_until_step",
+    "default_max_batch_size",
+    "plan_window",
+    "planned_examples",
+    "planned_steps",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowPlan:
+    """The next window.
+
+    Attributes:
+        start: Index of its first micro-batch in the epoch.
+        num_micro_batches: Micro-batches of one rank, at least 1.
+        is_probe: Whether it is longer than the batch asks for, to have a pair to measure.
+        is_short: Whether the epoch's or the budget's end made it shorter than wanted.
+    """
+
+    start: int
+    num_micro_batches: int
+    is_probe: bool
+    is_short: bool
+
+
+def plan_window(
+    *, start: int, wanted: int, epoch_batches: int | None, budget_batches: int | None, is_probe: bool = False
+) -> WindowPlan:
+    """Plan one window: the wanted length, cut at the epoch's end and at the budget's.
+
+    Args:
+        start: Index of the next micro-batch in this epoch, from 0.
+        wanted: Micro-batches that the batch (or the probe) asks for, at least 1.
+        epoch_batches: Micro-batches in this epoch, more than ``start``; None when the loader does not know.
+        budget_batches: Micro-batches left in the budget; None for no budget. At least one is always planned,
+            since a micro-batch that is loaded is trained on.
+        is_probe: Whether the window is a probe. One that is cut to a single micro-batch is none any more.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: If the epoch has no micro-batch left.
+
+    Example:
+        >>> plan_window(start=8, wanted=4, epoch_batches=10, budget_batches=None)
+        WindowPlan(start=8, num_micro_batches=2, is_probe=False, is_short=True)
+    """
+    check_integer("start", start, at_least=0)
+    check_integer("wanted", wanted, at_least=1)
+    length = wanted
+    if epoch_batches is not None:
+        if start >= check_integer("epoch_batches", epoch_batches, at_least=0):
+            raise ValueError(f"start must be below epoch_batches ({epoch_batches}), got {start}")
+        length = min(length, epoch_batches - start)
+    if budget_batches is not None:
+        length = min(length, max(1, budget_batches))
+    return WindowPlan(
+        start=start, num_micro_batches=length, is_probe=is_probe and length >= 2, is_short=length < wanted
+    )
+
+
+def planned_steps(ready: int, accumulate: int, *, is_last: bool, frequency: int = 1) -> int:
+    """Count the steps that the user's own plan has made in this epoch.
+
+    Lightning steps after every ``accumulate`` micro-batches and after an epoch's last one, and steps a scheduler at
+    those of them whose number of micro-batches is a multiple of the scheduler's frequency.
+
+    Args:
+        ready: Micro-batches done in this epoch.
+        accumulate: The user's ``accumulate_grad_batches``, at least 1.
+        is_last: Whether ``ready`` is the epoch's last micro-batch.
+        frequency: The scheduler's frequency, in micro-batches as Lightning counts it; 1 counts optimizer steps.
+
+    Returns:
+        The count.
+
+    Example:
+        >>> planned_steps(10, 4, is_last=True), planned_steps(12, 4, is_last=True, frequency=3)
+        (3, 1)
+    """
+    check_integer("ready", ready, at_least=0)
+    period = math.lcm(
+        check_integer("accumulate", accumulate, at_least=1), check_integer("frequency", frequency, at_least=1)
+    )
+    ragged_step = is_last and ready % accumulate != 0 and ready % frequency == 0
+    return ready // period + ragged_step
+
+
+def batches_until_step(step: int, accumulate: int, epoch_batches: int | None) -> int | None:
+    """Compute after how many micro-batches of an epoch the user's own plan has made ``step`` steps.
+
+    Args:
+        step: Steps within this epoch, from 0.
+        accumulate: The user's ``accumulate_grad_batches``, at least 1.
+        epoch_batches: Micro-batches in this epoch; None when the loader does not know.
+
+    Returns:
+        The count of micro-batches, or None when the epoch has fewer steps.
+
+    Example:
+        >>> [batches_until_step(step, 4, 10) for step in (0, 2, 3, 4)]
+        [0, 8, 10, None]
+    """
+    batches = check_integer("step", step, at_least=0) * check_integer("accumulate", accumulate, at_least=1)
+    if epoch_batches is None or batches <= epoch_batches:
+        return batches
+    return epoch_batches if batches - accumulate < epoch_batches else None
+
+
+def planned_examples(
+    *,
+    max_epochs: int | None,
+    max_steps: int | None,
+    epoch_batches: int | None,
+    epoch_examples: float | None,
+    accumulate: int,
+    micro_batch_size: float,
+) -> float | None:
+    """Compute the budget: the examples of the plan that the user made, the smaller one where there are two.
+
+    ``max_epochs`` plans ``max_epochs`` times the epoch's examples. ``max_steps`` plans that many windows of the
+    starting batch, with a shorter one at the end of each epoch where the epoch is no multiple of it.
+
+    Args:
+        max_epochs: Epochs planned; None for no limit.
+        max_steps: Optimizer steps planned; None for no limit.
+        epoch_batches: Micro-batches of one rank in an epoch; None when the loader does not know.
+        epoch_examples: Examples in an epoch over all ranks; None to take ``epoch_batches`` full micro-batches.
+        accumulate: The user's ``accumulate_grad_batches``, at least 1.
+        micro_batch_size: Examples of one micro-batch over all ranks, above 0.
+
+    Returns:
+        The budget in examples, or None when no plan can be computed. (Of two plans of which one cannot be computed, the
+        other holds.)
+
+    Example:
+        >>> planned_examples(
+        ...     max_epochs=3, max_steps=7, epoch_batches=10, epoch_examples=None, accumulate=4, micro_batch_size=8
+        ... )  # two epochs of three steps, 80 examples each, and one step of 32
+        192.0
+    """
+    size = check_number("micro_batch_size", micro_batch_size, above=0)
+    window = check_integer("accumulate", accumulate, at_least=1) * size
+    if epoch_examples is None and epoch_batches is not None:
+        epoch_examples = epoch_batches * size
+    plans: list[float] = []
+    if max_epochs is not None and epoch_examples is not None:
+        plans.append(float(check_integer("max_epochs", max_epochs, at_least=0) * epoch_examples))
+    if max_steps is not None:
+        check_integer("max_steps", max_steps, at_least=0)
+        if epoch_batches is None or epoch_examples is None:
+            plans.append(max_steps * window)
+        else:
+            full_epochs, steps = divmod(max_steps, math.ceil(epoch_batches / accumulate))
+            plans.append(full_epochs * epoch_examples + min(steps * window, epoch_examples))
+    return min(plans, default=None)
+
+
+def default_max_batch_size(
+    *, start_batch: int, granularity: int, epoch_examples: float | None, total_examples: float | None
+) -> int:
+    """Compute the largest batch where the user names none.
+
+    32 times the start, but never more than leaves 8 steps an epoch (8 in the whole budget where the epoch's length is
+    not known), and never below the start.
+
+    Args:
+        start_batch: The starting batch, in examples.
+        granularity: What a batch is a multiple of: examples of one micro-batch over all ranks.
+        epoch_examples: Examples in an epoch; None when unknown.
+        total_examples: The budget in examples; None when unknown.
+
+    Returns:
+        The batch in examples, a multiple of ``granularity`` (or the start itself).
+
+    Example:
+        >>> default_max_batch_size(start_batch=8, granularity=8, epoch_examples=1347, total_examples=None)
+        168
+    """
+    start = check_integer("start_batch", start_batch, at_least=1)
+    step = check_integer("granularity", granularity, at_least=1)
+    largest: float = 32 * start
+    horizon = epoch_examples if epoch_examples is not None else total_examples
+    if horizon is not None:
+        largest = min(largest, horizon / 8)
+    return max(start, int(largest // step) * step)

@@ -1,0 +1,193 @@
+"""The factor is on the rate only while the optimizer steps; schedulers run on the example clock."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
+from torch.optim import SGD, AdamW
+from torch.optim import lr_scheduler as schedulers
+
+from lightning_bsscale.callbacks.learning_rate import ScopedFactor
+from lightning_bsscale.callbacks.scaler import BatchSizeScaler
+from tests.zoo import QUIET, KeepSteps, Regression, Scripted, assert_nothing_left, fit, regression_loader
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
+
+
+def scripted(*batches, **options):
+    defaults = dict(policy=Scripted(batches), warmup=0, memory=1.0, max_batch_size=64, lr_rule="linear", probe_every=0)
+    return BatchSizeScaler(**{**defaults, **options})
+
+
+def p_groups(parameters):
+    weight, bias = parameters
+    return [{"params": [weight]}, {"params": [bias], "lr": 1.0}]
+
+
+class Rates(Regression):
+    """Keeps the user's own rate between steps, and the rates inside each step."""
+
+    def on_fit_start(self):
+        self.rates, self.stepped_with = [], []
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_before_optimizer_step(self, optimizer):
+        # Inside the optimizer's step: Lightning's closure runs after the pre-hook.
+        self.stepped_with.append([group["lr"] for group in optimizer.param_groups])
+
+
+def test_the_rate_is_scaled_in_the_step_and_nowhere_else():
+    module = Rates(lambda p: SGD(p_groups(p), lr=0.1))
+    fit(module, regression_loader(64), [scripted(8, 8, 16)], max_epochs=1)
+    assert module.rates == [0.1] * 16
+    assert [rates[0] for rates in module.stepped_with][:5] == pytest.approx([0.1, 0.2, 0.2, 0.4, 0.4])
+    assert all(rates[1] == pytest.approx(10 * rates[0]) for rates in module.stepped_with)
+
+
+def test_weights_are_those_of_a_hand_written_loop():
+    """SGD by hand over the same windows, with the scaled rates."""
+    loader = regression_loader(48)
+    module = Regression(lambda p: SGD(p, lr=0.05))
+    reference = Regression().net
+    reference.load_state_dict(module.net.state_dict())
+    fit(module, loader, [scripted(8, 16, lr_rule="sqrt")], max_epochs=1)
+    batches = list(loader)
+    for window in (batches[:1], batches[1:3], batches[3:7], batches[7:11], batches[11:12]):
+        size = sum(len(x) for x, _ in window)
+        factor = max(1.0, (size / 4) ** 0.5)
+        loss = sum(torch.nn.functional.mse_loss(reference(x), y) for x, y in window) / len(window)
+        gradients = torch.autograd.grad(loss, list(reference.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(reference.parameters(), gradients, strict=True):
+                parameter -= 0.05 * factor * gradient
+    for ours, theirs in zip(module.net.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def one_cycle(optimizer, trainer):
+    scheduler = schedulers.OneCycleLR(optimizer, max_lr=0.1, total_steps=int(trainer.estimated_stepping_batches))
+    return {"scheduler": scheduler, "interval": "step"}
+
+
+@pytest.mark.parametrize("settings", [{"max_epochs": 4}, {"max_steps": 37}, {"max_epochs": 3, "max_steps": 500}])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_one_cycle_ends_exactly_though_fewer_steps_were_made(settings, accumulate):
+    module = Regression(scheduler=one_cycle)
+    scaler = scripted(20, 8, 32, 12, 64)
+    # 25 micro-batches of 4 and one of 2: the last window of an epoch is ragged.
+    trainer = fit(module, regression_loader(102), [scaler], accumulate_grad_batches=accumulate, **settings)
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    assert trainer.global_step < scheduler.total_steps / 2
+    assert scheduler.last_epoch == scheduler.total_steps
+    plan = fit(Regression(scheduler=one_cycle), regression_loader(102), accumulate_grad_batches=accumulate, **settings)
+    assert plan.global_step == scheduler.total_steps
+    assert trainer.optimizers[0].param_groups[0]["lr"] == plan.optimizers[0].param_groups[0]["lr"]
+
+
+MAKERS = {
+    "lambda": lambda o: schedulers.LambdaLR(o, lambda step: 1 / (1 + step)),
+    "step": lambda o: schedulers.StepLR(o, 7, 0.5),
+    "cosine": lambda o: schedulers.CosineAnnealingLR(o, 40),
+    "exponential": lambda o: schedulers.ExponentialLR(o, 0.97),
+    "cyclic": lambda o: schedulers.CyclicLR(o, 0.01, 0.1, step_size_up=5),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("frequency", [1, 2, 3])
+def test_schedulers_go_where_the_plan_would_have_taken_them(name, frequency):
+    def make(optimizer, trainer):
+        return {"scheduler": MAKERS[name](optimizer), "interval": "step", "frequency": frequency}
+
+    settings = dict(max_epochs=3, accumulate_grad_batches=2)
+    plan = fit(Regression(scheduler=make), regression_loader(54), **settings)
+    scaler = scripted(24, 8, 16)
+    ours = fit(Regression(scheduler=make), regression_loader(54), [scaler], **settings)
+    assert ours.global_step < plan.global_step
+    theirs = plan.lr_scheduler_configs[0].scheduler
+    assert ours.lr_scheduler_configs[0].scheduler.last_epoch == theirs.last_epoch
+    assert ours.optimizers[0].param_groups[0]["lr"] == plan.optimizers[0].param_groups[0]["lr"]
+
+
+def test_plateau_and_epoch_schedulers_stay_with_lightning():
+    class Several(Regression):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", self.training_step(batch, batch_idx))
+
+        def configure_optimizers(self):
+            optimizer = SGD(self.parameters(), lr=0.1)
+            plateau = schedulers.ReduceLROnPlateau(optimizer, patience=100)
+            epochs = schedulers.StepLR(optimizer, 1, 0.5)
+            return [optimizer], [
+                {"scheduler": plateau, "interval": "epoch", "monitor": "val_loss"},
+                {"scheduler": epochs, "interval": "epoch"},
+            ]
+
+    trainer = fit(Several(), regression_loader(40), [scripted(8, 16)], val=regression_loader(8), max_epochs=3)
+    plateau, epochs = (config.scheduler for config in trainer.lr_scheduler_configs)
+    assert plateau.last_epoch == 3
+    assert epochs.last_epoch == 3
+
+
+def test_learning_rate_monitor_keeps_logging_the_users_rate():
+    logger = KeepSteps()
+
+    def make(optimizer, trainer):
+        return {"scheduler": schedulers.ExponentialLR(optimizer, 0.9), "interval": "step"}
+
+    fit(
+        Regression(lambda p: SGD(p, lr=0.1), make),
+        regression_loader(64),
+        [scripted(8, 16), LearningRateMonitor()],
+        max_epochs=1,
+        logger=logger,
+        log_every_n_steps=1,
+    )
+    # LearningRateMonitor logs at every micro-batch, also within a window, at the step that is being made.
+    by_step = {step: metrics["lr-SGD"] for step, metrics in logger.logged if "lr-SGD" in metrics}
+    user = [by_step[step] for step in range(len(by_step))]
+    effective = [metrics["bsscale/lr"] for _, metrics in logger.logged if "bsscale/lr" in metrics]
+    factor = [metrics["bsscale/lr_scale"] for _, metrics in logger.logged if "bsscale/lr_scale" in metrics]
+    planned = [0, 1, 3, 7, 11, 15]  # windows of 1, 2, 4, 4, 4 and 1
+    assert user == pytest.approx([0.1 * 0.9**steps for steps in planned])
+    assert effective == pytest.approx([rate * scale for rate, scale in zip(user, factor, strict=True)])
+    assert factor[:3] == pytest.approx([1, 2, 4])
+
+
+@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)])
+def test_rates_come_back_to_the_last_digit(rate):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = AdamW([parameter], lr=rate)
+    group = optimizer.param_groups[0]
+    before = group["lr"]
+    scoped = ScopedFactor(optimizer)
+    scoped.change(3.3, 0.7)
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    assert group["lr"] is before
+    assert float(group["lr"]) == pytest.approx(0.1, abs=1e-12 if isinstance(rate, float) else 1e-8)
+    assert scoped.rate == pytest.approx(0.1 * 3.3 * 0.7)
+    scoped.remove()
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_an_exception_inside_the_step_leaves_the_users_rate():
+    class Breaks(Regression):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 8:  # the last of the window 5 to 8, so inside the optimizer's step
+                assert self.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.2)
+                raise RuntimeError("broken on purpose")
+            return super().training_step(batch, batch_idx)
+
+    def make(optimizer, trainer):
+        return {"scheduler": schedulers.StepLR(optimizer, 1000), "interval": "step"}
+
+    module = Breaks(lambda p: SGD(p, lr=0.05), make)
+    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[scripted(16)])
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        trainer.fit(module, regression_loader(80))
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.05
+    assert_nothing_left(trainer, module, 1)

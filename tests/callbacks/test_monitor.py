@@ -1,0 +1,89 @@
+"""The monitor through the real Trainer: it measures and changes nothing."""
+
+import pytest
+import torch
+
+from lightning_bsscale import GradientNoiseScaleMonitor
+from lightning_bsscale.journal import Measurement, read_journal
+from tests.zoo import KeepSteps, Regression, fit, regression_loader
+
+
+def weights_after(callbacks, **settings):
+    module = Regression(lambda p: torch.optim.AdamW(p, lr=0.01), hidden=5)
+    torch.manual_seed(0)
+    fit(module, regression_loader(203, shuffle=True), callbacks, max_epochs=3, **settings)
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.filterwarnings("ignore:.*needs at least two micro-batches.*")
+def test_the_weights_are_bit_identical(accumulate):
+    bare = weights_after([], accumulate_grad_batches=accumulate)
+    monitor = GradientNoiseScaleMonitor(measure_every=1)
+    watched = weights_after([monitor], accumulate_grad_batches=accumulate)
+    assert all(torch.equal(a, b) for a, b in zip(bare, watched, strict=True))
+    assert (monitor.noise_scale is None) == (accumulate == 1)
+
+
+def test_with_one_micro_batch_it_says_once_that_it_cannot_measure():
+    with pytest.warns(UserWarning, match="needs at least two micro-batches") as caught:
+        fit(Regression(), regression_loader(40), [GradientNoiseScaleMonitor()], max_epochs=2)
+    assert sum("two micro-batches" in str(warning.message) for warning in caught) == 1
+
+
+def test_it_measures_one_window_in_measure_every_from_the_first():
+    monitor = GradientNoiseScaleMonitor(measure_every=5, memory=1.0)
+    fit(Regression(), regression_loader(96), [monitor], max_epochs=1, accumulate_grad_batches=2)
+    assert [made.optimizer_steps for made in monitor.history] == [1, 6, 11]
+    assert monitor.noise_scale is not None
+
+
+def test_logged_keys(tmp_path):
+    logger = KeepSteps()
+    monitor = GradientNoiseScaleMonitor(measure_every=3, memory=1.0, record=tmp_path / "journal.jsonl")
+    trainer = fit(
+        Regression(),
+        regression_loader(200),
+        [monitor],
+        max_epochs=1,
+        accumulate_grad_batches=2,
+        logger=logger,
+        log_every_n_steps=5,
+    )
+    keys = {key for _, metrics in logger.logged for key in metrics if key.startswith("bsscale/")}
+    assert keys == {
+        *("bsscale/noise_scale", "bsscale/noise_scale_low", "bsscale/noise_scale_high", "bsscale/grad_sq_norm"),
+        *("bsscale/grad_trace_cov", "bsscale/batch_size", "bsscale/accumulate_grad_batches", "bsscale/examples_seen"),
+    }
+    assert [step for step, _ in logger.logged] == [4, 9, 14, 19, 24]
+    assert keys <= set(trainer.callback_metrics)
+    header, records = read_journal(tmp_path / "journal.jsonl")
+    assert header["schema"] == 1
+    assert all(isinstance(record, Measurement) for record in records)
+    assert records == monitor.history
+
+
+def test_it_measures_what_the_scaler_measures():
+    from lightning_bsscale import BatchSizeScaler
+
+    monitor, scaler = GradientNoiseScaleMonitor(measure_every=1), BatchSizeScaler(measure_every=1, max_batch_size=8)
+    for callback in (monitor, scaler):
+        fit(Regression(), regression_loader(400), [callback], max_epochs=1, accumulate_grad_batches=2)
+    assert [made.noise for made in monitor.history] == [made.noise for made in scaler.history]
+
+
+def test_plot(tmp_path):
+    monitor = GradientNoiseScaleMonitor(measure_every=1)
+    fit(Regression(), regression_loader(400), [monitor], max_epochs=1, accumulate_grad_batches=2)
+    figure, _ = monitor.plot()
+    figure.savefig(tmp_path / "plot.png")
+
+
+def test_state_goes_on():
+    monitor = GradientNoiseScaleMonitor(measure_every=1)
+    assert monitor.state_dict() == {}
+    fit(Regression(), regression_loader(96), [monitor], max_epochs=1, accumulate_grad_batches=2)
+    state = monitor.state_dict()
+    again = GradientNoiseScaleMonitor()
+    again.load_state_dict(state)
+    assert again.state_dict() == state

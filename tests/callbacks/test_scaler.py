@@ -1,0 +1,485 @@
+"""The scaler through the real Trainer: budget, decisions, dry run, log, journal, state."""
+
+import json
+import logging
+import math
+import pickle
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_bsscale import BatchSizeScaler, Decision, NoiseScalePolicy
+from lightning_bsscale.journal import DecisionRecord, Measurement, read_journal, replay
+from lightning_bsscale.theory.rules import LearningRateRule
+from lightning_bsscale.theory.schedules import WarmupCosine
+from tests.zoo import QUIET, KeepSteps, Regression, Scripted, assert_nothing_left, fit, regression_loader
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
+
+KEYS = {
+    *("noise_scale", "noise_scale_low", "noise_scale_high", "grad_sq_norm", "grad_trace_cov"),
+    *("batch_size", "accumulate_grad_batches", "lr_scale", "lr", "examples_seen"),
+}
+
+
+def scripted(*batches, **options):
+    defaults = dict(policy=Scripted(batches), warmup=0, memory=1.0, max_batch_size=64, lr_rule="linear", probe_every=0)
+    return BatchSizeScaler(**{**defaults, **options})
+
+
+def grown(**options):
+    """A run of the defaults that grows."""
+    scaler = BatchSizeScaler(**options)
+    module = Regression()
+    trainer = fit(module, regression_loader(2000, noise=3.0), [scaler], max_epochs=4)
+    return scaler, module, trainer
+
+
+# ---------------------------------------------------------------- the main job
+
+
+def test_without_arguments_it_grows_the_batch_and_scales_the_rate():
+    scaler, _, trainer = grown()
+    changes = [record for record in scaler.decisions if record.is_change]
+    assert changes
+    assert scaler.batch_size > 4
+    assert scaler.lr_scale > 1
+    assert scaler.examples_seen == 8000
+    assert trainer.global_step < 8000 / 4 * 0.8
+    assert scaler.noise_scale.low < scaler.noise_scale.noise_scale
+    for record in changes:
+        # Growth is the policy's, by its own lower bound, at most a doubling, after the warmup.
+        assert record.situation.examples_seen >= 0.05 * 8000
+        assert record.situation.noise.resolved
+        assert record.batch_size <= 2 * record.situation.batch_size
+        assert record.batch_size <= 0.5 * record.situation.noise.lower_bound(0.9)
+        assert record.decision.reason.startswith("grow")
+    # Invariant of the windows: what was decided is what was done.
+    assert scaler.history[-1].batch_size == scaler.history[-1].accumulate_grad_batches * 4
+
+
+def test_the_factor_is_integrated_along_the_path():
+    scaler, _, _ = grown(lr_rule="saturating")
+    factor = 1.0
+    for record in scaler.decisions:
+        if record.is_change:
+            old, new, noise = record.situation.batch_size, record.batch_size, record.situation.noise.noise_scale
+            factor *= (1 + noise / old) / (1 + noise / new)
+        assert record.lr_scale == pytest.approx(factor)
+    assert factor > 1
+
+
+def test_growth_without_a_resolved_noise_scale_uses_the_square_root_and_says_so():
+    scaler = scripted(16, lr_rule="saturating")
+    fit(Regression(), regression_loader(100), [scaler], max_epochs=1)
+    change = next(record for record in scaler.decisions if record.is_change)
+    assert change.lr_scale == pytest.approx(2)
+    assert change.lr_rule == "sqrt, as saturating needs a resolved noise scale"
+
+
+def test_accumulation_of_the_user_is_the_start():
+    scaler = scripted()
+    fit(Regression(), regression_loader(96), [scaler], max_epochs=1, accumulate_grad_batches=3)
+    assert scaler.batch_size == 12
+    assert scaler.decisions[0].situation.start_batch_size == 12
+
+
+# ---------------------------------------------------------------- the budget
+
+
+class Counts(Regression):
+    """Counts the examples of each window."""
+
+    def on_fit_start(self):
+        self.seen, self.windows = 0, []
+
+    def training_step(self, batch, batch_idx):
+        self.seen += len(batch[0])
+        return super().training_step(batch, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer):
+        self.windows.append(self.seen - sum(self.windows))
+
+
+def test_max_steps_ends_when_the_planned_examples_are_used_up():
+    module = Counts()
+    trainer = fit(module, regression_loader(400), [scripted(20, 32, 28)], max_steps=75)
+    assert sum(module.windows) == 75 * 4
+    assert module.windows == [4, 20, 32, *[28] * 8, 20]
+    assert trainer.global_step == 12
+
+
+def test_the_smaller_of_two_plans_holds():
+    for settings, examples in (({"max_epochs": 2, "max_steps": 75}, 200), ({"max_epochs": 5, "max_steps": 30}, 120)):
+        module, scaler = Counts(), scripted(20)
+        fit(module, regression_loader(100), [scaler], **settings)
+        assert sum(module.windows) == examples
+        assert scaler.decisions[0].situation.total_examples == examples
+
+
+def test_ragged_epochs_count_as_the_plan_counts_them():
+    """30 examples an epoch: 4,4,4,4,4,4,4,2. A plan of 20 steps is two epochs of 8 steps and 4 more: 76 examples."""
+    module, scaler = Counts(), scripted(12)
+    fit(module, regression_loader(30), [scaler], max_steps=20)
+    assert sum(module.windows) == 76 == scaler.examples_seen
+    assert scaler.decisions[0].situation.total_examples == 76
+
+
+def test_total_examples_is_the_budget():
+    module = Counts()
+    fit(module, regression_loader(100), [scripted(24, total_examples=160)], max_epochs=10)
+    assert sum(module.windows) == 160
+    assert module.windows[-1] == 12
+
+
+def test_total_examples_replaces_the_plan_of_max_steps():
+    module = Counts()
+    fit(module, regression_loader(100), [scripted(8, total_examples=160)], max_steps=30)
+    assert sum(module.windows) == 160
+
+
+def test_with_max_steps_the_batch_never_falls_below_the_start():
+    module = Counts()
+    fit(module, regression_loader(400), [scripted(4, 4, 4)], max_steps=10, accumulate_grad_batches=3)
+    assert module.windows == [12] * 10
+
+
+def test_without_max_steps_it_may():
+    module = Counts()
+    fit(module, regression_loader(48), [scripted(4, 8)], max_epochs=1, accumulate_grad_batches=3)
+    assert module.windows == [12, 4, *[8] * 4]
+
+
+# ---------------------------------------------------------------- dry run
+
+
+def weights_after(callbacks, **settings):
+    module = Regression(lambda p: torch.optim.AdamW(p, lr=0.01), hidden=5)
+    torch.manual_seed(0)
+    fit(module, regression_loader(203, shuffle=True), callbacks, max_epochs=3, **settings)
+    return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_dry_run_leaves_the_weights_bit_identical(accumulate):
+    """51 micro-batches: no multiple of 4, so Lightning's last window has the wrong divisor, and keeps it."""
+    bare = weights_after([], accumulate_grad_batches=accumulate)
+    scaler = BatchSizeScaler(dry_run=True, measure_every=1, policy=Scripted([16, 32]), max_batch_size=32)
+    watched = weights_after([scaler], accumulate_grad_batches=accumulate)
+    assert all(torch.equal(a, b) for a, b in zip(bare, watched, strict=True))
+    assert [record.batch_size for record in scaler.decisions if record.is_change] == [16, 32][accumulate == 4 :]
+    assert (scaler.noise_scale is None) == (accumulate == 1)
+    acting = weights_after([scripted(16, 32)], accumulate_grad_batches=accumulate)
+    assert not all(torch.equal(a, b) for a, b in zip(bare, acting, strict=True))
+
+
+def test_dry_run_with_one_micro_batch_says_once_that_it_cannot_measure():
+    with pytest.warns(UserWarning, match="noise scale cannot be measured, and dry_run=True") as caught:
+        fit(Regression(), regression_loader(40), [BatchSizeScaler(dry_run=True)], max_epochs=2)
+    assert sum("cannot be measured" in str(warning.message) for warning in caught) == 1
+
+
+# ---------------------------------------------------------------- when it measures
+
+
+def test_warmup_measures_every_window_and_later_one_in_measure_every():
+    scaler = scripted(warmup=120, measure_every=5)
+    fit(Regression(), regression_loader(400), [scaler], max_epochs=1, accumulate_grad_batches=2)
+    steps = [made.optimizer_steps for made in scaler.history]
+    assert steps == [*range(1, 16), *[n for n in range(16, 51) if (n - 1) % 5 == 0]]
+
+
+def test_probe_windows_until_a_window_has_two_micro_batches():
+    module = Counts()
+    scaler = scripted(4, 4, 4, 4, 4, 4, 8, probe_every=3, measure_every=100, lr_rule="sqrt")
+    fit(module, regression_loader(100), [scaler], max_epochs=1)
+    assert module.windows == [4, 4, 8, 4, 4, 8, 4, *[8] * 8]
+    assert [made.window_examples for made in scaler.history] == [8, 8]
+    assert [made.batch_size for made in scaler.history] == [4, 4]
+    assert [made.lr_scale for made in scaler.history] == pytest.approx([math.sqrt(2)] * 2)
+
+
+def test_unmeasured_windows_have_no_hook():
+    class Looks(Regression):
+        def on_before_backward(self, loss):
+            self.hooked.append(bool(self.net.weight._backward_hooks))
+
+    module = Looks()
+    module.hooked = []
+    fit(module, regression_loader(96), [scripted(measure_every=4)], max_epochs=1, accumulate_grad_batches=2)
+    assert module.hooked == ([True] * 2 + [False] * 6) * 3
+
+
+def test_the_estimate_lags_by_one_window():
+    scaler = scripted(measure_every=1)
+    fit(Regression(), regression_loader(96), [scaler], max_epochs=1, accumulate_grad_batches=2)
+    situations = scaler._options.policy.situations
+    # Two windows have been read when the third has ended; a variance needs two.
+    assert [situation.noise is None for situation in situations[:4]] == [True, True, False, False]
+
+
+# ---------------------------------------------------------------- log and journal
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_logged_keys_at_optimizer_steps_only(every):
+    logger = KeepSteps()
+    scaler = BatchSizeScaler(log_prefix="gns/")
+    trainer = fit(
+        Regression(),
+        regression_loader(400),
+        [scaler],
+        max_epochs=2,
+        accumulate_grad_batches=2,
+        logger=logger,
+        log_every_n_steps=every,
+    )
+    ours = [(step, metrics) for step, metrics in logger.logged if "gns/batch_size" in metrics]
+    assert len({step for step, _ in ours}) == len(ours)
+    assert {step for step, _ in ours} >= {n - 1 for n in range(1, trainer.global_step + 1) if n % every == 0}
+    assert {key for _, metrics in ours for key in metrics if key.startswith("gns/")} == {"gns/" + key for key in KEYS}
+    # The log's examples are those that had been seen at that step.
+    assert all(metrics["gns/examples_seen"] == 8 * (step + 1) for step, metrics in ours)
+
+
+def test_callback_metrics_hold_the_keys_without_any_logger():
+    _, _, trainer = grown()
+    assert {"bsscale/" + key for key in KEYS} <= set(trainer.callback_metrics)
+    assert float(trainer.callback_metrics["bsscale/examples_seen"]) == 8000
+
+
+def test_progress_bar_shows_the_batch_only_when_asked():
+    for asked in (False, True):
+        scaler = scripted(8, progress_bar=asked)
+        trainer = fit(Regression(), regression_loader(40), [scaler], max_epochs=1)
+        shown = {key for key in trainer.progress_bar_metrics if "bsscale" in key}
+        assert shown == ({"bsscale/batch_size"} if asked else set())
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_one_info_line_a_growth(caplog, verbose):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+        scaler = scripted(8, 8, 16, verbose=verbose)
+        fit(Regression(), regression_loader(80), [scaler], max_epochs=1)
+    lines = [record.message for record in caplog.records if record.message.startswith("bsscale: after")]
+    growths = [line for line in lines if "changed from" in line]
+    assert len(growths) == 2
+    assert growths[0].startswith("bsscale: after 4 examples the batch changed from 4 to 8, the factor on the rate to 2")
+    assert growths[0].endswith("as scripted")
+    assert (len(lines) > 2) == verbose
+
+
+def test_default_maximum_is_said_once(caplog):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+        fit(Regression(), regression_loader(800), [BatchSizeScaler()], max_epochs=1)
+    said = [record.message for record in caplog.records if "grows to at most" in record.message]
+    assert said == [
+        "bsscale: starting at a batch of 4 examples; it grows to at most 100 (set max_batch_size to choose)."
+    ]
+
+
+def test_journal_is_written_only_when_asked_and_replays(tmp_path):
+    path = tmp_path / "deep" / "journal.jsonl"
+    scaler, _, _ = grown(record=path)
+    header, records = read_journal(path)
+    assert header["schema"] == 1
+    assert header["policy"]["class"] == "NoiseScalePolicy"
+    assert [record for record in records if isinstance(record, DecisionRecord)] == scaler.decisions
+    assert [record for record in records if isinstance(record, Measurement)] == scaler.history
+    replayed = list(replay(path))
+    assert len(replayed) == len(scaler.decisions) > 3
+    assert all(again.agrees for again in replayed)
+    # The twin: another policy does not agree.
+    assert not all(again.agrees for again in replay(path, NoiseScalePolicy(target_ratio=0.01)))
+
+
+def test_record_true_writes_into_the_log_folder(tmp_path):
+    fit(Regression(), regression_loader(40), [scripted(8, record=True)], max_epochs=1, default_root_dir=tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["bsscale.jsonl"]
+    for line in (tmp_path / "bsscale.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+    fit(Regression(), regression_loader(40), [scripted(8)], max_epochs=1, default_root_dir=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_summary_and_plot(tmp_path):
+    scaler, _, _ = grown()
+    lines = scaler.summary().splitlines()
+    assert lines[0].split() == ["examples", "step", "batch", "lr", "factor", "noise", "scale", "[90", "%]", "reason"]
+    assert len(lines) == len(scaler.decisions) + 1
+    assert " -> " in "".join(lines)
+    figure, axes = scaler.plot()
+    figure.savefig(tmp_path / "plot.png")
+    assert len(axes) == 2
+    figure, axes = scaler.plot(ax=axes[0])
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+# ---------------------------------------------------------------- the rate
+
+
+def test_own_schedule_is_counted_in_examples():
+    class Reads(Regression):
+        def on_before_optimizer_step(self, optimizer):
+            self.read.append(optimizer.param_groups[0]["lr"])
+
+    module = Reads(lambda p: torch.optim.SGD(p, lr=0.1))
+    module.read = []
+    scaler = scripted(8, 16, schedule=WarmupCosine(final=0.1), warmup=8, lr_rule="none")
+    fit(module, regression_loader(80), [scaler], max_epochs=1)
+    cosine = WarmupCosine(final=0.1)
+    middles = [2, 6, 12, 24, 40, 56, 72]
+    windows = [4, 4, 8, 16, 16, 16, 16]
+    assert sum(windows) == 80
+    assert module.read == pytest.approx([0.1 * cosine.factor(middle, 80, 8) for middle in middles])
+
+
+def test_lr_cap_is_a_ceiling():
+    scaler = scripted(8, 16, 32, lr_cap=3)
+    fit(Regression(), regression_loader(400), [scaler], max_epochs=1)
+    assert scaler.lr_scale == 3
+
+
+def test_a_rule_of_the_users_own():
+    class Half(LearningRateRule):
+        name, needs_noise, has_peak = "half", False, False
+
+        def ratio(self, old_batch, new_batch, noise):
+            return 1 + (new_batch / old_batch - 1) / 2
+
+    scaler = scripted(8, lr_rule=Half())
+    fit(Regression(), regression_loader(40), [scaler], max_epochs=1)
+    assert scaler.lr_scale == 1.5
+
+
+# ---------------------------------------------------------------- policies of the user's own
+
+
+@pytest.mark.parametrize(
+    "answer", [None, 12, Decision(batch_size=float("nan"), reason="?"), Decision(batch_size=-4, reason="?")]
+)
+def test_an_answer_that_is_no_decision_holds_and_is_named_once(answer):
+    class Odd:
+        def decide(self, situation, limits):
+            return answer
+
+    scaler = BatchSizeScaler(policy=Odd(), warmup=0, memory=1.0)
+    with pytest.warns(UserWarning, match="Odd.decide answered") as caught:
+        fit(Regression(), regression_loader(80), [scaler], max_epochs=1)
+    assert sum("Odd.decide answered" in str(warning.message) for warning in caught) == 1
+    assert scaler.batch_size == 4
+
+
+def test_answers_are_rounded_down_and_clipped():
+    scaler = scripted(11, 1000, 1)
+    fit(Regression(), regression_loader(400), [scaler], max_epochs=1)
+    assert [record.batch_size for record in scaler.decisions if record.is_change] == [8, 64, 4]
+
+
+# ---------------------------------------------------------------- state and life
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_resumed_at_a_windows_end_it_decides_as_if_never_stopped(tmp_path):
+    """The data order is fixed and the stop is at an epoch's end, so everything after it must be the same."""
+
+    def run(epochs, path=None, callbacks=()):
+        scaler = BatchSizeScaler(measure_every=2)
+        module = Regression(lambda p: torch.optim.SGD(p, lr=0.05), step_scheduler)
+        fit(
+            module,
+            regression_loader(600, noise=3.0),
+            [scaler, *callbacks],
+            max_epochs=4,
+            ckpt_path=path,
+            enable_checkpointing=bool(callbacks),
+        )
+        return scaler, module
+
+    def step_scheduler(optimizer, trainer):
+        total = int(trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total)
+        return {"scheduler": scheduler, "interval": "step"}
+
+    keep = ModelCheckpoint(dirpath=tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+    whole, module = run(4, callbacks=[keep])
+    resumed, again = run(4, path=tmp_path / "epoch=1.ckpt")
+    assert any(record.is_change for record in whole.decisions)
+    assert without_times(resumed.decisions) == without_times(whole.decisions)
+    assert resumed.history == whole.history
+    assert resumed.examples_seen == whole.examples_seen
+    for ours, theirs in zip(again.parameters(), module.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def without_times(decisions):
+    return [
+        (record.situation.examples_seen, record.situation.noise, record.decision, record.batch_size, record.lr_scale)
+        for record in decisions
+    ]
+
+
+def test_state_is_plain_and_loads_with_weights_only(tmp_path):
+    scaler, _, _ = grown()
+    torch.save(scaler.state_dict(), tmp_path / "state.pt")
+    loaded = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert loaded == scaler.state_dict()
+
+
+def test_a_state_of_another_schema_is_refused():
+    with pytest.raises(Exception, match="schema 99; this version reads 1"):
+        BatchSizeScaler().load_state_dict({"schema": 99})
+
+
+def test_one_object_can_be_fitted_twice():
+    scaler = scripted(8, 16)
+    fit(Regression(), regression_loader(80), [scaler], max_epochs=1)
+    first = scaler.examples_seen
+    fit(Regression(), regression_loader(40), [scaler], max_epochs=1)
+    assert (first, scaler.examples_seen, scaler.batch_size) == (80, 40, 4)
+
+
+def test_an_unused_callback_pickles():
+    scaler = pickle.loads(pickle.dumps(BatchSizeScaler(lr_rule="sqrt", measure_every=3)))
+    assert scaler.batch_size is None
+    assert scaler.noise_scale is None
+    assert scaler.lr_scale == 1.0
+    assert scaler.examples_seen == 0
+    assert scaler.decisions == scaler.history == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_nothing_is_left_after_an_exception(error, tmp_path):
+    class Breaks(Regression):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 17:
+                raise error("on purpose")
+            return super().training_step(batch, batch_idx)
+
+    def make(optimizer, trainer):
+        return {"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 5), "interval": "step", "frequency": 3}
+
+    module, scaler = Breaks(scheduler=make), scripted(8, 16, measure_every=1, record=tmp_path / "journal.jsonl")
+    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[scaler], accumulate_grad_batches=2)
+    with pytest.raises((error, SystemExit)):
+        trainer.fit(module, regression_loader(400))
+    assert_nothing_left(trainer, module, 2)
+    assert trainer.lr_scheduler_configs[0].frequency == 3
+    read_journal(tmp_path / "journal.jsonl")
+
+
+def test_unsized_loader_with_max_steps():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            generator = torch.Generator().manual_seed(0)
+            return ((torch.randn(8, generator=generator), torch.randn(2, generator=generator)) for _ in range(10_000))
+
+    module = Counts()
+    scaler = scripted(20, max_batch_size=None)
+    fit(module, DataLoader(Stream(), batch_size=4), [scaler], max_steps=100)
+    assert sum(module.windows) == 400
+    # Eight steps of the budget, since the epoch is unknown: 400 / 8 = 50, to a multiple of 4.
+    assert scaler.decisions[0].limits.max_batch_size == 48

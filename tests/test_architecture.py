@@ -1,0 +1,376 @@
+"""The rules of the house, read from the syntax trees. Each rule has a twin: a source that it must flag."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "lightning_bsscale"
+STANDARD_LIBRARY = sys.stdlib_module_names
+
+# Room -> what it may import besides the standard library: anywhere, and only where importing the room does not run it
+# (inside functions, or for type checkers).
+ROOMS: dict[str, tuple[set[str], set[str]]] = {
+    "theory": ({"theory"}, set()),
+    "gradients": ({"torch", "theory", "gradients"}, set()),
+    # typing_extensions comes with Lightning, whose hooks are marked with its `override`.
+    "callbacks": (
+        {"torch", "lightning", "typing_extensions", "theory", "gradients", "callbacks", "journal"},
+        {"figures", "matplotlib"},
+    ),
+    "metric": ({"torch", "torchmetrics", "theory", "functional"}, {"figures", "matplotlib"}),
+    "functional": ({"torch", "theory", "gradients"}, set()),
+    "journal": ({"theory"}, set()),
+    "figures": ({"theory", "journal", "numpy"}, {"matplotlib"}),
+    "report": ({"theory", "journal", "figures", "numpy"}, {"matplotlib"}),
+    "simulation": ({"theory", "numpy"}, set()),
+    "demo": (
+        {"torch", "lightning", "numpy", "sklearn", "theory", "callbacks", "journal"},
+        {"figures", "matplotlib"},
+    ),
+    "cli": ({"theory", "journal", "__version__"}, {"demo", "report", "figures", "simulation"}),
+    "__main__": ({"cli"}, set()),
+    # The door names everything and loads nothing: see test_the_door_loads_no_torch.
+    "__init__": ({"theory", "callbacks", "metric", "functional"}, set()),
+}
+COLLECTIVES = {
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_reduce",
+    "all_reduce_coalesced",
+    "all_to_all",
+    "barrier",
+    "broadcast",
+    "broadcast_object_list",
+    "gather_object",
+    "monitored_barrier",
+    "reduce_boolean_decision",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+}
+FORBIDDEN_FILE_NAMES = {"base.py", "common.py", "helpers.py", "misc.py", "types.py", "utils.py"}
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_EXAMPLE_LINES = 100
+
+
+def room_of(path: PurePosixPath) -> str:
+    return path.parts[0] if len(path.parts) > 1 else path.stem
+
+
+def imports(tree: ast.AST, deferred: bool = False) -> Iterator[tuple[str, bool, int]]:
+    """Head of each import (a room's name or a distribution's), whether it runs later or never, and its line."""
+    for node in ast.iter_child_nodes(tree):
+        inside = deferred or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        inside = inside or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = ["." * node.level + (node.module or "")] if node.level else []
+            names += [] if node.level else [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            names = []
+        for name in names:
+            parts = name.split(".")
+            yield (parts[1] if parts[0] == PACKAGE and parts[1:] else parts[0] or "."), inside, node.lineno
+        yield from imports(node, inside)
+
+
+def wrong_imports(source: str, path: PurePosixPath) -> list[str]:
+    room = room_of(path)
+    if room not in ROOMS:
+        return [f"{path}: this file has no room; its rules belong into ROOMS"]
+    anywhere, in_functions = ROOMS[room]
+    tree = ast.parse(source)
+    found = [
+        f"{path}:{line}: {room} imports {head}"
+        for head, inside, line in imports(tree)
+        if head not in anywhere | STANDARD_LIBRARY and not (inside and head in in_functions)
+    ]
+    # A module named by a string would walk around the table above. Only the door does that.
+    dynamic = {"import_module", "__import__"}
+    for node in ast.walk(tree):
+        name = getattr(node, "id", None) or getattr(node, "attr", None)
+        if name in dynamic and room != "__init__":
+            found.append(f"{path}:{node.lineno}: {name} outside the door")
+    return found
+
+
+def written_targets(tree: ast.AST) -> Iterator[ast.expr]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.Delete):
+            todo = list(node.targets)
+        elif isinstance(node, ast.AugAssign | ast.AnnAssign | ast.For | ast.NamedExpr):
+            todo = [node.target]
+        elif isinstance(node, ast.withitem):
+            todo = [node.optional_vars] if node.optional_vars else []
+        else:
+            continue
+        while todo:
+            target = todo.pop()
+            if isinstance(target, ast.Tuple | ast.List):
+                todo.extend(target.elts)
+            elif isinstance(target, ast.Starred):
+                todo.append(target.value)
+            else:
+                yield target
+
+
+def attribute_writes(source: str, attribute: str) -> list[int]:
+    """Lines that assign to `x.attribute` or call `setattr`/`delattr` with its name."""
+    tree = ast.parse(source)
+    lines = [t.lineno for t in written_targets(tree) if isinstance(t, ast.Attribute) and t.attr == attribute]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and len(node.args) >= 2:
+            name = getattr(node.func, "id", None) or getattr(node.func, "attr", None)
+            if name in {"setattr", "delattr", "__setattr__", "__delattr__"} and any(
+                isinstance(argument, ast.Constant) and argument.value == attribute for argument in node.args
+            ):
+                lines.append(node.lineno)
+    return lines
+
+
+def key_writes(source: str, key: str) -> list[int]:
+    """Lines that assign to `x[key]`, or hand the key to `update` or `setdefault`."""
+
+    def is_key(node: ast.AST | None) -> bool:
+        return isinstance(node, ast.Constant) and node.value == key
+
+    tree = ast.parse(source)
+    lines = [t.lineno for t in written_targets(tree) if isinstance(t, ast.Subscript) and is_key(t.slice)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            named = any(keyword.arg == key for keyword in node.keywords)
+            in_dict = any(isinstance(a, ast.Dict) and any(map(is_key, a.keys)) for a in node.args)
+            if (node.func.attr == "update" and (named or in_dict)) or (
+                node.func.attr in {"setdefault", "__setitem__"} and node.args and is_key(node.args[0])
+            ):
+                lines.append(node.lineno)
+    return lines
+
+
+def collectives(source: str) -> list[int]:
+    """Lines where something that waits for other ranks is named."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            owner = ast.unparse(node.value)
+            if (
+                node.attr in COLLECTIVES
+                or (node.attr == "reduce" and owner != "functools")
+                or (node.attr == "distributed" and owner == "torch")
+            ):
+                lines.append(node.lineno)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {alias.name for alias in node.names}
+            whole = node.module.startswith("torch.distributed") or (node.module == "torch" and "distributed" in names)
+            if whole or names & COLLECTIVES:
+                lines.append(node.lineno)
+        elif isinstance(node, ast.Import) and any(a.name.startswith("torch.distributed") for a in node.names):
+            lines.append(node.lineno)
+    return lines
+
+
+def long_functions(source: str) -> list[str]:
+    """Functions above the limit. Docstrings do not count: a proof in one is no reason to split the code."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                lines -= (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                found.append(f"{node.name}: {lines} lines")
+    return found
+
+
+def is_too_long(source: str, limit: int = MAX_FILE_LINES) -> bool:
+    return len(source.splitlines()) > limit
+
+
+def has_forbidden_name(path: PurePosixPath) -> bool:
+    return path.name in FORBIDDEN_FILE_NAMES
+
+
+def package_files() -> dict[PurePosixPath, str]:
+    root = ROOT / PACKAGE
+    return {PurePosixPath(f.relative_to(root).as_posix()): f.read_text(encoding="utf-8") for f in root.rglob("*.py")}
+
+
+FILES = package_files()
+ACCUMULATION = PurePosixPath("callbacks/accumulation.py")
+LEARNING_RATE = PurePosixPath("callbacks/learning_rate.py")
+COLLECTIVE = PurePosixPath("gradients/collective.py")
+
+
+def test_the_package_was_found():
+    assert {PurePosixPath("__init__.py"), PurePosixPath("gradients/parameter_hooks.py")} <= set(FILES)
+
+
+def test_imports_point_one_way():
+    assert not [line for path, source in FILES.items() for line in wrong_imports(source, path)]
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("theory/rules.py", "import torch"),
+        ("theory/rules.py", "import numpy as np"),
+        ("theory/rules.py", "def f():\n    import torch"),
+        ("theory/rules.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor"),
+        ("theory/rules.py", "from lightning_bsscale.gradients import watcher"),
+        ("theory/rules.py", "from lightning_bsscale import gradients"),
+        ("theory/rules.py", "import lightning_bsscale.gradients.watcher"),
+        ("theory/rules.py", "from .moments import WindowMoments"),
+        ("theory/rules.py", "from . import moments"),
+        ("theory/rules.py", "import importlib\nimportlib.import_module('torch')"),
+        ("theory/rules.py", "__import__('torch')"),
+        (
+            "theory/rules.py",
+            "class A:\n  def f(self):\n    try:\n      import lightning\n    finally:\n      pass",
+        ),
+        ("gradients/watcher.py", "import lightning.pytorch as pl"),
+        ("gradients/watcher.py", "def f():\n    from lightning_bsscale.callbacks.scaler import BatchSizeScaler"),
+        ("callbacks/scaler.py", "import matplotlib"),
+        ("callbacks/scaler.py", "if sys.flags.optimize:\n    import matplotlib"),
+        ("callbacks/scaler.py", "from lightning_bsscale.figures import draw"),
+        ("callbacks/scaler.py", "from lightning_bsscale import NoiseScalePolicy"),
+        ("callbacks/scaler.py", "def f():\n    from lightning_bsscale.demo import run"),
+        ("metric.py", "from lightning_bsscale.gradients.parameter_hooks import ParameterHooks"),
+        ("journal.py", "import torch"),
+        ("cli.py", "from lightning_bsscale.demo import run"),
+        ("new_room.py", "x = 1"),
+        ("new_room/file.py", "x = 1"),
+    ],
+)
+def test_a_wrong_import_is_flagged(path, source):
+    assert wrong_imports(source, PurePosixPath(path))
+
+
+def test_right_imports_are_not_flagged():
+    source = (
+        "import math\nfrom lightning_bsscale.theory.moments import WindowMoments\nimport lightning_bsscale.theory.rules"
+    )
+    assert not wrong_imports(source, PurePosixPath("theory/x.py"))
+    source = "if TYPE_CHECKING:\n    import matplotlib\ndef plot():\n    from lightning_bsscale.figures import draw"
+    assert not wrong_imports(source, PurePosixPath("callbacks/scaler.py"))
+
+
+def test_one_file_writes_accumulate_grad_batches():
+    assert not [
+        f"{path}:{line}"
+        for path, source in FILES.items()
+        if path != ACCUMULATION
+        for line in attribute_writes(source, "accumulate_grad_batches")
+    ]
+
+
+def test_one_file_writes_the_learning_rate_and_the_schedulers_clock():
+    assert not [
+        f"{path}:{line}"
+        for path, source in FILES.items()
+        if path != LEARNING_RATE
+        for line in [*key_writes(source, "lr"), *attribute_writes(source, "frequency")]
+    ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "trainer.accumulate_grad_batches = 2",
+        "self.trainer.accumulate_grad_batches *= 2",
+        "trainer.accumulate_grad_batches: int = 2",
+        "a, (b, trainer.accumulate_grad_batches) = 1, (2, 3)",
+        "del trainer.accumulate_grad_batches",
+        "setattr(trainer, 'accumulate_grad_batches', 2)",
+        "object.__setattr__(trainer, 'accumulate_grad_batches', 2)",
+        "for trainer.accumulate_grad_batches in range(3): pass",
+    ],
+)
+def test_a_second_writer_of_an_attribute_is_flagged(source):
+    assert attribute_writes(source, "accumulate_grad_batches")
+    assert attribute_writes(source.replace("accumulate_grad_batches", "frequency"), "frequency")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "group['lr'] = 1.0",
+        "group['lr'] *= 2",
+        "for g in optimizer.param_groups:\n    g['lr'], x = 1, 2",
+        "group.update(lr=1.0)",
+        "group.update({'lr': 1.0})",
+        "group.setdefault('lr', 1.0)",
+        "del group['lr']",
+    ],
+)
+def test_a_second_writer_of_the_rate_is_flagged(source):
+    assert key_writes(source, "lr")
+
+
+def test_reading_is_not_writing():
+    assert not attribute_writes("x = trainer.accumulate_grad_batches", "accumulate_grad_batches")
+    assert not key_writes("x = group['lr']\ny = {'lr': 1}\nz['momentum'] = group['lr']", "lr")
+
+
+def test_collectives_are_in_one_file():
+    assert not [
+        f"{path}:{line}" for path, source in FILES.items() if path != COLLECTIVE for line in collectives(source)
+    ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch.distributed as dist",
+        "from torch import distributed",
+        "from torch.distributed import all_reduce",
+        "from torch.distributed.nn.functional import all_reduce",
+        "torch.distributed.barrier()",
+        "trainer.strategy.barrier()",
+        "trainer.strategy.broadcast(x)",
+        "trainer.strategy.reduce(x)",
+        "module.all_gather(x)",
+    ],
+)
+def test_a_collective_elsewhere_is_flagged(source):
+    assert collectives(source)
+
+
+def test_other_reductions_are_no_collectives():
+    assert not collectives("import functools\nfunctools.reduce(f, x)\ntorch.broadcast_to(x, y)")
+
+
+def test_files_and_functions_are_short():
+    assert not [path for path, source in FILES.items() if is_too_long(source)]
+    assert not [f"{path}: {line}" for path, source in FILES.items() for line in long_functions(source)]
+
+
+def test_examples_are_short():
+    examples = list((ROOT / "examples").rglob("*.py"))
+    assert not [e.name for e in examples if is_too_long(e.read_text(encoding="utf-8"), MAX_EXAMPLE_LINES)]
+
+
+def test_long_files_and_functions_are_flagged():
+    assert is_too_long("x = 1\n" * (MAX_FILE_LINES + 1))
+    assert not is_too_long("x = 1\n" * MAX_FILE_LINES)
+    body = "    x = 1\n"
+    assert long_functions("def f():\n" + body * MAX_FUNCTION_LINES)
+    assert not long_functions("def f():\n" + body * (MAX_FUNCTION_LINES - 1))
+    assert long_functions("class A:\n def f(self):\n" + "  x = 1\n" * MAX_FUNCTION_LINES)
+    documented = "def f():\n" + '    """Sentence.\n' + "    line\n" * 80 + '    """\n'
+    assert not long_functions(documented + body * (MAX_FUNCTION_LINES - 1))
+    assert long_functions(documented + body * MAX_FUNCTION_LINES)
+
+
+def test_no_file_is_a_drawer_for_everything():
+    assert not [path for path in FILES if has_forbidden_name(path)]
+
+
+@pytest.mark.parametrize("path", ["utils.py", "theory/base.py", "callbacks/types.py"])
+def test_a_drawer_is_flagged(path):
+    assert has_forbidden_name(PurePosixPath(path))

@@ -1,0 +1,97 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_bsscale import functional
+from lightning_bsscale.theory.rules import Capped, Linear, Power
+
+
+def test_one_window_by_hand():
+    # m = 5, M = 4, h = 1/4, K = 2: S = 1 * 2 * 4 = 8, G2 = (8 - 5) / 1 = 3.
+    found = functional.noise_scale([9.0, 1.0], 4.0, [4, 4])
+    assert (found.trace, found.grad_sq) == (8.0, 3.0)
+    assert found.noise_scale == pytest.approx(8 / 3)
+    assert (found.low, found.high, found.resolved) == (0.0, math.inf, False)
+    assert found.lower_bound(0.9) == 0.0
+
+
+def test_tensors_and_arrays_are_numbers_too():
+    plain = functional.noise_scale([[9.0, 1.0], [8.0, 2.0], [9.0, 2.0]], [4.0, 4.0, 4.5], [[4, 4]] * 3)
+    norms = torch.tensor([[9.0, 1.0], [8.0, 2.0], [9.0, 2.0]])
+    assert functional.noise_scale(norms, torch.tensor([4.0, 4.0, 4.5]), torch.full((3, 2), 4)) == plain
+    assert functional.noise_scale(norms.numpy(), np.array([4.0, 4.0, 4.5]), np.full((3, 2), 4)) == plain
+    single = functional.noise_scale([9.0, 1.0], 4.0, [4, 4])
+    assert functional.noise_scale(norms[0], torch.tensor(4.0), torch.tensor([4, 4])) == single
+    assert functional.noise_scale(norms[0].numpy(), np.float32(4.0), np.array([4, 4])) == single
+    assert plain.low < plain.noise_scale < plain.high < math.inf
+
+
+def test_windows_may_differ_in_length_and_size():
+    found = functional.noise_scale([[9.0, 1.0], [8.0, 2.0, 3.0]], [4.0, 3.5], [[4, 4], [4, 4, 1]])
+    # The weighted mean over both windows, by their examples 8 and 9; S and G2 of the second by hand:
+    # m = 13/3, M = 3.5, h = 1/2, K = 3: S = (13/3 - 3.5) * 3 / (2 * 1/2) = 2.5, G2 = (10.5 - 13/3) / 2 = 37/12.
+    assert found.trace == pytest.approx((8 * 8.0 + 9 * 2.5) / 17)
+    assert found.grad_sq == pytest.approx((8 * 3.0 + 9 * 37 / 12) / 17)
+
+
+def test_a_window_that_overflowed_is_left_out():
+    good = functional.noise_scale([9.0, 1.0], 4.0, [4, 4])
+    both = functional.noise_scale([[9.0, 1.0], [math.inf, 1.0]], [4.0, math.inf], [[4, 4], [4, 4]])
+    assert both == good
+    assert functional.noise_scale([math.nan, 1.0], 4.0, [4, 4]) is None
+
+
+def test_lengths_that_differ_are_refused():
+    with pytest.raises(ValueError, match="one entry for each window, got 2, 1 and 2"):
+        functional.noise_scale([[9.0, 1.0]] * 2, [4.0], [[4, 4]] * 2)
+    with pytest.raises(ValueError, match="the same length of at least 2, got 2 and 3"):
+        functional.noise_scale([9.0, 1.0], 4.0, [4, 4, 4])
+
+
+@pytest.mark.parametrize(
+    ("rule", "factor"),
+    [("linear", 4), ("sqrt", 2), ("power", 4**0.75), ("none", 1), (Power(1.0), 4), (Capped(Linear(), 3), 3)],
+)
+def test_rates_by_rule(rule, factor):
+    assert functional.scale_learning_rate(0.1, 64, 256, rule) == pytest.approx(0.1 * factor)
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("saturating", 4.5), ("surge", 1.5909902576697319)])
+@pytest.mark.parametrize("make", [float, torch.tensor, np.float64])
+def test_rates_by_the_noise_scale(rule, factor, make):
+    rate = functional.scale_learning_rate(make(0.5), 64, 512, rule, noise_scale=make(512.0))
+    assert rate == pytest.approx(0.5 * factor)
+
+
+@pytest.mark.parametrize("rule", ["saturating", "surge"])
+def test_without_a_resolved_noise_scale_the_square_root_is_used(rule):
+    unresolved = functional.noise_scale([9.0, 1.0], 4.0, [4, 4])
+    assert functional.scale_learning_rate(0.1, 64, 256, rule) == pytest.approx(0.2)
+    assert functional.scale_learning_rate(0.1, 64, 256, rule, noise_scale=unresolved) == pytest.approx(0.2)
+
+
+def test_a_ceiling():
+    assert functional.scale_learning_rate(0.1, 1, 64, cap=4) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (dict(rule="cubic"), "must be one of 'linear'"),
+        (dict(noise_scale=-1.0), "noise_scale must be a finite number above 0"),
+        (dict(lr=-1.0), "lr must be a finite number at least 0"),
+        (dict(old_batch=0), "above 0"),
+    ],
+)
+def test_wrong_arguments_are_named(changed, message):
+    with pytest.raises(ValueError, match=message):
+        functional.scale_learning_rate(**{**dict(lr=0.1, old_batch=64, new_batch=128), **changed})
+
+
+def test_what_a_batch_costs():
+    assert functional.steps_and_examples(torch.tensor(64), 64) == (2.0, 2.0)
+    steps, examples = functional.steps_and_examples(16, 64)
+    assert (steps - 1) * (examples - 1) == pytest.approx(1.0)  # the hyperbola
+    assert functional.critical_batch_size(min_steps=torch.tensor(1000), min_examples=64000) == 64.0

@@ -1,0 +1,52 @@
+"""Slow and obvious versions of what the package computes, and simulated gradients with known truth."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def z_score(sample: np.ndarray, truth: float) -> float:
+    """How many standard errors the sample's mean lies from the truth."""
+    return float((sample.mean() - truth) / (sample.std(ddof=1) / math.sqrt(sample.size)))
+
+
+def pairwise_grad_sq(gradients: Sequence[np.ndarray]) -> float:
+    """||G||^2 as the mean of g_i . g_j over all ordered pairs i != j."""
+    return float(np.mean([a @ b for a, b in itertools.permutations(gradients, 2)]))
+
+
+def pairwise_trace(gradients: Sequence[np.ndarray], sizes: Sequence[float]) -> float:
+    """tr(Sigma) from E||g_i - g_j||^2 = tr(Sigma) (1/b_i + 1/b_j), with both sides summed over all pairs."""
+    pairs = list(itertools.permutations(range(len(gradients)), 2))
+    distances = sum(float(np.sum((gradients[i] - gradients[j]) ** 2)) for i, j in pairs)
+    return distances / sum(1 / sizes[i] + 1 / sizes[j] for i, j in pairs)
+
+
+def gaussian_norms(
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    *,
+    num_micro_batches: int,
+    micro_batch_size: float,
+    dimension: int,
+    trace: float,
+    grad_sq: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Norms of windows of isotropic Gaussian gradients: sum over micro-batches of ||g_k||^2, and ||mean g||^2.
+
+    Exact in distribution without drawing the vectors: along G each g_k is normal; across it the squared norm of the mean
+    and the scatter around the mean are independent chi-squares with d - 1 and (K - 1)(d - 1) degrees of freedom.
+    """
+    variance = trace / dimension / micro_batch_size
+    along = math.sqrt(grad_sq) + math.sqrt(variance) * rng.standard_normal((*shape, num_micro_batches))
+    across_mean = variance / num_micro_batches * rng.chisquare(dimension - 1, shape)
+    across_scatter = variance * rng.chisquare((num_micro_batches - 1) * (dimension - 1), shape)
+    sums = (along**2).sum(-1) + across_scatter + num_micro_batches * across_mean
+    return sums, along.mean(-1) ** 2 + across_mean
+
+
+def lightning_steps(epoch_batches: int, accumulate: int) -> list[int]:
+    """After which micro-batches of an epoch Lightning steps, by its own two conditions."""
+    return [ready for ready in range(1, epoch_batches + 1) if ready % accumulate == 0 or ready == epoch_batches]

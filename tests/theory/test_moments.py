@@ -1,0 +1,250 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_bsscale.theory.moments import WindowMoments, moments_from_sums, window_moments
+from tests.theory.simulated import gaussian_norms, pairwise_grad_sq, pairwise_trace, z_score
+
+
+def of_gradients(gradients, sizes) -> WindowMoments:
+    gradients = np.asarray(gradients, dtype=float)
+    return window_moments([float(g @ g) for g in gradients], float(np.sum(gradients.mean(0) ** 2)), list(sizes))
+
+
+# Closed forms
+
+
+def test_equal_sizes_by_hand():
+    # g = (3, 0), (1, 0); m = 5, M = 4, h = 1/4
+    moments = of_gradients([[3, 0], [1, 0]], [4, 4])
+    assert (moments.trace, moments.grad_sq) == (8.0, 3.0)
+    assert (moments.num_micro_batches, moments.examples, moments.harmonic_size) == (2, 8, 4.0)
+
+
+def test_unequal_sizes_by_hand():
+    # g = 4, 1, 1; m = 18/3 = 6, M = 4, h = (1/1 + 1/2 + 1/2)/3 = 2/3: S = 2 * 3 / (2 * 2/3) = 4.5, G2 = (12 - 6)/2 = 3
+    moments = of_gradients([[4], [1], [1]], [1, 2, 2])
+    assert moments.trace == pytest.approx(4.5)
+    assert moments.grad_sq == pytest.approx(3.0)
+    assert moments.harmonic_size == pytest.approx(1.5)
+    assert moments.examples == 5
+
+
+def test_opposite_gradients_give_a_negative_square_that_is_not_clamped():
+    assert of_gradients([[1], [-1]], [1, 1]).grad_sq == -1.0
+
+
+def test_equal_gradients_have_no_noise():
+    moments = of_gradients([[3, 4]] * 5, [2] * 5)
+    assert moments.trace == pytest.approx(0, abs=1e-12)
+    assert moments.grad_sq == pytest.approx(25)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (1, 2), (1, 2, 3), (4, 1, 1)])
+def test_unbiased_exactly_by_enumerating_a_population(sizes):
+    # Every draw of examples from a population of three, with equal probability: no randomness, no tolerance but rounding.
+    population = np.array([[0.0, 1.0], [2.0, -1.0], [7.0, 0.5]])
+    truth_trace = float(((population - population.mean(0)) ** 2).sum(1).mean())
+    truth_grad_sq = float((population.mean(0) ** 2).sum())
+    bounds = np.cumsum([0, *sizes])
+    found = []
+    for draw in itertools.product(range(3), repeat=sum(sizes)):
+        examples = population[list(draw)]
+        found.append(of_gradients([examples[a:b].mean(0) for a, b in itertools.pairwise(bounds)], sizes))
+    assert np.mean([moments.trace for moments in found]) == pytest.approx(truth_trace, rel=1e-9)
+    assert np.mean([moments.grad_sq for moments in found]) == pytest.approx(truth_grad_sq, rel=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [(8, 8, 8), (8, 8, 1), (1, 5, 2, 9)])
+def test_equals_the_mean_over_all_pairs(sizes):
+    rng = np.random.default_rng(0)
+    gradients = [rng.standard_normal(6) + 1 for _ in sizes]
+    moments = of_gradients(gradients, sizes)
+    assert moments.grad_sq == pytest.approx(pairwise_grad_sq(gradients))
+    assert moments.trace == pytest.approx(pairwise_trace(gradients, sizes))
+
+
+# Known truth, and twins in which a known wrong formula must fail
+
+DIMENSION, TRACE, GRAD_SQ = 48, 30.0, 0.5
+SIZES = {2: ((8, 8), (8, 1)), 4: ((8, 8, 8, 8), (8, 8, 8, 1)), 8: ((4,) * 8, (16, 8, 8, 4, 4, 2, 1, 1))}
+CASES = [sizes for equal_and_unequal in SIZES.values() for sizes in equal_and_unequal]
+
+
+def simulated_norms(sizes, windows=6000, seed=0):
+    """Squared norms (windows, K) and of the mean (windows), from explicit vectors with an anisotropic covariance."""
+    rng = np.random.default_rng(seed)
+    spectrum = np.linspace(0.2, 1.8, DIMENSION) * TRACE / DIMENSION
+    direction = np.sqrt(GRAD_SQ / DIMENSION)
+    noise = rng.standard_normal((windows, len(sizes), DIMENSION)) * np.sqrt(spectrum)
+    gradients = direction + noise / np.sqrt(np.array(sizes, dtype=float))[None, :, None]
+    return (gradients**2).sum(-1), (gradients.mean(1) ** 2).sum(-1)
+
+
+def moments_of(norms, means, sizes):
+    found = [window_moments(n, m, sizes) for n, m in zip(norms.tolist(), means.tolist(), strict=True)]
+    return np.array([f.trace for f in found]), np.array([f.grad_sq for f in found])
+
+
+@pytest.mark.parametrize("sizes", CASES, ids=str)
+def test_simulated_gradients_give_the_truth(sizes):
+    traces, grad_sqs = moments_of(*simulated_norms(sizes), sizes)
+    assert abs(z_score(traces, TRACE)) < 4.5
+    assert abs(z_score(grad_sqs, GRAD_SQ)) < 4.5
+
+
+@pytest.mark.parametrize("sizes", [sizes for _, sizes in SIZES.values()], ids=str)
+def test_twin_arithmetic_size_fails(sizes):
+    norms, means = simulated_norms(sizes)
+    wrong, _ = moments_of(norms, means, [sum(sizes) / len(sizes)] * len(sizes))
+    assert z_score(wrong, TRACE) > 10
+
+
+@pytest.mark.parametrize("sizes", [sizes for _, sizes in SIZES.values()], ids=str)
+def test_twin_nominal_size_fails(sizes):
+    norms, means = simulated_norms(sizes)
+    wrong, _ = moments_of(norms, means, [max(sizes)] * len(sizes))
+    assert z_score(wrong, TRACE) > 10
+
+
+@pytest.mark.parametrize("sizes", CASES, ids=str)
+def test_twin_uncorrected_formulas_fail(sizes):
+    norms, means = simulated_norms(sizes)
+    harmonic = len(sizes) / sum(1 / size for size in sizes)
+    assert z_score((norms.mean(1) - means) * harmonic, TRACE) < -10  # without K/(K-1)
+    assert z_score(means, GRAD_SQ) > 10  # the batch gradient's own norm
+
+
+def test_twin_weighting_by_size_fails_where_the_step_does_not():
+    sizes = (8, 8, 8, 1)
+    norms, means = simulated_norms(sizes)
+    weighted = (norms * np.array(sizes)).sum(1) / sum(sizes)
+    wrong = (len(sizes) * means - weighted) / (len(sizes) - 1)
+    assert abs(z_score(wrong, GRAD_SQ)) > 10
+
+
+def test_the_simulation_of_norms_has_the_moments_of_real_vectors():
+    rng = np.random.default_rng(1)
+    sums, means = gaussian_norms(
+        rng, (40_000,), num_micro_batches=4, micro_batch_size=8, dimension=16, trace=30.0, grad_sq=0.5
+    )
+    assert abs(z_score(sums, 4 * (0.5 + 30 / 8))) < 4.5
+    assert abs(z_score(means, 0.5 + 30 / 32)) < 4.5
+    vectors = math.sqrt(0.5 / 16) + rng.standard_normal((40_000, 4, 16)) * math.sqrt(30 / 16 / 8)
+    covariance = np.cov((vectors**2).sum((1, 2)), (vectors.mean(1) ** 2).sum(1))
+    assert np.cov(sums, means) == pytest.approx(covariance, rel=0.06)
+
+
+# The loss divisor
+
+
+@pytest.mark.parametrize("divisor", [4, 5, 1])
+def test_a_divided_loss_is_undone(divisor):
+    rng = np.random.default_rng(2)
+    gradients, sizes = rng.standard_normal((4, 6)) + 1, (8, 8, 8, 1)
+    plain = of_gradients(gradients, sizes)
+    seen = gradients / divisor
+    corrected = moments_from_sums(
+        sum_sq_norms=float((seen**2).sum()),
+        mean_sq_norm=float((seen.sum(0) ** 2).sum()),
+        sum_inverse_sizes=sum(1 / size for size in sizes),
+        num_micro_batches=4,
+        examples=sum(sizes),
+        loss_divisor=divisor,
+    )
+    assert corrected.trace == pytest.approx(plain.trace)
+    assert corrected.grad_sq == pytest.approx(plain.grad_sq)
+
+
+# Properties
+
+norms_and_sizes = st.lists(st.tuples(st.floats(0, 1e3), st.integers(1, 64)), min_size=2, max_size=12)
+windows = st.tuples(norms_and_sizes, st.floats(0, 1e3))
+
+
+@given(windows, st.floats(1e-3, 1e3))
+def test_scaling_gradients_scales_both_moments_by_its_square(window, factor):
+    entries, mean = window
+    norms, sizes = zip(*entries, strict=True)
+    plain = window_moments(norms, mean, sizes)
+    scaled = window_moments([norm * factor**2 for norm in norms], mean * factor**2, sizes)
+    tolerance = 1e-9 * factor**2 * (1 + max(norms) + mean) * max(sizes) * len(sizes)
+    assert scaled.trace == pytest.approx(plain.trace * factor**2, abs=tolerance)
+    assert scaled.grad_sq == pytest.approx(plain.grad_sq * factor**2, abs=tolerance)
+
+
+@given(windows, st.randoms(use_true_random=False))
+def test_the_order_of_micro_batches_does_not_matter(window, random):
+    entries, mean = window
+    shuffled = list(entries)
+    random.shuffle(shuffled)
+    plain = window_moments([n for n, _ in entries], mean, [s for _, s in entries])
+    other = window_moments([n for n, _ in shuffled], mean, [s for _, s in shuffled])
+    assert other.trace == pytest.approx(plain.trace, rel=1e-9, abs=1e-6)
+    assert other.grad_sq == pytest.approx(plain.grad_sq, rel=1e-9, abs=1e-6)
+    assert other.num_micro_batches == plain.num_micro_batches
+
+
+@given(windows, st.data())
+def test_splitting_micro_batches_over_ranks_does_not_matter(window, data):
+    entries, mean = window
+    ranks = data.draw(st.lists(st.integers(0, 3), min_size=len(entries), max_size=len(entries)))
+    split = [[entry for entry, rank in zip(entries, ranks, strict=True) if rank == r] for r in range(4)]
+    # What travels: three sums a rank, added up.
+    reduced = moments_from_sums(
+        sum_sq_norms=sum(sum(norm for norm, _ in own) for own in split),
+        mean_sq_norm=mean,
+        sum_inverse_sizes=sum(sum(1 / size for _, size in own) for own in split),
+        num_micro_batches=sum(len(own) for own in split),
+        examples=sum(sum(size for _, size in own) for own in split),
+    )
+    plain = window_moments([n for n, _ in entries], mean, [s for _, s in entries])
+    assert reduced.trace == pytest.approx(plain.trace, rel=1e-9, abs=1e-6)
+    assert reduced.grad_sq == pytest.approx(plain.grad_sq, rel=1e-9, abs=1e-6)
+    assert reduced.harmonic_size == pytest.approx(plain.harmonic_size)
+    assert reduced.examples == plain.examples
+
+
+# Non-finite and wrong input
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_non_finite_norms_make_non_finite_moments_without_an_exception(bad):
+    assert not window_moments([bad, 1.0], 1.0, [4, 4]).is_finite
+    assert not window_moments([1.0, 1.0], bad, [4, 4]).is_finite
+    assert window_moments([1.0, 1.0], 1.0, [4, 4]).is_finite
+
+
+@pytest.mark.parametrize(
+    ("norms", "sizes", "message"),
+    [
+        ([1.0], [4], r"same length of at least 2, got 1 and 1"),
+        ([1.0, 1.0], [4], r"same length of at least 2, got 2 and 1"),
+        ([1.0, 1.0], [4, 0], r"micro_batch_sizes\[1\] must be a finite number above 0, got 0"),
+        ([1.0, 1.0], [math.nan, 4], r"micro_batch_sizes\[0\] must be a finite number above 0, got nan"),
+    ],
+)
+def test_wrong_lists_are_refused(norms, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        window_moments(norms, 1.0, sizes)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"num_micro_batches": 1}, ValueError, "num_micro_batches must be an integer of at least 2, got 1"),
+        ({"num_micro_batches": 2.0}, TypeError, "num_micro_batches must be an integer"),
+        ({"sum_inverse_sizes": 0.0}, ValueError, "sum_inverse_sizes must be a finite number above 0"),
+        ({"examples": -1}, ValueError, "examples must be a finite number above 0"),
+        ({"loss_divisor": 0}, ValueError, "loss_divisor must be a finite number above 0"),
+        ({"loss_divisor": True}, TypeError, "loss_divisor must be a finite number above 0, got True"),
+    ],
+)
+def test_wrong_sums_are_refused(change, error, message):
+    sums = {"sum_sq_norms": 2.0, "mean_sq_norm": 1.0, "sum_inverse_sizes": 0.5, "num_micro_batches": 2, "examples": 8}
+    with pytest.raises(error, match=message):
+        moments_from_sums(**(sums | change))

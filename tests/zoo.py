@@ -1,0 +1,159 @@
+"""Models, loaders and policies with a known answer, for the tests of the callbacks."""
+
+from __future__ import annotations
+
+import warnings
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers.logger import Logger
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lightning_bsscale.theory.policies import Decision, Policy
+
+QUIET = dict(
+    accelerator="cpu",
+    logger=False,
+    enable_checkpointing=False,
+    enable_progress_bar=False,
+    enable_model_summary=False,
+)
+
+
+def fit(module, loader, callbacks=(), *, val=None, ckpt_path=None, **settings):
+    """Trains, and checks that the Trainer, the optimizer and the model are as the user made them."""
+    with warnings.catch_warnings():
+        # Of Lightning's advice, what is true of every small test.
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*logging interval.*")
+        trainer = pl.Trainer(**{**QUIET, **settings}, callbacks=list(callbacks))
+        found = trainer.accumulate_grad_batches
+        trainer.fit(module, loader, val, ckpt_path=ckpt_path)
+    assert_nothing_left(trainer, module, found)
+    return trainer
+
+
+def assert_nothing_left(trainer, module, accumulate):
+    assert type(trainer.accumulate_grad_batches) is type(accumulate)
+    assert trainer.accumulate_grad_batches == accumulate
+    assert not any(p._backward_hooks for p in module.parameters())
+    for optimizer in trainer.optimizers:
+        assert not optimizer._optimizer_step_pre_hooks
+        assert not optimizer._optimizer_step_post_hooks
+    assert all(config.frequency < 10_000 for config in trainer.lr_scheduler_configs)
+
+
+class Numbers(Dataset):
+    """Item i is i; its epoch's offset is added by the module."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return torch.tensor([index])
+
+
+class UnsizedNumbers(IterableDataset):
+    def __init__(self, length):
+        self.length = length
+
+    def __iter__(self):
+        return iter(torch.arange(self.length).unsqueeze(1))
+
+
+class OneHot(pl.LightningModule):
+    """Micro-batch i of the whole training has gradient e_i, so the gradient at a step reads off every weight."""
+
+    def __init__(self, total, epoch_length):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(total))
+        self.epoch_length = epoch_length
+        self.epoch = -1
+        self.steps: list[dict[int, float]] = []
+
+    def on_train_epoch_start(self):
+        self.epoch += 1
+
+    def training_step(self, batch, batch_idx):
+        return self.weight[self.epoch * self.epoch_length + int(batch[0, 0])]
+
+    def on_before_optimizer_step(self, optimizer):
+        grad = self.weight.grad
+        self.steps.append({int(i): float(grad[i]) for i in grad.nonzero().flatten()})
+
+    def validation_step(self, batch, batch_idx):
+        return None
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+class Scripted(Policy):
+    """Asks for a scripted sequence of batches, then holds."""
+
+    def __init__(self, batches):
+        self.batches = list(batches)
+        self.asked: list[int] = []
+        self.situations = []
+
+    def decide(self, situation, limits):
+        self.situations.append(situation)
+        wanted = self.batches.pop(0) if self.batches else situation.batch_size
+        self.asked.append(limits.clip(wanted))
+        return Decision(batch_size=wanted, reason="as scripted")
+
+
+class KeepSteps(Logger):
+    """Keeps what was logged, and at which step."""
+
+    def __init__(self):
+        super().__init__()
+        self.logged: list[tuple[int, dict[str, float]]] = []
+
+    @property
+    def name(self):
+        return "keep"
+
+    @property
+    def version(self):
+        return 0
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.logged.append((step, dict(metrics)))
+
+
+class Regression(pl.LightningModule):
+    """A small regression whose optimizer and scheduler the test chooses."""
+
+    def __init__(self, optimizer=None, scheduler=None, hidden=0):
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = (
+            nn.Linear(8, 2) if not hidden else nn.Sequential(nn.Linear(8, hidden), nn.Tanh(), nn.Linear(hidden, 2))
+        )
+        self.make_optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9))
+        self.make_scheduler = scheduler
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return nn.functional.mse_loss(self.net(x), y)
+
+    def configure_optimizers(self):
+        optimizer = self.make_optimizer(self.parameters())
+        if self.make_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer, self.trainer)}
+
+
+def regression_loader(examples=400, batch_size=4, noise=1.0, shuffle=False, drop_last=False):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(examples, 8, generator=generator)
+    y = x @ torch.randn(8, 2, generator=generator) + noise * torch.randn(examples, 2, generator=generator)
+    return DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
