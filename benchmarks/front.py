@@ -1,18 +1,20 @@
 """Steps against loss at equal examples: fixed batches at their best rates, and the scaler from the smallest.
 
-A byte-level transformer (about 119,000 parameters, 64 bytes of context) reads 32,000 sequences, about 2 million bytes, of
-the Python standard library's own source, once, through the real Lightning Trainer: AdamW (.9, .95), weight decay 0.1,
-clipping at norm 1.0, warmup over 3 % of the planned steps and cosine to 5 % in the user's own scheduler. Every run sees the
-same number of examples; only the batch, and so the number of optimizer steps, differs. A seed fixes the initial weights,
-which sequences are read and their order, whatever the batch: differences between runs are taken seed by seed.
+A byte-level transformer (about 119,000 parameters, 64 bytes of context) reads 32,000 sequences, about 2 million bytes,
+of the Python standard library's own source, once, through the real Lightning Trainer: AdamW (.9, .95), weight decay .1,
+clipping at norm 1.0, warmup over 3 % of the planned steps and cosine to 5 % in the user's own scheduler. Every run sees
+the same number of examples; only the batch, and so the number of optimizer steps, differs. A seed fixes the initial
+weights, which sequences are read, and their order, whatever the batch: differences are taken seed by seed.
 
-Each fixed batch B runs at a base rate of 0.004 x sqrt(B / 4) times 0.5, 0.7 and 1.0, and its row is the rate with the lowest mean
-loss. `BatchSizeScaler()`, at its defaults, starts from batch 4 at batch 4's rates. Its main row is at the rate that was
-best for fixed 4: the callback added to a tuned run, nothing tuned for it. The table has every other rate as well.
-The loss is in nats per byte over 4,096 held-out sequences, the same for every run, from files that no run trains on.
+Each fixed batch B runs at a base rate of 0.004 x sqrt(B / 4) times 0.5, 0.7 and 1.0, and its row is the rate with the
+lowest mean loss. `BatchSizeScaler()`, at its defaults, starts from batch 4 at batch 4's rates. Its main row is at the
+rate that was best for fixed 4: the callback added to a tuned run, with nothing tuned for it. The table has every other
+rate as well. The loss is in nats per byte over 4,096 held-out sequences, the same for every run, from files that no run
+trains on. A fixed batch B is a loader of batch B; the scaler accumulates micro-batches of 4, so its seconds say what
+accumulation costs, and not what a larger micro-batch would. Fixed 12 is there to compare at about equal steps.
 
-Finished runs are lines of results/front.jsonl, and a run that is there is not made again, so the command may be stopped and
-given again at will. The text, and so the third digit, depends on the version of Python: its length and hash are recorded.
+Finished runs are lines of results/front.jsonl, and a run that is there is not made again, so the command may be stopped
+and given again at will. The text, and so the third digit, depends on the version of Python: its hash is recorded.
 
     python benchmarks/front.py --workers 2            # all that is missing, then the table
     python benchmarks/front.py --only scaler --seeds 2
@@ -32,6 +34,7 @@ import os
 import statistics
 import sys
 import sysconfig
+import threading
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -63,7 +66,8 @@ TASK: dict[str, Any] = {
     "final": 0.05,
 }
 START = 4
-BATCHES = (4, 8, 16, 32)
+BATCHES = (4, 8, 12, 16, 32)
+NAMES = (*(f"fixed{batch}" for batch in BATCHES), "scaler")
 RATES = (0.5, 0.7, 1.0)
 # Tests and other people's packages, and two folders of generated tables and prose.
 SKIPPED_FOLDERS = {
@@ -342,12 +346,11 @@ def jobs(seeds: int, only: set[str], rates: tuple[float, ...]) -> list[dict[str,
     Returns:
         The settings of each run.
     """
-    names = [(f"fixed{batch}", batch) for batch in BATCHES] + [("scaler", START)]
     return [
         {"name": name, "batch": batch, "rate": rate, "seed": seed}
         for seed in range(seeds)
         for rate in sorted(rates, reverse=True)
-        for name, batch in names
+        for name, batch in zip(NAMES, (*BATCHES, START), strict=True)
         if not only or name in only
     ]
 
@@ -371,6 +374,16 @@ def worker(job: dict[str, Any], path: Path) -> dict[str, Any] | None:
     return record
 
 
+def end_with_parent() -> None:
+    """Let a worker process end when the command is killed, instead of going on with the queue."""
+
+    def watch(parent: Any) -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
 def run_all(todo: list[dict[str, Any]], path: Path, workers: int) -> int:
     """Make the missing runs in worker processes of one thread each.
 
@@ -386,7 +399,8 @@ def run_all(todo: list[dict[str, Any]], path: Path, workers: int) -> int:
     missing = [job for job in todo if key_of(job) not in done]
     print(f"{len(todo) - len(missing)} of {len(todo)} runs are in {path}; {len(missing)} to make", flush=True)
     failed = 0
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         futures = {pool.submit(worker, job, path): job for job in missing}
         for count, future in enumerate(as_completed(futures), 1):
             job = futures[future]
@@ -430,15 +444,16 @@ def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
     groups: dict[tuple[str, float], dict[int, dict[str, Any]]] = {}
     for record in records:
         groups.setdefault((record["name"], record["rate"]), {})[record["seed"]] = record
-    full = max(len(group) for group in groups.values())
     losses = {key: {seed: run["val_loss"] for seed, run in group.items()} for key, group in groups.items()}
     steps = {key: statistics.fmean(run["optimizer_steps"] for run in group.values()) for key, group in groups.items()}
     best: dict[str, float] = {}
     for name in {name for name, _ in groups}:
-        # A rate with fewer seeds than the others of its row may not win by the luck of its seeds.
-        whole = [key for key in groups if key[0] == name and len(groups[key]) == full]
-        rates = whole or [key for key in groups if key[0] == name]
-        best[name] = min(rates, key=lambda key: statistics.fmean(losses[key].values()))[1]
+        # Over the seeds that all rates have, so that none wins by the luck of its seeds; one tried on a few has no say.
+        rates = [key for key in groups if key[0] == name]
+        most = max(len(groups[key]) for key in rates)
+        rates = [key for key in rates if 2 * len(groups[key]) >= most]
+        common = set.intersection(*(set(groups[key]) for key in rates)) or set().union(*(groups[key] for key in rates))
+        best[name] = min(rates, key=lambda key: statistics.fmean(losses[key].get(s, math.inf) for s in common))[1]
 
     def paired(key: tuple[str, float], other: tuple[str, float]) -> dict[str, Any]:
         seeds = sorted(groups[key].keys() & groups[other].keys())
@@ -514,13 +529,14 @@ def markdown(summary: dict[str, Any], about: dict[str, Any]) -> str:
     lines = [
         "# Steps against loss at equal examples",
         "",
-        f"Byte-level transformer ({about['parameters']:,} parameters), {TASK['sequences']:,} sequences of {TASK['context']}"
-        f" bytes in one epoch. Text: {text['bytes']:,} bytes of {text['files']} files, sha256 {text['sha256'][:16]}…."
-        f" Python {machine['python']}, torch {machine['torch']}, lightning {machine['lightning']}, {machine['processor']},"
-        f" {machine['threads']} thread a run. ± is one standard error over seeds; differences are paired by seed."
-        " Seconds were taken beside other work on the same machine.",
+        f"Byte-level transformer ({about['parameters']:,} parameters), {TASK['sequences']:,} sequences of"
+        f" {TASK['context']} bytes in one epoch. Text: {text['bytes']:,} bytes of {text['files']} files,"
+        f" sha256 {text['sha256'][:16]}…."
+        f" Python {machine['python']}, torch {machine['torch']}, lightning {machine['lightning']},"
+        f" {machine['processor']}, {machine['threads']} thread a run. ± is one standard error over seeds; differences"
+        " are paired by seed. Seconds were taken beside other work on the same machine.",
         "",
-        "| run | rate (× base) | val loss | against fixed 4 at its best | optimizer steps | examples | seconds | seeds |",
+        f"| run | rate (× base) | val loss | against fixed {START} at its best | steps | examples | seconds | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in summary["rows"]:
@@ -539,8 +555,8 @@ def markdown(summary: dict[str, Any], about: dict[str, Any]) -> str:
         lines += [
             "## The scaler against each fixed batch at its best rate",
             "",
-            f"The main rows are those at the rate that was best for fixed {START} (×{start_rate:g}): nothing is tuned for"
-            " the scaler. Bold: the fixed batch with the nearest number of steps.",
+            f"The main rows are at the rate that was best for fixed {START} (×{start_rate:g}): nothing is tuned for the"
+            " scaler. Bold: the fixed batch with the nearest number of steps.",
             "",
             "| scaler | against | loss difference | steps | steps against | ratio | seeds |",
             "|---|---|---|---|---|---|---|",
@@ -550,8 +566,8 @@ def markdown(summary: dict[str, Any], about: dict[str, Any]) -> str:
             main = " (main)" if row["run"] == f"scaler@{start_rate:g}" else ""
             best = " (its best)" if row["run"] == f"scaler@{summary['best']['scaler']:g}" else ""
             lines.append(
-                f"| {row['run']}{main}{best} | {against} | {signed(row['difference'], row['error'])} | {row['steps']:.0f}"
-                f" | {row['steps_against']:.0f} | {row['steps_ratio']:.2f} | {row['seeds']} |"
+                f"| {row['run']}{main}{best} | {against} | {signed(row['difference'], row['error'])}"
+                f" | {row['steps']:.0f} | {row['steps_against']:.0f} | {row['steps_ratio']:.2f} | {row['seeds']} |"
             )
         packages = sorted({name for row in summary["rows"] for name in row.get("packages", ())})
         if len(packages) > 1:
@@ -593,7 +609,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (default: 2)")
     parser.add_argument("--seeds", type=int, default=8, help="number of seeds (default: 8)")
-    parser.add_argument("--only", default="", help="comma-separated names: fixed4, fixed8, fixed16, fixed32, scaler")
+    parser.add_argument("--only", default="", help=f"comma-separated names: {', '.join(NAMES)}")
     parser.add_argument(
         "--rates", default=",".join(map(str, RATES)), help="factors on the base rate (default: %(default)s)"
     )
@@ -608,11 +624,9 @@ def main() -> int:
     failed = 0
     if not options.table:
         only = {name.strip() for name in options.only.split(",") if name.strip()}
-        unknown = only - {f"fixed{batch}" for batch in BATCHES} - {"scaler"}
+        unknown = only.difference(NAMES)
         if unknown:
-            parser.error(
-                f"--only has {', '.join(sorted(unknown))}, but the names are fixed4, fixed8, fixed16, fixed32, scaler"
-            )
+            parser.error(f"--only has {', '.join(sorted(unknown))}, but the names are {', '.join(NAMES)}")
         todo = jobs(options.seeds, only, tuple(float(rate) for rate in options.rates.split(",")))
         if options.redo:
             keys = {key_of(job) for job in todo}

@@ -63,10 +63,14 @@ def _replay(arguments: argparse.Namespace) -> int:
         print(f"no such journal: {arguments.journal}")
         return 1
     total = disagreements = 0
-    for answer in replay(arguments.journal):
-        total += 1
-        if not answer.agrees:
-            disagreements += 1
-            print(f"decision {total}: recorded {answer.recorded}, replayed {answer.replayed}")
+    try:
+        for answer in replay(arguments.journal):
+            total += 1
+            if not answer.agrees:
+                disagreements += 1
+                print(f"decision {total}: recorded {answer.recorded}, replayed {answer.replayed}")
+    except ValueError as error:
+        print(f"{arguments.journal}: {error}")
+        return 1
     print(f"{total - disagreements} of {total} decisions agree")
     return 1 if disagreements else 0

@@ -16,9 +16,8 @@ STANDARD_LIBRARY = sys.stdlib_module_names
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "theory": ({"theory"}, set()),
     "gradients": ({"torch", "theory", "gradients"}, set()),
-    # typing_extensions comes with Lightning, whose hooks are marked with its `override`.
     "callbacks": (
-        {"torch", "lightning", "typing_extensions", "theory", "gradients", "callbacks", "journal"},
+        {"torch", "lightning", "theory", "gradients", "callbacks", "journal"},
         {"figures", "matplotlib"},
     ),
     "metric": ({"torch", "torchmetrics", "theory", "functional"}, {"figures", "matplotlib"}),

@@ -11,7 +11,7 @@ from tests.zoo import QUIET, Regression
 
 
 def callbacks_from(config=None, *flags):
-    """The Trainer's callbacks as LightningCLI makes them; the door's name is the class path, as a user would write it."""
+    """The Trainer's callbacks as LightningCLI makes them, with the door's names as class paths."""
     args = {"trainer": {**QUIET, "callbacks": config}} if config is not None else list(flags)
     cli = LightningCLI(Regression, run=False, args=args, save_config_callback=None, seed_everything_default=False)
     return [c for c in cli.trainer.callbacks if isinstance(c, BatchSizeScaler | GradientNoiseScaleMonitor)]

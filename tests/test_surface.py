@@ -82,7 +82,16 @@ LOGGED_KEYS = {
     "noise_scale_high",
     "noise_scale_low",
 }
-STATE_KEYS = {"budget", "examples_seen", "measurement", "optimizer_steps"}
+STATE_KEYS = {
+    "budget",
+    "control",
+    "examples_seen",
+    "measurement",
+    "optimizer_steps",
+    "scheduler_steps",
+    "schema",
+    "windows",
+}
 
 
 def run_python(code: str) -> str:

@@ -11,7 +11,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
-from typing_extensions import override
 
 from lightning_bsscale.callbacks import loaders, options, output, preflight
 from lightning_bsscale.callbacks.learning_rate import UnscaledRate
@@ -30,7 +29,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
 
     It compares the gradients of the micro-batches of one window with their mean, so it needs at least two of them:
     ``accumulate_grad_batches`` of 2 or more. It logs the keys of `BatchSizeScaler` that are measurements, and
-    ``batch_size``, ``accumulate_grad_batches`` and ``examples_seen``, at measured windows and where loggers log.
+    ``batch_size``, ``accumulate_grad_batches`` and ``examples_seen``, every `log_every_n_steps` optimizer steps.
 
     Example::
 
@@ -95,8 +94,8 @@ class GradientNoiseScaleMonitor(pl.Callback):
 
         return plot_noise_scale(self.history, ax=ax)
 
-    @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuses what cannot work, before anything is set up."""
         if stage == "fit":
             self._measurement = None
             self._window = None
@@ -105,8 +104,8 @@ class GradientNoiseScaleMonitor(pl.Callback):
             self._loaded = None
             preflight.check_measurable(trainer, pl_module, "GradientNoiseScaleMonitor")
 
-    @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses what only the optimizer can tell."""
         preflight.warn_of_batch_norm(pl_module)
 
     def _start(self, trainer: pl.Trainer, micro_batch_size: int) -> GradientMeasurement:
@@ -130,10 +129,10 @@ class GradientNoiseScaleMonitor(pl.Callback):
         self._rate = UnscaledRate(trainer.optimizers[0])
         return measurement
 
-    @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """A micro-batch begins, and with it perhaps a window."""
         size = loaders.batch_size_of(batch, self._batch_size_fn)
         if self._measurement is None:
             self._measurement = self._start(trainer, size)
@@ -153,27 +152,27 @@ class GradientNoiseScaleMonitor(pl.Callback):
             self._rate.change(1.0, 1.0)
         self._window.sizes.append(size)
 
-    @override
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        """Watching begins: gradients made before, in the training step, do not count."""
         if self._measurement is not None:
             self._measurement.before_backward()
 
-    @override
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Watching ends."""
         if self._measurement is not None:
             self._measurement.after_backward()
 
-    @override
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
+        """The gradient is complete and not yet clipped."""
         if self._measurement is not None and self._window is not None:
             self._measurement.before_step(self._window)
 
-    @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """A micro-batch has ended, and with it perhaps a window."""
         window, measurement = self._window, self._measurement
         if window is None or measurement is None or trainer.global_step == window.steps_before:
             return
@@ -181,9 +180,8 @@ class GradientNoiseScaleMonitor(pl.Callback):
         self._windows += 1
         self._optimizer_steps += 1
         self._examples_seen += window.examples
-        arrived = measurement.close(self._facts(window))
-        is_news = output.write_measurement(self._journal, arrived)
-        if is_news or trainer.is_last_batch or output.is_log_due(trainer):
+        output.write_measurement(self._journal, measurement.close(self._facts(window)))
+        if output.is_log_due(trainer):
             values = {
                 **output.noise_values(measurement.noise),
                 "batch_size": window.examples,
@@ -211,21 +209,25 @@ class GradientNoiseScaleMonitor(pl.Callback):
         if self._journal is not None:
             self._journal.close()
 
-    @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Gives everything back."""
         self._release()
 
-    @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Gives everything back."""
         self._release()
 
     @property
-    @override
     def state_key(self) -> str:
+        """Name of the state in a checkpoint."""
         return "GradientNoiseScaleMonitor"
 
-    @override
     def state_dict(self) -> dict[str, Any]:
+        """What cannot be recomputed, at the last window's end.
+
+        Returns:
+            numbers, strings, lists and dicts; empty before training
+        """
         if self._measurement is None:
             return self._loaded or {}
         return {
@@ -235,6 +237,10 @@ class GradientNoiseScaleMonitor(pl.Callback):
             "measurement": self._measurement.state(),
         }
 
-    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state until training begins.
+
+        Args:
+            state_dict: what `state_dict` gave
+        """
         self._loaded = state_dict

@@ -171,6 +171,7 @@ def warn_of_batch_norm(pl_module: pl.LightningModule) -> None:
     if found:
         rank_zero_warn(
             f"The model has {', '.join(found)}: its output depends on the micro-batch, not on the batch, so the "
-            "measured noise scale holds for this micro-batch only. Growing by accumulation leaves its statistics as they are.",
+            "measured noise scale holds for this micro-batch only. Growing by accumulation leaves its statistics as "
+            "they are.",
             category=UserWarning,
         )

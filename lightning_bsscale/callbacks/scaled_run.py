@@ -273,14 +273,13 @@ class ScaledRun:
         self.budget.advance(batch_idx + 1, is_last=is_last)
         if self._clock is not None:
             self._clock.advance(self.budget.planned_steps)
-        arrived = self.measurement.close(self._facts(window))
-        is_news = output.write_measurement(self._journal, arrived)
+        output.write_measurement(self._journal, self.measurement.close(self._facts(window)))
         record = None if self._in_warmup else self.control.ask(self._situation())
         if record is not None:
             self._tell(record)
         if self._accumulation is not None and self.budget.is_used_up(self.examples_seen):
             trainer.should_stop = True
-        if is_news or record is not None or is_last or output.is_log_due(trainer):
+        if (record is not None and record.is_change) or output.is_log_due(trainer):
             values = output.noise_values(self.measurement.noise) | self._values(window)
             output.log_values(pl_module, self.options.log_prefix, values, show=self.options.progress_bar)
 

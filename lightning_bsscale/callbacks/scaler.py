@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
-from typing_extensions import override
 
 from lightning_bsscale.callbacks import options, preflight
 from lightning_bsscale.callbacks.loaders import batch_size_of
@@ -190,8 +189,8 @@ class BatchSizeScaler(pl.Callback):
 
     # ------------------------------------------------------------------ before the first step
 
-    @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuses what cannot work, before anything is set up."""
         if stage != "fit":
             return
         self._run = None
@@ -204,8 +203,8 @@ class BatchSizeScaler(pl.Callback):
             {GradientNoiseScaleMonitor: "the scaler measures the same itself", **preflight.WRITERS_OF_THE_WINDOW},
         )
 
-    @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses what only the optimizer can tell."""
         preflight.choose_rule(self._lr_rule, self._lr_cap, trainer.optimizers[0])
         preflight.check_schedule(trainer, self._options.schedule)
         preflight.warn_of_batch_norm(pl_module)
@@ -222,63 +221,74 @@ class BatchSizeScaler(pl.Callback):
 
     # ------------------------------------------------------------------ a window's life
 
-    @override
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """A micro-batch begins, and with it perhaps a window."""
         if self._run is None:
             self._run = self._start(trainer, pl_module, batch)
         self._run.start_micro_batch(trainer, batch, batch_idx)
 
-    @override
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        """Watching begins: gradients made before, in the training step, do not count."""
         if self._run is not None:
             self._run.measurement.before_backward()
 
-    @override
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Watching ends."""
         if self._run is not None:
             self._run.measurement.after_backward()
 
-    @override
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
+        """The gradient is complete and not yet clipped."""
         if self._run is not None:
             self._run.before_step()
 
-    @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """A micro-batch has ended, and with it perhaps a window."""
         if self._run is not None:
             self._run.end_micro_batch(trainer, pl_module, batch_idx)
 
     # ------------------------------------------------------------------ the end
 
-    @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Gives everything back."""
         if self._run is not None:
             self._run.release()
 
-    @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Gives everything back."""
         if self._run is not None:
             self._run.release()
 
     @property
-    @override
     def state_key(self) -> str:
+        """Name of the state in a checkpoint."""
         return "BatchSizeScaler"
 
-    @override
     def state_dict(self) -> dict[str, Any]:
+        """What cannot be recomputed, at the last window's end.
+
+        Returns:
+            numbers, strings, lists and dicts; empty before training
+        """
         if self._run is not None:
             return self._run.state()
         return self._loaded or {}
 
-    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state until training begins.
+
+        Args:
+            state_dict: what `state_dict` gave
+
+        Raises:
+            MisconfigurationException: the state is of a schema that this version does not read
+        """
         if state_dict.get("schema") != STATE_SCHEMA:
             raise MisconfigurationException(
                 f"The checkpoint holds a BatchSizeScaler state of schema {state_dict.get('schema')!r}; this version "

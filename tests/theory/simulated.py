@@ -1,4 +1,4 @@
-"""Slow and obvious versions of what the package computes, and simulated gradients with known truth."""
+"""Simulated gradients with known truth, and slow and obvious formulas for them."""
 
 import itertools
 import math
@@ -36,8 +36,8 @@ def gaussian_norms(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Norms of windows of isotropic Gaussian gradients: sum over micro-batches of ||g_k||^2, and ||mean g||^2.
 
-    Exact in distribution without drawing the vectors: along G each g_k is normal; across it the squared norm of the mean
-    and the scatter around the mean are independent chi-squares with d - 1 and (K - 1)(d - 1) degrees of freedom.
+    Exact in distribution without drawing the vectors: along G each g_k is normal; across it the squared norm of the
+    mean and the scatter around the mean are independent chi-squares with d - 1 and (K - 1)(d - 1) degrees of freedom.
     """
     variance = trace / dimension / micro_batch_size
     along = math.sqrt(grad_sq) + math.sqrt(variance) * rng.standard_normal((*shape, num_micro_batches))
@@ -45,8 +45,3 @@ def gaussian_norms(
     across_scatter = variance * rng.chisquare((num_micro_batches - 1) * (dimension - 1), shape)
     sums = (along**2).sum(-1) + across_scatter + num_micro_batches * across_mean
     return sums, along.mean(-1) ** 2 + across_mean
-
-
-def lightning_steps(epoch_batches: int, accumulate: int) -> list[int]:
-    """After which micro-batches of an epoch Lightning steps, by its own two conditions."""
-    return [ready for ready in range(1, epoch_batches + 1) if ready % accumulate == 0 or ready == epoch_batches]

@@ -46,7 +46,7 @@ def test_equal_gradients_have_no_noise():
 
 @pytest.mark.parametrize("sizes", [(1, 1), (1, 2), (1, 2, 3), (4, 1, 1)])
 def test_unbiased_exactly_by_enumerating_a_population(sizes):
-    # Every draw of examples from a population of three, with equal probability: no randomness, no tolerance but rounding.
+    # Every draw of examples from a population of three, with equal probability: nothing is random here.
     population = np.array([[0.0, 1.0], [2.0, -1.0], [7.0, 0.5]])
     truth_trace = float(((population - population.mean(0)) ** 2).sum(1).mean())
     truth_grad_sq = float((population.mean(0) ** 2).sum())
