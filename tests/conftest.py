@@ -24,6 +24,7 @@ SET_BY_OTHERS = frozenset(
         "TORCH_NCCL_ASYNC_ERROR_HANDLING",
         "TRITON_CACHE_DIR",
         "TRITON_HOME",
+        "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
     }
 )
 

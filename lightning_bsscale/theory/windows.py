@@ -168,7 +168,7 @@ def planned_examples(
             plans.append(max_steps * window)
         else:
             full_epochs, steps = divmod(max_steps, math.ceil(epoch_batches / accumulate))
-            plans.append(full_epochs * epoch_examples + min(steps * window, epoch_examples))
+            plans.append(full_epochs * epoch_examples + steps * window)  # fewer steps than an epoch: all full
     return min(plans, default=None)
 
 

@@ -38,6 +38,8 @@ def test_infinity_passes_where_it_has_leave_and_nan_never():
     assert check_number("x", math.inf, above=0, may_be_infinite=True) == math.inf
     with pytest.raises(ValueError, match="a number above 0, got nan"):
         check_number("x", math.nan, above=0, may_be_infinite=True)
+    with pytest.raises(ValueError, match="a finite number, got nan"):
+        check_number("x", math.nan)
 
 
 @pytest.mark.parametrize("value", [1.0, True, "1", None])

@@ -1,0 +1,297 @@
+"""The demonstration: scikit-learn's digits with a fixed small batch, a fixed large one, and one that grows.
+
+Its data and its model are ordinary Lightning code, and the examples use them too. It needs scikit-learn and matplotlib
+(the extra ``examples``) and no network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_bsscale.callbacks.scaler import BatchSizeScaler
+from lightning_bsscale.journal import summary_table
+
+__all__ = ["DigitsModel", "Result", "digits_data", "quiet", "run", "train"]
+
+SMALL, LARGE = 8, 64
+RATE = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One finished run.
+
+    Attributes:
+        name: what it was
+        optimizer_steps: optimizer steps made
+        examples: training examples seen, counted by the model
+        seconds: wall time of training
+        val_loss: mean cross-entropy over the validation images, in nats
+        val_accuracy: share of the validation images that were told right
+    """
+
+    name: str
+    optimizer_steps: int
+    examples: int
+    seconds: float
+    val_loss: float
+    val_accuracy: float
+
+
+def digits_data() -> tuple[TensorDataset, TensorDataset]:
+    """Load scikit-learn's digits: 1,797 images of 8 × 8 points.
+
+    Returns:
+        1,347 examples to train on and 450 to validate on, always the same
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    parts = train_test_split(images / 16, labels, test_size=450, random_state=0, stratify=labels)
+    train_images, val_images = (torch.tensor(part, dtype=torch.float32).view(-1, 1, 8, 8) for part in parts[:2])
+    train_labels, val_labels = (torch.tensor(part, dtype=torch.long) for part in parts[2:])
+    return TensorDataset(train_images, train_labels), TensorDataset(val_images, val_labels)
+
+
+class DigitsModel(pl.LightningModule):
+    """A small CNN, SGD with momentum, and warmup and cosine over the planned steps."""
+
+    def __init__(self, rate: float = RATE, warmup: float = 0.03, final: float = 0.02) -> None:
+        """Makes the layers.
+
+        Args:
+            rate: the highest learning rate
+            warmup: share of the planned steps in which the rate rises
+            final: factor on the rate at the end
+        """
+        super().__init__()
+        self.rate, self.warmup, self.final = rate, warmup, final
+        self.examples_seen = 0
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * 4 * 4, 64),
+            nn.ReLU(),
+            nn.Linear(64, 10),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify.
+
+        Args:
+            images: a batch of shape (examples, 1, 8, 8)
+
+        Returns:
+            one logit a class
+        """
+        logits: Tensor = self.layers(images)
+        return logits
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        """Compute the mean loss of one micro-batch.
+
+        Args:
+            batch: images and labels
+            batch_idx: its index in the epoch
+
+        Returns:
+            the loss
+        """
+        images, labels = batch
+        self.examples_seen += len(labels)
+        return F.cross_entropy(self(images), labels)
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Log ``val_loss`` and ``val_accuracy``.
+
+        Args:
+            batch: images and labels
+            batch_idx: its index
+        """
+        images, labels = batch
+        logits = self(images)
+        self.log("val_loss", F.cross_entropy(logits, labels))
+        self.log("val_accuracy", (logits.argmax(1) == labels).float().mean())
+
+    def configure_optimizers(self) -> Any:
+        """Make the optimizer and its scheduler: an ordinary one on steps, of which the scaler keeps the pace.
+
+        Returns:
+            both, as Lightning takes them
+        """
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.rate, momentum=0.9)
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = max(1, round(self.warmup * total))
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            progress = min(1.0, (step - warmup) / max(1, total - warmup))
+            return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's banners and warnings out of a block; levels and filters are as before after it.
+
+    Yields:
+        nothing
+    """
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def train(
+    name: str, *, batch_size: int, rate: float, seed: int, epochs: int, callbacks: Sequence[pl.Callback] = ()
+) -> Result:
+    """Train once. Runs of one seed share the initial weights and the order of the examples, whatever the batch.
+
+    Args:
+        name: what to call it
+        batch_size: the loader's batch
+        rate: the highest learning rate
+        seed: of the weights and of the order
+        epochs: passes over the data
+        callbacks: for the Trainer
+
+    Returns:
+        the run's figures, after the last step
+    """
+    train_data, val_data = digits_data()
+    threads = torch.get_num_threads()
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)  # tiny layers: a second thread costs more than it gives
+        try:
+            model = DigitsModel(rate)
+            order = torch.Generator().manual_seed(seed)
+            loader = DataLoader(train_data, batch_size=batch_size, shuffle=True, generator=order)
+            trainer = pl.Trainer(
+                accelerator="cpu",
+                max_epochs=epochs,
+                callbacks=list(callbacks),
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            started = time.perf_counter()
+            trainer.fit(model, loader)
+            seconds = time.perf_counter() - started
+            steps = trainer.global_step
+            scores = trainer.validate(model, DataLoader(val_data, batch_size=len(val_data)), verbose=False)[0]
+        finally:
+            torch.set_num_threads(threads)
+    return Result(
+        name=name,
+        optimizer_steps=steps,
+        examples=model.examples_seen,
+        seconds=seconds,
+        val_loss=scores["val_loss"],
+        val_accuracy=scores["val_accuracy"],
+    )
+
+
+def results_table(results: Sequence[Result]) -> str:
+    """Align the figures of some runs.
+
+    Args:
+        results: the runs
+
+    Returns:
+        a table of text, numbers to the right
+    """
+    rows = [("run", "optimizer steps", "examples", "seconds", "val loss", "val accuracy")]
+    rows += [
+        (
+            result.name,
+            f"{result.optimizer_steps:,}",
+            f"{result.examples:,}",
+            f"{result.seconds:.1f}",
+            f"{result.val_loss:.4f}",
+            f"{result.val_accuracy:.4f}",
+        )
+        for result in results
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        )
+        for row in rows
+    )
+
+
+def run(out: Path, seed: int, epochs: int) -> int:
+    """Train three times, print one table, and write the scaler's picture and journal.
+
+    Args:
+        out: folder for both; it is made
+        seed: of the weights and of the order of the examples
+        epochs: passes over the data, for each run
+
+    Returns:
+        the exit status: 0, or 1 when a library is missing
+    """
+    missing = [
+        name
+        for name, module in (("scikit-learn", "sklearn"), ("matplotlib", "matplotlib"))
+        if importlib.util.find_spec(module) is None
+    ]
+    if missing:
+        needs = f"The demo needs {' and '.join(missing)}: pip install 'lightning-bsscale[examples]'."
+        print(needs, file=sys.stderr)
+        return 1
+    out.mkdir(parents=True, exist_ok=True)
+    journal, picture = out / "bsscale.jsonl", out / "bsscale.png"
+    print(f"scikit-learn's digits, a small CNN, SGD with momentum, {epochs} epochs a run, seed {seed}", flush=True)
+    scaler = BatchSizeScaler(record=journal)
+    large_rate = RATE * LARGE / SMALL
+    results = []
+    for name, batch_size, rate, callbacks in (
+        (f"fixed {SMALL}, rate {RATE:g}", SMALL, RATE, []),
+        (f"fixed {LARGE}, rate {large_rate:g}", LARGE, large_rate, []),
+        (f"BatchSizeScaler from {SMALL}", SMALL, RATE, [scaler]),
+    ):
+        print(f"training: {name} ...", flush=True)
+        results.append(train(name, batch_size=batch_size, rate=rate, seed=seed, epochs=epochs, callbacks=callbacks))
+    with quiet():
+        figure, _ = scaler.plot()
+        figure.savefig(picture, dpi=120)
+    changes = [decision for decision in scaler.decisions if decision.is_change]
+    print(f"\n{results_table(results)}\n\nChanges of the batch:\n{summary_table(changes)}\n")
+    print(f"picture: {picture}\njournal: {journal} (python -m lightning_bsscale replay {journal})")
+    return 0

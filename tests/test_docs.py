@@ -1,0 +1,83 @@
+"""README: its code runs, its tables name what exists, its pictures are there."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import lightning_bsscale
+from tests.test_surface import LOGGED_KEYS
+from tests.zoo import QUIET, Regression, regression_loader
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def blocks(language):
+    return [text for found, text in BLOCKS if found == language]
+
+
+def test_python_blocks_run_in_order(capsys, monkeypatch):
+    import lightning as L
+
+    trainer_class = L.Trainer
+    # The README's own lines, on a small problem and without files.
+    monkeypatch.setattr(L, "Trainer", lambda **settings: trainer_class(**{**settings, **QUIET, "max_epochs": 2}))
+    names = {"model": Regression(), "train_loader": regression_loader(400)}
+    code = blocks("python")
+    assert len(code) >= 4
+    for number, text in enumerate(code):
+        if "scaler.summary" in text:
+            names["scaler"] = next(c for c in names["trainer"].callbacks if hasattr(c, "summary"))
+        names["model"] = Regression()
+        exec(compile(text, f"README block {number}", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "noise scale [90 %]" in printed
+    assert "NoiseScale(" in printed
+    assert "0.002" in printed
+
+
+def test_yaml_blocks_make_the_callback():
+    from tests.test_cli_yaml import callbacks_from
+
+    (text,) = blocks("yaml")
+    config = yaml.safe_load(text)
+    (scaler,) = callbacks_from(config["trainer"]["callbacks"])
+    assert scaler._options.max_batch_size == 512
+    assert scaler._options.policy.target_ratio == 0.25
+
+
+def test_commands_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", "\n".join(blocks("bash")), flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_options_table_is_the_constructor():
+    section = README.split("## Options")[1].split("## Logged keys")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| `(.+?)` \|", section, flags=re.MULTILINE))
+    parameters = inspect.signature(lightning_bsscale.BatchSizeScaler).parameters
+    expected = {name: repr(p.default).replace("'", '"') for name, p in parameters.items()}
+    assert rows == expected
+    policy = inspect.signature(lightning_bsscale.NoiseScalePolicy).parameters
+    assert f"NoiseScalePolicy({', '.join(f'{n}={p.default}' for n, p in policy.items())})" in section
+
+
+def test_logged_keys_table_is_what_is_logged():
+    section = README.split("## Logged keys")[1].split("\n## ")[0]
+    assert set(re.findall(r"`bsscale/(\w+)`", section)) == LOGGED_KEYS
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions.md"])
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if not target.startswith("http"):
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_readme_has_no_placeholder():
+    assert not re.search(r"[A-Z]+_(OUTPUT|TABLE)", README)
