@@ -3,7 +3,7 @@
 scikit-learn's digits (1,347 images to train on, 450 to validate on), a small CNN, SGD with momentum, 25 epochs: fixed
 batch 8, fixed batch 64 at the linearly scaled rate, and `BatchSizeScaler()` at its defaults from batch 8. A seed fixes
 the initial weights and the order of the examples, so differences to fixed 8 are taken seed by seed. One image of 450 is
-0.0022 of accuracy: differences below that are nothing.
+0.0022 of accuracy. None of the rates is tuned here: benchmarks/front.py is the comparison at tuned rates.
 
     python benchmarks/digits.py                  # 8 seeds, about 20 s each
 """
@@ -96,9 +96,9 @@ def markdown(rows: list[dict[str, Any]], epochs: int, machine: dict[str, Any]) -
     lines = [
         "# Digits: fixed small, fixed large, scaler",
         "",
-        f"{rows[0]['seeds']} seeds, {epochs} epochs a run. Python {machine['python']}, torch {machine['torch']}, lightning"
-        f" {machine['lightning']}, {machine['processor']}, 1 thread a run. ± is one standard error over seeds; the"
-        " differences are to fixed 8, paired by seed.",
+        f"{rows[0]['seeds']} seeds, {epochs} epochs a run. Python {machine['python']}, torch {machine['torch']},"
+        f" lightning {machine['lightning']}, {machine['processor']}, 1 thread a run. ± is one standard error over"
+        " seeds; the differences are to fixed 8, paired by seed.",
         "",
         "| run | steps | examples | seconds | val loss | val accuracy | loss difference | accuracy difference |",
         "|---|---|---|---|---|---|---|---|",

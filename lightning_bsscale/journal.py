@@ -166,17 +166,20 @@ def describe_policy(policy: Any) -> dict[str, Any]:
 class Journal:
     """Appends records to a file, one JSON object a line, the first of which is a header with the schema version."""
 
-    def __init__(self, path: str | Path, header: dict[str, Any]) -> None:
-        """Opens the file, replacing one of an earlier run.
+    def __init__(self, path: str | Path, header: dict[str, Any], *, append: bool = False) -> None:
+        """Opens the file.
 
         Args:
             path: where to write; folders are made
             header: what the first line says beside the schema version
+            append: whether to write on in a file that is there, which has its header; else it is replaced
         """
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO | None = self.path.open("w", encoding="utf-8")
-        self._line({"event": "header", "schema": SCHEMA_VERSION, **_plain(header)})
+        begun = append and self.path.exists() and self.path.stat().st_size > 0
+        self._file: TextIO | None = self.path.open("a" if begun else "w", encoding="utf-8")
+        if not begun:
+            self._line({"event": "header", "schema": SCHEMA_VERSION, **_plain(header)})
 
     def write(self, record: Record) -> None:
         """Appends one record.
@@ -198,6 +201,16 @@ class Journal:
             self._file = None
 
 
+def _parsed(path: str | Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number} is no JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}, line {number} is no JSON object, got {fields!r}.")
+    return fields
+
+
 def read_journal(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
     """Reads a journal.
 
@@ -211,7 +224,7 @@ def read_journal(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
         ValueError: the file does not begin with a header of a schema that this version knows, or a line is no record
     """
     with Path(path).open(encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file if line.strip()]
+        lines = [_parsed(path, number, line) for number, line in enumerate(file, start=1) if line.strip()]
     if not lines or lines[0].get("event") != "header":
         raise ValueError(
             f"{path} is not a journal: its first line must be a header, as BatchSizeScaler(record=True) writes it."

@@ -100,6 +100,16 @@ def test_write_read_replay(tmp_path):
     assert not next(iter(replay(path))).agrees
 
 
+def test_a_run_that_goes_on_appends(tmp_path):
+    write(tmp_path / "j", DECISION)
+    again = Journal(tmp_path / "j", {}, append=True)
+    again.write(DECISION)
+    again.close()
+    assert read_journal(tmp_path / "j")[1] == [DECISION, DECISION]
+    Journal(tmp_path / "new", {}, append=True).close()
+    assert read_journal(tmp_path / "new")[1] == []
+
+
 def test_a_foreign_policy_must_be_given(tmp_path):
     class Mine:
         def decide(self, situation, limits):
@@ -118,6 +128,8 @@ def test_a_foreign_policy_must_be_given(tmp_path):
         ('{"event": "decision"}\n', "first line must be a header"),
         ('{"event": "header", "schema": 7}\n', "schema 7; this version reads 1"),
         ('{"event": "header", "schema": 1}\n{"event": "odd"}\n', "line 2: unknown event 'odd'"),
+        ('{"event": "header", "schema": 1}\n{"event": "deci', "line 2 is no JSON"),
+        ("[1, 2]\n", "line 1 is no JSON object"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, match):

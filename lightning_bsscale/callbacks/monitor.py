@@ -125,7 +125,9 @@ class GradientNoiseScaleMonitor(pl.Callback):
                 "Trainer(accumulate_grad_batches=2): the training is the same.",
                 category=UserWarning,
             )
-        self._journal = output.open_journal(trainer, self._record, {"policy": None, "lr_rule": None, "dry_run": True})
+        self._journal = output.open_journal(
+            trainer, self._record, {"policy": None, "lr_rule": None, "dry_run": True}, goes_on=self._loaded is not None
+        )
         self._rate = UnscaledRate(trainer.optimizers[0])
         return measurement
 

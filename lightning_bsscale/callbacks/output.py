@@ -67,13 +67,16 @@ def log_values(pl_module: pl.LightningModule, prefix: str, values: Mapping[str, 
         )
 
 
-def open_journal(trainer: pl.Trainer, record: bool | str | Path, header: dict[str, Any]) -> Journal | None:
+def open_journal(
+    trainer: pl.Trainer, record: bool | str | Path, header: dict[str, Any], *, goes_on: bool
+) -> Journal | None:
     """Opens the journal where the user wants one.
 
     Args:
         trainer: whose folder is the default
         record: the option: True writes ``bsscale.jsonl`` into the log folder, a path is taken as given
         header: what the first line says
+        goes_on: whether a resumed run writes on where it is; else a journal that is there is replaced
 
     Returns:
         the journal, or None for `record=False`
@@ -81,7 +84,7 @@ def open_journal(trainer: pl.Trainer, record: bool | str | Path, header: dict[st
     if record is False:
         return None
     path = Path(trainer.log_dir or trainer.default_root_dir) / JOURNAL_NAME if record is True else Path(record)
-    return Journal(path, header)
+    return Journal(path, header, append=goes_on)
 
 
 def write_measurement(journal: Journal | None, measurement: Measurement | None) -> None:

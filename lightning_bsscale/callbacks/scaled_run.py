@@ -101,12 +101,14 @@ class ScaledRun:
         self.measurement = GradientMeasurement(trainer, self._optimizer, memory)
         if state is not None:
             self._load(state)
-        self._attach(trainer, pl_module, state)
         self._journal = output.open_journal(
             trainer,
             options.record,
             {"policy": describe_policy(options.policy), "lr_rule": rule.name, "dry_run": options.dry_run},
+            goes_on=state is not None,
         )
+        # Last, so that nothing is held when something above is refused.
+        self._attach(trainer, pl_module, state)
 
     # ------------------------------------------------------------------ start
 

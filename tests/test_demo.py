@@ -1,0 +1,91 @@
+"""The demonstration, in short: what it prints, what it writes, and what it leaves alone."""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+
+import pytest
+import sklearn.datasets  # noqa: F401  its first import sets environment variables: not inside a test
+import torch
+
+from lightning_bsscale import demo
+from lightning_bsscale.cli import main
+from lightning_bsscale.journal import replay
+
+RUNS = ("fixed 8, rate 0.01", "fixed 64, rate 0.08", "BatchSizeScaler from 8")
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """What four epochs print, where they wrote it, and what else came out."""
+    out = tmp_path_factory.mktemp("demo") / "new" / "folder"
+    lines, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(lines), contextlib.redirect_stderr(errors):
+        status = main(["demo", "--out", str(out), "--epochs", "4"])
+    return out, status, lines.getvalue(), errors.getvalue()
+
+
+def test_it_prints_one_aligned_table(shown):
+    _, status, text, _ = shown
+    assert status == 0
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("run "))
+    table = lines[start : start + 4]
+    assert len({len(line) for line in table}) == 1
+    assert [line.startswith(name) for line, name in zip(table[1:], RUNS, strict=True)] == [True] * 3
+    assert [int(line.split()[-4].replace(",", "")) for line in table[1:]] == [4 * 1347] * 3
+    steps = [int(line.split()[-5].replace(",", "")) for line in table[1:]]
+    assert steps[:2] == [4 * 169, 4 * 22]
+    assert steps[2] < steps[0]
+    assert "reason" in text
+
+
+def test_it_names_what_it_wrote(shown):
+    out, _, text, _ = shown
+    picture, journal = out / "bsscale.png", out / "bsscale.jsonl"
+    assert f"picture: {picture}" in text
+    assert f"journal: {journal}" in text
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    answers = list(replay(journal))
+    assert answers
+    assert all(answer.agrees for answer in answers)
+
+
+def test_nothing_else_is_said(shown):
+    _, _, text, errors = shown
+    assert errors == ""
+    assert not [word for word in ("GPU", "Tip", "Warning", "Trainer.fit") if word in text]
+
+
+def test_quiet_puts_levels_and_filters_back():
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level, list(warnings.filters)
+    with demo.quiet():
+        assert logger.level == logging.ERROR
+    assert (logger.level, list(warnings.filters)) == before
+    with contextlib.suppress(KeyError), demo.quiet():
+        raise KeyError
+    assert (logger.level, list(warnings.filters)) == before
+
+
+def test_a_seed_fixes_the_run_and_leaves_the_rest_alone():
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    runs = [demo.train("small", batch_size=64, rate=0.08, seed=seed, epochs=1) for seed in (3, 3, 4)]
+    assert runs[0].val_loss == runs[1].val_loss != runs[2].val_loss
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"), [(("sklearn",), "scikit-learn"), (("sklearn", "matplotlib"), "scikit-learn and matplotlib")]
+)
+def test_a_missing_library_is_one_sentence(missing, words, monkeypatch, tmp_path, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else found(name))
+    assert demo.run(tmp_path / "out", seed=0, epochs=1) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == f"The demo needs {words}: pip install 'lightning-bsscale[examples]'.\n"
+    assert not (tmp_path / "out").exists()

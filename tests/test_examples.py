@@ -1,0 +1,54 @@
+"""Every example runs alone, from any folder, and says what it found."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+CONFIG = str(EXAMPLES / "cli" / "config.yaml")
+
+# Script, options that make it short, and words of its output.
+RUNS = {
+    "digits": ("digits.py", ["--max_epochs", "2"], ["2694 examples", "accuracy", "reason"]),
+    "digits, measured": ("digits.py", ["--max_epochs", "2", "--measure_only"], ["170 optimizer steps", "noise scale"]),
+    "char_lm": ("char_lm.py", ["--sequences", "400"], ["400 sequences", "nats per byte", "reason"]),
+    "char_lm, fixed": ("char_lm.py", ["--sequences", "200", "--fixed"], ["200 sequences in 50 optimizer steps"]),
+    "plain_pytorch": ("plain_pytorch.py", ["--epochs", "2"], ["noise scale", "the rate would be"]),
+    "cli": ("cli/main.py", ["fit", "--config", CONFIG, "--trainer.max_epochs", "2"], ["reason"]),
+}
+
+
+def run(folder, script, options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    command = [sys.executable, str(EXAMPLES / script), *options]
+    made = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
+    assert made.returncode == 0, made.stderr[-3000:]
+    return made.stdout
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_example_runs_and_says_what_it_found(name, tmp_path):
+    script, options, words = RUNS[name]
+    told = run(tmp_path, script, options)
+    assert [word for word in words if word not in told] == [], told
+    if name == "cli":
+        folder = tmp_path / "runs" / "cli" / "version_0"
+        assert "bsscale/batch_size" in (folder / "metrics.csv").read_text().splitlines()[0]
+        assert (folder / "bsscale.jsonl").is_file()
+    else:
+        assert list(tmp_path.iterdir()) == []  # nothing is written unless asked for
+
+
+def test_no_example_is_forgotten():
+    assert {script for script, _, _ in RUNS.values()} == {
+        path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")
+    }
+
+
+def test_each_header_shows_the_command():
+    for path in EXAMPLES.rglob("*.py"):
+        assert f"python examples/{path.relative_to(EXAMPLES).as_posix()}" in path.read_text().split('"""')[1]
