@@ -46,10 +46,9 @@ def _draw_noise(axes: Axes, history: Sequence[Measurement], decisions: Sequence[
     xs = [made.examples_seen for made in known]
     noises = [made.noise for made in known if made.noise is not None]
     batch_xs, batches = _batch_staircase(history, decisions)
-    finite = [value for noise in noises for value in (noise.noise_scale, noise.high) if 0 < value < math.inf]
-    top = 2 * max([*finite, *batches, 1.0])
-    bottom = 0.5 * min([noise.noise_scale for noise in noises if 0 < noise.noise_scale < math.inf] + [*batches, top])
-    # An unknown upper end is drawn to the edge, an unresolved estimate as a gap: neither is a number.
+    told = [*(noise.noise_scale for noise in noises if noise.resolved), *batches] or [1.0]
+    top, bottom = 4 * max(told), 0.5 * min(told)
+    # An unknown (or very far) upper end is drawn to the edge, an unresolved estimate as a gap: neither is a number.
     resolved = [noise.resolved for noise in noises]
     axes.fill_between(
         xs,
@@ -76,12 +75,22 @@ def _draw_noise(axes: Axes, history: Sequence[Measurement], decisions: Sequence[
     axes.legend(loc="best", fontsize="small")
 
 
-def _draw_rate(axes: Axes, history: Sequence[Measurement]) -> None:
+def _draw_rate(axes: Axes, history: Sequence[Measurement], decisions: Sequence[DecisionRecord]) -> None:
     xs = [made.examples_seen for made in history]
-    axes.plot(xs, [made.lr for made in history], color=RATE, linewidth=1.2, label="rate")
+    without = [made.lr / made.lr_scale if made.lr_scale else math.nan for made in history]
+    # Of a window of another size (a probe, a short last one) the factor is its own: drawn is that of the batch in force.
+    factors = [(record.situation.examples_seen, record.lr_scale) for record in decisions if record.is_change]
+    in_force = [next((f for seen, f in reversed(factors) if seen < x), 1.0) for x in xs]
     axes.plot(
         xs,
-        [made.lr / made.lr_scale if made.lr_scale else math.nan for made in history],
+        [rate * factor for rate, factor in zip(without, in_force, strict=True)],
+        color=RATE,
+        linewidth=1.2,
+        label="rate",
+    )
+    axes.plot(
+        xs,
+        without,
         color="0.4",
         linestyle="--",
         linewidth=1,
@@ -130,6 +139,6 @@ def plot_run(
         return plot_noise_scale(history, decisions, ax)
     figure, axes = _figure(2)
     _draw_noise(axes[0], history, decisions)
-    _draw_rate(axes[1], history)
+    _draw_rate(axes[1], history, decisions)
     axes[1].set_xlabel("examples seen")
     return figure, axes

@@ -22,7 +22,7 @@ def history():
 
 
 def decisions():
-    grown = replace(DECISION, batch_size=16, situation=replace(DECISION.situation, examples_seen=250))
+    grown = replace(DECISION, batch_size=16, lr_scale=3.0, situation=replace(DECISION.situation, examples_seen=250))
     return [DECISION, grown]
 
 
@@ -41,7 +41,8 @@ def test_an_unresolved_estimate_is_a_gap_and_an_unknown_end_the_edge(tmp_path):
     assert list(drawn["batch"].get_ydata()) == [8, 16, 16]
     assert all(math.isfinite(limit) for limit in axes[0].get_ylim())
     rates = lines(axes[1])
-    assert rates["rate"].get_ydata()[-1] == 0.3
+    # The measured windows' own factor is 1.5 (a probe); the one in force was 1 before the growth and 3 after it.
+    assert list(rates["rate"].get_ydata()) == pytest.approx([0.1 / 1.5, 0.1 / 1.5, 0.2, 0.3])
     assert rates["rate without the factor"].get_ydata()[-1] == pytest.approx(0.1)
     figure.savefig(tmp_path / "run.png")
 
