@@ -78,7 +78,7 @@ def _draw_noise(axes: Axes, history: Sequence[Measurement], decisions: Sequence[
 def _draw_rate(axes: Axes, history: Sequence[Measurement], decisions: Sequence[DecisionRecord]) -> None:
     xs = [made.examples_seen for made in history]
     without = [made.lr / made.lr_scale if made.lr_scale else math.nan for made in history]
-    # Of a window of another size (a probe, a short last one) the factor is its own: drawn is that of the batch in force.
+    # A window of another size (a probe, a short last one) has a factor of its own: drawn is that of the batch in force.
     factors = [(record.situation.examples_seen, record.lr_scale) for record in decisions if record.is_change]
     in_force = [next((f for seen, f in reversed(factors) if seen < x), 1.0) for x in xs]
     axes.plot(

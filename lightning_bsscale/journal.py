@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,9 +191,15 @@ class Journal:
         self._line({"event": _NAMES[type(record)], **as_plain(record)})
 
     def _line(self, fields: dict[str, Any]) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.write(json.dumps(fields, allow_nan=False, ensure_ascii=False) + "\n")
             self._file.flush()
+        except OSError as error:
+            # A full disk ends the journal, not the training.
+            self._file = None
+            warnings.warn(f"The journal {self.path} ends here ({error}); training goes on.", stacklevel=2)
 
     def close(self) -> None:
         """Closes the file; a second call does nothing."""

@@ -110,6 +110,20 @@ def test_a_run_that_goes_on_appends(tmp_path):
     assert read_journal(tmp_path / "new")[1] == []
 
 
+def test_a_full_disk_ends_the_journal_and_not_the_training(tmp_path):
+    class Full:
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    journal = Journal(tmp_path / "j", {})
+    journal._file.close()
+    journal._file = Full()
+    with pytest.warns(UserWarning, match="ends here .*No space left"):
+        journal.write(DECISION)
+    journal.write(DECISION)
+    journal.close()
+
+
 def test_a_foreign_policy_must_be_given(tmp_path):
     class Mine:
         def decide(self, situation, limits):

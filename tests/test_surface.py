@@ -88,7 +88,7 @@ STATE_KEYS = {
     "examples_seen",
     "measurement",
     "optimizer_steps",
-    "scheduler_steps",
+    "micro_batch_size",
     "schema",
     "windows",
 }

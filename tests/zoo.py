@@ -152,6 +152,20 @@ class Regression(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer, self.trainer)}
 
 
+class KeepsRates(torch.optim.SGD):
+    """SGD that keeps the rates that it really updates with."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.used = []
+
+    def step(self, closure=None):
+        loss = closure()
+        self.used.append([group["lr"] for group in self.param_groups])
+        super().step()
+        return loss
+
+
 def regression_loader(examples=400, batch_size=4, noise=1.0, shuffle=False, drop_last=False):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(examples, 8, generator=generator)

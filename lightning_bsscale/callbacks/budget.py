@@ -37,6 +37,7 @@ class Budget:
             frequencies: the schedulers' own frequencies, in micro-batches as Lightning counts them
         """
         self.epoch_batches = epoch_batches
+        self._expected = epoch_batches
         self._accumulate = accumulate
         self._max_steps = max_steps
         self._total_examples = total_examples
@@ -57,8 +58,27 @@ class Budget:
         here = planned_steps(self._ready, self._accumulate, is_last=self._is_last, frequency=frequency)
         return self._before[frequency] + here
 
-    def start_epoch(self) -> None:
-        """An epoch begins, at its first micro-batch."""
+    def epoch_length(self, batch_idx: int) -> int | None:
+        """Micro-batches to expect in this epoch.
+
+        Args:
+            batch_idx: index of the next one
+
+        Returns:
+            the announced number, or fewer where the last epoch ended sooner; None for a loader without a length
+        """
+        expected = self._expected
+        return expected if expected is not None and batch_idx < expected else self.epoch_batches
+
+    def start_epoch(self, epoch_batches: int | None, came: int) -> None:
+        """An epoch begins, at its first micro-batch.
+
+        Args:
+            epoch_batches: micro-batches that Lightning announces, or None
+            came: micro-batches that came in the last epoch; 0 before the first
+        """
+        self.epoch_batches = epoch_batches
+        self._expected = epoch_batches if not came or epoch_batches is None else min(came, epoch_batches)
         self._before = {frequency: self.planned_steps(frequency) for frequency in self._before}
         self._ready = 0
         self._is_last = False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from numbers import Integral, Real
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -12,6 +13,14 @@ from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.policies import Decision, Limits, Situation
 from lightning_bsscale.theory.rate_path import RatePath
 from lightning_bsscale.theory.rules import LearningRateRule, uses_fallback
+
+
+def _positive_number(value: Any) -> Any:
+    # In a checkpoint and a journal only Python's own numbers can be read again, not NumPy's.
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    number = int(value) if isinstance(value, Integral) else float(value)
+    return number if 0 < number < math.inf else None
 
 
 class BatchControl:
@@ -59,9 +68,9 @@ class BatchControl:
 
     def _checked(self, answer: Any, situation: Situation) -> Decision:
         # A policy may be the user's own: an answer that is no decision holds, and is named once.
-        size: Any = answer.batch_size if isinstance(answer, Decision) else None
-        if isinstance(size, (int, float)) and not isinstance(size, bool) and math.isfinite(size) and size > 0:
-            return cast("Decision", answer)
+        size = _positive_number(answer.batch_size) if isinstance(answer, Decision) else None
+        if size is not None:
+            return Decision(batch_size=size, reason=str(answer.reason))
         if not self._complained:
             self._complained = True
             rank_zero_warn(

@@ -1,7 +1,8 @@
 """The only writer of a parameter group's ``"lr"`` (put back after each step) and of the schedulers' clock.
 
-The factor is on the rate only while the optimizer steps: a pre-hook multiplies, a post-hook puts back. So the user's
-scheduler and the checkpoints see the user's own rate, whatever the scheduler's formula. Schedulers with
+The factor is on the rate only while the optimizer updates: a pre-hook multiplies, a post-hook puts back. Lightning
+gives the optimizer a closure that runs the training step and the user's hooks; the factor is applied when it has
+returned. So the user, their scheduler and the checkpoints see their own rate, whatever the formula. Schedulers with
 ``interval: step`` are stepped once for each step that the user's own plan would have made (the example clock), not once
 for each step made.
 """
@@ -9,7 +10,7 @@ for each step made.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ def _put(group: dict[str, Any], rate: Any) -> None:
 
 
 class ScopedFactor:
-    """Multiplies the rate of every parameter group for the length of one step."""
+    """Multiplies the rate of every parameter group for the length of one update."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         """Registers the step hooks.
@@ -47,20 +48,36 @@ class ScopedFactor:
         self._found: list[Any] | None = None
         self._stepped_with: Any = None
         self._handles: list[Any] = [
-            optimizer.register_step_pre_hook(lambda *_: self._apply()),
+            optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(lambda *_: self.restore()),
         ]
 
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        # With a gradient scaler the closure has run before, and there is none here.
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._apply()
+            return None
+
+        def then_apply() -> Any:
+            self.restore()  # an optimizer may call its closure several times
+            loss = closure()
+            self._apply()
+            return loss
+
+        return args[:1], {**kwargs, "closure": then_apply}
+
     def _apply(self) -> None:
+        if self._found is not None:
+            return  # a subclass's step that calls its parent's fires the hooks twice
         groups = self._optimizer.param_groups
-        if self._found is None:
-            self._found = [_copy(group["lr"]) for group in groups]
+        self._found = [_copy(group["lr"]) for group in groups]
         for group, rate in zip(groups, self._found, strict=True):
             _put(group, rate * (self.factor * self._schedule_factor))
         self._stepped_with = self._found[0]
 
     def change(self, factor: float, schedule_factor: float) -> None:
-        """Sets both factors, also from inside a step whose pre-hook has run (Lightning's closure runs there).
+        """Sets both factors, from the next update on.
 
         Args:
             factor: what goes with the batch
@@ -68,8 +85,6 @@ class ScopedFactor:
         """
         self.factor = factor
         self._schedule_factor = schedule_factor
-        if self._found is not None:
-            self._apply()
 
     @property
     def rate(self) -> float:
@@ -153,26 +168,21 @@ class _Entry:
 class ExampleClock:
     """Steps the user's ``interval: step`` schedulers as often as the user's own plan would have by now.
 
-    ReduceLROnPlateau stays with Lightning: it follows a metric, and one metric value counted several times would look
-    like a plateau.
+    ReduceLROnPlateau stays with Lightning, which knows its metric: one value counted several times would look like a
+    plateau. It is let through at the window ends at which the plan would have stepped it since the last one.
     """
 
-    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, steps: Iterable[int] = ()) -> None:
+    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the schedulers from Lightning: it steps one when the micro-batch index is a multiple of `frequency`.
 
         Args:
             trainer: whose schedulers to take
             pl_module: whose `lr_scheduler_step` does the step
-            steps: how often each was stepped before (a resumed run)
         """
         self._pl_module = pl_module
         self._entries = [
-            _Entry(config, config.frequency, 0)
-            for config in trainer.lr_scheduler_configs
-            if config.interval == "step" and not config.reduce_on_plateau
+            _Entry(config, config.frequency, 0) for config in trainer.lr_scheduler_configs if config.interval == "step"
         ]
-        for entry, before in zip(self._entries, steps, strict=False):
-            entry.steps = before
         for entry in self._entries:
             entry.config.frequency = sys.maxsize
 
@@ -181,10 +191,14 @@ class ExampleClock:
         """The user's own frequency of each."""
         return [entry.frequency for entry in self._entries]
 
-    @property
-    def steps(self) -> list[int]:
-        """How often each scheduler was stepped."""
-        return [entry.steps for entry in self._entries]
+    def start_at(self, planned: Callable[[int], int]) -> None:
+        """Takes the plan's count as made already: the schedulers of a resumed run come with their own state.
+
+        Args:
+            planned: scheduler steps that the plan has made by now, for a scheduler of the given frequency
+        """
+        for entry in self._entries:
+            entry.steps = planned(entry.frequency)
 
     def advance(self, planned: Callable[[int], int]) -> None:
         """Steps every scheduler up to the plan.
@@ -193,9 +207,13 @@ class ExampleClock:
             planned: scheduler steps that the plan has made by now, for a scheduler of the given frequency
         """
         for entry in self._entries:
-            while entry.steps < planned(entry.frequency):
-                self._pl_module.lr_scheduler_step(entry.config.scheduler, None)
-                entry.steps += 1
+            due = planned(entry.frequency) - entry.steps
+            entry.steps += due
+            if entry.config.reduce_on_plateau:
+                entry.config.frequency = 1 if due else sys.maxsize
+            else:
+                for _ in range(due):
+                    self._pl_module.lr_scheduler_step(entry.config.scheduler, None)
 
     def release(self) -> None:
         """Gives the schedulers back to Lightning."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from lightning_bsscale.callbacks.options import BatchSizeFn
 from lightning_bsscale.theory.windows import planned_examples
-
-BatchSizeFn = Callable[[Any], float]
 
 
 def batch_size_of(batch: Any, batch_size_fn: BatchSizeFn | None) -> int:
@@ -29,6 +29,11 @@ def batch_size_of(batch: Any, batch_size_fn: BatchSizeFn | None) -> int:
     Raises:
         MisconfigurationException: the size cannot be found, or `batch_size_fn` gave no positive whole number
     """
+    if batch is None:
+        raise MisconfigurationException(
+            "The number of examples in a batch must be known before the training step, and Lightning shows no batch: "
+            "the loader gave None, or training_step takes dataloader_iter. Let training_step take the batch."
+        )
     if batch_size_fn is None:
         try:
             size: Any = extract_batch_size(batch)
@@ -43,6 +48,42 @@ def batch_size_of(batch: Any, batch_size_fn: BatchSizeFn | None) -> int:
         source = "The loader gave a batch of" if batch_size_fn is None else "batch_size_fn returned"
         raise MisconfigurationException(f"{source} {size!r} examples; a positive whole number is needed.")
     return int(size)
+
+
+class SizeCheck:
+    """Says once where the micro-batches are not of the size that everything is counted in: the first one's."""
+
+    ENOUGH = 50
+    TOLERANCE = 0.25
+
+    def __init__(self, micro_batch_size: int) -> None:
+        """Begins without a micro-batch.
+
+        Args:
+            micro_batch_size: the size that batches are counted in
+        """
+        self._unit = micro_batch_size
+        self._count = 0
+        self._examples = 0
+
+    def add(self, sizes: Sequence[int]) -> None:
+        """Takes a window's micro-batches.
+
+        Args:
+            sizes: their examples
+        """
+        if self._count >= self.ENOUGH:
+            return
+        self._count += len(sizes)
+        self._examples += sum(sizes)
+        mean = self._examples / self._count
+        if self._count >= self.ENOUGH and abs(mean / self._unit - 1) > self.TOLERANCE:
+            rank_zero_warn(
+                f"bsscale: the first micro-batch had {self._unit} examples, the first {self._count} have {mean:.4g} on "
+                "average. Batches, limits and the budget are counted in micro-batches of the first one's size. Let "
+                "the loader begin with a typical batch.",
+                category=UserWarning,
+            )
 
 
 def epoch_batches(trainer: pl.Trainer) -> int | None:

@@ -28,20 +28,16 @@ class OpenWindow:
     """The window in progress on this device.
 
     Attributes:
-        start: batch index of its first micro-batch
         planned: micro-batches that it should have
         loss_divisor: what Lightning divides each loss by
         measured: whether its gradients are watched
-        is_probe: whether it has two micro-batches only to measure
         steps_before: the Trainer's optimizer steps when it began
         sizes: examples of each micro-batch so far
     """
 
-    start: int
     planned: int
     loss_divisor: int
     measured: bool
-    is_probe: bool
     steps_before: int
     sizes: list[int]
 
@@ -215,16 +211,11 @@ class GradientMeasurement:
             self.history[:half] = self.history[:half:2]
         return made
 
-    def stop(self) -> Measurement | None:
-        """Takes every hook away.
-
-        Returns:
-            the measurement that was still on its way, if any
-        """
+    def stop_watching(self) -> None:
+        """Takes every hook away."""
         if self._watching:
             self._hooks.stop_window()
             self._watching = False
-        return self.flush()
 
     def state(self) -> dict[str, Any]:
         """What cannot be recomputed: the averages, and the measurement on its way (read now, used a window later).

@@ -142,11 +142,9 @@ class GradientNoiseScaleMonitor(pl.Callback):
             divisor = int(trainer.accumulate_grad_batches)
             measured = divisor > 1 and self._windows % self._measure_every == 0
             self._window = OpenWindow(
-                start=batch_idx,
                 planned=divisor,
                 loss_divisor=divisor,
                 measured=measured,
-                is_probe=False,
                 steps_before=trainer.global_step,
                 sizes=[],
             )
@@ -207,7 +205,8 @@ class GradientNoiseScaleMonitor(pl.Callback):
 
     def _release(self) -> None:
         if self._measurement is not None:
-            output.write_measurement(self._journal, self._measurement.stop())
+            self._measurement.stop_watching()
+            output.write_measurement(self._journal, self._measurement.flush())
         if self._journal is not None:
             self._journal.close()
 

@@ -1,11 +1,49 @@
-"""Checks of the callbacks' own options, as `theory.checks` does for numbers."""
+"""The scaler's options, and checks of them where `theory.checks` has none."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_bsscale.theory.checks import check_number
+from lightning_bsscale.theory.schedules import Schedule
+
+BatchSizeFn = Callable[[Any], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalerOptions:
+    """The scaler's options, checked; their meaning is told at `BatchSizeScaler`."""
+
+    policy: Any
+    schedule: Schedule | None
+    warmup: int | float
+    total_examples: float | None
+    max_batch_size: int | None
+    measure_every: int
+    probe_every: int
+    memory: float
+    batch_size_fn: BatchSizeFn | None
+    dry_run: bool
+    log_prefix: str
+    record: Any
+    progress_bar: bool
+    verbose: bool
+
+    def shares(self) -> list[str]:
+        """The options that are shares of the budget, and so need one.
+
+        Returns:
+            ``name=value`` of each
+        """
+        found = [f"warmup={self.warmup}"] if isinstance(self.warmup, float) and self.warmup > 0 else []
+        found += [f"memory={self.memory}"] if self.memory < 1 else []
+        found += [f"schedule={type(self.schedule).__name__}"] if self.schedule is not None else []
+        # A policy of the user's own may not say; it sees total_examples=None and can decide for itself.
+        found += [f"policy={type(self.policy).__name__}"] if getattr(self.policy, "needs_budget", False) else []
+        return found
 
 
 def check_warmup(value: object) -> int | float:

@@ -8,9 +8,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_bsscale.journal import Journal, Measurement
+from lightning_bsscale.callbacks.options import ScalerOptions
+from lightning_bsscale.journal import DecisionRecord, Journal, Measurement, describe_noise
 from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.policies import Limits
 
 JOURNAL_NAME = "bsscale.jsonl"
 
@@ -65,6 +68,43 @@ def log_values(pl_module: pl.LightningModule, prefix: str, values: Mapping[str, 
         pl_module.log(
             prefix + key, tensor, on_step=True, on_epoch=False, prog_bar=show and key == "batch_size", batch_size=1
         )
+
+
+def say_start(batch_size: int, limits: Limits, options: ScalerOptions, *, goes_on: bool) -> None:
+    """Says once where the batch begins, and how far it may go where the user did not choose.
+
+    Args:
+        batch_size: the batch in force
+        limits: of the batch
+        options: the scaler's
+        goes_on: whether this is a resumed run
+    """
+    if options.max_batch_size is None:
+        begins = "going on" if goes_on else "starting"
+        grows = "would grow" if options.dry_run else "grows"
+        rank_zero_info(
+            f"bsscale: {begins} at a batch of {batch_size} examples; it {grows} to at most {limits.max_batch_size} "
+            "(set max_batch_size to choose)."
+        )
+
+
+def say_decision(record: DecisionRecord, options: ScalerOptions) -> None:
+    """One line for a change of the batch, and one for a hold where the user wants to hear it.
+
+    Args:
+        record: the decision
+        options: the scaler's
+    """
+    seen, old = record.situation.examples_seen, record.situation.batch_size
+    if record.is_change:
+        verb = "would change" if options.dry_run else "changed"
+        rank_zero_info(
+            f"bsscale: after {seen} examples the batch {verb} from {old} to {record.batch_size}, the factor on the "
+            f"rate to {record.lr_scale:.3g} ({record.lr_rule}); noise scale {describe_noise(record.situation.noise)}: "
+            f"{record.decision.reason}"
+        )
+    elif options.verbose:
+        rank_zero_info(f"bsscale: after {seen} examples the batch stays {old}: {record.decision.reason}")
 
 
 def open_journal(

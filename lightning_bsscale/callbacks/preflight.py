@@ -81,8 +81,28 @@ def check_trainer_for_scaler(trainer: pl.Trainer) -> None:
     if trainer.min_steps:
         raise MisconfigurationException(
             f"Trainer(min_steps={trainer.min_steps}) counts optimizer steps, of which BatchSizeScaler makes fewer for "
-            "the same examples, so training would go on after its budget. Use min_epochs."
+            "the same examples, so training would go on after its budget. Use min_epochs, within the budget."
         )
+
+
+def check_min_epochs(trainer: pl.Trainer, total_examples: float | None, epoch_examples: float | None) -> None:
+    """Refuses epochs beyond the budget.
+
+    Args:
+        trainer: the Trainer
+        total_examples: the budget
+        epoch_examples: examples in an epoch, or None where it is unknown
+
+    Raises:
+        MisconfigurationException: `min_epochs` reaches past the budget
+    """
+    if trainer.min_epochs and total_examples is not None and epoch_examples is not None:
+        needed = trainer.min_epochs * epoch_examples
+        if needed > total_examples:
+            raise MisconfigurationException(
+                f"Trainer(min_epochs={trainer.min_epochs}) asks for {needed:g} examples, and the budget (max_steps, or "
+                f"total_examples) ends after {total_examples:g}. Lower min_epochs, or raise the budget."
+            )
 
 
 def choose_rule(lr_rule: Any, lr_cap: float | None, optimizer: Optimizer) -> LearningRateRule:

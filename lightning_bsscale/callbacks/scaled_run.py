@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_bsscale.callbacks import loaders, output, preflight
 from lightning_bsscale.callbacks.accumulation import Accumulation, rescale_cut_window
@@ -15,47 +14,14 @@ from lightning_bsscale.callbacks.budget import Budget
 from lightning_bsscale.callbacks.control import BatchControl
 from lightning_bsscale.callbacks.learning_rate import ExampleClock, ScopedFactor, UnscaledRate, relative_rate
 from lightning_bsscale.callbacks.measurement import GradientMeasurement, OpenWindow, WindowFacts, watched_parameters
+from lightning_bsscale.callbacks.options import ScalerOptions
 from lightning_bsscale.callbacks.timing import StepTimes
-from lightning_bsscale.journal import DecisionRecord, describe_noise, describe_policy
+from lightning_bsscale.journal import describe_policy
 from lightning_bsscale.theory.policies import Limits, Situation
 from lightning_bsscale.theory.rules import LearningRateRule
-from lightning_bsscale.theory.schedules import Schedule
 from lightning_bsscale.theory.windows import WindowPlan, default_max_batch_size, plan_window
 
 STATE_SCHEMA = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScalerOptions:
-    """The scaler's options, checked; their meaning is told at `BatchSizeScaler`."""
-
-    policy: Any
-    schedule: Schedule | None
-    warmup: int | float
-    total_examples: float | None
-    max_batch_size: int | None
-    measure_every: int
-    probe_every: int
-    memory: float
-    batch_size_fn: loaders.BatchSizeFn | None
-    dry_run: bool
-    log_prefix: str
-    record: Any
-    progress_bar: bool
-    verbose: bool
-
-    def shares(self) -> list[str]:
-        """The options that are shares of the budget, and so need one.
-
-        Returns:
-            ``name=value`` of each
-        """
-        found = [f"warmup={self.warmup}"] if isinstance(self.warmup, float) and self.warmup > 0 else []
-        found += [f"memory={self.memory}"] if self.memory < 1 else []
-        found += [f"schedule={type(self.schedule).__name__}"] if self.schedule is not None else []
-        # A policy of the user's own may not say; it sees total_examples=None and can decide for itself.
-        found += [f"policy={type(self.policy).__name__}"] if getattr(self.policy, "needs_budget", False) else []
-        return found
 
 
 class ScaledRun:
@@ -86,10 +52,15 @@ class ScaledRun:
         self._windows = 0
         self._window: OpenWindow | None = None
         self._times = StepTimes()
+        self._came_in_epoch = 0
+        self._said_lost = False
         self._optimizer = trainer.optimizers[0]
         self._accumulate = int(trainer.accumulate_grad_batches)
+        # One unit for the whole training: the micro-batch that a resumed run happens to begin with may be a short one.
+        self._micro_batch_size = micro_batch_size if state is None else state["micro_batch_size"]
+        micro_batch_size = self._micro_batch_size
+        self._sizes = loaders.SizeCheck(micro_batch_size)
         self._granularity = micro_batch_size * trainer.world_size
-        self._epoch_batches = loaders.epoch_batches(trainer)
         start = self._accumulate * self._granularity
         self._read_plan(trainer, micro_batch_size)
         self.control = BatchControl(
@@ -101,6 +72,7 @@ class ScaledRun:
         self.measurement = GradientMeasurement(trainer, self._optimizer, memory)
         if state is not None:
             self._load(state)
+        output.say_start(self.control.batch_size, self.control.limits, options, goes_on=state is not None)
         self._journal = output.open_journal(
             trainer,
             options.record,
@@ -122,6 +94,12 @@ class ScaledRun:
         self._max_steps = trainer.max_steps if trainer.max_steps >= 0 else None
         self.total_examples = min((total for total in (planned, given) if total is not None), default=None)
         preflight.check_budget(self.total_examples, self.options.shares())
+        if given is not None or self._max_steps is not None:
+            preflight.check_min_epochs(
+                trainer,
+                self.total_examples,
+                loaders.epoch_examples(trainer, micro_batch_size, self.options.batch_size_fn),
+            )
         warmup = self.options.warmup
         self._warmup_examples = warmup if isinstance(warmup, int) else warmup * (self.total_examples or 0.0)
 
@@ -133,10 +111,6 @@ class ScaledRun:
                 granularity=self._granularity,
                 epoch_examples=loaders.epoch_examples(trainer, micro_batch_size, self.options.batch_size_fn),
                 total_examples=self.total_examples,
-            )
-            rank_zero_info(
-                f"bsscale: starting at a batch of {start:g} examples; it grows to at most {largest:g} "
-                "(set max_batch_size to choose)."
             )
         else:
             preflight.check_maximum(given, start)
@@ -153,22 +127,24 @@ class ScaledRun:
         if not self.options.dry_run:
             self._accumulation = Accumulation(trainer)
             self._rate = ScopedFactor(self._optimizer)
-            self._clock = ExampleClock(trainer, pl_module, state["scheduler_steps"] if state is not None else ())
+            self._clock = ExampleClock(trainer, pl_module)
         self.budget = Budget(
             accumulate=self._accumulate,
             max_steps=self._max_steps,
             total_examples=self.total_examples if self.options.total_examples is not None else None,
             granularity=self._granularity,
-            epoch_batches=self._epoch_batches,
+            epoch_batches=loaders.epoch_batches(trainer),
             frequencies=self._clock.frequencies if self._clock is not None else (),
         )
         if state is not None:
             self.budget.load(state["budget"])
+            if self._clock is not None:
+                self._clock.start_at(self.budget.planned_steps)
         if self._accumulate == 1 and (self.options.dry_run or self.options.probe_every == 0):
             why = "dry_run=True changes nothing" if self.options.dry_run else "probe_every=0 turns probe windows off"
             rank_zero_warn(
-                f"bsscale: with one micro-batch a step on one device the noise scale cannot be measured, and {why}. "
-                "Set Trainer(accumulate_grad_batches=2) or more with smaller micro-batches.",
+                f"bsscale: while a step has one micro-batch on one device, the noise scale cannot be measured, and "
+                f"{why}. Set Trainer(accumulate_grad_batches=2) or more with smaller micro-batches.",
                 category=UserWarning,
             )
 
@@ -182,14 +158,15 @@ class ScaledRun:
         # What the window that begins now should be.
         if self._accumulation is None:
             left = self._accumulate - batch_idx % self._accumulate
-            return plan_window(start=batch_idx, wanted=left, epoch_batches=self._epoch_batches, budget_batches=None)
+            length = self.budget.epoch_length(batch_idx)
+            return plan_window(start=batch_idx, wanted=left, epoch_batches=length, budget_batches=None)
         wanted = self.control.batch_size // self._granularity
         every = self.options.probe_every
         is_probe = wanted == 1 and every > 0 and (self._windows + 1) % every == 0
         return plan_window(
             start=batch_idx,
             wanted=2 if is_probe else wanted,
-            epoch_batches=self._epoch_batches,
+            epoch_batches=self.budget.epoch_length(batch_idx),
             budget_batches=self.budget.batches_left(batch_idx, self.examples_seen),
             is_probe=is_probe,
         )
@@ -198,11 +175,9 @@ class ScaledRun:
         plan = self._plan(batch_idx)
         due = self._in_warmup or plan.is_probe or self._windows % self.options.measure_every == 0
         self._window = OpenWindow(
-            start=batch_idx,
             planned=plan.num_micro_batches,
             loss_divisor=plan.num_micro_batches if self._accumulation is not None else self._accumulate,
             measured=due and plan.num_micro_batches > 1,
-            is_probe=plan.is_probe,
             steps_before=trainer.global_step,
             sizes=[],
         )
@@ -235,14 +210,33 @@ class ScaledRun:
         """
         size = loaders.batch_size_of(batch, self.options.batch_size_fn)
         if batch_idx == 0:
-            # Whatever window was open when the last epoch ended is lost: Lightning clears its gradient.
-            self._window = None
-            self.budget.start_epoch()
+            self._start_epoch(trainer)
+        self._came_in_epoch = batch_idx + 1
         if self._window is None:
             self._open_window(trainer, batch_idx)
         assert self._window is not None
         self._window.sizes.append(size)
         self._times.start()
+
+    def _start_epoch(self, trainer: pl.Trainer) -> None:
+        self.drop_window()
+        self.budget.start_epoch(loaders.epoch_batches(trainer), came=self._came_in_epoch)
+
+    def drop_window(self) -> None:
+        """`on_train_end`, and an epoch's start: Lightning drops a window that no step ended, and that is said once."""
+        lost, self._window = self._window, None
+        if lost is None:
+            return
+        self.budget.advance(self._came_in_epoch, is_last=False)
+        if self._accumulation is not None and not self._said_lost:
+            self._said_lost = True
+            rank_zero_warn(
+                f"bsscale: the last {lost.came} micro-batches of an epoch were not stepped with, as Lightning drops an "
+                f"unfinished window: the epoch ended after {self._came_in_epoch} micro-batches, announced were "
+                f"{self.budget.epoch_batches}. If the loader is shorter than it says, or than limit_train_batches, "
+                "mend that; from the second epoch on its real length is used.",
+                category=UserWarning,
+            )
 
     def before_step(self) -> None:
         """`on_before_optimizer_step`: the gradient is complete, not yet clipped."""
@@ -271,14 +265,17 @@ class ScaledRun:
         self._windows += 1
         self.optimizer_steps += 1
         self.examples_seen += window.examples
-        is_last = trainer.is_last_batch or batch_idx + 1 == self._epoch_batches
+        self._sizes.add(window.sizes)
+        is_last = trainer.is_last_batch or batch_idx + 1 == self.budget.epoch_batches
         self.budget.advance(batch_idx + 1, is_last=is_last)
         if self._clock is not None:
             self._clock.advance(self.budget.planned_steps)
         output.write_measurement(self._journal, self.measurement.close(self._facts(window)))
         record = None if self._in_warmup else self.control.ask(self._situation())
         if record is not None:
-            self._tell(record)
+            if self._journal is not None:
+                self._journal.write(record)
+            output.say_decision(record, self.options)
         if self._accumulation is not None and self.budget.is_used_up(self.examples_seen):
             trainer.should_stop = True
         if (record is not None and record.is_change) or output.is_log_due(trainer):
@@ -324,30 +321,18 @@ class ScaledRun:
             "examples_seen": self.examples_seen,
         }
 
-    def _tell(self, record: DecisionRecord) -> None:
-        if self._journal is not None:
-            self._journal.write(record)
-        seen, old, new = self.examples_seen, record.situation.batch_size, record.batch_size
-        if record.is_change:
-            verb = "would change" if self.options.dry_run else "changed"
-            rank_zero_info(
-                f"bsscale: after {seen} examples the batch {verb} from {old} to {new}, the factor on the rate to "
-                f"{record.lr_scale:.3g} ({record.lr_rule}); noise scale {describe_noise(record.situation.noise)}: "
-                f"{record.decision.reason}"
-            )
-        elif self.options.verbose:
-            rank_zero_info(f"bsscale: after {seen} examples the batch stays {old}: {record.decision.reason}")
-
     # ------------------------------------------------------------------ end and state
 
     def release(self) -> None:
         """Gives everything back to the user; a second call does nothing."""
-        output.write_measurement(self._journal, self.measurement.stop())
+        # First what is the user's, and nothing in it can fail; a full disk or a lost device shows only after that.
         self._rate.remove()
         if self._accumulation is not None:
             self._accumulation.restore()
         if self._clock is not None:
             self._clock.release()
+        self.measurement.stop_watching()
+        output.write_measurement(self._journal, self.measurement.flush())
         if self._journal is not None:
             self._journal.close()
 
@@ -359,10 +344,10 @@ class ScaledRun:
         """
         return {
             "schema": STATE_SCHEMA,
+            "micro_batch_size": self._micro_batch_size,
             "examples_seen": self.examples_seen,
             "optimizer_steps": self.optimizer_steps,
             "windows": self._windows,
-            "scheduler_steps": self._clock.steps if self._clock is not None else [],
             "budget": self.budget.state(),
             "control": self.control.state(),
             "measurement": self.measurement.state(),

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from lightning_bsscale.callbacks import options, preflight
 from lightning_bsscale.callbacks.loaders import batch_size_of
 from lightning_bsscale.callbacks.monitor import GradientNoiseScaleMonitor
-from lightning_bsscale.callbacks.scaled_run import STATE_SCHEMA, ScaledRun, ScalerOptions
+from lightning_bsscale.callbacks.options import ScalerOptions
+from lightning_bsscale.callbacks.scaled_run import STATE_SCHEMA, ScaledRun
 from lightning_bsscale.journal import DecisionRecord, Measurement, summary_table
 from lightning_bsscale.theory.checks import check_integer
 from lightning_bsscale.theory.estimate import NoiseScale
@@ -92,7 +93,8 @@ class BatchSizeScaler(pl.Callback):
                 0.05.
             total_examples: The budget in examples; training stops when it is used up. Defaults to None: the user's own
                 plan, from `max_epochs`, or `max_steps` × the starting batch.
-            max_batch_size: Largest batch in examples. Defaults to None: 32 × the start, at least 8 steps an epoch.
+            max_batch_size: Largest batch in examples. Defaults to None: 32 × the start, at least 8 steps an epoch. (A
+                probe window has two micro-batches whatever this says.)
             measure_every: After warmup, one window in so many is measured. Defaults to 8.
             probe_every: While a window has one micro-batch, one window in so many has two, to be measured; 0 turns this
                 off. Defaults to 4.
@@ -258,6 +260,7 @@ class BatchSizeScaler(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gives everything back."""
         if self._run is not None:
+            self._run.drop_window()
             self._run.release()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

@@ -6,12 +6,12 @@ changes only when the batch does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 from lightning_bsscale.theory.checks import check_number
 from lightning_bsscale.theory.estimate import NoiseScale
-from lightning_bsscale.theory.rules import LearningRateRule, uses_fallback
+from lightning_bsscale.theory.rules import LearningRateRule
 
 __all__ = ["RatePath"]
 
@@ -23,11 +23,9 @@ class RatePath:
 
     Attributes:
         product: Product of the ratios, before any ceiling.
-        fallbacks: Changes at which the square root was used for want of a resolved estimate.
     """
 
     product: float = 1.0
-    fallbacks: int = 0
 
     def grown(self, rule: LearningRateRule, old_batch: float, new_batch: float, noise: NoiseScale | None) -> RatePath:
         """Go one change of the batch further.
@@ -46,11 +44,7 @@ class RatePath:
             >>> RatePath().grown(Linear(), 4, 8, None).grown(Sqrt(), 8, 32, None).product
             4.0
         """
-        return replace(
-            self,
-            product=self.product * _checked_ratio(rule, old_batch, new_batch, noise),
-            fallbacks=self.fallbacks + uses_fallback(rule, noise),
-        )
+        return RatePath(product=self.product * _checked_ratio(rule, old_batch, new_batch, noise))
 
     def factor(self, rule: LearningRateRule) -> float:
         """Compute the factor on the rate for windows of the present batch.
@@ -61,7 +55,7 @@ class RatePath:
         Returns:
             The factor, after any ceiling.
         """
-        return rule.applied(self.product)
+        return _checked_factor(rule, self.product)
 
     def factor_at(
         self, rule: LearningRateRule, batch_size: float, window_batch: float, noise: NoiseScale | None
@@ -77,9 +71,15 @@ class RatePath:
         Returns:
             The factor, after any ceiling.
         """
-        return rule.applied(self.product * _checked_ratio(rule, batch_size, window_batch, noise))
+        return _checked_factor(rule, self.product * _checked_ratio(rule, batch_size, window_batch, noise))
+
+
+# A user's rule is asked here for the first time: a rate of 0 or NaN must not reach the optimizer.
+
+
+def _checked_factor(rule: LearningRateRule, path_factor: float) -> float:
+    return check_number(f"the factor that the rule {rule.name!r} applies", rule.applied(path_factor), above=0)
 
 
 def _checked_ratio(rule: LearningRateRule, old_batch: float, new_batch: float, noise: NoiseScale | None) -> float:
-    # A user's rule is asked here for the first time: a rate of 0 or NaN must not reach the optimizer.
     return check_number(f"the ratio of the rule {rule.name!r}", rule.ratio(old_batch, new_batch, noise), above=0)

@@ -136,6 +136,26 @@ def test_the_probe_sees_an_unsized_end_without_rescaling(monkeypatch):
         check_run(run)
 
 
+def test_a_loader_shorter_than_announced_loses_once_and_says_so():
+    """Lightning is told 30 and gets 18: it drops the window in progress. From the second epoch on nothing is lost."""
+    module, epochs = OneHot(54, 18), 3
+    scaler = BatchSizeScaler(policy=Scripted([]), warmup=0, memory=1.0, max_batch_size=4, probe_every=0, lr_rule="none")
+    loader = DataLoader(UnsizedNumbers(18), batch_size=1)
+    with pytest.warns(UserWarning, match="the last 2 micro-batches of an epoch were not stepped with") as caught:
+        fit(
+            module,
+            loader,
+            [scaler],
+            val=DataLoader(Numbers(1), batch_size=1),
+            max_epochs=epochs,
+            limit_train_batches=30,
+            accumulate_grad_batches=4,
+        )
+    assert sum("not stepped with" in str(warning.message) for warning in caught) == 1
+    assert [i for step in module.steps for i in step] == [*range(16), *range(18, 54)]
+    assert all(weight == 1 / len(step) for step in module.steps for weight in step.values())
+
+
 def test_offset_window_counts_from_its_start():
     window = accumulation._Window(3, 2)
     assert [x % window for x in range(2, 9)] == [0, 1, 2, 0, 1, 2, 0]

@@ -42,8 +42,8 @@ def test_it_counts_as_the_plan_would(epochs, accumulate, max_steps, frequency, s
     )
     expected = plan_by_hand(epochs, accumulate, max_steps, frequency)
     seen = 0
-    for batches in epochs:
-        budget.start_epoch()
+    for batches, came in zip(epochs, [0, *epochs], strict=False):
+        budget.start_epoch(batches if same else None, came)
         for index in range(batches):
             left = budget.batches_left(index, seen)
             budget.advance(index + 1, is_last=index + 1 == batches)
@@ -65,6 +65,16 @@ def test_it_counts_as_the_plan_would(epochs, accumulate, max_steps, frequency, s
                 budget.advance(index + 2, is_last=False)
                 assert budget.planned_steps() == max_steps
                 return
+
+
+def test_the_length_of_an_epoch_is_what_the_last_one_showed():
+    budget = Budget(accumulate=1, max_steps=None, total_examples=None, granularity=1, epoch_batches=30)
+    budget.start_epoch(30, 0)
+    assert budget.epoch_length(0) == 30
+    budget.start_epoch(30, 18)
+    assert [budget.epoch_length(index) for index in (0, 17, 18)] == [18, 18, 30]
+    budget.start_epoch(12, 30)
+    assert budget.epoch_length(0) == 12
 
 
 def test_an_explicit_budget_counts_examples():

@@ -9,7 +9,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from lightning_bsscale.callbacks.learning_rate import ScopedFactor
 from lightning_bsscale.callbacks.scaler import BatchSizeScaler
-from tests.zoo import QUIET, KeepSteps, Regression, Scripted, assert_nothing_left, fit, regression_loader
+from tests.zoo import QUIET, KeepsRates, KeepSteps, Regression, Scripted, assert_nothing_left, fit, regression_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
 
@@ -25,25 +25,53 @@ def p_groups(parameters):
 
 
 class Rates(Regression):
-    """Keeps the user's own rate between steps, and the rates inside each step."""
+    """Keeps the rates that the user sees, wherever they look."""
 
     def on_fit_start(self):
-        self.rates, self.stepped_with = [], []
+        self.rates = []
+
+    def look(self):
+        self.rates.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
 
     def on_train_batch_start(self, batch, batch_idx):
-        self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.look()
+
+    def training_step(self, batch, batch_idx):
+        self.look()
+        return super().training_step(batch, batch_idx)
 
     def on_before_optimizer_step(self, optimizer):
-        # Inside the optimizer's step: Lightning's closure runs after the pre-hook.
-        self.stepped_with.append([group["lr"] for group in optimizer.param_groups])
+        self.look()
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.look()
 
 
-def test_the_rate_is_scaled_in_the_step_and_nowhere_else():
-    module = Rates(lambda p: SGD(p_groups(p), lr=0.1))
-    fit(module, regression_loader(64), [scripted(8, 8, 16)], max_epochs=1)
-    assert module.rates == [0.1] * 16
-    assert [rates[0] for rates in module.stepped_with][:5] == pytest.approx([0.1, 0.2, 0.2, 0.4, 0.4])
-    assert all(rates[1] == pytest.approx(10 * rates[0]) for rates in module.stepped_with)
+def test_the_rate_is_scaled_in_the_update_and_nowhere_else():
+    module = Rates(lambda p: KeepsRates(p_groups(p), lr=0.1))
+    trainer = fit(module, regression_loader(64), [scripted(8, 8, 16)], max_epochs=1)
+    used = trainer.optimizers[0].used
+    assert module.rates == [[0.1, 1.0]] * len(module.rates)
+    assert [rates[0] for rates in used][:5] == pytest.approx([0.1, 0.2, 0.2, 0.4, 0.4])
+    assert all(rates[1] == pytest.approx(10 * rates[0]) for rates in used)
+
+
+def test_a_rate_that_the_user_changes_by_hand_is_the_users():
+    class Decays(Rates):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 0:
+                self.optimizers().param_groups[0]["lr"] = 0.2
+            return super().training_step(batch, batch_idx)
+
+        def on_before_optimizer_step(self, optimizer):
+            optimizer.param_groups[0]["lr"] *= 0.5
+
+    module = Decays(lambda p: KeepsRates(p, lr=0.1))
+    trainer = fit(module, regression_loader(64), [scripted(8, 8, 16)], max_epochs=1)
+    factors = [1, 2, 2, 4, 4, 3]
+    expected = [0.2 * 0.5 ** (n + 1) * factor for n, factor in enumerate(factors)]
+    assert [rates[0] for rates in trainer.optimizers[0].used] == pytest.approx(expected)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.2 * 0.5**6)
 
 
 def test_weights_are_those_of_a_hand_written_loop():
@@ -131,6 +159,37 @@ def test_plateau_and_epoch_schedulers_stay_with_lightning():
     assert epochs.last_epoch == 3
 
 
+@pytest.mark.parametrize("frequency", [1, 2, 5])
+def test_plateau_on_steps_is_stepped_as_often_as_the_plan_reaches_its_frequency(frequency):
+    """A window end is a step; of several planned ones within a window, one metric value makes one."""
+
+    class Plateau(schedulers.ReduceLROnPlateau):
+        seen = 0
+
+        def step(self, metrics, epoch=None):
+            self.seen += 1
+            super().step(metrics)
+
+    class Module(Regression):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self):
+            optimizer = SGD(self.parameters(), lr=0.1)
+            config = {"scheduler": Plateau(optimizer, patience=10**6), "interval": "step", "monitor": "loss"}
+            return {"optimizer": optimizer, "lr_scheduler": {**config, "frequency": frequency}}
+
+    scaler = scripted(4, 8, 8, 12, lr_rule="none")
+    trainer = fit(Module(), regression_loader(80), [scaler], max_epochs=1)
+    # Windows end after 1, 2, 4, 6, 9, 12, 15, 18 and 20 micro-batches of the plan's 20 steps.
+    ends = [1, 2, 4, 6, 9, 12, 15, 18, 20]
+    due = sum(end // frequency > start // frequency for start, end in zip([0, *ends], ends, strict=False))
+    assert trainer.lr_scheduler_configs[0].scheduler.seen == due
+    assert trainer.lr_scheduler_configs[0].frequency == frequency
+
+
 def test_learning_rate_monitor_keeps_logging_the_users_rate():
     logger = KeepSteps()
 
@@ -165,20 +224,35 @@ def test_rates_come_back_to_the_last_digit(rate):
     scoped = ScopedFactor(optimizer)
     scoped.change(3.3, 0.7)
     parameter.grad = torch.ones(3)
+    seen = []
     optimizer.step()
     assert group["lr"] is before
     assert float(group["lr"]) == pytest.approx(0.1, abs=1e-12 if isinstance(rate, float) else 1e-8)
     assert scoped.rate == pytest.approx(0.1 * 3.3 * 0.7)
+    optimizer.step(lambda: seen.append(float(group["lr"])))
+    assert seen == pytest.approx([0.1])
     scoped.remove()
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
+
+
+def test_a_step_that_calls_its_parents_is_scaled_once():
+    class Mine(SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    weights = []
+    for optimizer in (SGD, Mine):
+        module = Regression(lambda p, made=optimizer: made(p, lr=0.05))
+        fit(module, regression_loader(64), [scripted(8, 16)], max_epochs=1)
+        weights.append(module.net.weight.detach())
+    assert torch.equal(*weights)
 
 
 def test_an_exception_inside_the_step_leaves_the_users_rate():
     class Breaks(Regression):
         def training_step(self, batch, batch_idx):
             if batch_idx == 8:  # the last of the window 5 to 8, so inside the optimizer's step
-                assert self.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.2)
                 raise RuntimeError("broken on purpose")
             return super().training_step(batch, batch_idx)
 

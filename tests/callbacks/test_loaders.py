@@ -1,12 +1,11 @@
 """Sizes of batches and epochs."""
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from lightning_bsscale import BatchSizeScaler
-from lightning_bsscale.callbacks.loaders import batch_size_of
+from lightning_bsscale.callbacks.loaders import SizeCheck, batch_size_of
 from tests.zoo import Regression, Scripted, UnsizedNumbers, fit, regression_loader
 
 
@@ -30,8 +29,14 @@ def test_batch_size_fn_counts_what_it_likes():
     assert batch_size_of("abc", lambda batch: 3.0) == 3
 
 
-class Total(pl.Callback):
-    """Keeps the budget that the scaler's policy was shown."""
+@pytest.mark.parametrize(
+    ("sizes", "said"), [([4] * 60, 0), ([1] + [4] * 60, 1), ([4] + [5] * 60, 0), ([9] + [4] * 60, 1)]
+)
+def test_an_untypical_first_micro_batch_is_said_once(sizes, said, recwarn):
+    check = SizeCheck(sizes[0])
+    for size in sizes:
+        check.add([size])
+    assert sum("Let the loader begin with a typical batch" in str(w.message) for w in recwarn.list) == said
 
 
 def budget_of(loader, **settings):

@@ -138,6 +138,29 @@ def test_min_steps():
     refused(r"min_steps=5\) counts optimizer steps", [BatchSizeScaler()], min_steps=5)
 
 
+def test_min_epochs_beyond_the_budget():
+    refused(
+        r"min_epochs=2\) asks for 80 examples, and the budget .* ends after 40",
+        [BatchSizeScaler()],
+        max_steps=10,
+        min_epochs=2,
+        max_epochs=5,
+    )
+    refused("asks for 80 examples", [BatchSizeScaler(total_examples=44)], min_epochs=2, max_epochs=5)
+    scaler = BatchSizeScaler()
+    fit(Regression(), regression_loader(40), [scaler], max_steps=20, min_epochs=2, max_epochs=5)
+    assert scaler.examples_seen == 80
+
+
+@pytest.mark.filterwarnings("ignore:.*dataloader_iter.*")
+def test_a_step_that_takes_the_iterator():
+    class Takes(Counts):
+        def training_step(self, dataloader_iter):
+            self.trained += 1
+
+    refused("Let training_step take the batch", [BatchSizeScaler()], module=Takes())
+
+
 def test_a_batch_without_a_size():
     loader = DataLoader([object()] * 4, batch_size=2, collate_fn=lambda items: {"text": "no tensor"})
     refused(

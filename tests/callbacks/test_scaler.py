@@ -6,16 +6,17 @@ import math
 import pickle
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_bsscale import BatchSizeScaler, Decision, NoiseScalePolicy
+from lightning_bsscale import BatchSizeScaler, Decision, NoiseScalePolicy, Reason
 from lightning_bsscale.journal import DecisionRecord, Measurement, read_journal, replay
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.schedules import WarmupCosine
-from tests.zoo import QUIET, KeepSteps, Regression, Scripted, assert_nothing_left, fit, regression_loader
+from tests.zoo import QUIET, KeepsRates, KeepSteps, Regression, Scripted, assert_nothing_left, fit, regression_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
 
@@ -322,19 +323,15 @@ def test_summary_and_plot(tmp_path):
 
 
 def test_own_schedule_is_counted_in_examples():
-    class Reads(Regression):
-        def on_before_optimizer_step(self, optimizer):
-            self.read.append(optimizer.param_groups[0]["lr"])
-
-    module = Reads(lambda p: torch.optim.SGD(p, lr=0.1))
-    module.read = []
+    module = Regression(lambda p: KeepsRates(p, lr=0.1))
     scaler = scripted(8, 16, schedule=WarmupCosine(final=0.1), warmup=8, lr_rule="none")
-    fit(module, regression_loader(80), [scaler], max_epochs=1)
+    trainer = fit(module, regression_loader(80), [scaler], max_epochs=1)
     cosine = WarmupCosine(final=0.1)
     middles = [2, 6, 12, 24, 40, 56, 72]
     windows = [4, 4, 8, 16, 16, 16, 16]
     assert sum(windows) == 80
-    assert module.read == pytest.approx([0.1 * cosine.factor(middle, 80, 8) for middle in middles])
+    used = [rates[0] for rates in trainer.optimizers[0].used]
+    assert used == pytest.approx([0.1 * cosine.factor(middle, 80, 8) for middle in middles])
 
 
 def test_lr_cap_is_a_ceiling():
@@ -420,6 +417,54 @@ def without_times(decisions):
         (record.situation.examples_seen, record.situation.noise, record.decision, record.batch_size, record.lr_scale)
         for record in decisions
     ]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_checkpoint_after_fit_goes_on_with_the_schedulers_where_they_were(tmp_path):
+    def make(optimizer, trainer):
+        return {"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.9), "interval": "step"}
+
+    def rate(trainer):
+        return trainer.optimizers[0].param_groups[0]["lr"]
+
+    first = fit(Regression(scheduler=make), regression_loader(100), [scripted(8)], max_epochs=1)
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    resumed = fit(
+        Regression(scheduler=make), regression_loader(100), [scripted(8)], max_epochs=2, ckpt_path=tmp_path / "one.ckpt"
+    )
+    plan = fit(Regression(scheduler=make), regression_loader(100), max_epochs=2)
+    assert plan.lr_scheduler_configs[0].scheduler.last_epoch == 50
+    assert resumed.lr_scheduler_configs[0].scheduler.last_epoch == 50
+    assert rate(resumed) == rate(plan)
+
+
+def test_a_resumed_run_keeps_its_unit_though_it_begins_with_a_short_micro_batch():
+    scaler = scripted(16)
+    fit(Regression(), regression_loader(60), [scaler], max_epochs=1)
+    state = scaler.state_dict()
+    again = scripted()
+    trainer_state = json.loads(json.dumps(state))
+
+    class Loads(pl.Callback):
+        def on_fit_start(self, trainer, pl_module):
+            again.load_state_dict(trainer_state)
+
+    fit(Regression(), regression_loader(60, batch_size=2), [Loads(), again], max_epochs=1)
+    assert again.batch_size == 16
+    assert again.decisions[-1].limits.granularity == 4
+
+
+def test_policies_may_answer_with_numpy_and_with_reasons(tmp_path):
+    class Mine:
+        def decide(self, situation, limits):
+            return Decision(batch_size=np.int64(8), reason=Reason.GROW)
+
+    scaler = BatchSizeScaler(policy=Mine(), warmup=0, memory=1.0, lr_rule="none", max_batch_size=8)
+    fit(Regression(), regression_loader(80), [scaler], max_epochs=1)
+    assert scaler.batch_size == 8
+    torch.save(scaler.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["control"]["decisions"][0]["decision"] == {"batch_size": 8, "reason": Reason.GROW.value}
 
 
 def test_state_is_plain_and_loads_with_weights_only(tmp_path):

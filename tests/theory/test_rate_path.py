@@ -3,7 +3,7 @@ import math
 import pytest
 
 from lightning_bsscale.theory.rate_path import RatePath
-from lightning_bsscale.theory.rules import Capped, Linear, Saturating, Sqrt, Surge, resolve_rule
+from lightning_bsscale.theory.rules import Capped, Linear, Saturating, Surge, resolve_rule
 from tests.theory.test_rules import noise_of
 
 
@@ -11,7 +11,6 @@ def test_a_path_is_the_product_of_its_growths_each_at_its_own_noise():
     path = RatePath().grown(Saturating(), 64, 128, noise_of(512.0)).grown(Saturating(), 128, 256, noise_of(64.0))
     # by hand: (1 + 8)/(1 + 4) * (1 + 0.5)/(1 + 0.25) = 1.8 * 1.2
     assert path.factor(Saturating()) == pytest.approx(2.16)
-    assert path.fallbacks == 0
 
 
 def test_a_later_estimate_does_not_rewrite_the_past():
@@ -25,11 +24,9 @@ def test_a_later_estimate_does_not_rewrite_the_past():
 
 
 @pytest.mark.parametrize("noise", [None, noise_of(512.0, resolved=False)])
-def test_fallbacks_are_square_roots_and_are_counted(noise):
+def test_without_a_resolved_estimate_the_square_root_is_used(noise):
     path = RatePath().grown(Surge(), 4, 16, noise).grown(Surge(), 16, 32, noise_of(512.0))
-    assert path.fallbacks == 1
     assert path.product == pytest.approx(2 * Surge().ratio(16, 32, noise_of(512.0)))
-    assert RatePath().grown(Sqrt(), 4, 16, noise).fallbacks == 0
 
 
 def test_a_window_of_another_size_leaves_no_trace():
@@ -58,3 +55,20 @@ def test_a_users_rule_cannot_put_nonsense_on_the_rate(wrong):
         RatePath().grown(rule, 4, 8, None)
     with pytest.raises(ValueError, match="the ratio of the rule 'Broken'"):
         RatePath().factor_at(rule, 4, 8, None)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf])
+def test_nor_can_a_ceiling_of_the_users(wrong):
+    class Broken:
+        def ratio(self, old_batch, new_batch, noise):
+            return 2.0
+
+        def applied(self, path_factor):
+            return wrong
+
+    rule = resolve_rule(Broken())
+    path = RatePath().grown(rule, 4, 8, None)
+    with pytest.raises(ValueError, match="the factor that the rule 'Broken' applies must be a finite number above 0"):
+        path.factor(rule)
+    with pytest.raises(ValueError, match="the factor that the rule 'Broken' applies"):
+        path.factor_at(rule, 8, 4, None)
