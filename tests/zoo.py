@@ -171,3 +171,11 @@ def regression_loader(examples=400, batch_size=4, noise=1.0, shuffle=False, drop
     x = torch.randn(examples, 8, generator=generator)
     y = x @ torch.randn(8, 2, generator=generator) + noise * torch.randn(examples, 2, generator=generator)
     return DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
+
+
+def weights_after(callbacks, **settings):
+    """Weights of a training with shuffled data and ragged epochs: 51 micro-batches of 4 (the last of 3)."""
+    module = Regression(lambda p: torch.optim.AdamW(p, lr=0.01), hidden=5)
+    torch.manual_seed(0)
+    fit(module, regression_loader(203, shuffle=True), callbacks, max_epochs=3, **settings)
+    return [parameter.detach().clone() for parameter in module.parameters()]

@@ -6,6 +6,7 @@ window, so that no step waits for its own measurement.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,24 @@ from lightning_bsscale.theory.estimate import Averages, NoiseScale
 from lightning_bsscale.theory.moments import WindowMoments, moments_from_sums
 
 HISTORY_LIMIT = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowFacts:
+    """What the host knows of a closed window, kept until its norms have arrived.
+
+    The fields are those of `Measurement`, and `sum_inverse_sizes` and `loss_divisor` for its moments.
+    """
+
+    examples_seen: int
+    optimizer_steps: int
+    batch_size: int
+    num_micro_batches: int
+    window_examples: int
+    sum_inverse_sizes: float
+    loss_divisor: int
+    lr: float
+    lr_scale: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,23 +70,32 @@ class OpenWindow:
         """Examples so far."""
         return sum(self.sizes)
 
+    def facts(
+        self, *, examples_seen: int, optimizer_steps: int, batch_size: int, lr: float, lr_scale: float
+    ) -> WindowFacts:
+        """What is known when the window has ended.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowFacts:
-    """What the host knows of a closed window, kept until its norms have arrived.
+        Args:
+            examples_seen: examples of all windows, this one included
+            optimizer_steps: optimizer steps, this one included
+            batch_size: the batch in force
+            lr: the rate of this step
+            lr_scale: the factor on it
 
-    The fields are those of `Measurement`, and `sum_inverse_sizes` and `loss_divisor` for its moments.
-    """
-
-    examples_seen: int
-    optimizer_steps: int
-    batch_size: int
-    num_micro_batches: int
-    window_examples: int
-    sum_inverse_sizes: float
-    loss_divisor: int
-    lr: float
-    lr_scale: float
+        Returns:
+            the record
+        """
+        return WindowFacts(
+            examples_seen=examples_seen,
+            optimizer_steps=optimizer_steps,
+            batch_size=batch_size,
+            num_micro_batches=self.came,
+            window_examples=self.examples,
+            sum_inverse_sizes=math.fsum(1 / size for size in self.sizes),
+            loss_divisor=self.loss_divisor,
+            lr=lr,
+            lr_scale=lr_scale,
+        )
 
 
 def watched_parameters(optimizer: Optimizer) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_bsscale.callbacks import loaders, options, output, preflight
 from lightning_bsscale.callbacks.learning_rate import UnscaledRate
-from lightning_bsscale.callbacks.measurement import GradientMeasurement, OpenWindow, WindowFacts
+from lightning_bsscale.callbacks.measurement import GradientMeasurement, OpenWindow
 from lightning_bsscale.journal import Journal, Measurement
 from lightning_bsscale.theory.checks import check_integer
 from lightning_bsscale.theory.estimate import NoiseScale
@@ -180,7 +180,14 @@ class GradientNoiseScaleMonitor(pl.Callback):
         self._windows += 1
         self._optimizer_steps += 1
         self._examples_seen += window.examples
-        output.write_measurement(self._journal, measurement.close(self._facts(window)))
+        facts = window.facts(
+            examples_seen=self._examples_seen,
+            optimizer_steps=self._optimizer_steps,
+            batch_size=window.examples,
+            lr=self._rate.rate,
+            lr_scale=1.0,
+        )
+        output.write_measurement(self._journal, measurement.close(facts))
         if output.is_log_due(trainer):
             values = {
                 **output.noise_values(measurement.noise),
@@ -189,19 +196,6 @@ class GradientNoiseScaleMonitor(pl.Callback):
                 "examples_seen": self._examples_seen,
             }
             output.log_values(pl_module, self._log_prefix, values)
-
-    def _facts(self, window: OpenWindow) -> WindowFacts:
-        return WindowFacts(
-            examples_seen=self._examples_seen,
-            optimizer_steps=self._optimizer_steps,
-            batch_size=window.examples,
-            num_micro_batches=window.came,
-            window_examples=window.examples,
-            sum_inverse_sizes=math.fsum(1 / size for size in window.sizes),
-            loss_divisor=window.loss_divisor,
-            lr=self._rate.rate,
-            lr_scale=1.0,
-        )
 
     def _release(self) -> None:
         if self._measurement is not None:

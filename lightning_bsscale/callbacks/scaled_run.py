@@ -13,7 +13,7 @@ from lightning_bsscale.callbacks.accumulation import Accumulation, rescale_cut_w
 from lightning_bsscale.callbacks.budget import Budget
 from lightning_bsscale.callbacks.control import BatchControl
 from lightning_bsscale.callbacks.learning_rate import ExampleClock, ScopedFactor, UnscaledRate, relative_rate
-from lightning_bsscale.callbacks.measurement import GradientMeasurement, OpenWindow, WindowFacts, watched_parameters
+from lightning_bsscale.callbacks.measurement import GradientMeasurement, OpenWindow, watched_parameters
 from lightning_bsscale.callbacks.options import ScalerOptions
 from lightning_bsscale.callbacks.timing import StepTimes
 from lightning_bsscale.journal import describe_policy
@@ -270,7 +270,14 @@ class ScaledRun:
         self.budget.advance(batch_idx + 1, is_last=is_last)
         if self._clock is not None:
             self._clock.advance(self.budget.planned_steps)
-        output.write_measurement(self._journal, self.measurement.close(self._facts(window)))
+        facts = window.facts(
+            examples_seen=self.examples_seen,
+            optimizer_steps=self.optimizer_steps,
+            batch_size=self.control.batch_size,
+            lr=self._rate.rate,
+            lr_scale=self._rate.factor,
+        )
+        output.write_measurement(self._journal, self.measurement.close(facts))
         record = None if self._in_warmup else self.control.ask(self._situation())
         if record is not None:
             if self._journal is not None:
@@ -281,19 +288,6 @@ class ScaledRun:
         if (record is not None and record.is_change) or output.is_log_due(trainer):
             values = output.noise_values(self.measurement.noise) | self._values(window)
             output.log_values(pl_module, self.options.log_prefix, values, show=self.options.progress_bar)
-
-    def _facts(self, window: OpenWindow) -> WindowFacts:
-        return WindowFacts(
-            examples_seen=self.examples_seen,
-            optimizer_steps=self.optimizer_steps,
-            batch_size=self.control.batch_size,
-            num_micro_batches=window.came,
-            window_examples=window.examples,
-            sum_inverse_sizes=math.fsum(1 / size for size in window.sizes),
-            loss_divisor=window.loss_divisor,
-            lr=self._rate.rate,
-            lr_scale=self._rate.factor,
-        )
 
     def _situation(self) -> Situation:
         schedule = self._schedule_factor(0)

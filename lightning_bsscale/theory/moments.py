@@ -31,7 +31,6 @@ that is no mean over examples.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,11 +56,6 @@ class WindowMoments:
     num_micro_batches: int
     examples: float
     harmonic_size: float
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether both moments are finite; a window with an overflow (a skipped step) is not."""
-        return math.isfinite(self.trace) and math.isfinite(self.grad_sq)
 
 
 def moments_from_sums(

@@ -5,14 +5,7 @@ import torch
 
 from lightning_bsscale import GradientNoiseScaleMonitor
 from lightning_bsscale.journal import Measurement, read_journal
-from tests.zoo import KeepSteps, Regression, fit, regression_loader
-
-
-def weights_after(callbacks, **settings):
-    module = Regression(lambda p: torch.optim.AdamW(p, lr=0.01), hidden=5)
-    torch.manual_seed(0)
-    fit(module, regression_loader(203, shuffle=True), callbacks, max_epochs=3, **settings)
-    return [parameter.detach().clone() for parameter in module.parameters()]
+from tests.zoo import KeepSteps, Regression, fit, regression_loader, weights_after
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])

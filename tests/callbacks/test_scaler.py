@@ -16,7 +16,17 @@ from lightning_bsscale import BatchSizeScaler, Decision, NoiseScalePolicy, Reaso
 from lightning_bsscale.journal import DecisionRecord, Measurement, read_journal, replay
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.schedules import WarmupCosine
-from tests.zoo import QUIET, KeepsRates, KeepSteps, Regression, Scripted, assert_nothing_left, fit, regression_loader
+from tests.zoo import (
+    QUIET,
+    KeepsRates,
+    KeepSteps,
+    Regression,
+    Scripted,
+    assert_nothing_left,
+    fit,
+    regression_loader,
+    weights_after,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
 
@@ -155,13 +165,6 @@ def test_without_max_steps_it_may():
 
 
 # ---------------------------------------------------------------- dry run
-
-
-def weights_after(callbacks, **settings):
-    module = Regression(lambda p: torch.optim.AdamW(p, lr=0.01), hidden=5)
-    torch.manual_seed(0)
-    fit(module, regression_loader(203, shuffle=True), callbacks, max_epochs=3, **settings)
-    return [parameter.detach().clone() for parameter in module.parameters()]
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
