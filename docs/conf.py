@@ -18,6 +18,7 @@ extensions = [
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = project
+autoclass_content = "both"  # the options are told in the constructor
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

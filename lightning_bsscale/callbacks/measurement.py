@@ -127,7 +127,7 @@ class GradientMeasurement:
         self._memory = memory
         self._optimizer = optimizer
         self._scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
-        self._hooks = ParameterHooks(lambda: watched_parameters(optimizer))
+        self._hooks = ParameterHooks(lambda: watched_parameters(optimizer), grad_is_own=trainer.world_size == 1)
         self._watching = False
         self._in_flight: Tensor | None = None
         self._pending: tuple[DelayedVector | list[float], WindowFacts] | None = None

@@ -29,7 +29,7 @@ MAX_WAITING_ELEMENTS_CPU = 200_000
 
 
 def mean_squared_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """Compute the squared norm of the gradient that the optimizer is about to step with.
+    """Compute the squared norm of the gradient in `.grad`: before a step, that of the mean that is stepped with.
 
     Args:
         parameters: the parameters; those without a `.grad` count as zero
@@ -53,9 +53,15 @@ class ParameterHooks:
     it was registered before the window. Backward passes are expected on one stream per device, as they are unless the
     model's forward pass chose streams itself.
 
+    A micro-batch that begins with no `.grad` at all, as the first of a window does, leaves its own gradient there: its
+    norm is then taken from `.grad`, and the hooks, which would keep autograd from handing the gradient over uncopied,
+    hold nothing.
+
     Args:
         parameters: the parameters to watch, or a function that gives them anew for each window. Those that require no
             gradient when a window starts are left out of that window.
+        grad_is_own: whether `.grad`, when a backward pass has filled it from none, is this process's own gradient: true
+            on one device, false where a backward pass also reduces over processes.
 
     Example:
         >>> model = torch.nn.Linear(2, 1, bias=False)
@@ -70,12 +76,17 @@ class ParameterHooks:
         ([25.0, 1.0], 32.0)
     """
 
-    def __init__(self, parameters: Iterable[Tensor] | Callable[[], Iterable[Tensor]]) -> None:
+    def __init__(
+        self, parameters: Iterable[Tensor] | Callable[[], Iterable[Tensor]], *, grad_is_own: bool = False
+    ) -> None:
         if callable(parameters):
             self._parameters = parameters
         else:
             listed = list(parameters)  # a generator such as model.parameters() gives its items once only
             self._parameters = lambda: listed
+        self._grad_is_own = grad_is_own
+        self._watched: list[Tensor] = []
+        self._fresh = False
         self._handles: list[RemovableHandle] = []
         self._home = torch.device("cpu")
         self._open = False
@@ -96,6 +107,7 @@ class ParameterHooks:
         watched = {id(p): p for p in self._parameters() if p.requires_grad}
         if watched:
             self._home = next(iter(watched.values())).device
+        self._watched = list(watched.values())
         self._handles = [_registered(p, partial(self._gather, key)) for key, p in watched.items()]
         self._sq_norms = []
         self._open = True
@@ -109,6 +121,7 @@ class ParameterHooks:
         if not self._open:
             raise RuntimeError("start_micro_batch was called outside a window: call start_window first")
         self._gathered = {}
+        self._fresh = self._grad_is_own and all(p.grad is None for p in self._watched)
 
     def end_micro_batch(self) -> None:
         """Close the micro-batch; one without any gradient has norm zero.
@@ -119,6 +132,9 @@ class ParameterHooks:
         if self._gathered is None:
             raise RuntimeError("end_micro_batch was called without a micro-batch: call start_micro_batch first")
         gathered, self._gathered = self._gathered, None
+        if self._fresh:
+            self._sq_norms.append(mean_squared_norm(self._watched))
+            return
         total = torch.zeros((), dtype=_sum_dtype(self._home), device=self._home)
         with torch.no_grad():
             for part in gathered.values():
@@ -141,12 +157,13 @@ class ParameterHooks:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._watched = []
         self._gathered = None
         self._open = False
 
     # Called by autograd, one thread a device. It returns None: a tensor would replace the gradient.
     def _gather(self, key: int, gradient: Tensor) -> None:
-        if self._gathered is None:
+        if self._gathered is None or self._fresh:
             return
         device = gradient.device
         if device not in self._gathered:

@@ -162,25 +162,46 @@ def no_hooks_left(model):
     return not any(p._backward_hooks for p in model.parameters())
 
 
+@pytest.mark.parametrize("grad_is_own", [False, True])
 @pytest.mark.parametrize("limit", [0, 10, 10**9], ids=["at_once", "few", "at_the_end"])
 @pytest.mark.parametrize("name", [name for name in ZOO if name != "reentrant_shared"])
-def test_norms_are_those_of_the_oracle(name, limit, monkeypatch):
+def test_norms_are_those_of_the_oracle(name, limit, grad_is_own, monkeypatch):
     monkeypatch.setattr(parameter_hooks, "MAX_WAITING_ELEMENTS_CPU", limit)
     model, batches = ZOO[name](), micro_batches()
     expected = own_sq_norms(model, batches, loss_of)
-    found = watched(ParameterHooks(model.parameters()), model, batches)
+    found = watched(ParameterHooks(model.parameters(), grad_is_own=grad_is_own), model, batches)
     assert found.dtype == torch.float64
     assert found.tolist() == pytest.approx(expected, rel=1e-5)
     assert no_hooks_left(model)
 
 
+def test_the_first_norm_of_a_window_comes_from_grad_only_where_it_is_its_own():
+    """Whatever is in `.grad` before, the norm is the micro-batch's; and on one device the first needs no copy."""
+    model, batches = Mlp(), micro_batches()
+    expected = own_sq_norms(model, batches, loss_of)
+    hooks = ParameterHooks(model.parameters(), grad_is_own=True)
+    assert watched(hooks, model, batches).tolist() == pytest.approx(expected, rel=1e-5)
+    assert watched(hooks, model, batches).tolist() == pytest.approx(expected, rel=1e-5)  # .grad was left there
+    model.zero_grad(set_to_none=False)
+    assert watched(hooks, model, batches).tolist() == pytest.approx(expected, rel=1e-5)
+    # Where autograd may hand its gradient over, what it handed over is `.grad` itself; a kept reference forces a copy.
+    for grad_is_own in (False, True):
+        model.zero_grad()
+        handed = []
+        handle = model.get_parameter("first.weight").register_hook(lambda g, handed=handed: handed.append(g.data_ptr()))
+        watched(ParameterHooks(model.parameters(), grad_is_own=grad_is_own), model, batches[:1])
+        handle.remove()
+        assert (model.get_parameter("first.weight").grad.data_ptr() == handed[0]) == grad_is_own
+
+
+@pytest.mark.parametrize("grad_is_own", [False, True])
 @pytest.mark.parametrize("name", sorted(ZOO))
-def test_gradients_are_bit_identical(name):
+def test_gradients_are_bit_identical(name, grad_is_own):
     model, batches = ZOO[name](), micro_batches()
     bare = copy.deepcopy(model)
     for x in batches:
         loss_of(bare, x).backward()
-    watched(ParameterHooks(model.parameters()), model, batches)
+    watched(ParameterHooks(model.parameters(), grad_is_own=grad_is_own), model, batches)
     for p, q in zip(model.parameters(), bare.parameters(), strict=True):
         assert (p.grad is None) == (q.grad is None)
         if p.grad is not None:
