@@ -6,12 +6,13 @@ clipping at norm 1.0, warmup over 3 % of the planned steps and cosine to 5 % in 
 the same number of examples; only the batch, and so the number of optimizer steps, differs. A seed fixes the initial
 weights, which sequences are read, and their order, whatever the batch: differences are taken seed by seed.
 
-Each fixed batch B runs at a base rate of 0.004 x sqrt(B / 4) times 0.5, 0.7 and 1.0, and its row is the rate with the
-lowest mean loss. `BatchSizeScaler()`, at its defaults, starts from batch 4 at batch 4's rates. Its main row is at the
-rate that was best for fixed 4: the callback added to a tuned run, with nothing tuned for it. The table has every other
-rate as well. The loss is in nats per byte over 4,096 held-out sequences, the same for every run, from files that no run
-trains on. A fixed batch B is a loader of batch B; the scaler accumulates micro-batches of 4, so its seconds say what
-accumulation costs, and not what a larger micro-batch would. Fixed 12 is there to compare at about equal steps.
+Each fixed batch B runs at a base rate of 0.004 x sqrt(B / 4) times 0.5, 0.7 and 1.0 (from 12 on also 0.35, because 0.5
+was the best of the three), and its row is the rate with the lowest mean loss. `BatchSizeScaler()`, at its defaults,
+starts from batch 4 at batch 4's rates. Its main row is at the rate that was best for fixed 4: the callback added to a
+tuned run, with nothing tuned for it. The table has every other rate as well. The loss is in nats per byte over 4,096
+held-out sequences, the same for every run, from files that no run trains on. A fixed batch B is a loader of batch B;
+the scaler accumulates micro-batches of 4, so its seconds say what accumulation costs, and not what a larger micro-batch
+would. Fixed 12 is there to compare at about equal steps.
 
 Finished runs are lines of results/front.jsonl, and a run that is there is not made again, so the command may be stopped
 and given again at will. The text, and so the third digit, depends on the version of Python: its hash is recorded.
@@ -68,7 +69,8 @@ TASK: dict[str, Any] = {
 START = 4
 BATCHES = (4, 8, 12, 16, 32)
 NAMES = (*(f"fixed{batch}" for batch in BATCHES), "scaler")
-RATES = (0.5, 0.7, 1.0)
+# Three rates each, and for the larger batches a fourth, lower one: their best of the three was the lowest.
+RATES = {batch: (0.5, 0.7, 1.0) if batch <= 8 else (0.35, 0.5, 0.7, 1.0) for batch in BATCHES}
 # Tests and other people's packages, and two folders of generated tables and prose.
 SKIPPED_FOLDERS = {
     "test",
@@ -335,13 +337,13 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def jobs(seeds: int, only: set[str], rates: tuple[float, ...]) -> list[dict[str, Any]]:
+def jobs(seeds: int, only: set[str], rates: tuple[float, ...] = ()) -> list[dict[str, Any]]:
     """List the runs, seed by seed, so that an unfinished file is balanced.
 
     Args:
         seeds: Number of seeds.
         only: Names to keep; empty keeps all.
-        rates: Factors on the base rate.
+        rates: Factors on the base rate; empty takes those of each batch.
 
     Returns:
         The settings of each run.
@@ -349,9 +351,9 @@ def jobs(seeds: int, only: set[str], rates: tuple[float, ...]) -> list[dict[str,
     return [
         {"name": name, "batch": batch, "rate": rate, "seed": seed}
         for seed in range(seeds)
-        for rate in sorted(rates, reverse=True)
+        for rate in sorted(rates or set().union(*RATES.values()), reverse=True)
         for name, batch in zip(NAMES, (*BATCHES, START), strict=True)
-        if not only or name in only
+        if (not only or name in only) and (rates or rate in RATES[batch])
     ]
 
 
@@ -469,6 +471,7 @@ def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
             "steps_ratio": steps[key] / steps[other],
         }
 
+    rates_of = {name: [rate for other, rate in groups if other == name] for name in best}
     reference = (f"fixed{START}", best[f"fixed{START}"]) if f"fixed{START}" in best else None
     rows = []
     for key in sorted(groups, key=lambda key: (key[0] == "scaler", groups[key][min(groups[key])]["batch"], key[1])):
@@ -478,6 +481,7 @@ def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
             "name": key[0],
             "rate": key[1],
             "best": best[key[0]] == key[1],
+            "at_an_end": key[1] in (min(rates_of[key[0]]), max(rates_of[key[0]])),
             "learning_rate": next(iter(group.values()))["learning_rate"],
             "seeds": len(group),
             "loss": mean,
@@ -544,12 +548,16 @@ def markdown(summary: dict[str, Any], about: dict[str, Any]) -> str:
         difference = "–"
         if against and against["run"] != against["against"]:
             difference = signed(against["difference"], against["error"])
-        name = f"**{row['name']}**" if row["best"] else row["name"]
+        name = f"**{row['name']}**{' †' if row['at_an_end'] else ''}" if row["best"] else row["name"]
         lines.append(
             f"| {name} | {row['learning_rate']:.2e} (×{row['rate']:g}) | {row['loss']:.4f} ± {row['error']:.4f}"
             f" | {difference} | {row['steps']:.0f} | {row['examples']:.0f} | {row['seconds']:.1f} | {row['seeds']} |"
         )
-    lines += ["", "Bold: the best of a batch's rates, by the mean over seeds.", ""]
+    lines += [
+        "",
+        "Bold: the best of a batch's rates, by the mean over seeds. †: that is the lowest or the highest one tried.",
+        "",
+    ]
     start_rate = summary["best"].get(f"fixed{START}")
     if summary["comparisons"]:
         lines += [
@@ -610,9 +618,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (default: 2)")
     parser.add_argument("--seeds", type=int, default=8, help="number of seeds (default: 8)")
     parser.add_argument("--only", default="", help=f"comma-separated names: {', '.join(NAMES)}")
-    parser.add_argument(
-        "--rates", default=",".join(map(str, RATES)), help="factors on the base rate (default: %(default)s)"
-    )
+    parser.add_argument("--rates", default="", help="factors on the base rate (default: those of each batch)")
     parser.add_argument("--out", type=Path, default=RESULTS / "front.jsonl", help="file of finished runs")
     parser.add_argument(
         "--redo", action="store_true", help="forget the runs that --only, --seeds and --rates name, first"
@@ -627,7 +633,7 @@ def main() -> int:
         unknown = only.difference(NAMES)
         if unknown:
             parser.error(f"--only has {', '.join(sorted(unknown))}, but the names are {', '.join(NAMES)}")
-        todo = jobs(options.seeds, only, tuple(float(rate) for rate in options.rates.split(",")))
+        todo = jobs(options.seeds, only, tuple(float(rate) for rate in options.rates.split(",") if rate))
         if options.redo:
             keys = {key_of(job) for job in todo}
             kept = [json.dumps(record) for key, record in finished(options.out).items() if key not in keys]

@@ -52,8 +52,7 @@ def _positive(text: str) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from lightning_bsscale.demo import run
 
-    run(out=arguments.out, seed=arguments.seed, epochs=arguments.epochs)
-    return 0
+    return run(out=arguments.out, seed=arguments.seed, epochs=arguments.epochs)
 
 
 def _replay(arguments: argparse.Namespace) -> int:

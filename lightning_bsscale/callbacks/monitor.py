@@ -195,7 +195,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
                 "accumulate_grad_batches": window.came,
                 "examples_seen": self._examples_seen,
             }
-            output.log_values(pl_module, self._log_prefix, values)
+            output.log_values(trainer, pl_module, self._log_prefix, values)
 
     def _release(self) -> None:
         if self._measurement is not None:

@@ -41,8 +41,6 @@ def noise_values(noise: NoiseScale | None) -> dict[str, float]:
 def is_log_due(trainer: pl.Trainer) -> bool:
     """Whether to log at this optimizer step: where Lightning's loggers take values, and at an epoch's end.
 
-    Not at every step: one value costs Lightning's log a third of a millisecond.
-
     Args:
         trainer: the Trainer, in `on_train_batch_end` of a window's last micro-batch
 
@@ -53,21 +51,29 @@ def is_log_due(trainer: pl.Trainer) -> bool:
     return bool(trainer.should_stop or trainer.is_last_batch or (every and trainer.global_step % every == 0))
 
 
-def log_values(pl_module: pl.LightningModule, prefix: str, values: Mapping[str, float], *, show: bool = False) -> None:
+def log_values(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str, values: Mapping[str, float], *, show: bool = False
+) -> None:
     """Logs numbers at an optimizer step, for loggers and `callback_metrics`.
 
+    Handed to the loggers directly, as LearningRateMonitor does: `LightningModule.log` would cost more than measuring.
+
     Args:
-        pl_module: whose log to use
+        trainer: whose loggers take them
+        pl_module: through which the progress bar is reached
         prefix: goes before each key
         values: key → value
         show: whether the progress bar shows the batch
     """
-    for key, value in values.items():
-        # A tensor on the host: a plain number would be copied to the device, and back, at every step.
-        tensor = torch.tensor(value, dtype=torch.float64)
-        pl_module.log(
-            prefix + key, tensor, on_step=True, on_epoch=False, prog_bar=show and key == "batch_size", batch_size=1
-        )
+    named = {prefix + key: float(value) for key, value in values.items()}
+    # Tensors, as everything there is; on the host, so that nothing is copied to the device and back.
+    trainer.callback_metrics.update({key: torch.tensor(value, dtype=torch.float64) for key, value in named.items()})
+    # The loggers' step is that of the step just made, counted from 0: Lightning's own metrics of it have the same.
+    if trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        for logger in trainer.loggers:
+            logger.log_metrics(named, step=trainer.global_step - 1)
+    if show:
+        pl_module.log(prefix + "batch_size", named[prefix + "batch_size"], prog_bar=True, logger=False, batch_size=1)
 
 
 def say_start(batch_size: int, limits: Limits, options: ScalerOptions, *, goes_on: bool) -> None:

@@ -287,7 +287,7 @@ class ScaledRun:
             trainer.should_stop = True
         if (record is not None and record.is_change) or output.is_log_due(trainer):
             values = output.noise_values(self.measurement.noise) | self._values(window)
-            output.log_values(pl_module, self.options.log_prefix, values, show=self.options.progress_bar)
+            output.log_values(trainer, pl_module, self.options.log_prefix, values, show=self.options.progress_bar)
 
     def _situation(self) -> Situation:
         schedule = self._schedule_factor(0)

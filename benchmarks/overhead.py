@@ -1,0 +1,228 @@
+"""What watching costs: training with `GradientNoiseScaleMonitor()` at its defaults against training without.
+
+A transformer (width 128, 8 layers, 99 parameter tensors) trains on micro-batches of 4 x 32 random tokens, four to a
+step, through the real Trainer with AdamW and without a logger. Runs come in pairs in one process, one straight after
+the other: one with the monitor and one without, in alternating order, and between these pairs others of two runs
+without it, which say how well this machine can tell two equal things apart. A run's time is that from its first
+micro-batch to the end of training. Micro-batches this small are the hard case: what watching costs is mostly calls.
+
+The figure is the median of the pairs' ratios. Its interval is the sign test's for a median: between the k-th smallest
+and the k-th largest ratio, with the largest k that leaves at least 95 % (of 15 pairs: the 4th). The half-width is half
+the distance between its ends.
+
+    python benchmarks/overhead.py                # 15 pairs of each kind, at least 10 s a run: about 12 minutes
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import math
+import statistics
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from machine import describe
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from lightning_bsscale import GradientNoiseScaleMonitor
+
+RESULTS = Path(__file__).parent / "results"
+WIDTH, LAYERS, VOCABULARY = 128, 8, 256
+EXAMPLES, TOKENS, ACCUMULATE = 4, 32, 4
+
+
+class Model(pl.LightningModule):
+    """A transformer of ordinary layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        logits = self.head(self.layers(self.embed(batch[:, :-1])))
+        return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-4)
+
+
+class Clock(pl.Callback):
+    """Seconds from the first micro-batch to the end of training."""
+
+    def __init__(self) -> None:
+        self.started: float | None = None
+        self.seconds = math.nan
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        if self.started is None:
+            self.started = time.perf_counter()
+
+    def on_train_end(self, *args: Any) -> None:
+        if self.started is not None:
+            self.seconds = time.perf_counter() - self.started
+
+
+def seconds_of(steps: int, measure_every: int | None) -> float:
+    """Train once.
+
+    Args:
+        steps: Optimizer steps.
+        measure_every: The monitor's option, or None to train without it.
+
+    Returns:
+        The time of the training loop.
+    """
+    torch.manual_seed(0)
+    clock = Clock()
+    callbacks: list[pl.Callback] = [clock]
+    if measure_every is not None:
+        callbacks.append(GradientNoiseScaleMonitor(measure_every=measure_every))
+    rows = torch.randint(VOCABULARY, (EXAMPLES * 512, TOKENS + 1))
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        accumulate_grad_batches=ACCUMULATE,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    model, loader = Model(), DataLoader(rows, batch_size=EXAMPLES)
+    gc.collect()
+    trainer.fit(model, loader)
+    return clock.seconds
+
+
+def median_interval(values: list[float]) -> dict[str, float]:
+    """Compute a median with the sign test's 95 % interval.
+
+    Args:
+        values: At least six.
+
+    Returns:
+        The median, both ends and half their distance.
+    """
+    values, count = sorted(values), len(values)
+    rank, tail = 0, 0.0
+    while tail + math.comb(count, rank) / 2**count <= 0.025:
+        tail += math.comb(count, rank) / 2**count
+        rank += 1
+    low, high = values[max(rank, 1) - 1], values[count - max(rank, 1)]
+    return {"median": statistics.median(values), "low": low, "high": high, "half_width": (high - low) / 2}
+
+
+def run_pairs(pairs: int, steps: int, measure_every: int) -> list[dict[str, Any]]:
+    """Run all pairs, the two kinds in turn.
+
+    Args:
+        pairs: Number of pairs of each kind.
+        steps: Optimizer steps a run.
+        measure_every: The monitor's option.
+
+    Returns:
+        One record a pair, with the ratio of the run of interest to the bare one.
+    """
+    records = []
+    for index in range(pairs):
+        for kind, first in (("monitor/bare", measure_every), ("bare/bare", None)):
+            arms = [first, None]
+            order = [0, 1] if index % 2 == 0 else [1, 0]
+            seconds = [math.nan, math.nan]
+            for arm in order:
+                seconds[arm] = seconds_of(steps, arms[arm])
+            ratio = seconds[0] / seconds[1]
+            records.append({"kind": kind, "pair": index, "order": order, "seconds": seconds, "ratio": ratio})
+            print(f"pair {index + 1}/{pairs} {kind}: {seconds[0]:.2f} s / {seconds[1]:.2f} s = {ratio:.4f}", flush=True)
+    return records
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """Write the table.
+
+    Args:
+        summary: What `main` collects.
+
+    Returns:
+        Markdown.
+    """
+    machine = summary["machine"]
+    lines = [
+        "# What watching costs",
+        "",
+        f"{summary['parameter_tensors']} parameter tensors, micro-batches of {EXAMPLES} × {TOKENS} tokens"
+        f" ({summary['milliseconds_per_micro_batch']:.1f} ms each), {ACCUMULATE} a step, {summary['steps']} steps a"
+        f" run, one window in {summary['measure_every']} measured. Python {machine['python']}, torch"
+        f" {machine['torch']}, lightning {machine['lightning']}, {machine['processor']}, {machine['threads']}"
+        " thread(s). The interval is the sign test's for the median, at least 95 %.",
+        "",
+        "| pairs | number | median ratio | interval | half-width |",
+        "|---|---|---|---|---|",
+    ]
+    for kind, row in summary["ratios"].items():
+        interval = f"{row['low']:.4f} – {row['high']:.4f}"
+        lines.append(f"| {kind} | {summary['pairs']} | {row['median']:.4f} | {interval} | {row['half_width']:.4f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Calibrate, run the pairs, write the table.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=15, help="pairs of each kind, at least 6 (default: 15)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="least time of a run (default: 10)")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads (default: 1)")
+    parser.add_argument("--measure-every", type=int, default=8, help="the monitor's option (default: 8, its default)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json", help="results; the table lies beside it")
+    options = parser.parse_args()
+    if options.pairs < 6:
+        parser.error(f"--pairs must be at least 6 for an interval of 95 %, found {options.pairs}")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    torch.set_num_threads(options.threads)
+    seconds_of(5, options.measure_every)  # whatever is slow once
+    each = seconds_of(40, None) / 40
+    steps = math.ceil(1.15 * options.seconds / each)
+    print(f"{1000 * each / ACCUMULATE:.1f} ms a micro-batch; {steps} steps a run", flush=True)
+    records = run_pairs(options.pairs, steps, options.measure_every)
+    kinds = {record["kind"]: None for record in records}
+    bare = [record["seconds"][1] for record in records]
+    summary = {
+        "machine": describe(),
+        "pairs": options.pairs,
+        "steps": steps,
+        "measure_every": options.measure_every,
+        "micro_batch": [EXAMPLES, TOKENS],
+        "accumulate": ACCUMULATE,
+        "parameter_tensors": len(list(Model().parameters())),
+        "milliseconds_per_micro_batch": 1000 * statistics.median(bare) / (steps * ACCUMULATE),
+        "shortest_run_seconds": min(min(record["seconds"]) for record in records),
+        "ratios": {kind: median_interval([r["ratio"] for r in records if r["kind"] == kind]) for kind in kinds},
+        "runs": records,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(summary, indent=1) + "\n")
+    table = markdown(summary)
+    options.out.with_suffix(".md").write_text(table)
+    print(f"\n{table}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
