@@ -13,15 +13,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import multiprocessing
-import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from machine import describe
+from machine import describe, mean_and_error
 
 from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.demo import LARGE, RATE, SMALL, train
@@ -45,19 +43,6 @@ def one(job: tuple[str, int, int]) -> dict[str, Any]:
     callbacks = [scaler] if name.startswith("scaler") else []
     result = train(name, batch_size=batch_size, rate=rate, seed=seed, epochs=epochs, callbacks=callbacks)
     return {"seed": seed, **dataclasses.asdict(result), "final_batch": scaler.batch_size if callbacks else batch_size}
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Compute a mean and its standard error.
-
-    Args:
-        values: One number a seed.
-
-    Returns:
-        The mean, and the standard error (nan for one value).
-    """
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return statistics.fmean(values), error
 
 
 def summarize(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

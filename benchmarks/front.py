@@ -44,7 +44,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from machine import describe
+from machine import describe, mean_and_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -419,19 +419,6 @@ def run_all(todo: list[dict[str, Any]], path: Path, workers: int) -> int:
                     flush=True,
                 )
     return failed
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Compute a mean and its standard error.
-
-    Args:
-        values: One number a seed.
-
-    Returns:
-        The mean, and the standard error (nan for one value).
-    """
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return statistics.fmean(values), error
 
 
 def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""What a benchmark ran on: versions, processor and threads, for the record beside every result."""
+"""What every benchmark records: versions, processor and threads; and a mean over seeds with its error."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import statistics
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,3 +44,16 @@ def describe(threads: int | None = None) -> dict[str, str | int]:
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads() if threads is None else threads,
     }
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Compute a mean and its standard error.
+
+    Args:
+        values: One number a seed.
+
+    Returns:
+        The mean, and the standard error (nan for one value).
+    """
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.fmean(values), error

@@ -1,16 +1,17 @@
 """What watching costs: training with `GradientNoiseScaleMonitor()` at its defaults against training without.
 
-A transformer (width 128, 8 layers, 99 parameter tensors) trains on micro-batches of 4 x 32 random tokens, four to a
+A transformer (width 128, 8 layers, 99 parameter tensors) trains on micro-batches of 8 x 64 random tokens, four to a
 step, through the real Trainer with AdamW and without a logger. Runs come in pairs in one process, one straight after
 the other: one with the monitor and one without, in alternating order, and between these pairs others of two runs
 without it, which say how well this machine can tell two equal things apart. A run's time is that from its first
-micro-batch to the end of training. Micro-batches this small are the hard case: what watching costs is mostly calls.
+micro-batch to the end of training. Micro-batches of 4 x 32 tokens (`--examples 4 --tokens 32`) are a hard case: what
+watching costs is mostly one call for each parameter tensor, and there is little work to hide it in.
 
 The figure is the median of the pairs' ratios. Its interval is the sign test's for a median: between the k-th smallest
 and the k-th largest ratio, with the largest k that leaves at least 95 % (of 15 pairs: the 4th). The half-width is half
 the distance between its ends.
 
-    python benchmarks/overhead.py                # 15 pairs of each kind, at least 10 s a run: about 12 minutes
+    python benchmarks/overhead.py                # 15 pairs of each kind, at least 5 s a run: about 8 minutes
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from lightning_bsscale import GradientNoiseScaleMonitor
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH, LAYERS, VOCABULARY = 128, 8, 256
-EXAMPLES, TOKENS, ACCUMULATE = 4, 32, 4
+ACCUMULATE = 4
 
 
 class Model(pl.LightningModule):
@@ -75,12 +76,13 @@ class Clock(pl.Callback):
             self.seconds = time.perf_counter() - self.started
 
 
-def seconds_of(steps: int, measure_every: int | None) -> float:
+def seconds_of(steps: int, measure_every: int | None, shape: tuple[int, int]) -> float:
     """Train once.
 
     Args:
         steps: Optimizer steps.
         measure_every: The monitor's option, or None to train without it.
+        shape: Examples of a micro-batch, and tokens of an example.
 
     Returns:
         The time of the training loop.
@@ -90,7 +92,7 @@ def seconds_of(steps: int, measure_every: int | None) -> float:
     callbacks: list[pl.Callback] = [clock]
     if measure_every is not None:
         callbacks.append(GradientNoiseScaleMonitor(measure_every=measure_every))
-    rows = torch.randint(VOCABULARY, (EXAMPLES * 512, TOKENS + 1))
+    rows = torch.randint(VOCABULARY, (shape[0] * 512, shape[1] + 1))
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -101,7 +103,7 @@ def seconds_of(steps: int, measure_every: int | None) -> float:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    model, loader = Model(), DataLoader(rows, batch_size=EXAMPLES)
+    model, loader = Model(), DataLoader(rows, batch_size=shape[0])
     gc.collect()
     trainer.fit(model, loader)
     return clock.seconds
@@ -125,13 +127,14 @@ def median_interval(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": low, "high": high, "half_width": (high - low) / 2}
 
 
-def run_pairs(pairs: int, steps: int, measure_every: int) -> list[dict[str, Any]]:
+def run_pairs(pairs: int, steps: int, measure_every: int, shape: tuple[int, int]) -> list[dict[str, Any]]:
     """Run all pairs, the two kinds in turn.
 
     Args:
         pairs: Number of pairs of each kind.
         steps: Optimizer steps a run.
         measure_every: The monitor's option.
+        shape: Examples of a micro-batch, and tokens of an example.
 
     Returns:
         One record a pair, with the ratio of the run of interest to the bare one.
@@ -143,7 +146,7 @@ def run_pairs(pairs: int, steps: int, measure_every: int) -> list[dict[str, Any]
             order = [0, 1] if index % 2 == 0 else [1, 0]
             seconds = [math.nan, math.nan]
             for arm in order:
-                seconds[arm] = seconds_of(steps, arms[arm])
+                seconds[arm] = seconds_of(steps, arms[arm], shape)
             ratio = seconds[0] / seconds[1]
             records.append({"kind": kind, "pair": index, "order": order, "seconds": seconds, "ratio": ratio})
             print(f"pair {index + 1}/{pairs} {kind}: {seconds[0]:.2f} s / {seconds[1]:.2f} s = {ratio:.4f}", flush=True)
@@ -163,7 +166,8 @@ def markdown(summary: dict[str, Any]) -> str:
     lines = [
         "# What watching costs",
         "",
-        f"{summary['parameter_tensors']} parameter tensors, micro-batches of {EXAMPLES} × {TOKENS} tokens"
+        f"{summary['parameter_tensors']} parameter tensors, micro-batches of"
+        f" {' × '.join(map(str, summary['micro_batch']))} tokens"
         f" ({summary['milliseconds_per_micro_batch']:.1f} ms each), {ACCUMULATE} a step, {summary['steps']} steps a"
         f" run, one window in {summary['measure_every']} measured. Python {machine['python']}, torch"
         f" {machine['torch']}, lightning {machine['lightning']}, {machine['processor']}, {machine['threads']}"
@@ -186,7 +190,9 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=15, help="pairs of each kind, at least 6 (default: 15)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="least time of a run (default: 10)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="least time of a run (default: 5)")
+    parser.add_argument("--examples", type=int, default=8, help="of a micro-batch (default: 8)")
+    parser.add_argument("--tokens", type=int, default=64, help="of an example (default: 64)")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (default: 1)")
     parser.add_argument("--measure-every", type=int, default=8, help="the monitor's option (default: 8, its default)")
     parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json", help="results; the table lies beside it")
@@ -196,11 +202,13 @@ def main() -> int:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     torch.set_num_threads(options.threads)
-    seconds_of(5, options.measure_every)  # whatever is slow once
-    each = seconds_of(40, None) / 40
-    steps = math.ceil(1.15 * options.seconds / each)
+    shape = (options.examples, options.tokens)
+    seconds_of(5, options.measure_every, shape)  # whatever is slow once
+    each = seconds_of(20, None, shape) / 20
+    # Whole rounds of one measured window and those that are not.
+    steps = math.ceil(1.1 * options.seconds / each / options.measure_every) * options.measure_every
     print(f"{1000 * each / ACCUMULATE:.1f} ms a micro-batch; {steps} steps a run", flush=True)
-    records = run_pairs(options.pairs, steps, options.measure_every)
+    records = run_pairs(options.pairs, steps, options.measure_every, shape)
     kinds = {record["kind"]: None for record in records}
     bare = [record["seconds"][1] for record in records]
     summary = {
@@ -208,7 +216,7 @@ def main() -> int:
         "pairs": options.pairs,
         "steps": steps,
         "measure_every": options.measure_every,
-        "micro_batch": [EXAMPLES, TOKENS],
+        "micro_batch": list(shape),
         "accumulate": ACCUMULATE,
         "parameter_tensors": len(list(Model().parameters())),
         "milliseconds_per_micro_batch": 1000 * statistics.median(bare) / (steps * ACCUMULATE),

@@ -53,13 +53,20 @@ def test_a_file_that_is_no_journal(tmp_path, capsys):
 
 def test_the_demo_is_given_its_options(monkeypatch):
     calls = []
-    monkeypatch.setitem(sys.modules, "lightning_bsscale.demo", SimpleNamespace(run=lambda **given: calls.append(given)))
+    monkeypatch.setitem(
+        sys.modules, "lightning_bsscale.demo", SimpleNamespace(run=lambda **given: calls.append(given) or 0)
+    )
     assert main(["demo"]) == 0
     assert main(["demo", "--out", "elsewhere", "--seed", "3", "--epochs", "2"]) == 0
     assert calls == [
         dict(out=Path("runs/demo"), seed=0, epochs=25),
         dict(out=Path("elsewhere"), seed=3, epochs=2),
     ]
+
+
+def test_a_demo_that_cannot_run_says_so_by_its_exit_status(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning_bsscale.demo", SimpleNamespace(run=lambda **given: 1))
+    assert main(["demo"]) == 1
 
 
 @pytest.mark.parametrize("words", [[], ["fly"], ["demo", "--epochs", "0"], ["demo", "--seed", "x"]])
