@@ -2,6 +2,8 @@
 
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,6 @@ def test_python_blocks_run_in_order(capsys, monkeypatch):
     code = blocks("python")
     assert len(code) >= 4
     for number, text in enumerate(code):
-        if "scaler.summary" in text:
-            names["scaler"] = next(c for c in names["trainer"].callbacks if hasattr(c, "summary"))
         names["model"] = Regression()
         exec(compile(text, f"README block {number}", "exec"), names)
     printed = capsys.readouterr().out
@@ -77,6 +77,13 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if not target.startswith("http"):
             assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_figures_are_those_of_the_benchmarks():
+    made = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
 
 
 def test_readme_has_no_placeholder():

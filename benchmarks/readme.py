@@ -1,0 +1,166 @@
+"""Write the README's figures from the benchmarks' results, so that none is typed by hand.
+
+python benchmarks/readme.py            # writes the part of README.md between the two marks
+python benchmarks/readme.py --check    # says whether it is up to date (a test does the same)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- figures: python benchmarks/readme.py -->", "<!-- end of figures -->"
+
+
+def read(name: str) -> dict[str, Any]:
+    """Read a result.
+
+    Args:
+        name: The benchmark's name.
+
+    Returns:
+        What it wrote.
+    """
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def ran_on(machine: dict[str, Any]) -> str:
+    """Say what a result was taken on.
+
+    Args:
+        machine: The result's record of it.
+
+    Returns:
+        One phrase.
+    """
+    return (
+        f"{machine['processor']} CPU, {machine['threads']} thread, torch {machine['torch']}, "
+        f"lightning {machine['lightning']}, Python {machine['python']}"
+    )
+
+
+def front() -> list[str]:
+    """Show the front: every fixed batch at its best rate, and the scaler at the rate that was best for its start.
+
+    Returns:
+        Lines of Markdown.
+    """
+    found = read("front")
+    main_rate = found["best"]["fixed4"]
+    shown = [row for row in found["rows"] if row["name"] != "scaler" and row["best"]]
+    shown += [row for row in found["rows"] if row["name"] == "scaler" and row["rate"] == main_rate]
+    lines = [
+        "**A small language model** (`benchmarks/front.py`): a byte-level transformer"
+        f" ({found['parameters']:,} parameters) reads {found['task']['sequences']:,} sequences of the standard"
+        " library's source once; AdamW, warmup and cosine in its own scheduler. Each fixed batch"
+        " at its best rate of at least three; the scaler at its defaults, from batch 4 at the rate that is best for"
+        " batch 4. 8 seeds, paired; ± one standard error.",
+        "",
+        "| run | optimizer steps | validation loss (nats/byte) | difference to fixed 4 | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for row in shown:
+        name = "**`BatchSizeScaler()`** from 4" if row["name"] == "scaler" else f"fixed {row['name'][5:]}"
+        against = row.get("against_start")
+        is_start = against is None or row["name"] == "fixed4"
+        difference = "–" if is_start else f"{against['difference']:+.4f} ± {against['error']:.4f}"
+        loss = f"{row['loss']:.4f} ± {row['error']:.4f}"
+        lines.append(f"| {name} | {row['steps']:,.0f} | {loss} | {difference} | {row['seconds']:.0f} |")
+    near = next(c for c in found["comparisons"] if c["run"] == f"scaler@{main_rate:g}" and c["nearest"])
+    lines += [
+        "",
+        f"Against the fixed batch of about as many steps ({near['against'].split('@')[0].replace('fixed', 'fixed ')},"
+        f" {near['steps_against']:,.0f} steps) the scaler's loss differs by {near['difference']:+.4f} ±"
+        f" {near['error']:.4f}. The seconds show what accumulation does not do: on one device the micro-batches"
+        f" cost what they cost. ({ran_on(found['machine'])}.)",
+    ]
+    return lines
+
+
+def digits() -> list[str]:
+    """Show the demo's task over seeds.
+
+    Returns:
+        Lines of Markdown.
+    """
+    found = read("digits")
+    lines = [
+        "**Digits** (`benchmarks/digits.py`, the demo's task over 8 seeds; SGD with momentum, rates not tuned):",
+        "",
+        "| run | optimizer steps | validation loss | accuracy | difference in accuracy | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        difference = (
+            "–"
+            if row["name"] == "fixed 8"
+            else f"{row['val_accuracy_difference']:+.4f} ± {row['val_accuracy_difference_error']:.4f}"
+        )
+        name = "**`BatchSizeScaler()`** from 8" if row["name"].startswith("scaler") else row["name"]
+        lines.append(
+            f"| {name} | {row['optimizer_steps']:,.0f} | {row['val_loss']:.4f} ± {row['val_loss_error']:.4f} |"
+            f" {row['val_accuracy']:.4f} | {difference} | {row['seconds']:.1f} |"
+        )
+    return [*lines, "", f"Here the fixed batch of 64 loses little as well: a small task. ({ran_on(found['machine'])}.)"]
+
+
+def overhead() -> list[str]:
+    """Show what watching costs.
+
+    Returns:
+        Lines of Markdown.
+    """
+    phrases = []
+    for name in ("overhead", "overhead_small"):
+        found = read(name)
+        ratio, noise = found["ratios"]["monitor/bare"], found["ratios"]["bare/bare"]
+        phrases.append(
+            f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}) with micro-batches of"
+            f" {found['milliseconds_per_micro_batch']:.0f} ms, where two equal runs differ by"
+            f" {noise['median']:.3f} ± {noise['half_width']:.3f}"
+        )
+    return [
+        "**What watching costs** (`benchmarks/overhead.py`): time with `GradientNoiseScaleMonitor()` over time without,"
+        f" for a transformer of {found['parameter_tensors']} parameter tensors, median of {found['pairs']} interleaved"
+        " pairs:"
+        f" {phrases[0]}; {phrases[1]}. A window that is not measured has no hook. ({ran_on(found['machine'])}.)"
+    ]
+
+
+def section() -> str:
+    """Write all of it.
+
+    Returns:
+        Markdown, marks included.
+    """
+    return "\n".join([BEGIN, "", *front(), "", *digits(), "", *overhead(), "", END])
+
+
+def main() -> int:
+    """Write or check.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when out of date")
+    options = parser.parse_args()
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    written = before + section() + rest.split(END)[1]
+    if options.check:
+        print("up to date" if written == text else "README.md is out of date: run python benchmarks/readme.py")
+        return int(written != text)
+    readme.write_text(written, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
