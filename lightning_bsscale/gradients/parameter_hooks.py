@@ -86,6 +86,7 @@ class ParameterHooks:
             self._parameters = lambda: listed
         self._grad_is_own = grad_is_own
         self._watched: list[Tensor] = []
+        self._bare: list[Tensor] = []
         self._fresh = False
         self._handles: list[RemovableHandle] = []
         self._home = torch.device("cpu")
@@ -108,6 +109,7 @@ class ParameterHooks:
         if watched:
             self._home = next(iter(watched.values())).device
         self._watched = list(watched.values())
+        self._bare = [p for p in self._watched if p._backward_hooks is None]
         self._handles = [_registered(p, partial(self._gather, key)) for key, p in watched.items()]
         self._sq_norms = []
         self._open = True
@@ -156,7 +158,13 @@ class ParameterHooks:
     def _remove_hooks(self) -> None:
         for handle in self._handles:
             handle.remove()
+        # torch keeps an empty table on a parameter that once had a hook, and calls into Python for it in every backward
+        # pass from then on: about 1 % of a small model's time. Where there was none before, there is none again.
+        for parameter in self._bare:
+            if not parameter._backward_hooks:
+                parameter._backward_hooks = None
         self._handles = []
+        self._bare = []
         self._watched = []
         self._gathered = None
         self._open = False
