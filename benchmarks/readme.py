@@ -123,12 +123,11 @@ def overhead() -> list[str]:
         phrases.append(
             f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}) with micro-batches of"
             f" {found['milliseconds_per_micro_batch']:.0f} ms, where two equal runs differ by"
-            f" {noise['median']:.3f} ± {noise['half_width']:.3f}"
+            f" {noise['median']:.3f} ± {noise['half_width']:.3f} ({found['pairs']} pairs)"
         )
     return [
         "**What watching costs** (`benchmarks/overhead.py`): time with `GradientNoiseScaleMonitor()` over time without,"
-        f" for a transformer of {found['parameter_tensors']} parameter tensors, median of {found['pairs']} interleaved"
-        " pairs:"
+        f" for a transformer of {found['parameter_tensors']} parameter tensors, median of interleaved pairs:"
         f" {phrases[0]}; {phrases[1]}. A window that is not measured has no hook. ({ran_on(found['machine'])}.)"
     ]
 
