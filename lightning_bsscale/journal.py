@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -100,6 +101,7 @@ class Replayed:
         return self.recorded == self.replayed
 
 
+_HEADER_BEGINS = b'{"event": "header"'
 Record = Measurement | DecisionRecord
 _EVENTS: dict[str, type[Record]] = {"measurement": Measurement, "decision": DecisionRecord}
 _NAMES: dict[type[Record], str] = {cls: name for name, cls in _EVENTS.items()}
@@ -107,7 +109,9 @@ _NESTED: dict[str, Any] = {"noise": NoiseScale, "situation": Situation, "limits"
 
 
 def _plain(value: Any) -> Any:
-    # JSON has no inf and no nan, so they travel as words.
+    # JSON has no inf and no nan, so they travel as words; and neither it nor a checkpoint has NumPy's numbers.
+    if isinstance(value, Real) and type(value).__module__ != "builtins":
+        value = int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
@@ -167,20 +171,26 @@ def describe_policy(policy: Any) -> dict[str, Any]:
 class Journal:
     """Appends records to a file, one JSON object a line, the first of which is a header with the schema version."""
 
-    def __init__(self, path: str | Path, header: dict[str, Any], *, append: bool = False) -> None:
+    def __init__(self, path: str | Path, header: dict[str, Any], *, keep: int | None = None) -> None:
         """Opens the file.
 
         Args:
-            path: where to write; folders are made
+            path: where to write; folders are made. A journal that is there is replaced, any other file is refused
             header: what the first line says beside the schema version
-            append: whether to write on in a file that is there, which has its header; else it is replaced
+            keep: go on with the journal that is there after so many of its records: what a killed run wrote after its
+                last checkpoint is written again by the one that goes on, and a torn last line is no record
         """
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        begun = append and self.path.exists() and self.path.stat().st_size > 0
-        self._file: TextIO | None = self.path.open("a" if begun else "w", encoding="utf-8")
-        if not begun:
+        end, self.records = _end_of_records(self.path, keep or 0)
+        begun = keep is not None and end > 0
+        self._file: TextIO | None = self.path.open("r+" if begun else "w", encoding="utf-8")
+        if begun:
+            self._file.truncate(end)
+            self._file.seek(end)
+        else:
             self._line({"event": "header", "schema": SCHEMA_VERSION, **_plain(header)})
+            self.records = 0
 
     def write(self, record: Record) -> None:
         """Appends one record.
@@ -194,8 +204,9 @@ class Journal:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps(fields, allow_nan=False, ensure_ascii=False) + "\n")
+            self._file.write(json.dumps(fields, allow_nan=False, ensure_ascii=False, default=repr) + "\n")
             self._file.flush()
+            self.records += 1
         except OSError as error:
             # A full disk ends the journal, not the training.
             self._file = None
@@ -206,6 +217,25 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _end_of_records(path: Path, count: int) -> tuple[int, int]:
+    # Where in the file its first `count` whole records end (0: it has not even a header), and how many these are.
+    if not path.exists():
+        return 0, 0
+    with path.open("rb") as file:
+        first = file.readline()
+        end = len(first)
+        if not first.startswith(_HEADER_BEGINS) and not _HEADER_BEGINS.startswith(first):
+            raise ValueError(f"{path} is there and is no journal. It is left as it is: give record=... another path.")
+        if not first.endswith(b"\n"):
+            return 0, 0
+        for found in range(count):
+            line = file.readline()
+            if not line.endswith(b"\n"):
+                return end, found
+            end += len(line)
+    return end, count
 
 
 def _parsed(path: str | Path, number: int, line: str) -> dict[str, Any]:
@@ -231,7 +261,11 @@ def read_journal(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
         ValueError: the file does not begin with a header of a schema that this version knows, or a line is no record
     """
     with Path(path).open(encoding="utf-8") as file:
-        lines = [_parsed(path, number, line) for number, line in enumerate(file, start=1) if line.strip()]
+        written = list(file)
+    if written and not written[-1].endswith("\n"):
+        warnings.warn(f"The last line of {path} was cut while it was written; it is left out.", stacklevel=2)
+        written.pop()
+    lines = [_parsed(path, number, line) for number, line in enumerate(written, start=1) if line.strip()]
     if not lines or lines[0].get("event") != "header":
         raise ValueError(
             f"{path} is not a journal: its first line must be a header, as BatchSizeScaler(record=True) writes it."
@@ -247,15 +281,25 @@ def read_journal(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
         event = fields.pop("event", None)
         if event not in _EVENTS:
             raise ValueError(f"{path}, line {number}: unknown event {event!r}; known are {', '.join(_EVENTS)}.")
-        records.append(from_plain(_EVENTS[event], fields))
+        try:
+            records.append(from_plain(_EVENTS[event], fields))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number} is no whole {event}: {error!r}.") from error
     return header, records
 
 
 def _policy_of(header: dict[str, Any], path: str | Path) -> Any:
-    told = header.get("policy") or {}
+    told = header.get("policy")
+    told = told if isinstance(told, dict) else {}
     for cls in POLICIES.values():
         if cls.__name__ == told.get("class") and told.get("options") is not None:
-            return cls(**told["options"])
+            try:
+                return cls(**told["options"])
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path} was written with other options of {cls.__name__} ({error}): pass the policy, "
+                    "replay(path, policy=...)."
+                ) from error
     raise ValueError(
         f"{path} was written with the policy {told.get('class')!r}, which is not one of "
         f"{', '.join(cls.__name__ for cls in POLICIES.values())}: pass the policy, replay(path, policy=...)."

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 
@@ -100,14 +101,54 @@ def test_write_read_replay(tmp_path):
     assert not next(iter(replay(path))).agrees
 
 
-def test_a_run_that_goes_on_appends(tmp_path):
-    write(tmp_path / "j", DECISION)
-    again = Journal(tmp_path / "j", {}, append=True)
+def test_a_run_that_goes_on_writes_on_after_what_its_checkpoint_knew(tmp_path):
+    write(tmp_path / "j", DECISION, MEASUREMENT, DECISION)
+    again = Journal(tmp_path / "j", {}, keep=1)
+    assert again.records == 1
     again.write(DECISION)
+    assert again.records == 2
     again.close()
     assert read_journal(tmp_path / "j")[1] == [DECISION, DECISION]
-    Journal(tmp_path / "new", {}, append=True).close()
+    new = Journal(tmp_path / "new", {}, keep=3)  # the log folder of a resumed run may be another one
+    assert new.records == 0
+    new.close()
     assert read_journal(tmp_path / "new")[1] == []
+
+
+@pytest.mark.parametrize("cut", range(1, 40))
+def test_a_torn_line_is_repaired_wherever_it_was_cut(tmp_path, cut):
+    path = tmp_path / "j"
+    write(path, DECISION)
+    one = path.stat().st_size
+    write(path, DECISION, MEASUREMENT)
+    two = path.stat().st_size
+    kept = two - cut * (two // 40) - 1  # from within the last line back into the header
+    os.truncate(path, kept)
+    whole = 1 if kept >= one else 0
+    journal = Journal(path, {"policy": None}, keep=2)
+    assert journal.records == whole
+    journal.write(MEASUREMENT)
+    journal.close()
+    _, records = read_journal(path)
+    assert records[:-1] == [DECISION] * whole
+    assert records[-1].examples_seen == MEASUREMENT.examples_seen
+
+
+def test_reading_leaves_a_torn_last_line_out_and_says_so(tmp_path):
+    write(tmp_path / "j", DECISION, MEASUREMENT)
+    os.truncate(tmp_path / "j", (tmp_path / "j").stat().st_size - 3)
+    with pytest.warns(UserWarning, match="last line of .*j was cut while it was written"):
+        _, records = read_journal(tmp_path / "j")
+    assert records == [DECISION]
+
+
+@pytest.mark.parametrize("keep", [None, 2])
+def test_a_file_that_is_no_journal_is_left_alone(tmp_path, keep):
+    for text in ("notes\n", "{}\n", '{"event": "decision"}\n'):
+        (tmp_path / "mine.txt").write_text(text)
+        with pytest.raises(ValueError, match=r"is there and is no journal. It is left as it is"):
+            Journal(tmp_path / "mine.txt", {}, keep=keep)
+        assert (tmp_path / "mine.txt").read_text() == text
 
 
 def test_a_full_disk_ends_the_journal_and_not_the_training(tmp_path):
@@ -142,7 +183,7 @@ def test_a_foreign_policy_must_be_given(tmp_path):
         ('{"event": "decision"}\n', "first line must be a header"),
         ('{"event": "header", "schema": 7}\n', "schema 7; this version reads 1"),
         ('{"event": "header", "schema": 1}\n{"event": "odd"}\n', "line 2: unknown event 'odd'"),
-        ('{"event": "header", "schema": 1}\n{"event": "deci', "line 2 is no JSON"),
+        ('{"event": "header", "schema": 1}\n{"event": "deci\n', "line 2 is no JSON"),
         ("[1, 2]\n", "line 1 is no JSON object"),
     ],
 )
