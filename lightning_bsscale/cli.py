@@ -43,10 +43,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, found {number}")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, found {text!r}")
+    return int(text)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -69,7 +68,8 @@ def _replay(arguments: argparse.Namespace) -> int:
                 disagreements += 1
                 print(f"decision {total}: recorded {answer.recorded}, replayed {answer.replayed}")
     except ValueError as error:
-        print(f"{arguments.journal}: {error}")
+        sentence, path = str(error), str(arguments.journal)
+        print(sentence if path in sentence else f"{path}: {sentence}")
         return 1
     print(f"{total - disagreements} of {total} decisions agree")
     return 1 if disagreements else 0

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from typing import Any, SupportsFloat
 
 from lightning_bsscale.theory import tradeoff
-from lightning_bsscale.theory.checks import check_number
+from lightning_bsscale.theory.checks import as_number, as_numbers, check_number, found
 from lightning_bsscale.theory.estimate import Averages, NoiseScale, noise_scale_from_means
 from lightning_bsscale.theory.moments import window_moments
+from lightning_bsscale.theory.rate_path import RatePath
 from lightning_bsscale.theory.rules import LearningRateRule, resolve_rule
 
 __all__ = ["critical_batch_size", "noise_scale", "scale_learning_rate", "steps_and_examples"]
@@ -43,7 +44,8 @@ def noise_scale(
         None if no window was finite.
 
     Raises:
-        ValueError: If the three arguments differ in their number of windows.
+        ValueError: If the three arguments differ in their number of windows. What is no number, or a negative norm,
+            raises TypeError or ValueError, and says where it stands.
 
     Example:
         >>> noise_scale([9.0, 1.0], 4.0, [4, 4]).noise_scale
@@ -54,10 +56,13 @@ def noise_scale(
     """
     # A 0-d array can be iterated over by its type, and not in fact.
     if not isinstance(mean_sq_norm, Iterable) or getattr(mean_sq_norm, "ndim", None) == 0:
-        micro_sq_norms, mean_sq_norm, micro_batch_sizes = [micro_sq_norms], [mean_sq_norm], [micro_batch_sizes]
-    means = [float(mean) for mean in mean_sq_norm]
-    norms = [[float(norm) for norm in window] for window in micro_sq_norms]
-    sizes = [[float(size) for size in window] for window in micro_batch_sizes]
+        norms = [sq_norms_of("micro_sq_norms", micro_sq_norms)]
+        means = [sq_norm_of("mean_sq_norm", mean_sq_norm)]
+        sizes = [as_numbers("micro_batch_sizes", micro_batch_sizes)]
+    else:
+        norms = [sq_norms_of(*window) for window in _windows("micro_sq_norms", micro_sq_norms)]
+        means = sq_norms_of("mean_sq_norm", mean_sq_norm)
+        sizes = [as_numbers(*window) for window in _windows("micro_batch_sizes", micro_batch_sizes)]
     if not len(norms) == len(means) == len(sizes):
         raise ValueError(
             "micro_sq_norms, mean_sq_norm and micro_batch_sizes must have one entry for each window, "
@@ -68,6 +73,44 @@ def noise_scale(
         moments = window_moments(*window)
         averages = averages.updated(moments, examples_since_last=moments.examples, memory=math.inf)
     return noise_scale_of(averages, confidence)
+
+
+def _windows(name: str, windows: Any) -> list[tuple[str, Any]]:
+    if isinstance(windows, str) or not isinstance(windows, Iterable) or getattr(windows, "ndim", None) == 0:
+        raise TypeError(f"{name} must have one entry for each window, as mean_sq_norm has, got {found(windows)}")
+    return [(f"{name}[{index}]", window) for index, window in enumerate(windows)]
+
+
+def sq_norm_of(name: str, value: Any) -> float:
+    """Take a squared norm as a number. NaN and infinity pass: an overflow is an ordinary event, and drops its window.
+
+    Args:
+        name: The argument's name, for the message.
+        value: A number, or a tensor of one element.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If it is negative.
+    """
+    norm = as_number(name, value)
+    if norm < 0:
+        raise ValueError(f"{name} must be at least 0, got {norm}")
+    return norm
+
+
+def sq_norms_of(name: str, values: Any) -> list[float]:
+    """Take several squared norms as numbers.
+
+    Args:
+        name: The argument's name, for the message.
+        values: A sequence, or a tensor with one dimension.
+
+    Returns:
+        The numbers.
+    """
+    return [sq_norm_of(f"{name}[{index}]", norm) for index, norm in enumerate(as_numbers(name, values))]
 
 
 def noise_scale_of(averages: Averages, confidence: float) -> NoiseScale | None:
@@ -111,7 +154,9 @@ def critical_batch_size(*, min_steps: SupportsFloat, min_examples: SupportsFloat
         >>> critical_batch_size(min_steps=1000, min_examples=64000)
         64.0
     """
-    return tradeoff.critical_batch_size(min_steps=float(min_steps), min_examples=float(min_examples))
+    return tradeoff.critical_batch_size(
+        min_steps=as_number("min_steps", min_steps), min_examples=as_number("min_examples", min_examples)
+    )
 
 
 def scale_learning_rate(
@@ -149,7 +194,7 @@ def scale_learning_rate(
     else:
         # A number is taken as known exactly.
         noise = noise_scale_from_means(
-            trace=check_number("noise_scale", float(noise_scale), above=0),
+            trace=check_number("noise_scale", as_number("noise_scale", noise_scale), above=0),
             grad_sq=1.0,
             trace_variance=0.0,
             grad_sq_variance=0.0,
@@ -157,9 +202,10 @@ def scale_learning_rate(
             effective_windows=math.inf,
             confidence=0.9,
         )
-    chosen = resolve_rule(rule, cap=cap)
-    factor = chosen.applied(chosen.ratio(float(old_batch), float(new_batch), noise))
-    return check_number("lr", float(lr), at_least=0) * factor
+    chosen = resolve_rule(rule, cap=cap, name="rule")
+    batches = as_number("old_batch", old_batch), as_number("new_batch", new_batch)
+    factor = RatePath().grown(chosen, *batches, noise).factor(chosen)
+    return check_number("lr", as_number("lr", lr), at_least=0) * factor
 
 
 def steps_and_examples(batch_size: SupportsFloat, critical_batch_size: SupportsFloat) -> tuple[float, float]:
@@ -177,5 +223,6 @@ def steps_and_examples(batch_size: SupportsFloat, critical_batch_size: SupportsF
         >>> steps_and_examples(32, 64)
         (3.0, 1.5)
     """
-    batch, critical = float(batch_size), float(critical_batch_size)
+    batch = as_number("batch_size", batch_size)
+    critical = as_number("critical_batch_size", critical_batch_size)
     return tradeoff.relative_steps(batch, critical), tradeoff.relative_examples(batch, critical)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_bsscale.functional import noise_scale_of
+from lightning_bsscale.functional import noise_scale_of, sq_norm_of, sq_norms_of
+from lightning_bsscale.theory.checks import as_numbers
 from lightning_bsscale.theory.estimate import SUM_NAMES, Averages, NoiseScale, sums_of
 from lightning_bsscale.theory.moments import window_moments
 
@@ -79,9 +80,9 @@ class GradientNoiseScale(Metric):
             micro_batch_sizes: examples in each micro-batch: 1-d, as many
         """
         moments = window_moments(
-            _floats("micro_sq_norms", micro_sq_norms),
-            _square("mean_sq_norm", mean_sq_norm),
-            _floats("micro_batch_sizes", micro_batch_sizes),
+            sq_norms_of("micro_sq_norms", micro_sq_norms),
+            sq_norm_of("mean_sq_norm", mean_sq_norm),
+            as_numbers("micro_batch_sizes", micro_batch_sizes),
         )
         for name, value in sums_of(moments).items():
             state: Tensor = getattr(self, f"sum_{name}")
@@ -128,19 +129,3 @@ class GradientNoiseScale(Metric):
 
     def _averages(self) -> Averages:
         return Averages.from_state({name: getattr(self, f"sum_{name}").item() for name in SUM_NAMES})
-
-
-def _floats(name: str, values: Tensor | Sequence[float]) -> list[float]:
-    if isinstance(values, Tensor):
-        if values.dim() != 1:
-            raise ValueError(f"{name} must have one dimension, got the shape {tuple(values.shape)}")
-        values = values.detach().tolist()
-    return [_square(f"{name}[{index}]", value) for index, value in enumerate(values)]
-
-
-def _square(name: str, value: Tensor | float) -> float:
-    number = float(value)
-    # NaN and infinity pass: an overflow is an ordinary event, and its window is dropped and counted.
-    if number < 0:
-        raise ValueError(f"{name} must be at least 0, got {number}")
-    return number

@@ -75,3 +75,10 @@ def test_wrong_words_are_refused(words, capsys):
         main(words)
     assert end.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("epochs", ["0", "-1", "1.5", "many", ""])
+def test_epochs_are_a_whole_number(epochs, capsys):
+    with pytest.raises(SystemExit):
+        main(["demo", f"--epochs={epochs}"])
+    assert f"must be a whole number of at least 1, found {epochs!r}" in capsys.readouterr().err

@@ -181,3 +181,25 @@ def _one_process(rank, world_size, port, folder):
     assert metric.sum_windows.item() == len(own)
     torch.save(answer, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("12", 1.0, [4, 4]), "micro_sq_norms must be a sequence of numbers, got '12'"),
+        ((3.0, 1.0, [4, 4]), "micro_sq_norms must be a sequence of numbers, got 3.0"),
+        (([1.0, None], 1.0, [4, 4]), r"micro_sq_norms\[1\] must be a number"),
+        (([1.0, 2.0], "1", [4, 4]), "mean_sq_norm must be a number"),
+        (([1.0, 2.0], torch.ones(2), [4, 4]), "mean_sq_norm must be a number"),
+        (([1.0, 2.0], 1.0, [4, True]), r"micro_batch_sizes\[1\] must be a number"),
+        (([1.0, 2.0], 1.0, None), "micro_batch_sizes must be a sequence of numbers, got None"),
+    ],
+)
+def test_what_is_no_number_is_named_and_leaves_nothing(arguments, message):
+    metric = filled(gaussian_windows(2))
+    before = metric.interval()
+    with pytest.raises(TypeError, match=f"^{message}"):
+        metric.update(*arguments)
+    assert metric.interval() == before
+    with pytest.raises(ValueError, match=r"^confidence must be a finite number above 0 and below 1, got 90"):
+        metric.interval(90)

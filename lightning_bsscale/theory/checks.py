@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 import numbers
 from collections.abc import Iterable
+from typing import Any
 
-__all__ = ["check_integer", "check_number", "quoted"]
+__all__ = ["as_number", "as_numbers", "check_integer", "check_number", "found", "quoted"]
+
+_LONGEST = 120
 
 
 def check_number(
@@ -56,8 +61,11 @@ def check_number(
     if bounds:
         allowed = f"{allowed} {' and '.join(bounds)}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be {allowed}, got {value!r} ({type(value).__name__})")
-    number = float(value)
+        raise TypeError(f"{name} must be {allowed}, got {found(value)} ({type(value).__name__})")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer or a fraction that no float can hold
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
     inside = (
         (above is None or number > above)
         and (at_least is None or number >= at_least)
@@ -65,7 +73,7 @@ def check_number(
         and (at_most is None or number <= at_most)
     )
     if math.isnan(number) or not inside or (math.isinf(number) and not may_be_infinite):
-        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        raise ValueError(f"{name} must be {allowed}, got {found(value)}")
     return number
 
 
@@ -91,10 +99,87 @@ def check_integer(name: str, value: object, *, at_least: int) -> int:
         ValueError: granularity must be an integer of at least 1, got 0
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer of at least {at_least}, got {value!r} ({type(value).__name__})")
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be an integer of at least {at_least}, got {found(value)} ({kind})")
     if value < at_least:
-        raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+        raise ValueError(f"{name} must be an integer of at least {at_least}, got {found(value)}")
     return int(value)
+
+
+def as_number(name: str, value: Any) -> float:
+    """Return one number as a float: Python's, NumPy's, or a tensor's of one element.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What was given. Not-a-number and infinity pass; a string does not, nor does ``True``.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: If it is not one number.
+
+    Example:
+        >>> as_number("lr", "0.1")
+        Traceback (most recent call last):
+        ...
+        TypeError: lr must be a number (or a tensor of one element), got '0.1' (str)
+    """
+    one = value
+    if callable(getattr(value, "item", None)):
+        with contextlib.suppress(RuntimeError, TypeError, ValueError):  # several elements, or none
+            one = value.item()
+    if isinstance(one, bool) or not isinstance(one, numbers.Real):
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be a number (or a tensor of one element), got {found(value)} ({kind})")
+    return float(one)
+
+
+def as_numbers(name: str, values: Any) -> list[float]:
+    """Return several numbers as floats.
+
+    Args:
+        name: The argument's name, for the message.
+        values: A sequence, an array or a tensor with one dimension.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        TypeError: If it is no sequence.
+        ValueError: If it has more dimensions than one, or none.
+    """
+    dimensions = getattr(values, "ndim", 1)
+    if dimensions != 1:
+        raise ValueError(f"{name} must have one dimension, got the shape {tuple(values.shape)}")
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of numbers, got {found(values)} ({type(values).__name__})")
+    # All at once: a tensor on a device is waited for once.
+    to_list = getattr(values, "tolist", None)
+    listed = to_list() if callable(to_list) else values
+    return [as_number(f"{name}[{index}]", value) for index, value in enumerate(listed)]
+
+
+def found(value: object) -> str:
+    """Show what was given, in one line of a message.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        Its ``repr``, cut where it is long (a tensor, a batch). A class is named as one: what is meant is nearly always
+        an instance.
+
+    Example:
+        >>> found(0.5), found(dict)
+        ('0.5', 'the class dict instead of an instance')
+        >>> len(found("a" * 1000))
+        120
+    """
+    if inspect.isclass(value):
+        return f"the class {value.__name__} instead of an instance"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
 
 
 def quoted(names: Iterable[str]) -> str:

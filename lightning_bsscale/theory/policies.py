@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, cast, final
 
-from lightning_bsscale.theory.checks import check_integer, check_number, quoted
+from lightning_bsscale.theory.checks import check_integer, check_number, found, quoted
 from lightning_bsscale.theory.estimate import NoiseScale
 
 __all__ = [
@@ -241,18 +241,22 @@ class NoiseScalePolicy(Policy):
     allow_shrink: bool = False
 
     def __post_init__(self) -> None:
-        """Check the options.
+        """Check the options, and keep them as Python's own numbers: a journal can hold no others.
 
         Raises:
             TypeError: If ``allow_shrink`` is no bool.
         """
-        check_number("target_ratio", self.target_ratio, above=0)
-        check_number("confidence", self.confidence, at_least=0.5, below=1)
-        check_number("max_growth", self.max_growth, above=1)
-        check_number("hysteresis", self.hysteresis, at_least=1)
-        check_number("dwell", self.dwell, at_least=0, below=1)
+        checked = {
+            "target_ratio": check_number("target_ratio", self.target_ratio, above=0),
+            "confidence": check_number("confidence", self.confidence, at_least=0.5, below=1),
+            "max_growth": check_number("max_growth", self.max_growth, above=1),
+            "hysteresis": check_number("hysteresis", self.hysteresis, at_least=1),
+            "dwell": check_number("dwell", self.dwell, at_least=0, below=1),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         if not isinstance(self.allow_shrink, bool):
-            raise TypeError(f"allow_shrink must be True or False, got {self.allow_shrink!r}")
+            raise TypeError(f"allow_shrink must be True or False, got {found(self.allow_shrink)}")
 
     @property
     def needs_budget(self) -> bool:
@@ -306,8 +310,8 @@ def resolve_policy(policy: object) -> SupportsDecide:
     allowed = f"one of {quoted(POLICIES)}, or an object with decide(situation, limits)"
     if isinstance(policy, str):
         if policy not in POLICIES:
-            raise ValueError(f"policy must be {allowed}, got {policy!r}")
+            raise ValueError(f"policy must be {allowed}, got {found(policy)}")
         return POLICIES[policy]()
     if inspect.isclass(policy) or not callable(getattr(policy, "decide", None)):
-        raise TypeError(f"policy must be {allowed}, got {policy!r}")
+        raise TypeError(f"policy must be {allowed}, got {found(policy)}")
     return cast("SupportsDecide", policy)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from lightning_bsscale.theory.checks import check_number, quoted
+from lightning_bsscale.theory.checks import check_number, found, quoted
 from lightning_bsscale.theory.estimate import NoiseScale
 
 __all__ = [
@@ -150,7 +150,7 @@ class Power(LearningRateRule):
 
     def __post_init__(self) -> None:
         """Check the option."""
-        check_number("exponent", self.exponent, at_least=0, at_most=1)
+        object.__setattr__(self, "exponent", check_number("exponent", self.exponent, at_least=0, at_most=1))
 
     def ratio(self, old_batch: float, new_batch: float, noise: NoiseScale | None) -> float:  # noqa: D102
         return float(_batch_ratio(old_batch, new_batch) ** self.exponent)
@@ -248,8 +248,8 @@ class Capped(LearningRateRule):
             TypeError: If ``rule`` is no rule.
         """
         if not isinstance(self.rule, LearningRateRule):
-            raise TypeError(f"rule must be a LearningRateRule such as Sqrt(), got {self.rule!r}")
-        check_number("cap", self.cap, at_least=1)
+            raise TypeError(f"rule must be a LearningRateRule such as Sqrt(), got {found(self.rule)}")
+        object.__setattr__(self, "cap", check_number("cap", self.cap, at_least=1))
 
     @property
     def name(self) -> str:
@@ -270,13 +270,14 @@ class Capped(LearningRateRule):
         return self.rule.ratio(old_batch, new_batch, noise)
 
     def applied(self, path_factor: float) -> float:  # noqa: D102
-        return min(self.rule.applied(path_factor), float(self.cap))
+        inside = self.rule.applied(path_factor)
+        return min(check_number(f"the factor that the rule {self.rule.name!r} applies", inside, above=0), self.cap)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Foreign(LearningRateRule):
-    """A user's object with a ``ratio`` method, which need not inherit from anything."""
+    """A user's object with a ``ratio`` method, inheriting from nothing; rate_path.py checks its answers."""
 
     rule: Any
 
@@ -288,12 +289,12 @@ class _Foreign(LearningRateRule):
     def needs_noise(self) -> bool:
         return bool(getattr(self.rule, "needs_noise", False))
 
-    def ratio(self, old_batch: float, new_batch: float, noise: NoiseScale | None) -> float:
-        return float(self.rule.ratio(old_batch, new_batch, noise))
+    def ratio(self, old_batch: float, new_batch: float, noise: NoiseScale | None) -> Any:
+        return self.rule.ratio(old_batch, new_batch, noise)
 
-    def applied(self, path_factor: float) -> float:
+    def applied(self, path_factor: float) -> Any:
         applied = getattr(self.rule, "applied", None)
-        return path_factor if applied is None else float(applied(path_factor))
+        return path_factor if applied is None else applied(path_factor)
 
 
 RULES: dict[str, type[LearningRateRule]] = {
@@ -351,12 +352,14 @@ def rule_for_optimizer(class_names_along_mro: Sequence[str]) -> LearningRateRule
     )
 
 
-def resolve_rule(rule: str | LearningRateRule | object, *, cap: float | None = None) -> LearningRateRule:
+def resolve_rule(rule: object, *, cap: float | None = None, name: str = "lr_rule", auto: str = "") -> LearningRateRule:
     """Make a rule from what the user gave: a name, a rule, or any object with a ``ratio`` method.
 
     Args:
         rule: A key of :data:`RULES`, or an object. ``"auto"`` is no rule: see :func:`rule_for_optimizer`.
         cap: Largest factor on the rate since the start, at least 1; None for no ceiling.
+        name: The argument's name, for the message.
+        auto: What the caller allows besides, for the message.
 
     Returns:
         The rule, inside a :class:`Capped` if there is a ceiling.
@@ -367,18 +370,18 @@ def resolve_rule(rule: str | LearningRateRule | object, *, cap: float | None = N
 
     Example:
         >>> resolve_rule("sqrt", cap=8)
-        Capped(rule=Sqrt(), cap=8)
+        Capped(rule=Sqrt(), cap=8.0)
     """
-    allowed = f"one of {quoted(RULES)}, or an object with ratio(old_batch, new_batch, noise)"
+    allowed = f"one of {quoted(RULES)}{auto}, or an object with ratio(old_batch, new_batch, noise)"
     resolved: LearningRateRule
     if isinstance(rule, str):
         if rule not in RULES:
-            raise ValueError(f"lr_rule must be {allowed}, got {rule!r}")
+            raise ValueError(f"{name} must be {allowed}, got {found(rule)}")
         resolved = RULES[rule]()
     elif isinstance(rule, LearningRateRule):
         resolved = rule
     elif inspect.isclass(rule) or not callable(getattr(rule, "ratio", None)):
-        raise TypeError(f"lr_rule must be {allowed}, got {rule!r}")
+        raise TypeError(f"{name} must be {allowed}, got {found(rule)}")
     else:
         resolved = _Foreign(rule)
     return resolved if cap is None else Capped(resolved, cap)

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from lightning_bsscale.theory.checks import check_number, quoted
+from lightning_bsscale.theory.checks import check_number, found, quoted
 
 __all__ = [
     "SCHEDULES",
+    "Checked",
     "Schedule",
     "WarmupConstant",
     "WarmupCosine",
@@ -36,6 +37,11 @@ class Schedule(ABC):
     """A factor on the learning rate as a function of progress in examples."""
 
     __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the schedule, for messages."""
+        return type(self).__name__
 
     @abstractmethod
     def factor(self, examples_seen: float, total_examples: float, warmup_examples: float) -> float:
@@ -68,8 +74,8 @@ def _decay_progress(examples_seen: float, total_examples: float, warmup_examples
     return (examples_seen - warmup_examples) / (total - warmup_examples)
 
 
-def _check_final(final_factor: float) -> None:
-    check_number("final", final_factor, at_least=0, at_most=1)
+def _checked_final(final_factor: float) -> float:
+    return check_number("final", final_factor, at_least=0, at_most=1)
 
 
 @final
@@ -91,7 +97,7 @@ class WarmupCosine(Schedule):
 
     def __post_init__(self) -> None:
         """Check the option."""
-        _check_final(self.final)
+        object.__setattr__(self, "final", _checked_final(self.final))
 
     def factor(self, examples_seen: float, total_examples: float, warmup_examples: float) -> float:  # noqa: D102
         progress = _decay_progress(examples_seen, total_examples, warmup_examples)
@@ -116,7 +122,7 @@ class WarmupLinear(Schedule):
 
     def __post_init__(self) -> None:
         """Check the option."""
-        _check_final(self.final)
+        object.__setattr__(self, "final", _checked_final(self.final))
 
     def factor(self, examples_seen: float, total_examples: float, warmup_examples: float) -> float:  # noqa: D102
         progress = _decay_progress(examples_seen, total_examples, warmup_examples)
@@ -149,13 +155,13 @@ class WarmupStep(Schedule):
         """
         given: object = self.milestones
         if isinstance(given, str) or not isinstance(given, Sequence):
-            raise TypeError(f"milestones must be a sequence of shares of the budget, got {given!r}")
+            raise TypeError(f"milestones must be a sequence of shares of the budget, got {found(given)}")
         shares = tuple(
             check_number(f"milestones[{i}]", share, above=0, below=1) for i, share in enumerate(self.milestones)
         )
         if any(later <= earlier for earlier, later in itertools.pairwise(shares)):
             raise ValueError(f"milestones must rise, got {self.milestones!r}")
-        check_number("gamma", self.gamma, above=0, at_most=1)
+        object.__setattr__(self, "gamma", check_number("gamma", self.gamma, above=0, at_most=1))
         object.__setattr__(self, "milestones", shares)  # a list from YAML would make the record unhashable
 
     def factor(self, examples_seen: float, total_examples: float, warmup_examples: float) -> float:  # noqa: D102
@@ -181,7 +187,7 @@ class WarmupExponential(Schedule):
 
     def __post_init__(self) -> None:
         """Check the option."""
-        check_number("final", self.final, above=0, at_most=1)
+        object.__setattr__(self, "final", check_number("final", self.final, above=0, at_most=1))
 
     def factor(self, examples_seen: float, total_examples: float, warmup_examples: float) -> float:  # noqa: D102
         progress = _decay_progress(examples_seen, total_examples, warmup_examples)
@@ -201,6 +207,34 @@ class WarmupConstant(Schedule):
     def factor(self, examples_seen: float, total_examples: float, warmup_examples: float) -> float:  # noqa: D102
         check_number("total_examples", total_examples, above=0, may_be_infinite=True)
         return _warmup(examples_seen, warmup_examples)
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class Checked(Schedule):
+    """Any schedule with a check of its answers: of a user's own, what is no number must not reach the optimizer.
+
+    Args:
+        schedule: The schedule to ask.
+
+    Example:
+        >>> Checked(WarmupCosine()).factor(500, 1000, 0)
+        0.5
+    """
+
+    schedule: Schedule
+
+    def __repr__(self) -> str:
+        return repr(self.schedule)
+
+    @property
+    def name(self) -> str:
+        """Name of the schedule inside."""
+        return self.schedule.name
+
+    def factor(self, examples_seen: float, total_examples: float, warmup_examples: float) -> float:  # noqa: D102
+        answer = self.schedule.factor(examples_seen, total_examples, warmup_examples)
+        return check_number(f"the factor of the schedule {self.name!r}", answer, at_least=0)
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
@@ -233,8 +267,8 @@ def resolve_schedule(schedule: object) -> Schedule:
     allowed = f"one of {quoted(SCHEDULES)}, or a Schedule such as WarmupCosine(final=0.05)"
     if isinstance(schedule, str):
         if schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be {allowed}, got {schedule!r}")
+            raise ValueError(f"schedule must be {allowed}, got {found(schedule)}")
         return SCHEDULES[schedule]()
     if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be {allowed}, got {schedule!r}")
+        raise TypeError(f"schedule must be {allowed}, got {found(schedule)}")
     return schedule

@@ -18,6 +18,7 @@ __all__ = [
     "plan_window",
     "planned_examples",
     "planned_steps",
+    "windows_in_memory",
 ]
 
 
@@ -163,7 +164,7 @@ def planned_examples(
     if max_epochs is not None and epoch_examples is not None:
         plans.append(float(check_integer("max_epochs", max_epochs, at_least=0) * epoch_examples))
     if max_steps is not None:
-        check_integer("max_steps", max_steps, at_least=0)
+        max_steps = check_integer("max_steps", max_steps, at_least=0)
         if epoch_batches is None or epoch_examples is None:
             plans.append(max_steps * window)
         else:
@@ -200,3 +201,25 @@ def default_max_batch_size(
     if horizon is not None:
         largest = min(largest, horizon / 8)
     return max(start, int(largest // step) * step)
+
+
+def windows_in_memory(memory: float, spacing: float) -> float:
+    """Compute how many measured windows the averages can hold, once many have passed (Kish's effective number).
+
+    With one window in every ``spacing`` examples the weights are powers of ``r = exp(-spacing / memory)``, and
+    ``(sum w)^2 / sum w^2`` tends to ``(1 + r) / (1 - r) = coth(spacing / (2 memory))``.
+
+    Args:
+        memory: Examples over which a window's weight falls to 1/e, above 0; may be infinite.
+        spacing: Examples from one measured window to the next, above 0.
+
+    Returns:
+        The number, at least 1; infinite for an infinite memory.
+
+    Example:
+        >>> round(windows_in_memory(1000, 100), 1), round(windows_in_memory(100, 256), 1)
+        (20.0, 1.2)
+    """
+    check_number("memory", memory, above=0, may_be_infinite=True)
+    ratio = check_number("spacing", spacing, above=0) / memory
+    return 1 / math.tanh(ratio / 2) if ratio > 0 else math.inf

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lightning_bsscale.theory.schedules import (
     SCHEDULES,
+    Checked,
     Schedule,
     WarmupConstant,
     WarmupCosine,
@@ -133,6 +134,12 @@ def test_schedules_pass_through_also_a_users_own():
 
     own = Half()
     assert resolve_schedule(own) is own
+
+
+def test_a_checked_schedule_is_the_one_inside():
+    checked = Checked(WarmupCosine(final=0.1))
+    assert (checked.name, repr(checked)) == ("WarmupCosine", "WarmupCosine(final=0.1)")
+    assert checked.factor(500, 1000, 0) == WarmupCosine(final=0.1).factor(500, 1000, 0)
 
 
 def test_an_unknown_name_is_refused_with_the_choices():
