@@ -7,12 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint format docs clean
+.PHONY: help demo test test-nightly lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    set up and run the demonstration (about a minute on a CPU after installation)"
 	@echo "make test    set up and run the tests (WORKERS=$(WORKERS), PYTEST_ARGS='-k name')"
+	@echo "make test-nightly  the same with 50 kills, 500 random programs and the long trainings"
 	@echo "make lint    ruff (check and format), mypy --strict, codespell"
 	@echo "make format  let ruff mend what it can"
 	@echo "make docs    build docs/ into docs/_build/html, warnings are errors"
@@ -32,6 +33,9 @@ demo: $(VENV)/.installed-examples
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+test-nightly: PYTEST_ARGS += --nightly --timeout 1800
+test-nightly: test
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -29,6 +29,24 @@ SET_BY_OTHERS = frozenset(
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption("--nightly", action="store_true", help="more kills, more random programs, long trainings")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without --nightly the long trainings are deselected, which pytest's closing line says."""
+    if not config.getoption("--nightly"):
+        nightly = [item for item in items if item.get_closest_marker("nightly")]
+        items[:] = [item for item in items if item not in nightly]
+        config.hook.pytest_deselected(items=nightly)
+
+
+@pytest.fixture
+def kills(request):
+    """How often a training is killed."""
+    return 50 if request.config.getoption("--nightly") else 6
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind():
     """Environment, default dtype, determinism, process group and random state are afterwards as they were before.

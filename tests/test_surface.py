@@ -73,6 +73,7 @@ FUNCTIONS = {"critical_batch_size", "noise_scale", "scale_learning_rate", "steps
 LOGGED_KEYS = {
     "accumulate_grad_batches",
     "batch_size",
+    "dropped_windows",
     "examples_seen",
     "grad_sq_norm",
     "grad_trace_cov",
@@ -86,10 +87,13 @@ STATE_KEYS = {
     "budget",
     "control",
     "examples_seen",
+    "lost_micro_batches",
     "measurement",
     "optimizer_steps",
-    "micro_batch_size",
+    "records",
     "schema",
+    "start",
+    "window",
     "windows",
 }
 

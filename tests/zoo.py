@@ -160,7 +160,7 @@ class KeepsRates(torch.optim.SGD):
         self.used = []
 
     def step(self, closure=None):
-        loss = closure()
+        loss = None if closure is None else closure()  # a gradient scaler has called it before
         self.used.append([group["lr"] for group in self.param_groups])
         super().step()
         return loss

@@ -17,8 +17,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_bsscale.theory.windows import WindowPlan
-
 
 class _Window(int):
     """The number of micro-batches of a window that begins at `start`: ``x % window`` is ``(x - start) % n``."""
@@ -67,21 +65,37 @@ class Accumulation:
         """
         check_offset_windows()
         self._trainer = trainer
-        self._original = int(trainer.accumulate_grad_batches)
+        self.original = int(trainer.accumulate_grad_batches)
 
-    def place(self, plan: WindowPlan) -> None:
-        """Makes the window that begins now the planned one.
+    def place(self, start: int, num_micro_batches: int) -> None:
+        """Makes the window in progress the one that is wanted.
 
-        Right only in `on_train_batch_start` of its first micro-batch.
+        Right only in `on_train_batch_start`, where Lightning has decided nothing yet about the micro-batch.
 
         Args:
-            plan: where it begins and how many micro-batches it has
+            start: index in the epoch of its first micro-batch
+            num_micro_batches: micro-batches that it has
         """
-        self._trainer.accumulate_grad_batches = _Window(plan.num_micro_batches, plan.start)
+        self._trainer.accumulate_grad_batches = _Window(num_micro_batches, start)
+
+    def skip(self, batch_idx: int, *, is_open: bool) -> None:
+        """Moves the window past a micro-batch that never came: the loader gave None, and Lightning counts its index.
+
+        Where it was to be a window's last one, no step is made, and the next micro-batch would clear the gradient of
+        all the others. Right only in `on_train_batch_end` of that index.
+
+        Args:
+            batch_idx: the index
+            is_open: whether a window is in progress
+        """
+        placed = self._trainer.accumulate_grad_batches
+        # Between windows: any window in whose middle the index lies, or the loggers would count a step.
+        moved = _Window(int(placed), getattr(placed, "start", 0) + 1) if is_open else _Window(2, batch_idx)
+        self._trainer.accumulate_grad_batches = moved
 
     def restore(self) -> None:
         """Gives the Trainer the user's number back."""
-        self._trainer.accumulate_grad_batches = self._original
+        self._trainer.accumulate_grad_batches = self.original
 
 
 def rescale_cut_window(parameters: Iterable[Tensor], planned: int, came: int) -> None:

@@ -1,9 +1,14 @@
-"""The user's own plan, counted in micro-batches: where it would be by now, and where it ends."""
+"""The user's own plan, counted in micro-batches: where it would be by now, and where it ends.
+
+The plan is that of the first start. A run that goes on with other micro-batches, or on another number of devices,
+covers the plan's micro-batches at another pace; what is handed in and out is always counted in those that come now.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any
 
 from lightning_bsscale.theory.windows import batches_until_step, planned_steps
@@ -22,9 +27,11 @@ class Budget:
         accumulate: int,
         max_steps: int | None,
         total_examples: float | None,
-        granularity: float,
+        granularity: int,
         epoch_batches: int | None,
         frequencies: Iterable[int] = (),
+        plan_granularity: int | None = None,
+        epoch_examples: int | None = None,
     ) -> None:
         """Begins at the plan's first micro-batch.
 
@@ -35,16 +42,46 @@ class Budget:
             granularity: examples of one micro-batch on all devices
             epoch_batches: micro-batches in an epoch, or None for a loader without a length
             frequencies: the schedulers' own frequencies, in micro-batches as Lightning counts them
+            plan_granularity: examples of one micro-batch of the plan on all devices, where it differs
+            epoch_examples: examples in an epoch, or None where they are not known
         """
         self.epoch_batches = epoch_batches
         self._expected = epoch_batches
+        self._epoch_examples = epoch_examples
         self._accumulate = accumulate
         self._max_steps = max_steps
         self._total_examples = total_examples
         self._granularity = granularity
+        self._pace = Fraction(granularity, plan_granularity or granularity)  # the plan's micro-batches in one of ours
         self._before = {frequency: 0 for frequency in (1, *frequencies)}
         self._ready = 0
         self._is_last = False
+        self._came = 0
+        self._origin = (0, 0)  # where the present pace began: the plan's micro-batches, and ours
+
+    @property
+    def came(self) -> int:
+        """Micro-batches of this epoch up to the last window's end."""
+        return self._came
+
+    def _in_plan(self, batches: int, *, is_last: bool) -> int:
+        planned, came = self._origin
+        if self._pace == 1 and planned == came:
+            return batches
+        passed, length = planned + math.floor((batches - came) * self._pace), self._planned_epoch_batches()
+        if length is None:
+            return passed
+        return length if is_last else min(passed, length)
+
+    def _in_ours(self, planned_batches: int) -> int:
+        planned, came = self._origin
+        return came + math.ceil((planned_batches - planned) / self._pace)
+
+    def _planned_epoch_batches(self) -> int | None:
+        if self.epoch_batches is None or self._pace == 1:
+            return self.epoch_batches
+        examples = self._epoch_examples or self.epoch_batches * self._granularity
+        return math.ceil(examples / (self._granularity / self._pace))
 
     def planned_steps(self, frequency: int = 1) -> int:
         """Steps that the plan has made by now.
@@ -68,26 +105,35 @@ class Budget:
             the announced number, or fewer where the last epoch ended sooner; None for a loader without a length
         """
         expected = self._expected
-        return expected if expected is not None and batch_idx < expected else self.epoch_batches
+        if expected is not None and batch_idx < expected:
+            return expected
+        # Resumed from an epoch's end without max_epochs, Lightning takes one micro-batch more in that epoch.
+        return None if self.epoch_batches is None else max(self.epoch_batches, batch_idx + 1)
 
-    def start_epoch(self, epoch_batches: int | None, came: int) -> None:
+    def start_epoch(self, epoch_batches: int | None, came: int, epoch_examples: int | None = None) -> None:
         """An epoch begins, at its first micro-batch.
 
         Args:
             epoch_batches: micro-batches that Lightning announces, or None
             came: micro-batches that came in the last epoch; 0 before the first
+            epoch_examples: examples in it, or None where they are not known
         """
+        # Only an epoch that ended before its announced end says that this one may; a loader may also have grown.
+        ended_early = 0 < came < (self.epoch_batches or 0)
         self.epoch_batches = epoch_batches
-        self._expected = epoch_batches if not came or epoch_batches is None else min(came, epoch_batches)
+        self._epoch_examples = epoch_examples
+        self._expected = min(came, epoch_batches) if ended_early and epoch_batches is not None else epoch_batches
         self._before = {frequency: self.planned_steps(frequency) for frequency in self._before}
-        self._ready = 0
+        self._ready = self._came = 0
+        self._origin = (0, 0)
         self._is_last = False
 
     def _end_in_epoch(self) -> int | None:
-        # Micro-batches of this epoch at which max_steps ends the plan.
+        # The plan's micro-batches of this epoch at which max_steps ends it.
         if self._max_steps is None:
             return None
-        return batches_until_step(self._max_steps - self._before[1], self._accumulate, self.epoch_batches)
+        left = max(0, self._max_steps - self._before[1])
+        return batches_until_step(left, self._accumulate, self._planned_epoch_batches())
 
     def advance(self, ready: int, *, is_last: bool) -> None:
         """A window has ended.
@@ -97,9 +143,11 @@ class Budget:
             is_last: whether the epoch ends here
         """
         end = self._end_in_epoch()
+        self._came = ready
+        planned = self._in_plan(ready, is_last=is_last)
         # Past its end a plan makes no steps: only an explicit budget goes further, and schedulers stay at their end.
-        self._ready = ready if end is None else min(ready, end)
-        self._is_last = is_last and self._ready == ready
+        self._ready = planned if end is None else min(planned, end)
+        self._is_last = is_last and self._ready == planned
 
     def batches_left(self, batch_idx: int, examples_seen: float) -> int | None:
         """Micro-batches until the budget ends, for the window that begins now.
@@ -117,7 +165,7 @@ class Budget:
             end = self._end_in_epoch()
             if end is None:
                 return None
-            left = end - batch_idx
+            left = self._in_ours(end) - batch_idx
         return left if left > 0 else None
 
     def is_used_up(self, examples_seen: float) -> bool:
@@ -139,7 +187,12 @@ class Budget:
         Returns:
             numbers and lists
         """
-        return {"before": [[f, n] for f, n in self._before.items()], "ready": self._ready, "is_last": self._is_last}
+        return {
+            "before": [[frequency, steps] for frequency, steps in self._before.items()],
+            "ready": self._ready,
+            "is_last": self._is_last,
+            "came": self._came,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes up where `state` left off.
@@ -150,3 +203,5 @@ class Budget:
         self._before.update({frequency: steps for frequency, steps in state["before"]})
         self._ready = state["ready"]
         self._is_last = state["is_last"]
+        self._came = state["came"]
+        self._origin = (self._ready, self._came)

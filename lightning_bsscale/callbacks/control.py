@@ -116,17 +116,32 @@ class BatchControl:
         self.decisions.append(record)
         return record
 
+    def fit_limits(self, noise: NoiseScale | None) -> None:
+        """Takes the nearest possible batch, where another start has made the one in force impossible.
+
+        Args:
+            noise: the noise scale now
+        """
+        step = self.limits.granularity
+        nearest = self.limits.clip((self.batch_size + step / 2) // step * step)
+        if nearest != self.batch_size:
+            self._path = self._path.grown(self._rule, self.batch_size, nearest, noise)
+            self.batch_size = nearest
+
     def state(self) -> dict[str, Any]:
         """What cannot be recomputed.
 
         Returns:
-            numbers, strings, lists and dicts
+            numbers, strings, lists and dicts; a policy's own, where it has `state_dict`
         """
+        own = getattr(self._policy, "state_dict", None)
         return {
+            "policy": own() if callable(own) else None,
             "batch_size": self.batch_size,
             "start_batch_size": self.start_batch_size,
             "examples_at_last_change": self.examples_at_last_change,
             "path": as_plain(self._path),
+            "lr_scale": self.lr_scale,  # for whoever reads the state; the path and the rule make it anew
             "decisions": [as_plain(record) for record in self.decisions],
         }
 
@@ -136,6 +151,8 @@ class BatchControl:
         Args:
             state: what `state` gave
         """
+        if state["policy"] is not None and callable(getattr(self._policy, "load_state_dict", None)):
+            self._policy.load_state_dict(state["policy"])
         self.batch_size = state["batch_size"]
         self.start_batch_size = state["start_batch_size"]
         self.examples_at_last_change = state["examples_at_last_change"]

@@ -113,33 +113,39 @@ class UnscaledRate:
     factor = 1.0
 
     def __init__(self, optimizer: Optimizer) -> None:
-        """Registers nothing.
+        """Registers nothing yet.
 
         Args:
             optimizer: whose rate to read
         """
         self._optimizer = optimizer
+        self._handles: list[Any] = []
         self._read()
 
     def _read(self) -> None:
         self._rate = _copy(self._optimizer.param_groups[0]["lr"])
 
     def change(self, factor: float, schedule_factor: float) -> None:
-        """Changes nothing, and notes the rate that the window in progress will be stepped with.
+        """Changes nothing. From the first call on, the rate is noted at each update, whoever has set it until then.
 
         Args:
             factor: not used
             schedule_factor: not used
         """
-        self._read()
+        if not self._handles:
+            self._read()
+            self._handles.append(self._optimizer.register_step_post_hook(lambda *_: self._read()))
 
     @property
     def rate(self) -> float:
-        """The rate that the last step was taken with (first parameter group)."""
+        """The rate that the last step was taken with (first parameter group); before any step, that at the start."""
         return float(self._rate)
 
     def remove(self) -> None:
-        """Nothing to take away."""
+        """Takes the hook away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
 
 def relative_rate(optimizer: Optimizer) -> float:

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from numbers import Real
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_bsscale.callbacks.options import BatchSizeFn
 from lightning_bsscale.theory.windows import planned_examples
+
+_said_ambiguous: set[str] = set()  # of which types of batch, in this process, as Lightning does
+
+
+def _tensors_in(batch: Any) -> Iterator[Tensor]:
+    # In the order in which Lightning looks for one. Its own function would warn at every new size, with advice for
+    # `self.log`, and would walk through arrays number by number.
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for item in batch.values():
+            yield from _tensors_in(item)
+    elif isinstance(batch, (str, bytes, Iterator)) or hasattr(batch, "__array__"):
+        return  # what can be read only once is the training step's to read
+    elif isinstance(batch, Iterable):
+        for item in batch:
+            yield from _tensors_in(item)
+    elif is_dataclass(batch) and not isinstance(batch, type):
+        for field in fields(batch):
+            yield from _tensors_in(getattr(batch, field.name))
 
 
 def batch_size_of(batch: Any, batch_size_fn: BatchSizeFn | None) -> int:
@@ -31,23 +53,39 @@ def batch_size_of(batch: Any, batch_size_fn: BatchSizeFn | None) -> int:
     """
     if batch is None:
         raise MisconfigurationException(
-            "The number of examples in a batch must be known before the training step, and Lightning shows no batch: "
-            "the loader gave None, or training_step takes dataloader_iter. Let training_step take the batch."
+            "The number of examples in a batch must be known before the training step, and Lightning shows no batch, "
+            "as training_step takes dataloader_iter. Let training_step take the batch."
         )
-    if batch_size_fn is None:
-        try:
-            size: Any = extract_batch_size(batch)
-        except (MisconfigurationException, RecursionError) as error:
-            raise MisconfigurationException(
-                f"The number of examples in a batch of type {type(batch).__name__} cannot be found: it holds no "
-                "tensor. Pass a function that counts them, for example batch_size_fn=len."
-            ) from error
-    else:
-        size = batch_size_fn(batch)
-    if isinstance(size, bool) or not isinstance(size, (int, float)) or size != size // 1 or not 0 < size < math.inf:
+    size: Any = _size_of_first_tensor(batch) if batch_size_fn is None else batch_size_fn(batch)
+    number = math.nan if isinstance(size, bool) or not isinstance(size, Real) else float(size)
+    if not 0 < number < math.inf or number != number // 1:
         source = "The loader gave a batch of" if batch_size_fn is None else "batch_size_fn returned"
-        raise MisconfigurationException(f"{source} {size!r} examples; a positive whole number is needed.")
-    return int(size)
+        hint = " Call .item() on it." if isinstance(size, Tensor) else ""
+        raise MisconfigurationException(f"{source} {size!r} examples; a positive whole number is needed.{hint}")
+    return int(number)
+
+
+def _size_of_first_tensor(batch: Any) -> int:
+    kind = type(batch).__name__
+    try:
+        tensors = list(_tensors_in(batch))
+    except RecursionError:
+        tensors = []
+    if not tensors:
+        raise MisconfigurationException(
+            f"The number of examples in a batch of type {kind} cannot be found: it holds no tensor. Pass a function "
+            "that counts them, for example batch_size_fn=len, or batch_size_fn=lambda batch: batch.num_graphs."
+        )
+    size = tensors[0].size(0) if tensors[0].ndim else 1
+    if kind not in _said_ambiguous and any(tensor.ndim and tensor.size(0) != size for tensor in tensors):
+        _said_ambiguous.add(kind)
+        rank_zero_warn(
+            f"bsscale: the tensors in a batch of type {kind} differ in their first dimension, and that of the first "
+            "tensor is taken for the number of examples. If it is not, the noise scale is wrong by that factor: pass a "
+            "function that counts them, for example batch_size_fn=lambda batch: len(batch['labels']).",
+            category=UserWarning,
+        )
+    return size
 
 
 class SizeCheck:
@@ -128,25 +166,49 @@ def epoch_examples(trainer: pl.Trainer, micro_batch_size: int, batch_size_fn: Ba
     return full * trainer.world_size
 
 
+def loader_batch_size(trainer: pl.Trainer) -> int | None:
+    """The size that the user gave the loader.
+
+    Args:
+        trainer: a Trainer whose fit has begun
+
+    Returns:
+        the `batch_size` of a DataLoader; None for any other loader, and where a batch sampler makes the batches
+    """
+    loader = trainer.train_dataloader
+    return loader.batch_size if isinstance(loader, DataLoader) else None
+
+
 def examples_in_plan(
-    trainer: pl.Trainer, micro_batch_size: int, batch_size_fn: BatchSizeFn | None, *, with_max_steps: bool = True
+    trainer: pl.Trainer,
+    micro_batch_size: int,
+    batch_size_fn: BatchSizeFn | None,
+    *,
+    with_max_steps: bool = True,
+    plan: tuple[int, int] | None = None,
 ) -> float | None:
     """Examples of the training as the user planned it: by `max_epochs`, by `max_steps`, or the smaller of both.
 
     Args:
         trainer: a Trainer whose fit has begun
-        micro_batch_size: examples in the first micro-batch
+        micro_batch_size: examples in a micro-batch
         batch_size_fn: the user's way to count
         with_max_steps: whether `max_steps` counts
+        plan: micro-batches of a step, and examples of one on all devices, of the start whose steps `max_steps` counts;
+            None where it is this one
 
     Returns:
         the number over all devices, or None where it is unknown
     """
+    batches, examples = epoch_batches(trainer), epoch_examples(trainer, micro_batch_size, batch_size_fn)
+    accumulate, size = plan or (int(trainer.accumulate_grad_batches), micro_batch_size * trainer.world_size)
+    if examples is not None and size != micro_batch_size * trainer.world_size:
+        batches = math.ceil(examples / size)
     return planned_examples(
         max_epochs=trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None,
         max_steps=trainer.max_steps if with_max_steps and trainer.max_steps >= 0 else None,
-        epoch_batches=epoch_batches(trainer),
-        epoch_examples=epoch_examples(trainer, micro_batch_size, batch_size_fn),
-        accumulate=int(trainer.accumulate_grad_batches),
-        micro_batch_size=micro_batch_size * trainer.world_size,
+        epoch_batches=batches,
+        epoch_examples=examples,
+        accumulate=accumulate,
+        micro_batch_size=size,
     )

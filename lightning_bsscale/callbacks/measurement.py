@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -22,6 +23,7 @@ from lightning_bsscale.theory.estimate import Averages, NoiseScale
 from lightning_bsscale.theory.moments import WindowMoments, moments_from_sums
 
 HISTORY_LIMIT = 4096
+MANY_DROPPED = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,18 +49,24 @@ class OpenWindow:
     """The window in progress on this device.
 
     Attributes:
+        start: index of its first micro-batch in the epoch
         planned: micro-batches that it should have
         loss_divisor: what Lightning divides each loss by
         measured: whether its gradients are watched
         steps_before: the Trainer's optimizer steps when it began
-        sizes: examples of each micro-batch so far
+        sizes: examples of each micro-batch so far, the one in progress included
+        done: micro-batches that have ended
+        is_rest: whether it is what was left of a window that a checkpoint cut
     """
 
+    start: int
     planned: int
     loss_divisor: int
     measured: bool
     steps_before: int
     sizes: list[int]
+    done: int = 0
+    is_rest: bool = False
 
     @property
     def came(self) -> int:
@@ -69,6 +77,20 @@ class OpenWindow:
     def examples(self) -> int:
         """Examples so far."""
         return sum(self.sizes)
+
+    def state(self) -> dict[str, Any]:
+        """How far it is: what a run that goes on in it must know.
+
+        Returns:
+            numbers
+        """
+        return {
+            "start": self.start,
+            "planned": self.planned,
+            "done": self.done,
+            "in_progress": self.came > self.done,
+            "is_rest": self.is_rest,
+        }
 
     def facts(
         self, *, examples_seen: int, optimizer_steps: int, batch_size: int, lr: float, lr_scale: float
@@ -132,6 +154,13 @@ class GradientMeasurement:
         self._in_flight: Tensor | None = None
         self._pending: tuple[DelayedVector | list[float], WindowFacts] | None = None
         self._examples_at_last = 0.0
+        self._dropped_in_a_row = 0
+        self._said_dropped = False
+
+    @property
+    def dropped(self) -> int:
+        """Measured windows that did not enter the averages, as a gradient in them was not finite."""
+        return self.averages.dropped
 
     def open(self, *, measured: bool) -> None:
         """Begins a window, also where the last one never ended.
@@ -218,8 +247,13 @@ class GradientMeasurement:
     def _take(self, moments: WindowMoments, facts: WindowFacts) -> Measurement:
         since = facts.examples_seen - self._examples_at_last
         self._examples_at_last = facts.examples_seen
+        dropped_before = self.averages.dropped
         self.averages = self.averages.updated(moments, examples_since_last=since, memory=self._memory)
         self.noise = self.averages.noise_scale()
+        self._dropped_in_a_row = self._dropped_in_a_row + 1 if self.averages.dropped > dropped_before else 0
+        if self._dropped_in_a_row == MANY_DROPPED and not self._said_dropped:
+            self._said_dropped = True
+            self._warn_of_dropped()
         made = Measurement(
             examples_seen=facts.examples_seen,
             optimizer_steps=facts.optimizer_steps,
@@ -238,6 +272,25 @@ class GradientMeasurement:
             half = HISTORY_LIMIT // 2
             self.history[:half] = self.history[:half:2]
         return made
+
+    def _warn_of_dropped(self) -> None:
+        if self._scaler is not None:
+            cause = (
+                "With 16-bit mixed precision a few at the start are ordinary, while the loss scale is found, and those "
+                "steps are skipped; so many mean that the loss itself is NaN or inf, or that the loss scale does not "
+                "come down: look at trainer.precision_plugin.scaler.get_scale(), or use precision='bf16-mixed'."
+            )
+        else:
+            cause = (
+                "The loss or its gradient is NaN or inf, and the weights probably too by now: lower the learning rate, "
+                "or clip the gradient (gradient_clip_val)."
+            )
+        rank_zero_warn(
+            f"bsscale: the last {MANY_DROPPED} measured windows held a gradient that is not finite. They were dropped: "
+            "the noise scale is still that of the windows before them, or unknown. "
+            f"{cause} Trainer(detect_anomaly=True) names the operation. This is said once.",
+            category=UserWarning,
+        )
 
     def stop_watching(self) -> None:
         """Takes every hook away."""
@@ -260,6 +313,7 @@ class GradientMeasurement:
         return {
             "averages": self.averages.to_state(),
             "examples_at_last": self._examples_at_last,
+            "dropped_in_a_row": self._dropped_in_a_row,
             "pending": pending,
             "history": [as_plain(made) for made in self.history],
         }
@@ -273,6 +327,7 @@ class GradientMeasurement:
         self.averages = Averages.from_state(state["averages"])
         self.noise = self.averages.noise_scale()
         self._examples_at_last = state["examples_at_last"]
+        self._dropped_in_a_row = state["dropped_in_a_row"]
         self.history = [from_plain(Measurement, made) for made in state["history"]]
         pending = state["pending"]
         if pending is not None:

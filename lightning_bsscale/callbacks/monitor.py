@@ -12,9 +12,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from lightning_bsscale.callbacks import loaders, options, output, preflight
+from lightning_bsscale.callbacks import loaders, neighbours, options, output, preflight
 from lightning_bsscale.callbacks.learning_rate import UnscaledRate
 from lightning_bsscale.callbacks.measurement import GradientMeasurement, OpenWindow
+from lightning_bsscale.callbacks.resume import STATE_SCHEMA, check_schema, outcome_of
 from lightning_bsscale.journal import Journal, Measurement
 from lightning_bsscale.theory.checks import check_integer
 from lightning_bsscale.theory.estimate import NoiseScale
@@ -74,12 +75,12 @@ class GradientNoiseScaleMonitor(pl.Callback):
     @property
     def noise_scale(self) -> NoiseScale | None:
         """The averaged noise scale with its interval, or None before there is one."""
-        return None if self._measurement is None else self._measurement.noise
+        return outcome_of(self._loaded).noise if self._measurement is None else self._measurement.noise
 
     @property
     def history(self) -> list[Measurement]:
         """The measured windows; of a very long training, older ones thinned."""
-        return [] if self._measurement is None else list(self._measurement.history)
+        return list((outcome_of(self._loaded) if self._measurement is None else self._measurement).history)
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, Any]:
         """Draws the noise scale with its band, and the batch, against examples seen.
@@ -96,6 +97,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuses what cannot work, before anything is set up."""
+        neighbours.check_namespace(trainer, "GradientNoiseScaleMonitor")
         if stage == "fit":
             self._measurement = None
             self._window = None
@@ -106,12 +108,17 @@ class GradientNoiseScaleMonitor(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses what only the optimizer can tell."""
+        preflight.check_optimizer(trainer, "GradientNoiseScaleMonitor")
         preflight.warn_of_batch_norm(pl_module)
 
     def _start(self, trainer: pl.Trainer, micro_batch_size: int) -> GradientMeasurement:
         accumulate = int(trainer.accumulate_grad_batches)
         total = loaders.examples_in_plan(trainer, micro_batch_size, self._batch_size_fn)
         memory = math.inf if total is None or self._memory == 1 else self._memory * total
+        if total is not None and accumulate > 1:
+            preflight.warn_of_short_memory(
+                total, self._memory, accumulate * micro_batch_size, measure_every=self._measure_every
+            )
         measurement = GradientMeasurement(trainer, trainer.optimizers[0], memory)
         if self._loaded is not None:
             measurement.load(self._loaded["measurement"])
@@ -125,8 +132,17 @@ class GradientNoiseScaleMonitor(pl.Callback):
                 "Trainer(accumulate_grad_batches=2): the training is the same.",
                 category=UserWarning,
             )
+        elif loaders.epoch_batches(trainer) == 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                "GradientNoiseScaleMonitor needs at least two micro-batches a step to measure, and an epoch has one, "
+                "at whose end Lightning steps. Halve the loader's batch_size.",
+                category=UserWarning,
+            )
         self._journal = output.open_journal(
-            trainer, self._record, {"policy": None, "lr_rule": None, "dry_run": True}, goes_on=self._loaded is not None
+            trainer,
+            self._record,
+            {"policy": None, "lr_rule": None, "dry_run": True},
+            keep=None if self._loaded is None else self._loaded["records"],
         )
         self._rate = UnscaledRate(trainer.optimizers[0])
         return measurement
@@ -138,10 +154,15 @@ class GradientNoiseScaleMonitor(pl.Callback):
         size = loaders.batch_size_of(batch, self._batch_size_fn)
         if self._measurement is None:
             self._measurement = self._start(trainer, size)
-        if self._window is None or batch_idx == 0:
-            divisor = int(trainer.accumulate_grad_batches)
-            measured = divisor > 1 and self._windows % self._measure_every == 0
+        divisor = int(trainer.accumulate_grad_batches)
+        # Here Lightning clears the gradient, also where no step ended the window before: the epoch ended within it, or
+        # the loader gave None for its last micro-batch. Elsewhere (it gave None for the first one) it clears nothing,
+        # so that an old gradient is stepped with again: no window to measure.
+        is_aligned = batch_idx % divisor == 0
+        if self._window is None or is_aligned:
+            measured = is_aligned and divisor > 1 and self._windows % self._measure_every == 0
             self._window = OpenWindow(
+                start=batch_idx,
                 planned=divisor,
                 loss_divisor=divisor,
                 measured=measured,
@@ -190,7 +211,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
         output.write_measurement(self._journal, measurement.close(facts))
         if output.is_log_due(trainer):
             values = {
-                **output.noise_values(measurement.noise),
+                **output.noise_values(measurement),
                 "batch_size": window.examples,
                 "accumulate_grad_batches": window.came,
                 "examples_seen": self._examples_seen,
@@ -199,6 +220,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
 
     def _release(self) -> None:
         if self._measurement is not None:
+            self._rate.remove()
             self._measurement.stop_watching()
             output.write_measurement(self._journal, self._measurement.flush())
         if self._journal is not None:
@@ -226,6 +248,8 @@ class GradientNoiseScaleMonitor(pl.Callback):
         if self._measurement is None:
             return self._loaded or {}
         return {
+            "schema": STATE_SCHEMA,
+            "records": self._journal.records if self._journal is not None else 0,
             "windows": self._windows,
             "optimizer_steps": self._optimizer_steps,
             "examples_seen": self._examples_seen,
@@ -236,6 +260,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
         """Keeps the state until training begins.
 
         Args:
-            state_dict: what `state_dict` gave
+            state_dict: what `state_dict` gave; of a schema that this version does not read, it is refused
         """
+        check_schema(state_dict, "GradientNoiseScaleMonitor")
         self._loaded = state_dict

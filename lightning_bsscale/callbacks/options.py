@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from lightning_bsscale.theory.checks import check_number
-from lightning_bsscale.theory.schedules import Schedule
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_bsscale.theory.checks import check_integer, check_number, found
+from lightning_bsscale.theory.rules import Constant, resolve_rule
+from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule, resolve_schedule
 
 BatchSizeFn = Callable[[Any], float]
 
@@ -38,12 +42,76 @@ class ScalerOptions:
         Returns:
             ``name=value`` of each
         """
-        found = [f"warmup={self.warmup}"] if isinstance(self.warmup, float) and self.warmup > 0 else []
-        found += [f"memory={self.memory}"] if self.memory < 1 else []
-        found += [f"schedule={type(self.schedule).__name__}"] if self.schedule is not None else []
+        shares = [f"warmup={self.warmup}"] if isinstance(self.warmup, float) and self.warmup > 0 else []
+        shares += [f"memory={self.memory}"] if self.memory < 1 else []
+        shares += [f"schedule={self.schedule.name}"] if self.schedule is not None else []
         # A policy of the user's own may not say; it sees total_examples=None and can decide for itself.
-        found += [f"policy={type(self.policy).__name__}"] if getattr(self.policy, "needs_budget", False) else []
-        return found
+        shares += [f"policy={type(self.policy).__name__}"] if getattr(self.policy, "needs_budget", False) else []
+        return shares
+
+
+def check_total(value: object, warmup: int | float) -> int | None:
+    """Checks the budget.
+
+    Args:
+        value: a number of examples, or None
+        warmup: the checked warmup
+
+    Returns:
+        the budget
+
+    Raises:
+        MisconfigurationException: the warmup takes all of it
+    """
+    if value is None:
+        return None
+    total = check_integer("total_examples", value, at_least=1)
+    if isinstance(warmup, int) and warmup >= total:
+        raise MisconfigurationException(
+            f"warmup={warmup} takes all of total_examples={total}: the batch could never grow, and a schedule would "
+            "end before its peak. Lower warmup, or raise total_examples."
+        )
+    return total
+
+
+def check_rule(lr_rule: object, lr_cap: object) -> tuple[Any, float | None]:
+    """Checks how the rate follows the batch; which rule ``"auto"`` is, the optimizer will say.
+
+    Args:
+        lr_rule: a name, ``"auto"``, or a rule
+        lr_cap: the largest factor, or None
+
+    Returns:
+        both
+
+    Raises:
+        MisconfigurationException: a ceiling for a rate that never changes
+    """
+    cap = None if lr_cap is None else check_number("lr_cap", lr_cap, at_least=1)
+    if isinstance(lr_rule, str) and lr_rule == "auto":
+        return lr_rule, cap
+    rule = resolve_rule(lr_rule, auto=", 'auto'")
+    if cap is not None and isinstance(rule, Constant):
+        raise MisconfigurationException(
+            f"lr_cap={cap:g} is a ceiling on the factor on the rate, and lr_rule='none' leaves the rate as it is. "
+            "Remove lr_cap, or choose a rule."
+        )
+    return lr_rule, cap
+
+
+def check_schedule(value: object) -> Schedule | None:
+    """Checks who owns the rate.
+
+    Args:
+        value: a name, a schedule, or None for the user's own scheduler
+
+    Returns:
+        the schedule; one of the user's own with a check of its answers
+    """
+    if value is None:
+        return None
+    schedule = resolve_schedule(value)
+    return schedule if type(schedule) in SCHEDULES.values() else Checked(schedule)
 
 
 def check_warmup(value: object) -> int | float:
@@ -55,9 +123,8 @@ def check_warmup(value: object) -> int | float:
     Returns:
         the value; its type says which of the two it is
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        check_number("warmup (as a number of examples)", value, at_least=0)
-        return value
+    if not isinstance(value, bool) and isinstance(value, Integral):
+        return check_integer("warmup (as a number of examples)", value, at_least=0)
     return check_number(
         "warmup (a float is a share of the budget, an int a number of examples)", value, at_least=0, below=1
     )
@@ -89,7 +156,7 @@ def check_batch_size_fn(value: Any) -> Any:
     """
     if value is not None and not callable(value):
         raise TypeError(
-            f"batch_size_fn must be a function from a batch to a number of examples, or None, got {value!r}"
+            f"batch_size_fn must be a function from a batch to a number of examples, or None, got {found(value)}"
         )
     return value
 
@@ -105,9 +172,12 @@ def check_record(value: object) -> bool | str | Path:
 
     Raises:
         TypeError: it is none of these
+        ValueError: the path is empty, or that of a folder
     """
     if not isinstance(value, (bool, str, Path)):
-        raise TypeError(f"record must be True, False or a path, got {value!r} ({type(value).__name__})")
+        raise TypeError(f"record must be True, False or a path, got {found(value)} ({type(value).__name__})")
+    if not isinstance(value, bool) and (not str(value).strip() or Path(value).is_dir()):
+        raise ValueError(f"record must be True, False or the path of a file, got {str(value)!r}, which is no file's")
     return value
 
 
@@ -125,7 +195,7 @@ def check_flag(name: str, value: object) -> bool:
         TypeError: it is no bool
     """
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r} ({type(value).__name__})")
+        raise TypeError(f"{name} must be True or False, got {found(value)} ({type(value).__name__})")
     return value
 
 
@@ -142,5 +212,5 @@ def check_prefix(value: object) -> str:
         TypeError: it is no string
     """
     if not isinstance(value, str):
-        raise TypeError(f"log_prefix must be a string, got {value!r} ({type(value).__name__})")
+        raise TypeError(f"log_prefix must be a string, got {found(value)} ({type(value).__name__})")
     return value

@@ -8,33 +8,37 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_bsscale.callbacks.measurement import GradientMeasurement
 from lightning_bsscale.callbacks.options import ScalerOptions
+from lightning_bsscale.callbacks.resume import Start, describe_change
 from lightning_bsscale.journal import DecisionRecord, Journal, Measurement, describe_noise
-from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.policies import Limits
 
 JOURNAL_NAME = "bsscale.jsonl"
 
 
-def noise_values(noise: NoiseScale | None) -> dict[str, float]:
-    """The logged numbers of an estimate; none before the first.
+def noise_values(measurement: GradientMeasurement) -> dict[str, float]:
+    """The logged numbers of what was measured; those of the estimate from the first one on.
 
     Args:
-        noise: the estimate, or None
+        measurement: with its estimate, or without one yet
 
     Returns:
         key without prefix → value; an unknown upper end is inf
     """
+    noise = measurement.noise
+    counted: dict[str, float] = {"dropped_windows": measurement.dropped}
     if noise is None:
-        return {}
+        return counted
     return {
         "noise_scale": noise.noise_scale,
         "noise_scale_low": noise.low,
         "noise_scale_high": noise.high,
         "grad_sq_norm": noise.grad_sq,
         "grad_trace_cov": noise.trace,
+        **counted,
     }
 
 
@@ -94,6 +98,53 @@ def say_start(batch_size: int, limits: Limits, options: ScalerOptions, *, goes_o
         )
 
 
+def say_resumed(first: Start, now: Start, batch_before: int, batch_size: int, *, lost: int, rest: int) -> None:
+    """Says what a run that goes on changed, and what its checkpoint could not hold; nothing where all is as it was.
+
+    Args:
+        first: what the run was started with
+        now: what it goes on with
+        batch_before: the batch in the checkpoint, in examples
+        batch_size: the batch from now on
+        lost: micro-batches of the checkpoint's unfinished window
+        rest: micro-batches of that window still to come
+    """
+    changes = describe_change(first, now)
+    if changes:
+        stays = "stays" if batch_size == batch_before else f"becomes {batch_size}, the nearest possible one"
+        rank_zero_warn(
+            f"bsscale: going on with {changes}. The batch of {batch_before} examples {stays}: "
+            f"{batch_size // now.granularity} micro-batches a step. Planned steps are still those of the first start, "
+            f"{first.batch_size} examples each.",
+            category=UserWarning,
+        )
+    if lost:
+        rank_zero_warn(
+            f"bsscale: the checkpoint was saved within a window, and no checkpoint holds the gradient of its first "
+            f"{lost} micro-batches; the other {rest} make a window of their own. A checkpoint at a window's end loses "
+            "nothing: ModelCheckpoint(every_n_train_steps=...), or at an epoch's end.",
+            category=UserWarning,
+        )
+
+
+def say_lost(lost: int, came: int, announced: int | None) -> None:
+    """Says that an epoch ended within a window.
+
+    Args:
+        lost: micro-batches of the window, which Lightning drops
+        came: micro-batches of the epoch
+        announced: how many there should have been, or None
+    """
+    rank_zero_warn(
+        f"bsscale: the last {lost} micro-batches of an epoch were not stepped with, as Lightning drops an unfinished "
+        f"window: the epoch ended after {came} micro-batches, announced were {announced or 'unknown many'}. Where "
+        "training was stopped (EarlyStopping, max_time) that is all, and also where the epoch was left "
+        "(on_train_batch_start returned -1) or its last micro-batch was None. Where the loader is shorter than it "
+        "says, or than limit_train_batches, mend that; from the second epoch on its real length is used.",
+        category=UserWarning,
+    )
+
+
 def say_decision(record: DecisionRecord, options: ScalerOptions) -> None:
     """One line for a change of the batch, and one for a hold where the user wants to hear it.
 
@@ -114,7 +165,7 @@ def say_decision(record: DecisionRecord, options: ScalerOptions) -> None:
 
 
 def open_journal(
-    trainer: pl.Trainer, record: bool | str | Path, header: dict[str, Any], *, goes_on: bool
+    trainer: pl.Trainer, record: bool | str | Path, header: dict[str, Any], *, keep: int | None
 ) -> Journal | None:
     """Opens the journal where the user wants one.
 
@@ -122,7 +173,7 @@ def open_journal(
         trainer: whose folder is the default
         record: the option: True writes ``bsscale.jsonl`` into the log folder, a path is taken as given
         header: what the first line says
-        goes_on: whether a resumed run writes on where it is; else a journal that is there is replaced
+        keep: of a resumed run, how many records it had written; None begins anew
 
     Returns:
         the journal, or None for `record=False`
@@ -130,7 +181,7 @@ def open_journal(
     if record is False:
         return None
     path = Path(trainer.log_dir or trainer.default_root_dir) / JOURNAL_NAME if record is True else Path(record)
-    return Journal(path, header, append=goes_on)
+    return Journal(path, header, keep=keep)
 
 
 def write_measurement(journal: Journal | None, measurement: Measurement | None) -> None:

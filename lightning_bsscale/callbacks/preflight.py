@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from lightning_bsscale.callbacks.options import ScalerOptions
 from lightning_bsscale.theory.rules import LearningRateRule, resolve_rule, rule_for_optimizer
+from lightning_bsscale.theory.windows import windows_in_memory
 
 
 def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, callback: str) -> None:
@@ -44,29 +46,10 @@ def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, callbac
         )
 
 
-def check_alone(trainer: pl.Trainer, callback: str, others: dict[type[Any], str]) -> None:
-    """Refuses callbacks that do the same or write the same things.
-
-    Args:
-        trainer: the Trainer
-        callback: the callback's name, for the message
-        others: class to refuse, and why
-
-    Raises:
-        MisconfigurationException: the Trainer has one of them
-    """
-    for other in trainer.callbacks:  # type: ignore[attr-defined]
-        for cls, why in others.items():
-            if isinstance(other, cls):
-                raise MisconfigurationException(
-                    f"{callback} cannot work beside {type(other).__name__}: {why}. Remove one of the two."
-                )
-
-
-WRITERS_OF_THE_WINDOW: dict[type[Any], str] = {
-    GradientAccumulationScheduler: "both would set trainer.accumulate_grad_batches",
-    StochasticWeightAveraging: "it sets trainer.accumulate_grad_batches for an epoch without training",
-}
+# Below two windows of equal weight, theory/estimate.py calls every estimate unresolved.
+ENOUGH_WINDOWS = 2.0
+# In fewer steps than that the defaults themselves remember too little, and there is little to decide.
+FEWEST_STEPS = 150
 
 
 def check_trainer_for_scaler(trainer: pl.Trainer) -> None:
@@ -105,6 +88,36 @@ def check_min_epochs(trainer: pl.Trainer, total_examples: float | None, epoch_ex
             )
 
 
+def check_optimizer(trainer: pl.Trainer, callback: str) -> None:
+    """Refuses an optimizer that does not step once a window, or whose rate cannot be read.
+
+    Args:
+        trainer: the Trainer, with its optimizers
+        callback: the callback's name, for the message
+
+    Raises:
+        MisconfigurationException: there is no optimizer, it calls its closure several times, or its groups have no rate
+    """
+    groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
+    if not groups:
+        raise MisconfigurationException(
+            f"{callback} needs an optimizer, and configure_optimizers returns none. Return one, or remove the callback."
+        )
+    optimizer = type(trainer.optimizers[0])
+    if any("lbfgs" in cls.__name__.lower() for cls in optimizer.__mro__):
+        raise MisconfigurationException(
+            f"{callback} cannot work with {optimizer.__name__}: in one step it calls its closure, and with it the "
+            "training step, several times, so a step is no longer the mean over one window's micro-batches. Use an "
+            "optimizer that calls it once, such as SGD or AdamW, or remove the callback."
+        )
+    if any(group.get("lr") is None for group in groups):
+        raise MisconfigurationException(
+            f"{callback} needs the rate in every parameter group of the optimizer, and {optimizer.__name__} has a "
+            "group without one (no 'lr', or None). An optimizer that sets its own rate must be told not to, for "
+            "example transformers' Adafactor(relative_step=False, lr=1e-3)."
+        )
+
+
 def choose_rule(lr_rule: Any, lr_cap: float | None, optimizer: Optimizer) -> LearningRateRule:
     """The rule, by name, by object, or by the optimizer's class for ``"auto"``.
 
@@ -119,7 +132,7 @@ def choose_rule(lr_rule: Any, lr_cap: float | None, optimizer: Optimizer) -> Lea
     Raises:
         MisconfigurationException: ``"auto"`` and an optimizer of an unknown class
     """
-    if lr_rule != "auto":
+    if not (isinstance(lr_rule, str) and lr_rule == "auto"):
         return resolve_rule(lr_rule, cap=lr_cap)
     try:
         rule = rule_for_optimizer([cls.__name__ for cls in type(optimizer).__mro__])
@@ -143,6 +156,80 @@ def check_schedule(trainer: pl.Trainer, schedule: Any) -> None:
         raise MisconfigurationException(
             f"BatchSizeScaler(schedule={schedule!r}) would own the rate, and configure_optimizers returns a scheduler "
             f"({found}). Remove the scheduler there, or leave schedule=None: yours is then put on the example clock."
+        )
+
+
+def warn_of_dry_schedule(options: ScalerOptions) -> None:
+    """Says once that a dry run leaves the rate alone, where the callback was to own it.
+
+    Args:
+        options: the scaler's
+    """
+    if options.dry_run and options.schedule is not None:
+        rank_zero_warn(
+            f"bsscale: dry_run=True changes nothing, so schedule={options.schedule!r} is not applied: the rate is the "
+            "optimizer's own throughout. For a run to compare with, give it a scheduler in configure_optimizers.",
+            category=UserWarning,
+        )
+
+
+def check_plan(
+    trainer: pl.Trainer, options: ScalerOptions, total_examples: float | None, start_batch_size: int, accumulate: int
+) -> None:
+    """Refuses a budget in which no batch fits, and says where warmup or memory leave nothing to decide.
+
+    Args:
+        trainer: the Trainer
+        options: the scaler's
+        total_examples: the budget, or None
+        start_batch_size: micro-batch × accumulation × devices, in examples
+        accumulate: the user's own `accumulate_grad_batches`
+
+    Raises:
+        MisconfigurationException: the user's budget is below one batch
+    """
+    given, warmup = options.total_examples, options.warmup
+    if given is not None and given < start_batch_size:
+        raise MisconfigurationException(
+            f"total_examples={given} is less than one starting batch of {start_batch_size} examples (micro-batch × "
+            "accumulate_grad_batches × devices). It counts examples, not steps or epochs; leave it out to train as "
+            "long as the Trainer says."
+        )
+    if total_examples is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    if isinstance(warmup, int) and warmup >= total_examples:
+        rank_zero_warn(
+            f"bsscale: warmup={warmup} examples is all of this training ({total_examples:g} examples), so the batch "
+            "never grows in it. An int counts examples; a float such as 0.05 is a share of the training.",
+            category=UserWarning,
+        )
+    if accumulate > 1:
+        warn_of_short_memory(total_examples, options.memory, start_batch_size, measure_every=options.measure_every)
+    elif options.probe_every > 0 and not options.dry_run:
+        warn_of_short_memory(total_examples, options.memory, start_batch_size, probe_every=options.probe_every)
+
+
+def warn_of_short_memory(total_examples: float, memory: float, batch_size: int, **every: int) -> None:
+    """Says once where the averages cannot hold the two windows without which nothing is resolved.
+
+    Args:
+        total_examples: the budget
+        memory: the option
+        batch_size: the starting batch, in examples
+        every: the option that says which windows are measured; a probe window has two micro-batches instead of one
+    """
+    ((option, windows),) = every.items()
+    spacing = batch_size * (windows + 1 if option == "probe_every" else windows)
+    examples = memory * total_examples
+    held = math.ceil(total_examples / spacing) if memory == 1 else windows_in_memory(examples, spacing)
+    if held < ENOUGH_WINDOWS and total_examples >= FEWEST_STEPS * batch_size:
+        better = 4 * spacing / total_examples
+        advice = f"Set a lower {option}" + (f", or memory={better:.2g}." if memory < better <= 1 else ".")
+        rank_zero_warn(
+            f"bsscale: the noise scale can hardly be resolved in this training: one window in {spacing} examples is "
+            f"measured, and memory={memory:g} of {total_examples:g} examples averages over {examples:g}. That holds "
+            f"{held:.1f} windows, and an interval needs more than {ENOUGH_WINDOWS:g}. {advice}",
+            category=UserWarning,
         )
 
 
@@ -195,3 +282,28 @@ def warn_of_batch_norm(pl_module: pl.LightningModule) -> None:
             "they are.",
             category=UserWarning,
         )
+
+
+def warn_of_single_micro_batch(options: ScalerOptions, accumulate: int, epoch_batches: int | None) -> None:
+    """Says once that nothing can be measured while a step has one micro-batch.
+
+    Args:
+        options: the scaler's
+        accumulate: the user's own `accumulate_grad_batches`
+        epoch_batches: micro-batches in an epoch, or None for a loader without a length
+    """
+    if epoch_batches == 1:
+        why = "an epoch has one, at whose end Lightning steps. Halve the loader's batch_size"
+    elif accumulate == 1 and options.dry_run:
+        why = "dry_run=True changes nothing. Set Trainer(accumulate_grad_batches=2) or more with smaller micro-batches"
+    elif accumulate == 1 and options.probe_every == 0:
+        why = (
+            "probe_every=0 turns probe windows off. Set Trainer(accumulate_grad_batches=2) or more with smaller "
+            "micro-batches"
+        )
+    else:
+        return
+    rank_zero_warn(
+        "bsscale: while a step has one micro-batch on one device, the noise scale cannot be measured, and " + why + ".",
+        category=UserWarning,
+    )

@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
-from lightning_bsscale.callbacks import options, preflight
+from lightning_bsscale.callbacks import neighbours, options, preflight
+from lightning_bsscale.callbacks.accumulation import Accumulation
 from lightning_bsscale.callbacks.loaders import batch_size_of
 from lightning_bsscale.callbacks.monitor import GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.options import ScalerOptions
-from lightning_bsscale.callbacks.scaled_run import STATE_SCHEMA, ScaledRun
+from lightning_bsscale.callbacks.resume import Outcome, check_schema, outcome_of, window_at_restart
+from lightning_bsscale.callbacks.scaled_run import ScaledRun
 from lightning_bsscale.journal import DecisionRecord, Measurement, summary_table
 from lightning_bsscale.theory.checks import check_integer
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.policies import Policy, resolve_policy
-from lightning_bsscale.theory.rules import LearningRateRule, resolve_rule
-from lightning_bsscale.theory.schedules import Schedule, resolve_schedule
+from lightning_bsscale.theory.rules import LearningRateRule
+from lightning_bsscale.theory.schedules import Schedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +48,7 @@ class BatchSizeScaler(pl.Callback):
     ``noise_scale_high``          upper end, in examples (inf: unknown)
     ``grad_sq_norm``              ‖G‖² averaged, gradient units squared
     ``grad_trace_cov``            tr Σ averaged, gradient units squared × examples
+    ``dropped_windows``           measured windows with a NaN or inf so far; they did not enter the averages
     ``batch_size``                the batch in force from the next window on, in examples
     ``accumulate_grad_batches``   micro-batches of this window
     ``lr_scale``                  the factor on the rate in this step
@@ -108,18 +110,12 @@ class BatchSizeScaler(pl.Callback):
 
         A wrong type raises TypeError, a wrong value ValueError, with what is allowed.
         """
-        resolve_rule(
-            "none" if lr_rule == "auto" else lr_rule, cap=lr_cap
-        )  # which one "auto" is, the optimizer will say
-        self._lr_rule = lr_rule
-        self._lr_cap = lr_cap
+        self._lr_rule, self._lr_cap = options.check_rule(lr_rule, lr_cap)
         self._options = ScalerOptions(
             policy=resolve_policy(policy),
-            schedule=None if schedule is None else resolve_schedule(schedule),
+            schedule=options.check_schedule(schedule),
             warmup=options.check_warmup(warmup),
-            total_examples=None
-            if total_examples is None
-            else check_integer("total_examples", total_examples, at_least=1),
+            total_examples=options.check_total(total_examples, options.check_warmup(warmup)),
             max_batch_size=None
             if max_batch_size is None
             else check_integer("max_batch_size", max_batch_size, at_least=1),
@@ -134,39 +130,45 @@ class BatchSizeScaler(pl.Callback):
             verbose=options.check_flag("verbose", verbose),
         )
         self._run: ScaledRun | None = None
+        self._ended: ScaledRun | None = None
         self._loaded: dict[str, Any] | None = None
+        self._placed: Accumulation | None = None
 
     # ------------------------------------------------------------------ what happened
 
     @property
+    def _outcome(self) -> Outcome:
+        return outcome_of(self._loaded) if self._run is None else self._run.outcome
+
+    @property
     def batch_size(self) -> int | None:
         """The batch in force, in examples over all devices; None before training. A dry run: the one it would use."""
-        return None if self._run is None else self._run.control.batch_size
+        return self._outcome.batch_size
 
     @property
     def noise_scale(self) -> NoiseScale | None:
         """The averaged noise scale with its interval, or None before there is one."""
-        return None if self._run is None else self._run.measurement.noise
+        return self._outcome.noise
 
     @property
     def lr_scale(self) -> float:
         """The factor on the rate that goes with `batch_size`."""
-        return 1.0 if self._run is None else self._run.control.lr_scale
+        return self._outcome.lr_scale
 
     @property
     def examples_seen(self) -> int:
         """Examples of all windows so far."""
-        return 0 if self._run is None else self._run.examples_seen
+        return self._outcome.examples_seen
 
     @property
     def decisions(self) -> list[DecisionRecord]:
         """Every change of the batch, and the first of each run of holds with one reason."""
-        return [] if self._run is None else list(self._run.control.decisions)
+        return list(self._outcome.decisions)
 
     @property
     def history(self) -> list[Measurement]:
         """The measured windows; of a very long training, older ones thinned."""
-        return [] if self._run is None else list(self._run.measurement.history)
+        return list(self._outcome.history)
 
     def summary(self) -> str:
         """What was decided, and why.
@@ -193,23 +195,34 @@ class BatchSizeScaler(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuses what cannot work, before anything is set up."""
+        neighbours.check_namespace(trainer, "BatchSizeScaler")
         if stage != "fit":
             return
-        self._run = None
-        self._loaded = None
+        ended = self._run or self._ended
+        self._loaded = ended.state() if ended is not None and ended.goes_on_in(trainer) else None
+        self._run, self._ended = None, ended
         preflight.check_measurable(trainer, pl_module, "BatchSizeScaler")
         preflight.check_trainer_for_scaler(trainer)
-        preflight.check_alone(
+        neighbours.check_alone(
             trainer,
             "BatchSizeScaler",
-            {GradientNoiseScaleMonitor: "the scaler measures the same itself", **preflight.WRITERS_OF_THE_WINDOW},
+            {GradientNoiseScaleMonitor: "the scaler measures the same itself", **neighbours.REFUSED_NEIGHBOURS},
         )
+        neighbours.check_finders(trainer, "BatchSizeScaler")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses what only the optimizer can tell."""
+        preflight.check_optimizer(trainer, "BatchSizeScaler")
         preflight.choose_rule(self._lr_rule, self._lr_cap, trainer.optimizers[0])
         preflight.check_schedule(trainer, self._options.schedule)
+        preflight.warn_of_dry_schedule(self._options)
         preflight.warn_of_batch_norm(pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Before a run goes on, Lightning asks whether its checkpoint was saved at a window's end."""
+        if self._loaded is not None and not self._options.dry_run:
+            self._placed = Accumulation(trainer)
+            self._placed.place(*window_at_restart(self._loaded))
 
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> ScaledRun:
         return ScaledRun(
@@ -219,6 +232,7 @@ class BatchSizeScaler(pl.Callback):
             preflight.choose_rule(self._lr_rule, self._lr_cap, trainer.optimizers[0]),
             batch_size_of(batch, self._options.batch_size_fn),
             self._loaded,
+            self._placed,
         )
 
     # ------------------------------------------------------------------ a window's life
@@ -252,7 +266,11 @@ class BatchSizeScaler(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """A micro-batch has ended, and with it perhaps a window."""
-        if self._run is not None:
+        if self._run is None:
+            return
+        if batch is None:
+            self._run.skip_micro_batch(trainer, batch_idx)
+        else:
             self._run.end_micro_batch(trainer, pl_module, batch_idx)
 
     # ------------------------------------------------------------------ the end
@@ -261,12 +279,18 @@ class BatchSizeScaler(pl.Callback):
         """Gives everything back."""
         if self._run is not None:
             self._run.drop_window()
-            self._run.release()
+        self._release(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Gives everything back."""
+        self._release(trainer)
+
+    def _release(self, trainer: pl.Trainer) -> None:
+        placed, self._placed = self._placed, None
         if self._run is not None:
-            self._run.release()
+            self._run.release(trainer)
+        elif placed is not None:
+            placed.restore()
 
     @property
     def state_key(self) -> str:
@@ -277,7 +301,7 @@ class BatchSizeScaler(pl.Callback):
         """What cannot be recomputed, at the last window's end.
 
         Returns:
-            numbers, strings, lists and dicts; empty before training
+            numbers, strings, lists, dicts and what a policy's own `state_dict` gives; empty before training
         """
         if self._run is not None:
             return self._run.state()
@@ -287,15 +311,7 @@ class BatchSizeScaler(pl.Callback):
         """Keeps the state until training begins.
 
         Args:
-            state_dict: what `state_dict` gave
-
-        Raises:
-            MisconfigurationException: the state is of a schema that this version does not read
+            state_dict: what `state_dict` gave; of a schema that this version does not read, it is refused
         """
-        if state_dict.get("schema") != STATE_SCHEMA:
-            raise MisconfigurationException(
-                f"The checkpoint holds a BatchSizeScaler state of schema {state_dict.get('schema')!r}; this version "
-                f"reads {STATE_SCHEMA}. Continue with the version of lightning-bsscale that wrote it, or start without "
-                "ckpt_path."
-            )
+        check_schema(state_dict, "BatchSizeScaler")
         self._loaded = state_dict

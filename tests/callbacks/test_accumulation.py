@@ -119,7 +119,7 @@ def test_the_probe_sees_a_window_placed_by_a_plain_integer(monkeypatch):
     monkeypatch.setattr(
         accumulation.Accumulation,
         "place",
-        lambda self, plan: setattr(self._trainer, "accumulate_grad_batches", plan.num_micro_batches),
+        lambda self, start, n: setattr(self._trainer, "accumulate_grad_batches", n),
     )
     run = draw_run(random.Random(5)) | {"length": 30, "taken": 30, "limit": None, "sized": True, "max_steps": -1}
     with pytest.raises(AssertionError):

@@ -1,15 +1,14 @@
-"""The factor is on the rate only while the optimizer steps; schedulers run on the example clock."""
+"""The factor is on the rate only while the optimizer steps."""
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor
 from torch.optim import SGD, AdamW
-from torch.optim import lr_scheduler as schedulers
+from torch.optim.lr_scheduler import StepLR
 
 from lightning_bsscale.callbacks.learning_rate import ScopedFactor
 from lightning_bsscale.callbacks.scaler import BatchSizeScaler
-from tests.zoo import QUIET, KeepsRates, KeepSteps, Regression, Scripted, assert_nothing_left, fit, regression_loader
+from tests.zoo import QUIET, KeepsRates, Regression, Scripted, assert_nothing_left, fit, regression_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
 
@@ -94,127 +93,6 @@ def test_weights_are_those_of_a_hand_written_loop():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def one_cycle(optimizer, trainer):
-    scheduler = schedulers.OneCycleLR(optimizer, max_lr=0.1, total_steps=int(trainer.estimated_stepping_batches))
-    return {"scheduler": scheduler, "interval": "step"}
-
-
-@pytest.mark.parametrize("settings", [{"max_epochs": 4}, {"max_steps": 37}, {"max_epochs": 3, "max_steps": 500}])
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_one_cycle_ends_exactly_though_fewer_steps_were_made(settings, accumulate):
-    module = Regression(scheduler=one_cycle)
-    scaler = scripted(20, 8, 32, 12, 64)
-    # 25 micro-batches of 4 and one of 2: the last window of an epoch is ragged.
-    trainer = fit(module, regression_loader(102), [scaler], accumulate_grad_batches=accumulate, **settings)
-    scheduler = trainer.lr_scheduler_configs[0].scheduler
-    assert trainer.global_step < scheduler.total_steps / 2
-    assert scheduler.last_epoch == scheduler.total_steps
-    plan = fit(Regression(scheduler=one_cycle), regression_loader(102), accumulate_grad_batches=accumulate, **settings)
-    assert plan.global_step == scheduler.total_steps
-    assert trainer.optimizers[0].param_groups[0]["lr"] == plan.optimizers[0].param_groups[0]["lr"]
-
-
-MAKERS = {
-    "lambda": lambda o: schedulers.LambdaLR(o, lambda step: 1 / (1 + step)),
-    "step": lambda o: schedulers.StepLR(o, 7, 0.5),
-    "cosine": lambda o: schedulers.CosineAnnealingLR(o, 40),
-    "exponential": lambda o: schedulers.ExponentialLR(o, 0.97),
-    "cyclic": lambda o: schedulers.CyclicLR(o, 0.01, 0.1, step_size_up=5),
-}
-
-
-@pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.parametrize("frequency", [1, 2, 3])
-def test_schedulers_go_where_the_plan_would_have_taken_them(name, frequency):
-    def make(optimizer, trainer):
-        return {"scheduler": MAKERS[name](optimizer), "interval": "step", "frequency": frequency}
-
-    settings = dict(max_epochs=3, accumulate_grad_batches=2)
-    plan = fit(Regression(scheduler=make), regression_loader(54), **settings)
-    scaler = scripted(24, 8, 16)
-    ours = fit(Regression(scheduler=make), regression_loader(54), [scaler], **settings)
-    assert ours.global_step < plan.global_step
-    theirs = plan.lr_scheduler_configs[0].scheduler
-    assert ours.lr_scheduler_configs[0].scheduler.last_epoch == theirs.last_epoch
-    assert ours.optimizers[0].param_groups[0]["lr"] == plan.optimizers[0].param_groups[0]["lr"]
-
-
-def test_plateau_and_epoch_schedulers_stay_with_lightning():
-    class Several(Regression):
-        def validation_step(self, batch, batch_idx):
-            self.log("val_loss", self.training_step(batch, batch_idx))
-
-        def configure_optimizers(self):
-            optimizer = SGD(self.parameters(), lr=0.1)
-            plateau = schedulers.ReduceLROnPlateau(optimizer, patience=100)
-            epochs = schedulers.StepLR(optimizer, 1, 0.5)
-            return [optimizer], [
-                {"scheduler": plateau, "interval": "epoch", "monitor": "val_loss"},
-                {"scheduler": epochs, "interval": "epoch"},
-            ]
-
-    trainer = fit(Several(), regression_loader(40), [scripted(8, 16)], val=regression_loader(8), max_epochs=3)
-    plateau, epochs = (config.scheduler for config in trainer.lr_scheduler_configs)
-    assert plateau.last_epoch == 3
-    assert epochs.last_epoch == 3
-
-
-@pytest.mark.parametrize("frequency", [1, 2, 5])
-def test_plateau_on_steps_is_stepped_as_often_as_the_plan_reaches_its_frequency(frequency):
-    """A window end is a step; of several planned ones within a window, one metric value makes one."""
-
-    class Plateau(schedulers.ReduceLROnPlateau):
-        seen = 0
-
-        def step(self, metrics, epoch=None):
-            self.seen += 1
-            super().step(metrics)
-
-    class Module(Regression):
-        def training_step(self, batch, batch_idx):
-            loss = super().training_step(batch, batch_idx)
-            self.log("loss", loss)
-            return loss
-
-        def configure_optimizers(self):
-            optimizer = SGD(self.parameters(), lr=0.1)
-            config = {"scheduler": Plateau(optimizer, patience=10**6), "interval": "step", "monitor": "loss"}
-            return {"optimizer": optimizer, "lr_scheduler": {**config, "frequency": frequency}}
-
-    scaler = scripted(4, 8, 8, 12, lr_rule="none")
-    trainer = fit(Module(), regression_loader(80), [scaler], max_epochs=1)
-    # Windows end after 1, 2, 4, 6, 9, 12, 15, 18 and 20 micro-batches of the plan's 20 steps.
-    ends = [1, 2, 4, 6, 9, 12, 15, 18, 20]
-    due = sum(end // frequency > start // frequency for start, end in zip([0, *ends], ends, strict=False))
-    assert trainer.lr_scheduler_configs[0].scheduler.seen == due
-    assert trainer.lr_scheduler_configs[0].frequency == frequency
-
-
-def test_learning_rate_monitor_keeps_logging_the_users_rate():
-    logger = KeepSteps()
-
-    def make(optimizer, trainer):
-        return {"scheduler": schedulers.ExponentialLR(optimizer, 0.9), "interval": "step"}
-
-    fit(
-        Regression(lambda p: SGD(p, lr=0.1), make),
-        regression_loader(64),
-        [scripted(8, 16), LearningRateMonitor()],
-        max_epochs=1,
-        logger=logger,
-        log_every_n_steps=1,
-    )
-    # LearningRateMonitor logs at every micro-batch, also within a window, at the step that is being made.
-    by_step = {step: metrics["lr-SGD"] for step, metrics in logger.logged if "lr-SGD" in metrics}
-    user = [by_step[step] for step in range(len(by_step))]
-    effective = [metrics["bsscale/lr"] for _, metrics in logger.logged if "bsscale/lr" in metrics]
-    factor = [metrics["bsscale/lr_scale"] for _, metrics in logger.logged if "bsscale/lr_scale" in metrics]
-    planned = [0, 1, 3, 7, 11, 15]  # windows of 1, 2, 4, 4, 4 and 1
-    assert user == pytest.approx([0.1 * 0.9**steps for steps in planned])
-    assert effective == pytest.approx([rate * scale for rate, scale in zip(user, factor, strict=True)])
-    assert factor[:3] == pytest.approx([1, 2, 4])
-
-
 @pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)])
 def test_rates_come_back_to_the_last_digit(rate):
     parameter = torch.nn.Parameter(torch.ones(3))
@@ -257,7 +135,7 @@ def test_an_exception_inside_the_step_leaves_the_users_rate():
             return super().training_step(batch, batch_idx)
 
     def make(optimizer, trainer):
-        return {"scheduler": schedulers.StepLR(optimizer, 1000), "interval": "step"}
+        return {"scheduler": StepLR(optimizer, 1000), "interval": "step"}
 
     module = Breaks(lambda p: SGD(p, lr=0.05), make)
     trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[scripted(16)])

@@ -46,6 +46,7 @@ def test_logged_keys(tmp_path):
     keys = {key for _, metrics in logger.logged for key in metrics if key.startswith("bsscale/")}
     assert keys == {
         *("bsscale/noise_scale", "bsscale/noise_scale_low", "bsscale/noise_scale_high", "bsscale/grad_sq_norm"),
+        "bsscale/dropped_windows",
         *("bsscale/grad_trace_cov", "bsscale/batch_size", "bsscale/accumulate_grad_batches", "bsscale/examples_seen"),
     }
     assert [step for step, _ in logger.logged] == [4, 9, 14, 19, 24]

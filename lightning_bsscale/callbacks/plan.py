@@ -1,0 +1,81 @@
+"""The user's plan, read from the Trainer once: how many examples, how long the warmup, between which batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+
+from lightning_bsscale.callbacks import loaders, preflight
+from lightning_bsscale.callbacks.options import ScalerOptions
+from lightning_bsscale.callbacks.resume import Start
+from lightning_bsscale.theory.policies import Limits
+from lightning_bsscale.theory.windows import default_max_batch_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the user planned.
+
+    Attributes:
+        total_examples: the budget, or None where it is unknown
+        warmup_examples: examples before the batch may grow
+        max_steps: steps of the plan, or None
+        limits: between which the batch may move
+    """
+
+    total_examples: float | None
+    warmup_examples: float
+    max_steps: int | None
+    limits: Limits
+
+
+def read_plan(trainer: pl.Trainer, options: ScalerOptions, first: Start, now: Start) -> Plan:
+    """Reads the plan.
+
+    Args:
+        trainer: the Trainer, before its first micro-batch
+        options: the scaler's
+        first: the start whose steps `max_steps` counts
+        now: this start
+
+    Returns:
+        the plan
+
+    What cannot be planned raises MisconfigurationException.
+    """
+    given, size, count = options.total_examples, now.micro_batch_size, options.batch_size_fn
+    max_steps = trainer.max_steps if trainer.max_steps >= 0 else None
+    # An explicit budget replaces max_steps, which is then only Lightning's own limit on optimizer steps.
+    planned = loaders.examples_in_plan(
+        trainer, size, count, with_max_steps=given is None, plan=(first.accumulate, first.granularity)
+    )
+    total = min((examples for examples in (planned, given) if examples is not None), default=None)
+    preflight.check_budget(total, options.shares())
+    preflight.check_plan(trainer, options, total, first.batch_size, now.accumulate)
+    epoch_examples = loaders.epoch_examples(trainer, size, count)
+    if given is not None or max_steps is not None:
+        preflight.check_min_epochs(trainer, total, epoch_examples)
+    warmup = options.warmup
+    # Below the start the steps would outnumber the plan's, and max_steps would end the run before its examples.
+    smallest = -(-first.batch_size // now.granularity) * now.granularity
+    largest = options.max_batch_size
+    if largest is None:
+        largest = default_max_batch_size(
+            start_batch=smallest,
+            granularity=now.granularity,
+            epoch_examples=epoch_examples,
+            total_examples=total,
+        )
+    else:
+        preflight.check_maximum(largest, smallest)
+    return Plan(
+        total_examples=total,
+        warmup_examples=warmup if isinstance(warmup, int) else warmup * (total or 0.0),
+        max_steps=max_steps,
+        limits=Limits(
+            granularity=now.granularity,
+            min_batch_size=smallest if max_steps is not None else now.granularity,
+            max_batch_size=largest,
+        ),
+    )

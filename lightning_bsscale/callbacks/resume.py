@@ -1,0 +1,171 @@
+"""What a run was started with, and how it goes on from another start (micro-batch, number of devices)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_bsscale.callbacks.loaders import loader_batch_size
+from lightning_bsscale.journal import DecisionRecord, Measurement, from_plain
+from lightning_bsscale.theory.estimate import Averages, NoiseScale
+
+STATE_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What batches and the user's plan are counted in.
+
+    Attributes:
+        micro_batch_size: examples in one micro-batch on one device
+        loader_batch_size: the loader's own `batch_size`, which tells a changed micro-batch from a short one; None where
+            it has none
+        world_size: devices
+        accumulate: micro-batches of one step
+    """
+
+    micro_batch_size: int
+    loader_batch_size: int | None
+    world_size: int
+    accumulate: int
+
+    @property
+    def granularity(self) -> int:
+        """Examples of one micro-batch on all devices."""
+        return self.micro_batch_size * self.world_size
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of one step."""
+        return self.accumulate * self.granularity
+
+
+def read_start(trainer: pl.Trainer, micro_batch_size: int, accumulate: int, first: Start | None) -> Start:
+    """What this start is counted in.
+
+    Args:
+        trainer: the Trainer, before its first micro-batch
+        micro_batch_size: examples in the first micro-batch
+        accumulate: the user's `accumulate_grad_batches`
+        first: the start of the run that goes on, or None. The micro-batch that a resumed run happens to begin with may
+            be a short one, so its unit is kept, unless the loader says that it was changed
+
+    Returns:
+        the record
+    """
+    told = loader_batch_size(trainer)
+    if first is not None:
+        micro_batch_size = first.micro_batch_size
+        if told is not None and first.loader_batch_size is not None and told != first.loader_batch_size:
+            micro_batch_size = max(1, round(micro_batch_size * told / first.loader_batch_size))
+    return Start(
+        micro_batch_size=micro_batch_size,
+        loader_batch_size=told,
+        world_size=trainer.world_size,
+        accumulate=accumulate,
+    )
+
+
+def describe_change(before: Start, now: Start) -> str:
+    """What differs between two starts.
+
+    Args:
+        before: the first one
+        now: this one
+
+    Returns:
+        a part of a sentence, empty where all is the same
+    """
+    names = {
+        "micro_batch_size": "micro-batches of {} instead of {} examples",
+        "world_size": "{} instead of {} devices",
+        "accumulate": "accumulate_grad_batches={} instead of {}",
+    }
+    changes = [
+        text.format(getattr(now, name), getattr(before, name))
+        for name, text in names.items()
+        if getattr(now, name) != getattr(before, name)
+    ]
+    return ", ".join(changes)
+
+
+def window_at_restart(state: dict[str, Any]) -> tuple[int, int]:
+    """The window by which Lightning, at its restart, must judge the position it restored.
+
+    It asks whether the last micro-batch before the checkpoint ended a window, to count the loggers' steps. After an
+    exception within a micro-batch the answer must be no: the step before was counted.
+
+    Args:
+        state: of the run that goes on
+
+    Returns:
+        start and length of the window that the checkpoint's position lies in, or that ended there
+    """
+    window = state["window"]
+    if window is None:
+        return state["budget"]["came"], max(1, state["control"]["batch_size"] // Start(**state["start"]).granularity)
+    return window["start"], window["planned"] + window["in_progress"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run has to show; the defaults are those of one that has not begun.
+
+    Attributes:
+        batch_size: the batch in force, in examples, or None
+        noise: the averaged noise scale, or None
+        lr_scale: the factor on the rate
+        examples_seen: examples of all windows
+        decisions: changes, and the first of each run of holds
+        history: the measured windows
+    """
+
+    batch_size: int | None = None
+    noise: NoiseScale | None = None
+    lr_scale: float = 1.0
+    examples_seen: int = 0
+    decisions: list[DecisionRecord] = field(default_factory=list)
+    history: list[Measurement] = field(default_factory=list)
+
+
+def outcome_of(state: dict[str, Any] | None) -> Outcome:
+    """What a checkpoint has to show: of a run that was over when it was loaded, nothing else is left.
+
+    Args:
+        state: the scaler's or the monitor's, or None
+
+    Returns:
+        the record
+    """
+    if not state:
+        return Outcome()
+    measured, control = state["measurement"], state.get("control")
+    shown = Outcome(
+        examples_seen=state["examples_seen"],
+        noise=Averages.from_state(measured["averages"]).noise_scale(),
+        history=[from_plain(Measurement, made) for made in measured["history"]],
+    )
+    if control is None:
+        return shown
+    decisions = [from_plain(DecisionRecord, record) for record in control["decisions"]]
+    return replace(shown, batch_size=control["batch_size"], lr_scale=control["lr_scale"], decisions=decisions)
+
+
+def check_schema(state: dict[str, Any], callback: str) -> None:
+    """Refuses a state that this version cannot read.
+
+    Args:
+        state: from a checkpoint
+        callback: whose it is
+
+    Raises:
+        MisconfigurationException: the state is of another schema
+    """
+    if state.get("schema") != STATE_SCHEMA:
+        raise MisconfigurationException(
+            f"The checkpoint holds a {callback} state of schema {state.get('schema')!r}; this version reads "
+            f"{STATE_SCHEMA}. Continue with the version of lightning-bsscale that wrote it, or start without ckpt_path."
+        )
