@@ -1,0 +1,290 @@
+"""What brings each message of docs/errors.md about that a training says: one trigger a row, keyed by its message."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch.utils.data import DataLoader
+
+from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor
+from lightning_bsscale.callbacks import accumulation
+from lightning_bsscale.theory.schedules import Schedule
+from tests.error_triggers import TRIGGERS, trigger
+from tests.zoo import QUIET, Regression, Scripted, UnsizedNumbers, assert_nothing_left, regression_loader
+
+
+def train(callback=None, *, module=None, loader=None, others=(), ckpt_path=None, **settings):
+    """One training; what is raised comes through, and nothing may be left behind by then."""
+    module = module or Regression()
+    callback = callback or BatchSizeScaler()
+    trainer = pl.Trainer(**{**QUIET, "max_epochs": 1, **settings}, callbacks=[callback, *others])
+    accumulate = trainer.accumulate_grad_batches
+    try:
+        trainer.fit(module, regression_loader(40) if loader is None else loader, ckpt_path=ckpt_path)
+    finally:
+        assert_nothing_left(trainer, module, accumulate)
+    return trainer
+
+
+# ---------------------------------------------------------------- when training is set up
+
+
+class Unknown(torch.optim.Optimizer):
+    def __init__(self, parameters, **defaults):
+        super().__init__(parameters, defaults)
+
+    def step(self, closure=None):
+        return closure()
+
+
+class Returns(Regression):
+    """Whose `configure_optimizers` returns what the test chooses."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def configure_optimizers(self):
+        return self.answer
+
+
+class FindsLate(LearningRateFinder):
+    def on_train_epoch_start(self, trainer, pl_module):
+        pass
+
+
+def by_hand():
+    module = Regression()
+    module.automatic_optimization = False
+    return module
+
+
+def with_scheduler(optimizer, trainer):
+    return {"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1), "interval": "step"}
+
+
+def normalised():
+    module = Regression()
+    module.net = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2))
+    return module
+
+
+@trigger("… cannot work with …: it accumulates gradients by itself")
+def _():
+    # DeepSpeed is not there; test_preflight.py holds that its class answers so.
+    with mock.patch.object(SingleDeviceStrategy, "handles_gradient_accumulation", property(lambda self: True)):
+        train()
+
+
+@trigger("… works on one device for now, and the Trainer has …")
+def _():
+    with mock.patch.object(pl.Trainer, "world_size", 2):
+        train()
+
+
+TRIGGERS |= {
+    "… is a callback of lightning.pytorch, and was given to a Trainer of another package": lambda: (
+        # test_neighbours.py does it with the other package's own Trainer, where that is installed.
+        BatchSizeScaler().setup(SimpleNamespace(), Regression(), "fit")
+    ),
+    "… needs automatic optimization, and … sets automatic_optimization = False": lambda: train(module=by_hand()),
+    "… cannot work beside …: …. Remove one of the two": lambda: train(others=[GradientNoiseScaleMonitor()]),
+    "… cannot work beside …, a … with …: in mid-training …": lambda: train(others=[FindsLate()]),
+    "Trainer(min_steps=…) counts optimizer steps, of which BatchSizeScaler makes fewer": lambda: train(min_steps=5),
+    "… needs an optimizer, and configure_optimizers returns none": lambda: train(module=Returns([])),
+    "… cannot work with …: in one step it calls its closure": lambda: train(
+        module=Regression(torch.optim.LBFGS), callback=GradientNoiseScaleMonitor()
+    ),
+    "… needs the rate in every parameter group of the optimizer, and …": lambda: train(
+        module=Regression(Unknown), callback=BatchSizeScaler(lr_rule="sqrt")
+    ),
+    "lr_rule='auto' does not know the optimizer …": lambda: train(module=Regression(lambda p: Unknown(p, lr=0.1))),
+    "BatchSizeScaler(schedule=…) would own the rate, and configure_optimizers returns a scheduler": lambda: train(
+        BatchSizeScaler(schedule="cosine"), module=Regression(scheduler=with_scheduler)
+    ),
+    "bsscale: dry_run=True changes nothing, so schedule=… is not applied": lambda: train(
+        BatchSizeScaler(dry_run=True, schedule="cosine")
+    ),
+    "The model has …: its output depends on the micro-batch": lambda: train(module=normalised()),
+}
+
+# ---------------------------------------------------------------- at the first micro-batch
+
+
+class TakesTheIterator(Regression):
+    def training_step(self, dataloader_iter):
+        raise AssertionError("not reached")
+
+
+class FirstTensorIsOther(Regression):
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch["x"], batch["y"]), batch_idx)
+
+
+def other_first(items):
+    return {"ends": torch.zeros(len(items) + 1), "x": torch.ones(len(items), 8), "y": torch.ones(len(items), 2)}
+
+
+def holding(*batches):
+    """A loader that gives these batches as they are."""
+    return DataLoader(list(batches), batch_size=None)
+
+
+@trigger("This Python does not compute")
+def _():
+    with mock.patch.object(accumulation._Window, "__rmod__", lambda self, other: int(other) % int(self)):
+        train()
+
+
+@trigger("… is there and is no journal")
+def _():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "notes.txt")
+        path.write_text("mine\n")
+        try:
+            train(BatchSizeScaler(record=path))
+        finally:
+            assert path.read_text() == "mine\n"
+
+
+TRIGGERS |= {
+    "The number of examples in a batch must be known before the training step, and Lightning shows no batch": lambda: (
+        train(module=TakesTheIterator())
+    ),
+    "The number of examples in a batch of type … cannot be found": lambda: train(loader=holding({"text": "none"})),
+    "batch_size_fn returned … examples; a positive whole number is needed": lambda: train(
+        BatchSizeScaler(batch_size_fn=lambda batch: 0)
+    ),
+    "The loader gave a batch of … examples; a positive whole number is needed": lambda: train(
+        loader=holding((torch.zeros(0, 8), torch.zeros(0, 2)))
+    ),
+    "The number of examples of this training is unknown": lambda: train(loader=DataLoader(UnsizedNumbers(40))),
+    "max_batch_size=… is below the starting batch of … examples": lambda: train(BatchSizeScaler(max_batch_size=3)),
+    "total_examples=… is less than one starting batch of … examples": lambda: train(BatchSizeScaler(total_examples=3)),
+    "Trainer(min_epochs=…) asks for … examples, and the budget": lambda: train(
+        BatchSizeScaler(total_examples=44), min_epochs=2, max_epochs=2
+    ),
+    "bsscale: while a step has one micro-batch on one device, the noise scale cannot be measured": lambda: train(
+        BatchSizeScaler(dry_run=True)
+    ),
+    "GradientNoiseScaleMonitor needs at least two micro-batches a step to measure, and with": lambda: train(
+        GradientNoiseScaleMonitor()
+    ),
+    "GradientNoiseScaleMonitor needs at least two micro-batches a step to measure, and an epoch": lambda: train(
+        GradientNoiseScaleMonitor(), accumulate_grad_batches=2, limit_train_batches=1
+    ),
+    "bsscale: warmup=… examples is all of this training": lambda: train(BatchSizeScaler(warmup=40)),
+    "bsscale: the noise scale can hardly be resolved in this training": lambda: train(
+        BatchSizeScaler(memory=0.005), max_epochs=15
+    ),
+    "bsscale: the tensors in a batch of type … differ in their first dimension": lambda: train(
+        module=FirstTensorIsOther(), loader=DataLoader(range(8), batch_size=4, collate_fn=other_first)
+    ),
+}
+
+# ---------------------------------------------------------------- while training
+
+
+class Answers:
+    """A policy, a rule or a schedule that answers what the test chooses."""
+
+    def __init__(self, answer, applied=None):
+        self.answer = answer
+        self._applied = applied
+
+    def decide(self, situation, limits):
+        return self.answer
+
+    def ratio(self, old_batch, new_batch, noise):
+        return self.answer
+
+    def applied(self, path_factor):
+        return path_factor if self._applied is None else self._applied
+
+
+class Factor(Answers, Schedule):
+    def factor(self, examples_seen, total_examples, warmup_examples):
+        return self.answer
+
+
+class NotFinite(Regression):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * float("nan")
+
+
+class Claims(torch.utils.data.Dataset):
+    """Says that it has twice the batches that it gives."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        if index >= 6:
+            raise StopIteration
+        return torch.ones(4, 8), torch.ones(4, 2)
+
+
+TRIGGERS |= {
+    "the ratio of the rule … must be a finite number above 0, got …": lambda: train(
+        BatchSizeScaler(policy=Scripted([8]), lr_rule=Answers(0.0))
+    ),
+    "the factor that the rule … applies must be a finite number above 0, got …": lambda: train(
+        BatchSizeScaler(policy=Scripted([8]), lr_rule=Answers(1.0, applied=float("nan")))
+    ),
+    "the factor of the schedule … must be a finite number at least 0, got …": lambda: train(
+        BatchSizeScaler(schedule=Factor(-1.0))
+    ),
+    "….decide answered …; a Decision with a finite positive batch_size is needed": lambda: train(
+        BatchSizeScaler(policy=Answers(Decision(batch_size="8", reason="as a word")))
+    ),
+    "bsscale: the first micro-batch had … examples, the first … have … on average": lambda: train(
+        loader=holding(*[(torch.ones(n, 8), torch.ones(n, 2)) for n in [1] + 60 * [4]])
+    ),
+    "bsscale: the last … measured windows held a gradient that is not finite": lambda: train(
+        BatchSizeScaler(measure_every=1, memory=1.0), module=NotFinite(), accumulate_grad_batches=2, max_epochs=3
+    ),
+    "bsscale: the last … micro-batches of an epoch were not stepped with": lambda: train(
+        loader=DataLoader(Claims(), batch_size=None), accumulate_grad_batches=4
+    ),
+}
+
+# ---------------------------------------------------------------- when a run goes on
+
+
+def go_on(change=lambda state: None, *, stop_after=8, batch_size=4, **settings):
+    """A run that is saved after so many examples, its state changed, and the run that goes on from it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "saved.ckpt"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is looked for is what the second run says
+
+            class Saves(pl.Callback):
+                def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+                    if (batch_idx + 1) * 4 == stop_after:
+                        trainer.save_checkpoint(path)
+
+            train(others=[Saves()], **settings)
+        saved = torch.load(path, weights_only=True)
+        change(saved["callbacks"]["BatchSizeScaler"])
+        torch.save(saved, path)
+        train(loader=regression_loader(40, batch_size=batch_size), ckpt_path=path, **settings)
+
+
+TRIGGERS |= {
+    "The checkpoint holds a … state of schema …; this version reads …": lambda: go_on(
+        lambda state: state.update(schema=99)
+    ),
+    "the state of Averages must hold …, got …": lambda: go_on(
+        lambda state: state["measurement"]["averages"].pop("weight")
+    ),
+    "bsscale: going on with …. The batch of … examples …": lambda: go_on(batch_size=2),
+    "bsscale: the checkpoint was saved within a window": lambda: go_on(stop_after=12, accumulate_grad_batches=2),
+}
