@@ -103,12 +103,12 @@ class ScaledRun:
             preflight.warn_of_single_micro_batch(self.options, self._now.accumulate, loaders.epoch_batches(trainer))
         self._accumulation: Accumulation | None = None
         self._clock: ExampleClock | None = None
+        if not self.options.dry_run:
+            self._accumulation = accumulation or Accumulation(trainer)  # refuses where windows cannot be placed
+            self._clock = ExampleClock(trainer, pl_module)
         self._rate = WindowRate(
             self._optimizer, self.control, self._plan, self.options.schedule, dry_run=self.options.dry_run
         )
-        if not self.options.dry_run:
-            self._accumulation = accumulation or Accumulation(trainer)
-            self._clock = ExampleClock(trainer, pl_module)
         self.budget = Budget(
             accumulate=self._first.accumulate,
             max_steps=self._plan.max_steps,
