@@ -15,7 +15,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor
-from lightning_bsscale.callbacks import accumulation, loaders
+from lightning_bsscale.callbacks import accumulation, loaders, measurement, preflight
+from lightning_bsscale.gradients.shard_differences import UnsupportedSharding
 from lightning_bsscale.theory.schedules import Schedule
 from tests.error_triggers import TRIGGERS, trigger
 from tests.zoo import QUIET, Regression, Scripted, UnsizedNumbers, assert_nothing_left, regression_loader
@@ -84,9 +85,43 @@ def _():
         train()
 
 
-@trigger("… works on one device for now, and the Trainer has …")
+@trigger("… works on one device, with DDP and with FSDP")
 def _():
     with mock.patch.object(pl.Trainer, "world_size", 2):
+        train()
+
+
+@trigger("… cannot work with tensor parallelism")
+def _():
+    mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
+    with (
+        mock.patch.object(preflight, "ModelParallelStrategy", SingleDeviceStrategy),
+        mock.patch.object(SingleDeviceStrategy, "device_mesh", mesh, create=True),
+    ):
+        train()
+
+
+@trigger("… cannot work with DDPStrategy(static_graph=True)")
+def _():
+    with mock.patch.object(SingleDeviceStrategy, "_ddp_kwargs", {"static_graph": True}, create=True):
+        train()
+
+
+@trigger("Trainer(gradient_clip_val=…) clips by norm, which Lightning does not do with FSDPStrategy")
+def _():
+    with mock.patch.object(preflight, "FSDPStrategy", SingleDeviceStrategy):
+        train(gradient_clip_val=1.0)
+
+
+@trigger("The train dataloaders differ between the ranks")
+def _():
+    with mock.patch.object(loaders, "extremes", return_value=([10.0, 4.0], [12.0, 4.0])):
+        train()
+
+
+@trigger("The gradients cannot be measured with … here")
+def _():
+    with mock.patch.object(measurement, "choose_watcher", mock.Mock(side_effect=UnsupportedSharding("why"))):
         train()
 
 

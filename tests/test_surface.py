@@ -85,8 +85,11 @@ LOGGED_KEYS = {
 }
 STATE_KEYS = {
     "budget",
+    "came_in_epoch",
     "control",
-    "examples_seen",
+    "epoch",
+    "examples",
+    "granularity",
     "lost_micro_batches",
     "measurement",
     "optimizer_steps",

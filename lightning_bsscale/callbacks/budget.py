@@ -181,6 +181,16 @@ class Budget:
             return examples_seen >= self._total_examples
         return self._max_steps is not None and self.planned_steps() >= self._max_steps
 
+    def begin_at(self, batch_idx: int, steps: int) -> None:
+        """Begins within a training that went on without the scaler: what it has done, it did by the plan.
+
+        Args:
+            batch_idx: index in the epoch of the micro-batch that comes now
+            steps: optimizer steps so far
+        """
+        self._ready = self._came = batch_idx
+        self._before[1] = max(0, steps - planned_steps(batch_idx, self._accumulate, is_last=False))
+
     def state(self) -> dict[str, Any]:
         """What cannot be recomputed.
 
@@ -192,6 +202,8 @@ class Budget:
             "ready": self._ready,
             "is_last": self._is_last,
             "came": self._came,
+            "expected": self._expected,
+            "planned": self.planned_steps(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -205,3 +217,5 @@ class Budget:
         self._is_last = state["is_last"]
         self._came = state["came"]
         self._origin = (self._ready, self._came)
+        if self._pace == 1 and state["expected"] is not None and self.epoch_batches is not None:
+            self._expected = min(self.epoch_batches, state["expected"])

@@ -137,6 +137,7 @@ class BatchControl:
         own = getattr(self._policy, "state_dict", None)
         return {
             "policy": own() if callable(own) else None,
+            "policy_class": type(self._policy).__qualname__,
             "batch_size": self.batch_size,
             "start_batch_size": self.start_batch_size,
             "examples_at_last_change": self.examples_at_last_change,
@@ -151,7 +152,8 @@ class BatchControl:
         Args:
             state: what `state` gave
         """
-        if state["policy"] is not None and callable(getattr(self._policy, "load_state_dict", None)):
+        of_this = state["policy_class"] == type(self._policy).__qualname__
+        if of_this and state["policy"] is not None and callable(getattr(self._policy, "load_state_dict", None)):
             self._policy.load_state_dict(state["policy"])
         self.batch_size = state["batch_size"]
         self.start_batch_size = state["start_batch_size"]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_bsscale.callbacks.options import BatchSizeFn
+from lightning_bsscale.gradients.collective import extremes
 from lightning_bsscale.theory.windows import planned_examples
 
 _said_ambiguous: set[str] = set()  # of which types of batch, in this process, as Lightning does
@@ -135,6 +136,35 @@ def epoch_batches(trainer: pl.Trainer) -> int | None:
     """
     batches = trainer.num_training_batches
     return int(batches) if math.isfinite(batches) else None
+
+
+def agreed_micro_batch_size(trainer: pl.Trainer, micro_batch_size: int) -> int:
+    """The unit that all ranks count in, and a check that their loaders are of one length.
+
+    It waits for all ranks: for the start of training, and where loaders are made anew.
+
+    Args:
+        trainer: a Trainer whose fit has begun
+        micro_batch_size: examples in this rank's first micro-batch
+
+    Returns:
+        the largest of the ranks' first micro-batches
+
+    Raises:
+        MisconfigurationException: the loaders differ in length
+    """
+    batches = epoch_batches(trainer)
+    own = [-1 if batches is None else batches, micro_batch_size]
+    least, most = extremes(own, trainer.strategy.root_device, trainer.world_size)
+    if least[0] != most[0]:
+        names = ["no length" if number < 0 else f"{number:g} micro-batches" for number in (least[0], most[0])]
+        raise MisconfigurationException(
+            f"The train dataloaders differ between the ranks: one has {names[0]}, another {names[1]} (rank "
+            f"{trainer.global_rank}: {batches}). The ranks would wait for each other for ever at the shorter one's "
+            "end. Give every rank the same number: a DistributedSampler does (Trainer(use_distributed_sampler=True)), "
+            "or set Trainer(limit_train_batches=...)."
+        )
+    return int(most[1])
 
 
 def epoch_examples(trainer: pl.Trainer, micro_batch_size: int, batch_size_fn: BatchSizeFn | None) -> int | None:

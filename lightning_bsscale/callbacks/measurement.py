@@ -7,117 +7,30 @@ window, so that no step waits for its own measurement.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_bsscale.callbacks.examples import ExamplesSeen
+from lightning_bsscale.callbacks.open_window import OpenWindow, WindowFacts
+from lightning_bsscale.callbacks.preflight import warn_of_dropped
+from lightning_bsscale.callbacks.timing import StepTimes
+from lightning_bsscale.gradients.collective import SummedVector
 from lightning_bsscale.gradients.delayed import DelayedVector
-from lightning_bsscale.gradients.parameter_hooks import ParameterHooks, mean_squared_norm
+from lightning_bsscale.gradients.sharded import UnsupportedSharding, choose_watcher
 from lightning_bsscale.journal import Measurement, as_plain, from_plain
 from lightning_bsscale.theory.estimate import Averages, NoiseScale
 from lightning_bsscale.theory.moments import WindowMoments, moments_from_sums
 
 HISTORY_LIMIT = 4096
 MANY_DROPPED = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowFacts:
-    """What the host knows of a closed window, kept until its norms have arrived.
-
-    The fields are those of `Measurement`, and `sum_inverse_sizes` and `loss_divisor` for its moments.
-    """
-
-    examples_seen: int
-    optimizer_steps: int
-    batch_size: int
-    num_micro_batches: int
-    window_examples: int
-    sum_inverse_sizes: float
-    loss_divisor: int
-    lr: float
-    lr_scale: float
-
-
-@dataclass(slots=True, kw_only=True)
-class OpenWindow:
-    """The window in progress on this device.
-
-    Attributes:
-        start: index of its first micro-batch in the epoch
-        planned: micro-batches that it should have
-        loss_divisor: what Lightning divides each loss by
-        measured: whether its gradients are watched
-        steps_before: the Trainer's optimizer steps when it began
-        sizes: examples of each micro-batch so far, the one in progress included
-        done: micro-batches that have ended
-        is_rest: whether it is what was left of a window that a checkpoint cut
-    """
-
-    start: int
-    planned: int
-    loss_divisor: int
-    measured: bool
-    steps_before: int
-    sizes: list[int]
-    done: int = 0
-    is_rest: bool = False
-
-    @property
-    def came(self) -> int:
-        """Micro-batches so far."""
-        return len(self.sizes)
-
-    @property
-    def examples(self) -> int:
-        """Examples so far."""
-        return sum(self.sizes)
-
-    def state(self) -> dict[str, Any]:
-        """How far it is: what a run that goes on in it must know.
-
-        Returns:
-            numbers
-        """
-        return {
-            "start": self.start,
-            "planned": self.planned,
-            "done": self.done,
-            "in_progress": self.came > self.done,
-            "is_rest": self.is_rest,
-        }
-
-    def facts(
-        self, *, examples_seen: int, optimizer_steps: int, batch_size: int, lr: float, lr_scale: float
-    ) -> WindowFacts:
-        """What is known when the window has ended.
-
-        Args:
-            examples_seen: examples of all windows, this one included
-            optimizer_steps: optimizer steps, this one included
-            batch_size: the batch in force
-            lr: the rate of this step
-            lr_scale: the factor on it
-
-        Returns:
-            the record
-        """
-        return WindowFacts(
-            examples_seen=examples_seen,
-            optimizer_steps=optimizer_steps,
-            batch_size=batch_size,
-            num_micro_batches=self.came,
-            window_examples=self.examples,
-            sum_inverse_sizes=math.fsum(1 / size for size in self.sizes),
-            loss_divisor=self.loss_divisor,
-            lr=lr,
-            lr_scale=lr_scale,
-        )
 
 
 def watched_parameters(optimizer: Optimizer) -> list[Tensor]:
@@ -135,27 +48,56 @@ def watched_parameters(optimizer: Optimizer) -> list[Tensor]:
 class GradientMeasurement:
     """Watches the windows it is told to, and keeps the averages."""
 
-    def __init__(self, trainer: pl.Trainer, optimizer: Optimizer, memory: float) -> None:
+    def __init__(
+        self, trainer: pl.Trainer, optimizer: Optimizer, memory: float, examples: ExamplesSeen, times: StepTimes
+    ) -> None:
         """Registers nothing yet: a window that is not measured costs nothing.
 
         Args:
-            trainer: for the loss scale of mixed precision
+            trainer: for the loss scale of mixed precision, and the number of ranks
             optimizer: whose parameters to watch
             memory: examples over which measurements are averaged; inf for all
+            examples: the count that messages make exact
+            times: of this rank; the message brings their mean over ranks
         """
         self.averages = Averages()
         self.noise: NoiseScale | None = None
         self.history: list[Measurement] = []
         self._memory = memory
         self._optimizer = optimizer
+        self._examples = examples
+        self._times = times
+        self._world_size = trainer.world_size
+        self._device = trainer.strategy.root_device
         self._scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
-        self._hooks = ParameterHooks(lambda: watched_parameters(optimizer), grad_is_own=trainer.world_size == 1)
+        self._strategy = type(trainer.strategy).__name__
+        with self._explained():
+            self._watcher = choose_watcher(
+                trainer.strategy.model or trainer.lightning_module,
+                lambda: watched_parameters(optimizer),
+                world_size=trainer.world_size,
+            )
+        # Where a micro-batch's gradient is seen only as the mean over ranks, the ranks make no pairs.
+        self.seen_at_once = 1 if self._watcher.micro_batch_is_global else self._world_size
         self._watching = False
         self._in_flight: Tensor | None = None
-        self._pending: tuple[DelayedVector | list[float], WindowFacts] | None = None
+        self._pending: tuple[DelayedVector | SummedVector | list[float], WindowFacts] | None = None
+        self._was_measured = False
+        self._sends = True
         self._examples_at_last = 0.0
         self._dropped_in_a_row = 0
         self._said_dropped = False
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        # Some of what a watcher cannot do shows only in the first backward pass.
+        try:
+            yield
+        except UnsupportedSharding as error:
+            raise MisconfigurationException(
+                f"The gradients cannot be measured with {self._strategy} here: {error}. Shard the model by fully_shard "
+                "over one dimension, use DDP, or feed lightning_bsscale.GradientNoiseScale in a loop of your own."
+            ) from error
 
     @property
     def dropped(self) -> int:
@@ -169,21 +111,22 @@ class GradientMeasurement:
             measured: whether to watch its gradients
         """
         if self._watching:
-            self._hooks.stop_window()
-        self._watching = measured
+            self._watcher.stop_window()
+        self._watching = self._was_measured = measured
         self._in_flight = None
         if measured:
-            self._hooks.start_window()
+            self._watcher.start_window()
 
     def before_backward(self) -> None:
         """A micro-batch's backward begins."""
         if self._watching:
-            self._hooks.start_micro_batch()
+            with self._explained():
+                self._watcher.start_micro_batch()
 
     def after_backward(self) -> None:
         """A micro-batch's backward has ended."""
         if self._watching:
-            self._hooks.end_micro_batch()
+            self._watcher.end_micro_batch()
 
     def before_step(self, window: OpenWindow) -> None:
         """Takes the norms of a complete window, before anything clips the gradient.
@@ -194,11 +137,12 @@ class GradientMeasurement:
         if not self._watching:
             return
         self._watching = False
-        norms = self._hooks.stop_window()
+        norms = self._watcher.stop_window()
         # A training_step that returned None had no backward: its micro-batch has no norm, the window no measurement.
-        if window.came < 2 or norms.numel() != window.came:
+        if window.came * self.seen_at_once < 2 or norms.numel() != window.came:
             return
-        mean = mean_squared_norm(watched_parameters(self._optimizer)).to(norms)
+        with self._explained():
+            mean = self._watcher.local_share_of_mean_squared_norm().to(norms)
         if self._scaler is not None:
             # The norms in the hooks are those of the scaled loss; the scale is constant within a window, and applied
             # to a one on the device it needs no transfer. Optimizers that unscale for themselves scale the mean too.
@@ -218,10 +162,27 @@ class GradientMeasurement:
             the measurement that has arrived, if one has
         """
         arrived = self.flush()
-        if self._in_flight is not None:
+        if self._world_size > 1:
+            self._pending = (self._message(facts), facts) if self._was_measured and self._sends else None
+        elif self._in_flight is not None:
             self._pending = (DelayedVector(self._in_flight), facts)
-            self._in_flight = None
+        self._in_flight = None
         return arrived
+
+    def _message(self, facts: WindowFacts) -> SummedVector:
+        # Every rank sends for every window that was to be measured, also one whose own measurement failed.
+        device = self._device
+        norms = torch.full((2,), math.nan, dtype=torch.float64, device=device)
+        if self._in_flight is not None:
+            norms = self._in_flight.to(device, torch.float64)
+        seconds = (self._times.seconds_per_micro_batch, self._times.seconds_per_step)
+        host = [
+            facts.sum_inverse_sizes,
+            facts.window_examples,
+            self._examples.take_unsent(),
+            *(math.nan if value is None else value for value in seconds),
+        ]
+        return SummedVector(torch.cat([norms, torch.tensor(host, dtype=torch.float64).to(device, non_blocking=True)]))
 
     def flush(self) -> Measurement | None:
         """Reads the norms that are on their way, if any.
@@ -234,15 +195,40 @@ class GradientMeasurement:
         vector, facts = self._pending
         self._pending = None
         sums = vector if isinstance(vector, list) else vector.read()
+        if self._world_size > 1:
+            facts = self._of_all_ranks(sums, facts)
+        seen, averaged = self.seen_at_once, self._world_size / self.seen_at_once
         moments = moments_from_sums(
-            sum_sq_norms=sums[0],
+            # A rank's own loss is not divided by the number of ranks, the mean of their gradients is.
+            sum_sq_norms=sums[0] / seen**2,
             mean_sq_norm=sums[1],
-            sum_inverse_sizes=facts.sum_inverse_sizes,
-            num_micro_batches=facts.num_micro_batches,
+            # The mean over ranks has the variance of a micro-batch with the ranks' sizes together.
+            sum_inverse_sizes=facts.sum_inverse_sizes / averaged**2,
+            num_micro_batches=facts.num_micro_batches * seen,
             examples=facts.window_examples,
-            loss_divisor=facts.loss_divisor,
+            loss_divisor=facts.loss_divisor * seen,
         )
         return self._take(moments, facts)
+
+    def _of_all_ranks(self, sums: list[float], facts: WindowFacts) -> WindowFacts:
+        _, _, sum_inverse_sizes, window_examples, examples, *seconds = sums
+        mean = [None if math.isnan(value) else value / self._world_size for value in seconds]
+        self._times.take_mean(*mean)
+        return replace(
+            facts,
+            sum_inverse_sizes=sum_inverse_sizes,
+            window_examples=round(window_examples),
+            examples_seen=self._examples.arrived(round(examples)),
+        )
+
+    def give_up_waiting(self) -> None:
+        """After an error another rank may be gone: what has not arrived is left, and nothing more is sent."""
+        self._sends = False
+        vector = None if self._pending is None else self._pending[0]
+        if isinstance(vector, SummedVector) and not vector.has_arrived:
+            self._pending = None
+        if self._pending is None:  # now, or as reading it was what failed
+            self._examples.give_up_waiting()
 
     def _take(self, moments: WindowMoments, facts: WindowFacts) -> Measurement:
         since = facts.examples_seen - self._examples_at_last
@@ -253,7 +239,7 @@ class GradientMeasurement:
         self._dropped_in_a_row = self._dropped_in_a_row + 1 if self.averages.dropped > dropped_before else 0
         if self._dropped_in_a_row == MANY_DROPPED and not self._said_dropped:
             self._said_dropped = True
-            self._warn_of_dropped()
+            warn_of_dropped(MANY_DROPPED, has_scaler=self._scaler is not None)
         made = Measurement(
             examples_seen=facts.examples_seen,
             optimizer_steps=facts.optimizer_steps,
@@ -273,29 +259,10 @@ class GradientMeasurement:
             self.history[:half] = self.history[:half:2]
         return made
 
-    def _warn_of_dropped(self) -> None:
-        if self._scaler is not None:
-            cause = (
-                "With 16-bit mixed precision a few at the start are ordinary, while the loss scale is found, and those "
-                "steps are skipped; so many mean that the loss itself is NaN or inf, or that the loss scale does not "
-                "come down: look at trainer.precision_plugin.scaler.get_scale(), or use precision='bf16-mixed'."
-            )
-        else:
-            cause = (
-                "The loss or its gradient is NaN or inf, and the weights probably too by now: lower the learning rate, "
-                "or clip the gradient (gradient_clip_val)."
-            )
-        rank_zero_warn(
-            f"bsscale: the last {MANY_DROPPED} measured windows held a gradient that is not finite. They were dropped: "
-            "the noise scale is still that of the windows before them, or unknown. "
-            f"{cause} Trainer(detect_anomaly=True) names the operation. This is said once.",
-            category=UserWarning,
-        )
-
     def stop_watching(self) -> None:
         """Takes every hook away."""
         if self._watching:
-            self._hooks.stop_window()
+            self._watcher.stop_window()
             self._watching = False
 
     def state(self) -> dict[str, Any]:
@@ -308,8 +275,10 @@ class GradientMeasurement:
         if self._pending is not None:
             vector, facts = self._pending
             sums = vector if isinstance(vector, list) else vector.read()
+            if self._world_size > 1:
+                facts = replace(facts, sum_inverse_sizes=sums[2], window_examples=round(sums[3]))  # as on every rank
             self._pending = (sums, facts)
-            pending = {"sums": sums, "facts": as_plain(facts)}
+            pending = {"sums": sums, "facts": as_plain(facts), "world_size": self._world_size}
         return {
             "averages": self.averages.to_state(),
             "examples_at_last": self._examples_at_last,
@@ -330,5 +299,7 @@ class GradientMeasurement:
         self._dropped_in_a_row = state["dropped_in_a_row"]
         self.history = [from_plain(Measurement, made) for made in state["history"]]
         pending = state["pending"]
-        if pending is not None:
+        if pending is not None and pending["world_size"] != self._world_size:
+            self._examples.give_up_waiting()  # a message of other ranks: one measurement less
+        elif pending is not None:
             self._pending = (list(pending["sums"]), from_plain(WindowFacts, pending["facts"]))

@@ -13,9 +13,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_bsscale.callbacks import loaders, neighbours, options, output, preflight
+from lightning_bsscale.callbacks.examples import ExamplesSeen
 from lightning_bsscale.callbacks.learning_rate import UnscaledRate
-from lightning_bsscale.callbacks.measurement import GradientMeasurement, OpenWindow
+from lightning_bsscale.callbacks.measurement import GradientMeasurement
+from lightning_bsscale.callbacks.open_window import OpenWindow
 from lightning_bsscale.callbacks.resume import STATE_SCHEMA, check_schema, outcome_of
+from lightning_bsscale.callbacks.timing import StepTimes
 from lightning_bsscale.journal import Journal, Measurement
 from lightning_bsscale.theory.checks import check_integer
 from lightning_bsscale.theory.estimate import NoiseScale
@@ -69,7 +72,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
         self._window: OpenWindow | None = None
         self._windows = 0
         self._optimizer_steps = 0
-        self._examples_seen = 0
+        self._examples = ExamplesSeen(1, 1)
         self._loaded: dict[str, Any] | None = None
 
     @property
@@ -102,7 +105,6 @@ class GradientNoiseScaleMonitor(pl.Callback):
             self._measurement = None
             self._window = None
             self._windows = self._optimizer_steps = 0
-            self._examples_seen = 0
             self._loaded = None
             preflight.check_measurable(trainer, pl_module, "GradientNoiseScaleMonitor")
 
@@ -112,27 +114,30 @@ class GradientNoiseScaleMonitor(pl.Callback):
         preflight.warn_of_batch_norm(pl_module)
 
     def _start(self, trainer: pl.Trainer, micro_batch_size: int) -> GradientMeasurement:
+        micro_batch_size = loaders.agreed_micro_batch_size(trainer, micro_batch_size)
         accumulate = int(trainer.accumulate_grad_batches)
+        ranks = trainer.world_size
         total = loaders.examples_in_plan(trainer, micro_batch_size, self._batch_size_fn)
         memory = math.inf if total is None or self._memory == 1 else self._memory * total
-        if total is not None and accumulate > 1:
+        if total is not None and accumulate * ranks > 1:
             preflight.warn_of_short_memory(
-                total, self._memory, accumulate * micro_batch_size, measure_every=self._measure_every
+                total, self._memory, accumulate * micro_batch_size * ranks, measure_every=self._measure_every
             )
-        measurement = GradientMeasurement(trainer, trainer.optimizers[0], memory)
+        self._examples = ExamplesSeen(ranks, micro_batch_size * ranks)
+        measurement = GradientMeasurement(trainer, trainer.optimizers[0], memory, self._examples, StepTimes())
         if self._loaded is not None:
             measurement.load(self._loaded["measurement"])
             self._windows = self._loaded["windows"]
             self._optimizer_steps = self._loaded["optimizer_steps"]
-            self._examples_seen = self._loaded["examples_seen"]
-        if accumulate == 1:
+            self._examples.load(self._loaded["examples"])
+        if accumulate * ranks == 1:
             rank_zero_warn(
                 "GradientNoiseScaleMonitor needs at least two micro-batches a step to measure, and with "
                 "accumulate_grad_batches=1 on one device there is one. Halve the loader's batch_size and set "
                 "Trainer(accumulate_grad_batches=2): the training is the same.",
                 category=UserWarning,
             )
-        elif loaders.epoch_batches(trainer) == 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        elif ranks == 1 and loaders.epoch_batches(trainer) == 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(
                 "GradientNoiseScaleMonitor needs at least two micro-batches a step to measure, and an epoch has one, "
                 "at whose end Lightning steps. Halve the loader's batch_size.",
@@ -160,7 +165,9 @@ class GradientNoiseScaleMonitor(pl.Callback):
         # so that an old gradient is stepped with again: no window to measure.
         is_aligned = batch_idx % divisor == 0
         if self._window is None or is_aligned:
-            measured = is_aligned and divisor > 1 and self._windows % self._measure_every == 0
+            measured = (
+                is_aligned and divisor * self._measurement.seen_at_once > 1 and self._windows % self._measure_every == 0
+            )
             self._window = OpenWindow(
                 start=batch_idx,
                 planned=divisor,
@@ -200,11 +207,12 @@ class GradientNoiseScaleMonitor(pl.Callback):
         self._window = None
         self._windows += 1
         self._optimizer_steps += 1
-        self._examples_seen += window.examples
+        self._examples.add(window.examples, window.came)
+        batch_size = window.examples * trainer.world_size
         facts = window.facts(
-            examples_seen=self._examples_seen,
+            examples_seen=self._examples.total,
             optimizer_steps=self._optimizer_steps,
-            batch_size=window.examples,
+            batch_size=batch_size,
             lr=self._rate.rate,
             lr_scale=1.0,
         )
@@ -212,16 +220,18 @@ class GradientNoiseScaleMonitor(pl.Callback):
         if output.is_log_due(trainer):
             values = {
                 **output.noise_values(measurement),
-                "batch_size": window.examples,
+                "batch_size": batch_size,
                 "accumulate_grad_batches": window.came,
-                "examples_seen": self._examples_seen,
+                "examples_seen": self._examples.total,
             }
             output.log_values(trainer, pl_module, self._log_prefix, values)
 
-    def _release(self) -> None:
+    def _release(self, *, after_error: bool = False) -> None:
         if self._measurement is not None:
             self._rate.remove()
             self._measurement.stop_watching()
+            if after_error:
+                self._measurement.give_up_waiting()
             output.write_measurement(self._journal, self._measurement.flush())
         if self._journal is not None:
             self._journal.close()
@@ -232,7 +242,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Gives everything back."""
-        self._release()
+        self._release(after_error=True)
 
     @property
     def state_key(self) -> str:
@@ -252,7 +262,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
             "records": self._journal.records if self._journal is not None else 0,
             "windows": self._windows,
             "optimizer_steps": self._optimizer_steps,
-            "examples_seen": self._examples_seen,
+            "examples": self._examples.state(),
             "measurement": self._measurement.state(),
         }
 

@@ -98,16 +98,14 @@ def say_start(batch_size: int, limits: Limits, options: ScalerOptions, *, goes_o
         )
 
 
-def say_resumed(first: Start, now: Start, batch_before: int, batch_size: int, *, lost: int, rest: int) -> None:
-    """Says what a run that goes on changed, and what its checkpoint could not hold; nothing where all is as it was.
+def say_resumed(first: Start, now: Start, batch_before: int, batch_size: int) -> None:
+    """Says what a run that goes on changed; nothing where all is as it was.
 
     Args:
         first: what the run was started with
         now: what it goes on with
         batch_before: the batch in the checkpoint, in examples
         batch_size: the batch from now on
-        lost: micro-batches of the checkpoint's unfinished window
-        rest: micro-batches of that window still to come
     """
     changes = describe_change(first, now)
     if changes:
@@ -118,13 +116,22 @@ def say_resumed(first: Start, now: Start, batch_before: int, batch_size: int, *,
             f"{first.batch_size} examples each.",
             category=UserWarning,
         )
-    if lost:
-        rank_zero_warn(
-            f"bsscale: the checkpoint was saved within a window, and no checkpoint holds the gradient of its first "
-            f"{lost} micro-batches; the other {rest} make a window of their own. A checkpoint at a window's end loses "
-            "nothing: ModelCheckpoint(every_n_train_steps=...), or at an epoch's end.",
-            category=UserWarning,
-        )
+
+
+def say_unfinished(lost: int, rest: int) -> None:
+    """Says what a checkpoint within a window could not hold.
+
+    Args:
+        lost: micro-batches of the unfinished window before the checkpoint
+        rest: micro-batches of that window still to come; 0 in a dry run, where Lightning steps with them as it does
+    """
+    then = f"the other {rest} make a window of their own" if rest else "the others are stepped with, divided as before"
+    rank_zero_warn(
+        f"bsscale: the checkpoint was saved within a window, and no checkpoint holds the gradient of its first "
+        f"{lost} micro-batches; {then}. A checkpoint at a window's end loses "
+        "nothing: ModelCheckpoint(every_n_train_steps=...), or at an epoch's end.",
+        category=UserWarning,
+    )
 
 
 def say_lost(lost: int, came: int, announced: int | None) -> None:
@@ -176,9 +183,9 @@ def open_journal(
         keep: of a resumed run, how many records it had written; None begins anew
 
     Returns:
-        the journal, or None for `record=False`
+        the journal, or None for `record=False` and on every rank but the first
     """
-    if record is False:
+    if record is False or not trainer.is_global_zero:
         return None
     path = Path(trainer.log_dir or trainer.default_root_dir) / JOURNAL_NAME if record is True else Path(record)
     return Journal(path, header, keep=keep)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import lightning.pytorch as pl
 
 from lightning_bsscale.callbacks import loaders, preflight
+from lightning_bsscale.callbacks.budget import Budget
 from lightning_bsscale.callbacks.options import ScalerOptions
 from lightning_bsscale.callbacks.resume import Start
 from lightning_bsscale.theory.policies import Limits
@@ -78,4 +79,32 @@ def read_plan(trainer: pl.Trainer, options: ScalerOptions, first: Start, now: St
             min_batch_size=smallest if max_steps is not None else now.granularity,
             max_batch_size=largest,
         ),
+    )
+
+
+def make_budget(
+    trainer: pl.Trainer, options: ScalerOptions, plan: Plan, first: Start, now: Start, frequencies: list[int]
+) -> Budget:
+    """Makes the counter of the plan's steps.
+
+    Args:
+        trainer: the Trainer, before its first micro-batch
+        options: the scaler's
+        plan: what the user planned
+        first: the start whose steps the plan counts
+        now: this start
+        frequencies: the user's schedulers' own
+
+    Returns:
+        the counter, at its beginning
+    """
+    return Budget(
+        accumulate=first.accumulate,
+        max_steps=plan.max_steps,
+        total_examples=plan.total_examples if options.total_examples is not None else None,
+        granularity=now.granularity,
+        epoch_batches=loaders.epoch_batches(trainer),
+        frequencies=frequencies,
+        plan_granularity=first.granularity,
+        epoch_examples=loaders.epoch_examples(trainer, now.micro_batch_size, options.batch_size_fn),
     )

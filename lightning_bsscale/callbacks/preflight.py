@@ -7,7 +7,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
@@ -39,10 +41,29 @@ def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, callbac
             f"{callback} cannot work with {strategy}: it accumulates gradients by itself, with a number fixed at the "
             "start. Use another strategy, or feed lightning_bsscale.GradientNoiseScale in a loop of your own."
         )
-    if trainer.world_size > 1:
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, (DDPStrategy, FSDPStrategy, ModelParallelStrategy)):
         raise MisconfigurationException(
-            f"{callback} works on one device for now, and the Trainer has {trainer.world_size}. "
-            "Set Trainer(devices=1), or remove the callback."
+            f"{callback} works on one device, with DDP and with FSDP (FSDPStrategy, ModelParallelStrategy), and the "
+            f"Trainer has {trainer.world_size} devices with {strategy}. Use Trainer(strategy='ddp') or one device, or "
+            "feed lightning_bsscale.GradientNoiseScale in a loop of your own."
+        )
+    if isinstance(trainer.strategy, ModelParallelStrategy) and _shares_micro_batches(trainer.strategy):
+        raise MisconfigurationException(
+            f"{callback} cannot work with tensor parallelism: there several processes share one micro-batch, and no "
+            "gradient is that of one process's own examples. Use ModelParallelStrategy(tensor_parallel_size=1, "
+            "data_parallel_size=...), which shards by fully_shard, or feed lightning_bsscale.GradientNoiseScale in a "
+            "loop of your own."
+        )
+    if isinstance(trainer.strategy, FSDPStrategy) and trainer.gradient_clip_val and not _clips_by_value(trainer):
+        raise MisconfigurationException(
+            f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) clips by norm, which Lightning does not do with "
+            "FSDPStrategy: each rank holds a part of the gradient. Set gradient_clip_algorithm='value', or override "
+            "configure_gradient_clipping and call self.trainer.model.clip_grad_norm_(max_norm) there."
+        )
+    if getattr(trainer.strategy, "_ddp_kwargs", {}).get("static_graph"):
+        raise MisconfigurationException(
+            f"{callback} cannot work with DDPStrategy(static_graph=True): torch fails there as soon as a step has more "
+            "than one micro-batch (pytorch issue 143580). Use static_graph=False."
         )
 
 
@@ -50,6 +71,18 @@ def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, callbac
 ENOUGH_WINDOWS = 2.0
 # In fewer steps than that the defaults themselves remember too little, and there is little to decide.
 FEWEST_STEPS = 150
+
+
+def _shares_micro_batches(strategy: Any) -> bool:
+    try:
+        return bool(strategy.device_mesh["tensor_parallel"].size() > 1)
+    except (RuntimeError, KeyError):  # no mesh yet, or one without that dimension
+        return False
+
+
+def _clips_by_value(trainer: pl.Trainer) -> bool:
+    overridden = is_overridden("configure_gradient_clipping", trainer.lightning_module)
+    return overridden or str(trainer.gradient_clip_algorithm or "").endswith("value")
 
 
 def check_trainer_for_scaler(trainer: pl.Trainer) -> None:
@@ -203,7 +236,7 @@ def check_plan(
             "never grows in it. An int counts examples; a float such as 0.05 is a share of the training.",
             category=UserWarning,
         )
-    if accumulate > 1:
+    if accumulate * trainer.world_size > 1:
         warn_of_short_memory(total_examples, options.memory, start_batch_size, measure_every=options.measure_every)
     elif options.probe_every > 0 and not options.dry_run:
         warn_of_short_memory(total_examples, options.memory, start_batch_size, probe_every=options.probe_every)
@@ -305,5 +338,31 @@ def warn_of_single_micro_batch(options: ScalerOptions, accumulate: int, epoch_ba
         return
     rank_zero_warn(
         "bsscale: while a step has one micro-batch on one device, the noise scale cannot be measured, and " + why + ".",
+        category=UserWarning,
+    )
+
+
+def warn_of_dropped(many: int, *, has_scaler: bool) -> None:
+    """Says that nothing can be measured as it goes.
+
+    Args:
+        many: measured windows in a row with a gradient that is not finite
+        has_scaler: whether a gradient scaler is looking for its scale
+    """
+    if has_scaler:
+        cause = (
+            "With 16-bit mixed precision a few at the start are ordinary, while the loss scale is found, and those "
+            "steps are skipped; so many mean that the loss itself is NaN or inf, or that the loss scale does not come "
+            "down: look at trainer.precision_plugin.scaler.get_scale(), or use precision='bf16-mixed'."
+        )
+    else:
+        cause = (
+            "The loss or its gradient is NaN or inf, and the weights probably too by now: lower the learning rate, or "
+            "clip the gradient (gradient_clip_val)."
+        )
+    rank_zero_warn(
+        f"bsscale: the last {many} measured windows held a gradient that is not finite. They were dropped: the noise "
+        f"scale is still that of the windows before them, or unknown. {cause} Trainer(detect_anomaly=True) names the "
+        "operation. This is said once.",
         category=UserWarning,
     )

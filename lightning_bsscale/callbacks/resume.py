@@ -110,6 +110,34 @@ def window_at_restart(state: dict[str, Any]) -> tuple[int, int]:
     return window["start"], window["planned"] + window["in_progress"]
 
 
+def is_over(state: dict[str, Any], max_steps: int, total_examples: float | None) -> bool:
+    """Whether the budget was used up when the state was saved.
+
+    Args:
+        state: of the run that goes on
+        max_steps: the Trainer's; -1 for none
+        total_examples: the option
+
+    Returns:
+        True where not one micro-batch is left
+    """
+    if total_examples is not None:
+        return bool(used_examples(state) >= total_examples)
+    return bool(0 <= max_steps <= state["budget"]["planned"])
+
+
+def used_examples(state: dict[str, Any]) -> int:
+    """Examples of the budget that are gone: seen, or lost.
+
+    Args:
+        state: of the run that goes on
+
+    Returns:
+        the number
+    """
+    return int(sum(state["examples"].values()) + state["lost_micro_batches"] * state["granularity"])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What a run has to show; the defaults are those of one that has not begun.
@@ -144,7 +172,7 @@ def outcome_of(state: dict[str, Any] | None) -> Outcome:
         return Outcome()
     measured, control = state["measurement"], state.get("control")
     shown = Outcome(
-        examples_seen=state["examples_seen"],
+        examples_seen=sum(state["examples"].values()),
         noise=Averages.from_state(measured["averages"]).noise_scale(),
         history=[from_plain(Measurement, made) for made in measured["history"]],
     )

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_bsscale.callbacks import loaders, output, preflight
+from lightning_bsscale.callbacks import loaders, output, preflight, shown
 from lightning_bsscale.callbacks.accumulation import Accumulation, rescale_cut_window
-from lightning_bsscale.callbacks.budget import Budget
 from lightning_bsscale.callbacks.control import BatchControl
+from lightning_bsscale.callbacks.examples import ExamplesSeen
 from lightning_bsscale.callbacks.learning_rate import ExampleClock
-from lightning_bsscale.callbacks.measurement import GradientMeasurement, OpenWindow, watched_parameters
+from lightning_bsscale.callbacks.measurement import GradientMeasurement, watched_parameters
+from lightning_bsscale.callbacks.next_window import WindowPlanner
+from lightning_bsscale.callbacks.open_window import OpenWindow
 from lightning_bsscale.callbacks.options import ScalerOptions
-from lightning_bsscale.callbacks.plan import read_plan
-from lightning_bsscale.callbacks.resume import STATE_SCHEMA, Outcome, Start, read_start
+from lightning_bsscale.callbacks.plan import make_budget, read_plan
+from lightning_bsscale.callbacks.resume import STATE_SCHEMA, Start, read_start
 from lightning_bsscale.callbacks.timing import StepTimes
 from lightning_bsscale.callbacks.window_rate import WindowRate
 from lightning_bsscale.journal import describe_policy
-from lightning_bsscale.theory.policies import Situation
 from lightning_bsscale.theory.rules import LearningRateRule
-from lightning_bsscale.theory.windows import WindowPlan, plan_window
 
 
 class ScaledRun:
@@ -32,25 +32,26 @@ class ScaledRun:
         self,
         options: ScalerOptions,
         trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
         rule: LearningRateRule,
         micro_batch_size: int,
         state: dict[str, Any] | None,
         accumulation: Accumulation | None,
+        clock: ExampleClock | None,
+        batch_idx: int,
     ) -> None:
         """Reads the user's plan and attaches the parts.
 
         Args:
             options: the scaler's options
             trainer: the Trainer, before its first micro-batch
-            pl_module: the module
             rule: how the rate follows the batch
             micro_batch_size: examples in the first micro-batch
             state: of a run to go on with, or None
             accumulation: where the window was placed already, for Lightning's own restart; else None
+            clock: of the user's schedulers; None in a dry run
+            batch_idx: index in the epoch of the first micro-batch
         """
         self.options = options
-        self.examples_seen = 0
         self.optimizer_steps = 0
         self.lost_micro_batches = 0
         self._windows = 0
@@ -59,23 +60,28 @@ class ScaledRun:
         self._last_state: dict[str, Any] | None = None
         self._trainer_id = id(trainer)
         self._global_step = 0
-        self._times = StepTimes()
+        self.times = StepTimes()
         self._came_in_epoch = 0
+        self._epoch = trainer.current_epoch
+        self._in_progress: tuple[pl.Trainer, pl.LightningModule, int] | None = None
+        self._lost_at_start = 0
         self._said_lost = False
         self._stops = False
         self._optimizer = trainer.optimizers[0]
         accumulate = int(trainer.accumulate_grad_batches) if accumulation is None else accumulation.original
+        micro_batch_size = loaders.agreed_micro_batch_size(trainer, micro_batch_size)
         first = None if state is None else Start(**state["start"])
-        self._now = read_start(trainer, micro_batch_size, accumulate, first)
-        self._first = first or self._now
-        self._plan = read_plan(trainer, options, self._first, self._now)
-        self._sizes = loaders.SizeCheck(self._now.micro_batch_size)
+        self.now = read_start(trainer, micro_batch_size, accumulate, first)
+        self._first = first or self.now
+        self._examples = ExamplesSeen(trainer.world_size, self.now.granularity)
+        self.plan = read_plan(trainer, options, self._first, self.now)
+        self._sizes = loaders.SizeCheck(self.now.micro_batch_size)
         self.control = BatchControl(
-            policy=options.policy, rule=rule, limits=self._plan.limits, batch_size=self._first.batch_size
+            policy=options.policy, rule=rule, limits=self.plan.limits, batch_size=self._first.batch_size
         )
-        total = self._plan.total_examples
+        total = self.plan.total_examples
         memory = math.inf if total is None or options.memory == 1 else options.memory * total
-        self.measurement = GradientMeasurement(trainer, self._optimizer, memory)
+        self.measurement = GradientMeasurement(trainer, self._optimizer, memory, self._examples, self.times)
         if state is not None:
             self._load(state)
         output.say_start(self.control.batch_size, self.control.limits, options, goes_on=state is not None)
@@ -86,82 +92,81 @@ class ScaledRun:
             keep=None if state is None else state["records"],
         )
         # Last, so that nothing is held when something above is refused.
-        self._attach(trainer, pl_module, state, accumulation)
+        self._attach(trainer, clock, state, accumulation, batch_idx)
 
     # ------------------------------------------------------------------ start
 
     def _attach(
         self,
         trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        clock: ExampleClock | None,
         state: dict[str, Any] | None,
         accumulation: Accumulation | None,
+        batch_idx: int,
     ) -> None:
         """Takes hold of what the scaler changes; a dry run takes hold of nothing."""
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.world_size == 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # First, as a warning may be made an error.
-            preflight.warn_of_single_micro_batch(self.options, self._now.accumulate, loaders.epoch_batches(trainer))
+            preflight.warn_of_single_micro_batch(self.options, self.now.accumulate, loaders.epoch_batches(trainer))
         self._accumulation: Accumulation | None = None
-        self._clock: ExampleClock | None = None
         if not self.options.dry_run:
             self._accumulation = accumulation or Accumulation(trainer)  # refuses where windows cannot be placed
-            self._clock = ExampleClock(trainer, pl_module)
-        self._rate = WindowRate(
-            self._optimizer, self.control, self._plan, self.options.schedule, dry_run=self.options.dry_run
+        self._clock = clock
+        self.rate = WindowRate(
+            self._optimizer, self.control, self.plan, self.options.schedule, dry_run=self.options.dry_run
         )
-        self.budget = Budget(
-            accumulate=self._first.accumulate,
-            max_steps=self._plan.max_steps,
-            total_examples=self._plan.total_examples if self.options.total_examples is not None else None,
-            granularity=self._now.granularity,
-            epoch_batches=loaders.epoch_batches(trainer),
-            frequencies=self._clock.frequencies if self._clock is not None else (),
-            plan_granularity=self._first.granularity,
-            epoch_examples=self._epoch_examples(trainer),
-        )
+        frequencies = self._clock.frequencies if self._clock is not None else []
+        self.budget = make_budget(trainer, self.options, self.plan, self._first, self.now, frequencies)
         if state is not None:
             self.budget.load(state["budget"])
-            if self._clock is not None:
-                self._clock.start_at(self.budget.planned_steps)
+        elif trainer.global_step > 0:
+            self.budget.begin_at(batch_idx, trainer.global_step)
+        if self._clock is not None:
+            self._clock.start_at(self.budget.planned_steps)
+        self._planner = WindowPlanner(
+            self.control,
+            self.budget,
+            granularity=self.now.granularity,
+            probe_every=self.options.probe_every,
+            seen_at_once=self.measurement.seen_at_once,
+        )
 
     def _epoch_examples(self, trainer: pl.Trainer) -> int | None:
-        return loaders.epoch_examples(trainer, self._now.micro_batch_size, self.options.batch_size_fn)
+        return loaders.epoch_examples(trainer, self.now.micro_batch_size, self.options.batch_size_fn)
 
     # ------------------------------------------------------------------ a window's life
 
     @property
-    def _in_warmup(self) -> bool:
-        return self.examples_seen < self._plan.warmup_examples
+    def _used(self) -> int:
+        # Lost micro-batches are gone from the budget too: the user's schedulers, which end with it, went past them.
+        return self.examples_seen + self.lost_micro_batches * self.now.granularity
 
-    def _next_window(self, batch_idx: int) -> WindowPlan:
-        # What the window that begins now should be.
-        if self._accumulation is None:
-            left = self._now.accumulate - batch_idx % self._now.accumulate
-            length = self.budget.epoch_length(batch_idx)
-            return plan_window(start=batch_idx, wanted=left, epoch_batches=length, budget_batches=None)
-        wanted = self.control.batch_size // self._now.granularity
-        every = self.options.probe_every
-        is_probe = wanted == 1 and every > 0 and (self._windows + 1) % every == 0
-        rest, self._interrupted = self._interrupted, 0
-        plan = plan_window(
-            start=batch_idx,
-            wanted=rest or (2 if is_probe else wanted),
-            epoch_batches=self.budget.epoch_length(batch_idx),
-            budget_batches=self.budget.batches_left(batch_idx, self.examples_seen),
-            is_probe=is_probe and not rest,
-        )
-        return replace(plan, is_short=True) if rest else plan
+    @property
+    def examples_seen(self) -> int:
+        """Examples of all windows so far, over all ranks."""
+        return self._examples.total
+
+    @property
+    def _in_warmup(self) -> bool:
+        return self.examples_seen < self.plan.warmup_examples
 
     def _open_window(self, trainer: pl.Trainer, batch_idx: int) -> None:
-        is_rest = self._interrupted > 0
-        plan = self._next_window(batch_idx)
-        is_clear = self._accumulation is not None or batch_idx % self._now.accumulate == 0  # no old gradient in it
+        is_rest = self._interrupted > 0 and self._accumulation is not None
+        rest, self._interrupted = self._interrupted, 0
+        if self._accumulation is None:
+            plan = self._planner.as_the_trainer(batch_idx, self.now.accumulate)
+        else:
+            plan = self._planner.next(batch_idx, self._windows, self._used, rest)
+        if self._lost_at_start:
+            output.say_unfinished(self._lost_at_start, plan.num_micro_batches if self._accumulation is not None else 0)
+            self._lost_at_start = 0
+        is_clear = self._accumulation is not None or batch_idx % self.now.accumulate == 0  # no old gradient in it
         due = self._in_warmup or plan.is_probe or self._windows % self.options.measure_every == 0
         self._window = OpenWindow(
             start=plan.start,
             planned=plan.num_micro_batches,
-            loss_divisor=plan.num_micro_batches if self._accumulation is not None else self._now.accumulate,
-            measured=due and plan.num_micro_batches > 1 and is_clear,
+            loss_divisor=plan.num_micro_batches if self._accumulation is not None else self.now.accumulate,
+            measured=due and plan.num_micro_batches * self.measurement.seen_at_once > 1 and is_clear,
             steps_before=trainer.global_step,
             sizes=[],
             is_rest=is_rest,
@@ -172,30 +177,36 @@ class ScaledRun:
         self.measurement.open(measured=self._window.measured)
 
     def _set_rate(self, num_micro_batches: int, *, usual: bool) -> None:
-        size = num_micro_batches * self._now.granularity
-        self._rate.set(self.examples_seen, size, self.measurement.noise, usual=usual)
+        size = num_micro_batches * self.now.granularity
+        self.rate.set(self.examples_seen, size, self.measurement.noise, usual=usual)
 
-    def start_micro_batch(self, trainer: pl.Trainer, batch: Any, batch_idx: int) -> None:
+    def start_micro_batch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """`on_train_batch_start`.
 
         Args:
             trainer: the Trainer
+            pl_module: the module
             batch: the micro-batch
             batch_idx: its index in the epoch
         """
         size = loaders.batch_size_of(batch, self.options.batch_size_fn)
-        if batch_idx == 0:
+        self._in_progress = (trainer, pl_module, batch_idx)
+        # An epoch may begin with None, and a stopped run's checkpoint calls the epoch that it is in the next one.
+        if batch_idx == 0 or (trainer.current_epoch != self._epoch and batch_idx < self.budget.came):
             self._start_epoch(trainer)
-        elif self._accumulation is None and batch_idx % self._now.accumulate == 0:
+        elif self._accumulation is None and batch_idx % self.now.accumulate == 0:
             self.drop_window()  # here Lightning clears the gradient, whether or not a step ended the window before
         if self._window is None:
             self._open_window(trainer, batch_idx)
         assert self._window is not None
         self._window.sizes.append(size)
-        self._times.start()
+        self.times.start()
 
     def _start_epoch(self, trainer: pl.Trainer) -> None:
+        self._epoch = trainer.current_epoch
         self.drop_window()
+        if trainer.reload_dataloaders_every_n_epochs and self._windows:  # type: ignore[attr-defined]
+            loaders.agreed_micro_batch_size(trainer, self.now.micro_batch_size)
         self.budget.start_epoch(
             loaders.epoch_batches(trainer), came=self._came_in_epoch, epoch_examples=self._epoch_examples(trainer)
         )
@@ -204,7 +215,7 @@ class ScaledRun:
     def drop_window(self) -> None:
         """`on_train_end`, and an epoch's start: Lightning drops a window that no step ended, and that is said once."""
         lost, self._window = self._window, None
-        self._interrupted = 0
+        self._interrupted = self._lost_at_start = 0
         if lost is None or lost.done == 0:
             return
         self.lost_micro_batches += lost.done
@@ -238,6 +249,14 @@ class ScaledRun:
             rescale_cut_window(watched_parameters(self._optimizer), window.planned, window.came)
             self._set_rate(window.came, usual=False)
 
+    def close_stepped(self) -> None:
+        """Ends a window whose step was made before its `on_train_batch_end` came: another callback saves, or raised."""
+        window, now = self._window, self._in_progress
+        if self._last_state is None and window is not None and now is not None:
+            trainer, pl_module, batch_idx = now
+            if trainer.global_step > window.steps_before:
+                self.end_micro_batch(trainer, pl_module, batch_idx)
+
     def end_micro_batch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> None:
         """`on_train_batch_end`: after the last micro-batch of a window, everything that happens at a window's end.
 
@@ -248,7 +267,7 @@ class ScaledRun:
         """
         window = self._window
         stepped = window is not None and trainer.global_step > window.steps_before
-        self._times.stop(stepped=stepped)
+        self.times.stop(stepped=stepped)
         self._came_in_epoch = batch_idx + 1
         if window is not None:
             window.done += 1
@@ -257,7 +276,7 @@ class ScaledRun:
         self._window = None
         self._windows += 1
         self.optimizer_steps += 1
-        self.examples_seen += window.examples
+        self._examples.add(window.examples, window.came)
         self._sizes.add(window.sizes)
         is_last = trainer.is_last_batch or batch_idx + 1 >= (self.budget.epoch_batches or math.inf)
         self.budget.advance(batch_idx + 1, is_last=is_last)
@@ -267,59 +286,23 @@ class ScaledRun:
             examples_seen=self.examples_seen,
             optimizer_steps=self.optimizer_steps,
             batch_size=self.control.batch_size,
-            lr=self._rate.rate,
-            lr_scale=self._rate.used_factor,
+            lr=self.rate.rate,
+            lr_scale=self.rate.used_factor,
         )
         output.write_measurement(self._journal, self.measurement.close(facts))
-        record = None if self._in_warmup else self.control.ask(self._situation())
+        record = None if self._in_warmup else self.control.ask(shown.situation(self))
         if record is not None:
             if self._journal is not None:
                 self._journal.write(record)
             output.say_decision(record, self.options)
-        if self._accumulation is not None and self.budget.is_used_up(self.examples_seen):
+        if self._accumulation is not None and self.budget.is_used_up(self._used):
             self._stops = not trainer.should_stop
             trainer.should_stop = True
         if (record is not None and record.is_change) or output.is_log_due(trainer):
-            values = output.noise_values(self.measurement) | self._values(window)
+            values = output.noise_values(self.measurement) | shown.log_values(self, window.came)
             output.log_values(trainer, pl_module, self.options.log_prefix, values, show=self.options.progress_bar)
 
-    def _situation(self) -> Situation:
-        return Situation(
-            batch_size=self.control.batch_size,
-            start_batch_size=self.control.start_batch_size,
-            examples_seen=self.examples_seen,
-            total_examples=self._plan.total_examples,
-            warmup_examples=self._plan.warmup_examples,
-            optimizer_steps=self.optimizer_steps,
-            schedule_factor=self._rate.schedule_factor(self.examples_seen),
-            examples_at_last_change=self.control.examples_at_last_change,
-            noise=self.measurement.noise,
-            seconds_per_micro_batch=self._times.seconds_per_micro_batch,
-            seconds_per_step=self._times.seconds_per_step,
-        )
-
-    def _values(self, window: OpenWindow) -> dict[str, float]:
-        return {
-            "batch_size": self.control.batch_size,
-            "accumulate_grad_batches": window.came,
-            "lr_scale": self._rate.shown_factor,
-            "lr": self._rate.rate,
-            "examples_seen": self.examples_seen,
-        }
-
     # ------------------------------------------------------------------ end and state
-
-    @property
-    def outcome(self) -> Outcome:
-        """What it has to show so far."""
-        return Outcome(
-            batch_size=self.control.batch_size,
-            noise=self.measurement.noise,
-            lr_scale=self.control.lr_scale,
-            examples_seen=self.examples_seen,
-            decisions=self.control.decisions,
-            history=self.measurement.history,
-        )
 
     def goes_on_in(self, trainer: pl.Trainer) -> bool:
         """Whether a second `fit` of this Trainer goes on where this run ended: Lightning's own counters do.
@@ -332,15 +315,17 @@ class ScaledRun:
         """
         return id(trainer) == self._trainer_id and trainer.global_step == self._global_step > 0
 
-    def release(self, trainer: pl.Trainer) -> None:
+    def release(self, trainer: pl.Trainer, *, after_error: bool = False) -> None:
         """Gives everything back to the user; a second call does nothing.
 
         Args:
             trainer: the Trainer
+            after_error: whether other ranks may have stopped
         """
         self._global_step = trainer.global_step
+        self._in_progress = None
         # First what is the user's, and nothing in it can fail; a policy's state, a full disk or a lost device can.
-        self._rate.remove()
+        self.rate.remove()
         if self._stops:
             self._stops = trainer.should_stop = False
         if self._accumulation is not None:
@@ -348,6 +333,8 @@ class ScaledRun:
         if self._clock is not None:
             self._clock.release()
         self.measurement.stop_watching()
+        if after_error:
+            self.measurement.give_up_waiting()
         # A checkpoint may still be saved: by ModelCheckpoint after an exception, by the user after training.
         self._last_state = self._last_state or self.state()
         output.write_measurement(self._journal, self.measurement.flush())
@@ -362,14 +349,19 @@ class ScaledRun:
         """
         if self._last_state is not None:
             return self._last_state
+        self.rate.restore()  # an exception may have left a step in its middle, and a checkpoint holds the user's rate
+        self.close_stepped()
         window = self._window
         return {
             "schema": STATE_SCHEMA,
             "start": asdict(self._first),
-            "examples_seen": self.examples_seen,
+            "examples": self._examples.state(),
             "optimizer_steps": self.optimizer_steps,
             "lost_micro_batches": self.lost_micro_batches,
             "windows": self._windows,
+            "granularity": self.now.granularity,
+            "epoch": self._epoch,
+            "came_in_epoch": self._came_in_epoch,
             "window": None if window is None else window.state(),
             "records": self._journal.records if self._journal is not None else 0,
             "budget": self.budget.state(),
@@ -378,7 +370,7 @@ class ScaledRun:
         }
 
     def _load(self, state: dict[str, Any]) -> None:
-        self.examples_seen = state["examples_seen"]
+        self._examples.load(state["examples"])
         self.optimizer_steps = state["optimizer_steps"]
         self.lost_micro_batches = state["lost_micro_batches"]
         self._windows = state["windows"]
@@ -390,7 +382,10 @@ class ScaledRun:
         lost = 0 if window is None else window["done"]
         self.lost_micro_batches += lost
         if lost or (window is not None and window["is_rest"]):
-            self._interrupted = window["planned"] - lost
-        output.say_resumed(
-            self._first, self._now, batch_size, self.control.batch_size, lost=lost, rest=self._interrupted
-        )
+            rest = (window["planned"] - lost) * state["granularity"]
+            self._interrupted = max(1, round(rest / self.now.granularity))
+        self._lost_at_start = lost
+        if state["granularity"] == self.now.granularity and state["epoch"] != self._epoch:
+            self._came_in_epoch = state["came_in_epoch"]
+        self._epoch = state["epoch"]
+        output.say_resumed(self._first, self.now, batch_size, self.control.batch_size)

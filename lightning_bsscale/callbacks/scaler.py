@@ -10,12 +10,13 @@ import lightning.pytorch as pl
 import torch
 from torch.optim import Optimizer
 
-from lightning_bsscale.callbacks import neighbours, options, preflight
+from lightning_bsscale.callbacks import neighbours, options, preflight, shown
 from lightning_bsscale.callbacks.accumulation import Accumulation
+from lightning_bsscale.callbacks.learning_rate import ExampleClock
 from lightning_bsscale.callbacks.loaders import batch_size_of
 from lightning_bsscale.callbacks.monitor import GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.options import ScalerOptions
-from lightning_bsscale.callbacks.resume import Outcome, check_schema, outcome_of, window_at_restart
+from lightning_bsscale.callbacks.resume import Outcome, check_schema, is_over, outcome_of, window_at_restart
 from lightning_bsscale.callbacks.scaled_run import ScaledRun
 from lightning_bsscale.journal import DecisionRecord, Measurement, summary_table
 from lightning_bsscale.theory.checks import check_integer
@@ -133,12 +134,13 @@ class BatchSizeScaler(pl.Callback):
         self._ended: ScaledRun | None = None
         self._loaded: dict[str, Any] | None = None
         self._placed: Accumulation | None = None
+        self._clock: ExampleClock | None = None
 
     # ------------------------------------------------------------------ what happened
 
     @property
     def _outcome(self) -> Outcome:
-        return outcome_of(self._loaded) if self._run is None else self._run.outcome
+        return outcome_of(self._loaded) if self._run is None else shown.outcome(self._run)
 
     @property
     def batch_size(self) -> int | None:
@@ -220,19 +222,26 @@ class BatchSizeScaler(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before a run goes on, Lightning asks whether its checkpoint was saved at a window's end."""
-        if self._loaded is not None and not self._options.dry_run:
+        if self._options.dry_run:
+            return
+        # From here on, as Lightning steps schedulers also for a None that comes before the first micro-batch.
+        self._clock = ExampleClock(trainer, pl_module)
+        if self._loaded is not None:
             self._placed = Accumulation(trainer)
             self._placed.place(*window_at_restart(self._loaded))
+            # A micro-batch that is loaded is trained on, so a run that was over must not load one.
+            trainer.should_stop = is_over(self._loaded, trainer.max_steps, self._options.total_examples)
 
-    def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> ScaledRun:
+    def _start(self, trainer: pl.Trainer, batch: Any, batch_idx: int) -> ScaledRun:
         return ScaledRun(
             self._options,
             trainer,
-            pl_module,
             preflight.choose_rule(self._lr_rule, self._lr_cap, trainer.optimizers[0]),
             batch_size_of(batch, self._options.batch_size_fn),
             self._loaded,
             self._placed,
+            self._clock,
+            batch_idx,
         )
 
     # ------------------------------------------------------------------ a window's life
@@ -242,8 +251,8 @@ class BatchSizeScaler(pl.Callback):
     ) -> None:
         """A micro-batch begins, and with it perhaps a window."""
         if self._run is None:
-            self._run = self._start(trainer, pl_module, batch)
-        self._run.start_micro_batch(trainer, batch, batch_idx)
+            self._run = self._start(trainer, batch, batch_idx)
+        self._run.start_micro_batch(trainer, pl_module, batch, batch_idx)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         """Watching begins: gradients made before, in the training step, do not count."""
@@ -267,6 +276,8 @@ class BatchSizeScaler(pl.Callback):
     ) -> None:
         """A micro-batch has ended, and with it perhaps a window."""
         if self._run is None:
+            if self._placed is not None and batch is None:
+                self._placed.skip(batch_idx, is_open=False)
             return
         if batch is None:
             self._run.skip_micro_batch(trainer, batch_idx)
@@ -283,14 +294,24 @@ class BatchSizeScaler(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Gives everything back."""
-        self._release(trainer)
+        try:
+            if self._run is not None:
+                self._run.measurement.give_up_waiting()
+                self._run.close_stepped()
+        finally:
+            self._release(trainer, after_error=True)
 
-    def _release(self, trainer: pl.Trainer) -> None:
+    def _release(self, trainer: pl.Trainer, *, after_error: bool = False) -> None:
         placed, self._placed = self._placed, None
+        clock, self._clock = self._clock, None
         if self._run is not None:
-            self._run.release(trainer)
-        elif placed is not None:
+            self._run.release(trainer, after_error=after_error)
+            return
+        if placed is not None:
             placed.restore()
+            trainer.should_stop = False
+        if clock is not None:
+            clock.release()
 
     @property
     def state_key(self) -> str:

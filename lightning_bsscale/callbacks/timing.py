@@ -16,6 +16,7 @@ class StepTimes:
 
     def __init__(self) -> None:
         """Begins without a value."""
+        self.shared: tuple[float | None, float | None] | None = None
         self.seconds_per_micro_batch: float | None = None
         self._stepping: float | None = None
         self._began: float | None = None
@@ -45,6 +46,27 @@ class StepTimes:
             self._stepping = self._mean(self._stepping, seconds)
         else:
             self.seconds_per_micro_batch = self._mean(self.seconds_per_micro_batch, seconds)
+
+    def take_mean(self, seconds_per_micro_batch: float | None, seconds_per_step: float | None) -> None:
+        """Notes the means over ranks: decisions are taken by them alone, as every rank has times of its own.
+
+        Args:
+            seconds_per_micro_batch: the mean over ranks, or None
+            seconds_per_step: the mean over ranks, or None
+        """
+        self.shared = (seconds_per_micro_batch, seconds_per_step)
+
+    def to_decide_by(self, world_size: int) -> tuple[float | None, float | None]:
+        """The times that are the same on all ranks.
+
+        Args:
+            world_size: ranks
+
+        Returns:
+            seconds per micro-batch and per step: one rank's own, or the last means over ranks
+        """
+        own = (self.seconds_per_micro_batch, self.seconds_per_step)
+        return own if world_size == 1 else self.shared or (None, None)
 
     @staticmethod
     def _mean(before: float | None, seconds: float) -> float:

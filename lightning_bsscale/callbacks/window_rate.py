@@ -80,6 +80,11 @@ class WindowRate:
         """What the log shows: that factor; of a dry run, which scales nothing, the one that it would have used."""
         return self._control.lr_scale if self._dry_run else self._rate.factor
 
+    def restore(self) -> None:
+        """Gives the rate back for now, where a step was left in its middle."""
+        if isinstance(self._rate, ScopedFactor):
+            self._rate.restore()
+
     def remove(self) -> None:
         """Gives the rate back."""
         self._rate.remove()

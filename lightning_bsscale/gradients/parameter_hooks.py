@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["ParameterHooks", "mean_squared_norm"]
+__all__ = ["ParameterHooks", "mean_squared_norm", "squared_norm", "sum_dtype"]
 
 # A gathered gradient cannot be freed, and cannot become `.grad` without a copy: so many elements may wait at a time. On
 # an accelerator this is about 100 MB, and a handful of launches for a model of 100 million parameters.
@@ -40,7 +41,7 @@ def mean_squared_norm(parameters: Iterable[Tensor]) -> Tensor:
     parameters = list(parameters)
     home = parameters[0].device if parameters else torch.device("cpu")
     with torch.no_grad():
-        return _squared_norm([p.grad for p in parameters if p.grad is not None], home)
+        return squared_norm([p.grad for p in parameters if p.grad is not None], home)
 
 
 class ParameterHooks:
@@ -62,6 +63,13 @@ class ParameterHooks:
             gradient when a window starts are left out of that window.
         grad_is_own: whether `.grad`, when a backward pass has filled it from none, is this process's own gradient: true
             on one device, false where a backward pass also reduces over processes.
+        num_replicas: processes whose `.grad` is the same at a window's end, this one included
+        home: device of the norms; by default that of the first parameter. (A parameter whose home is the CPU may have
+            its gradient elsewhere, where parameters are offloaded.)
+        part_of: given a parameter and its gradient, what of the gradient counts; by default all of it
+
+    Attributes:
+        micro_batch_is_global: False: the norms are those of this process's own gradients.
 
     Example:
         >>> model = torch.nn.Linear(2, 1, bias=False)
@@ -76,8 +84,16 @@ class ParameterHooks:
         ([25.0, 1.0], 32.0)
     """
 
+    micro_batch_is_global: Final = False
+
     def __init__(
-        self, parameters: Iterable[Tensor] | Callable[[], Iterable[Tensor]], *, grad_is_own: bool = False
+        self,
+        parameters: Iterable[Tensor] | Callable[[], Iterable[Tensor]],
+        *,
+        grad_is_own: bool = False,
+        num_replicas: int = 1,
+        home: torch.device | None = None,
+        part_of: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         if callable(parameters):
             self._parameters = parameters
@@ -85,11 +101,14 @@ class ParameterHooks:
             listed = list(parameters)  # a generator such as model.parameters() gives its items once only
             self._parameters = lambda: listed
         self._grad_is_own = grad_is_own
+        self._num_replicas = num_replicas
+        self._part_of = part_of
         self._watched: list[Tensor] = []
         self._bare: list[Tensor] = []
         self._fresh = False
         self._handles: list[RemovableHandle] = []
-        self._home = torch.device("cpu")
+        self._given_home = home
+        self._home = home or torch.device("cpu")
         self._open = False
         self._gathered: dict[torch.device, _Gathered] | None = None  # None: hooks do not count now
         self._sq_norms: list[Tensor] = []
@@ -106,11 +125,11 @@ class ParameterHooks:
         """Register the hooks, on every parameter that requires a gradient now. A window that was open is given up."""
         self._remove_hooks()
         watched = {id(p): p for p in self._parameters() if p.requires_grad}
-        if watched:
+        if watched and self._given_home is None:
             self._home = next(iter(watched.values())).device
         self._watched = list(watched.values())
         self._bare = [p for p in self._watched if p._backward_hooks is None]
-        self._handles = [_registered(p, partial(self._gather, key)) for key, p in watched.items()]
+        self._handles = [_registered(p, partial(self._gather, p)) for p in self._watched]
         self._sq_norms = []
         self._open = True
 
@@ -137,10 +156,10 @@ class ParameterHooks:
         if self._fresh:
             self._sq_norms.append(mean_squared_norm(self._watched))
             return
-        total = torch.zeros((), dtype=_sum_dtype(self._home), device=self._home)
+        total = torch.zeros((), dtype=sum_dtype(self._home), device=self._home)
         with torch.no_grad():
             for part in gathered.values():
-                total = total + part.finish().to(total, non_blocking=True)
+                total = total + _moved(part.finish(), self._home)
         self._sq_norms.append(total)
 
     def stop_window(self) -> Tensor:
@@ -152,8 +171,16 @@ class ParameterHooks:
         """
         self._remove_hooks()
         if not self._sq_norms:
-            return torch.zeros(0, dtype=_sum_dtype(self._home), device=self._home)
+            return torch.zeros(0, dtype=sum_dtype(self._home), device=self._home)
         return torch.stack(self._sq_norms)
+
+    def local_share_of_mean_squared_norm(self) -> Tensor:
+        """Compute this process's share of the squared norm of the mean, from `.grad`, at a window's end.
+
+        Returns:
+            A 0-d tensor, whose sum over processes is the squared norm. Nothing waits for it.
+        """
+        return mean_squared_norm(self._parameters()) / self._num_replicas
 
     def _remove_hooks(self) -> None:
         for handle in self._handles:
@@ -170,13 +197,15 @@ class ParameterHooks:
         self._open = False
 
     # Called by autograd, one thread a device. It returns None: a tensor would replace the gradient.
-    def _gather(self, key: int, gradient: Tensor) -> None:
+    def _gather(self, parameter: Tensor, gradient: Tensor) -> None:
         if self._gathered is None or self._fresh:
             return
+        if self._part_of is not None:
+            gradient = self._part_of(parameter, gradient)
         device = gradient.device
         if device not in self._gathered:
             self._gathered[device] = _Gathered(device, self._in_parts)
-        self._gathered[device].add(key, gradient)
+        self._gathered[device].add(id(parameter), gradient)
 
 
 class _Gathered:
@@ -211,7 +240,7 @@ class _Gathered:
         elif key in self._done:
             # The first part's square is already in the sum, and its product with this part can no longer be told.
             self._in_parts.add(key)
-            self._sums.append(torch.full((), math.nan, dtype=_sum_dtype(self._device), device=self._device))
+            self._sums.append(torch.full((), math.nan, dtype=sum_dtype(self._device), device=self._device))
         else:
             self._waiting[key] = gradient
             self._waiting_elements += gradient.numel()
@@ -230,7 +259,7 @@ class _Gathered:
 
     def _take_norms(self) -> None:
         with torch.no_grad():
-            self._sums.append(_squared_norm(self._waiting.values(), self._device))
+            self._sums.append(squared_norm(self._waiting.values(), self._device))
         self._done.update(self._waiting)
         self._waiting = {}
         self._waiting_elements = 0
@@ -249,8 +278,16 @@ def _added(first: Tensor | None, second: Tensor) -> Tensor:
         return second + first if first.is_sparse else first + second
 
 
-def _squared_norm(gradients: Iterable[Tensor], home: torch.device) -> Tensor:
-    # Sum of squares over all tensors: a 0-d tensor on `home`, in float64 where it has that.
+def squared_norm(gradients: Iterable[Tensor], home: torch.device) -> Tensor:
+    """Sum the squares of all elements of all tensors.
+
+    Args:
+        gradients: tensors of any device, dtype and layout
+        home: where the sum is put
+
+    Returns:
+        A 0-d tensor on `home`, in float64 where it has that.
+    """
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for gradient in map(_real_and_dense, gradients):
         groups.setdefault((gradient.device, gradient.dtype), []).append(gradient)
@@ -259,9 +296,9 @@ def _squared_norm(gradients: Iterable[Tensor], home: torch.device) -> Tensor:
         # float16 would overflow, and bfloat16 has three digits: both are summed in float32.
         summed_in = torch.promote_types(dtype, torch.float32)
         of_group = torch.stack(torch._foreach_norm(group, 2, dtype=summed_in))
-        norms.append(of_group.to(_sum_dtype(device)).square().sum().to(home, _sum_dtype(home), non_blocking=True))
+        norms.append(_moved(of_group.to(sum_dtype(device)).square().sum(), home))
     if not norms:
-        return torch.zeros((), dtype=_sum_dtype(home), device=home)
+        return torch.zeros((), dtype=sum_dtype(home), device=home)
     return norms[0] if len(norms) == 1 else torch.stack(norms).sum()
 
 
@@ -274,5 +311,18 @@ def _real_and_dense(gradient: Tensor) -> Tensor:
     return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
-def _sum_dtype(device: torch.device) -> torch.dtype:
+def _moved(norm: Tensor, home: torch.device) -> Tensor:
+    # A copy from an accelerator to the CPU that did not wait could be read before it has arrived.
+    return norm.to(home, sum_dtype(home), non_blocking=home.type != "cpu")
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Choose the widest type to sum in.
+
+    Args:
+        device: where the sum is
+
+    Returns:
+        float64, or float32 where the device has no float64.
+    """
     return torch.float32 if device.type == "mps" else torch.float64

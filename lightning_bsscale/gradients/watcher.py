@@ -19,9 +19,20 @@ class GradientWatcher(Protocol):
             loss.backward()
             watcher.end_micro_batch()
         sq_norms = watcher.stop_window()
+        mean_sq_norm = watcher.local_share_of_mean_squared_norm()
 
-    A watcher never changes a gradient, and never waits for the device.
+    Both are this process's: their sums over all processes are the sum over all micro-batches, and the squared norm of
+    the mean that is stepped with. A watcher never changes a gradient, and never waits for the device or for another
+    process.
     """
+
+    @property
+    def micro_batch_is_global(self) -> bool:
+        """Whether a micro-batch's gradient can be seen only as the mean over all processes.
+
+        A window has then as many micro-batches as one process, and their squared norms are summed over processes too.
+        """
+        ...
 
     @property
     def num_micro_batches(self) -> int:
@@ -45,5 +56,13 @@ class GradientWatcher(Protocol):
 
         Returns:
             One squared norm for each micro-batch that ended, in order, on the device; NaN where it could not be told.
+        """
+        ...
+
+    def local_share_of_mean_squared_norm(self) -> Tensor:
+        """Compute this process's share of the squared norm of the mean, from `.grad`, before the step and clipping.
+
+        Returns:
+            A 0-d tensor.
         """
         ...

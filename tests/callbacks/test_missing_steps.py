@@ -42,7 +42,7 @@ def gradient_scaler():
 # ---------------------------------------------------------------- training_step returns None
 
 
-class SomeNone(OneHot):
+class WithNone(OneHot):
     """training_step returns None for chosen micro-batches, counted over the whole training."""
 
     def __init__(self, total, epoch_length, none):
@@ -66,7 +66,7 @@ class SomeNone(OneHot):
 )
 def test_the_others_keep_their_weight(none, sized):
     """Windows 4, 4, 4, 2 of 14: K is the number of micro-batches that came, as in Lightning's own divisor."""
-    module, scaler, logger = SomeNone(28, 14, none), scripted(), KeepSteps()
+    module, scaler, logger = WithNone(28, 14, none), scripted(), KeepSteps()
     dataset = Numbers(14) if sized else UnsizedNumbers(14)
     trainer = fit(
         module,
@@ -94,7 +94,7 @@ def test_the_others_keep_their_weight(none, sized):
 def test_under_a_gradient_scaler_a_last_none_skips_the_step(callback, none):
     """Lightning has nothing to unscale then and does not step: counted as a step that did not happen."""
 
-    class Moves(SomeNone):
+    class Moves(WithNone):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=1.0)
 
@@ -163,7 +163,7 @@ def test_an_epoch_that_is_left_drops_its_window_and_the_next_is_exact(leave, siz
 @pytest.mark.parametrize("callback", [lambda: scripted(dry_run=True), lambda: watching(GradientNoiseScaleMonitor)])
 @pytest.mark.parametrize(
     "make",
-    [lambda: Leaves(30, 10, {0: 6, 1: 3, 2: 9}), lambda: SomeNone(30, 10, {4, 9, 11, 15, 16, 17, 18, 19, 23})],
+    [lambda: Leaves(30, 10, {0: 6, 1: 3, 2: 9}), lambda: WithNone(30, 10, {4, 9, 11, 15, 16, 17, 18, 19, 23})],
     ids=["leaves", "none"],
 )
 def test_who_only_looks_changes_nothing_and_measures_right(callback, make):
@@ -174,9 +174,9 @@ def test_who_only_looks_changes_nothing_and_measures_right(callback, make):
     assert module.steps == bare.steps
     assert_measured_right(one)
     assert {made.accumulate_grad_batches for made in one.history} == {4} | (
-        {2} if isinstance(module, SomeNone) else set()
+        {2} if isinstance(module, WithNone) else set()
     )
-    if isinstance(module, SomeNone):
+    if isinstance(module, WithNone):
         assert trainer.callback_metrics["bsscale/examples_seen"] == 30
     else:
         assert trainer.callback_metrics["bsscale/examples_seen"] == len(flat(module.steps)) == 12

@@ -143,7 +143,7 @@ def test_every_trigger_saves_a_state_that_fits_its_step(name, tmp_path, monkeypa
         state = made["callbacks"]["BatchSizeScaler"]
         steps = made["global_step"]
         assert state["optimizer_steps"] == steps
-        assert state["examples_seen"] == module.examples_at[steps]
+        assert sum(state["examples"].values()) == module.examples_at[steps]
         planned = module.examples_at[steps] // 4  # of the user's plan: one micro-batch each
         assert made["lr_schedulers"][0]["last_epoch"] == planned
         assert made["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.05 * 0.9 ** (planned // 3))
@@ -151,7 +151,7 @@ def test_every_trigger_saves_a_state_that_fits_its_step(name, tmp_path, monkeypa
         fit(Watched(), regression_loader(80), [resumed], val=regression_loader(8), max_epochs=2, ckpt_path=path)
         end = resumed.state_dict()  # of a run that had nothing left to do, it is what was loaded
         lost = end["lost_micro_batches"]
-        assert end["examples_seen"] == 160 - 4 * lost
+        assert sum(end["examples"].values()) == 160 - 4 * lost
         came = made["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
         assert lost == (0 if state["window"] is None else came - planned % 20)
 
@@ -172,7 +172,7 @@ def test_a_checkpoint_on_exception_holds_the_last_windows_end(tmp_path):
     made = torch.load(tmp_path / "broken.ckpt", weights_only=True)
     state = made["callbacks"]["BatchSizeScaler"]
     assert state == scaler.state_dict()
-    assert (state["examples_seen"], state["window"]["planned"], state["window"]["done"]) == (40, 3, 1)
+    assert (sum(state["examples"].values()), state["window"]["planned"], state["window"]["done"]) == (40, 3, 1)
 
 
 # ---------------------------------------------------------------- stops

@@ -61,7 +61,7 @@ def test_a_strategy_that_accumulates_by_itself(callback, monkeypatch):
 @pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
 def test_several_devices(callback, monkeypatch):
     monkeypatch.setattr(pl.Trainer, "world_size", 2)
-    refused("works on one device for now, and the Trainer has 2", [callback()])
+    refused("works on one device, with DDP and with FSDP .*, and the Trainer has 2 devices with Single", [callback()])
 
 
 class Odd(torch.optim.Optimizer):

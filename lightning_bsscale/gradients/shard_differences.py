@@ -1,0 +1,198 @@
+"""Shards of gradients as torch shows them publicly: DTensors in `.grad`.
+
+Here is the share that a process has in the squared norm of the mean, and the watcher that needs nothing else: it takes
+what each backward pass adds to `.grad`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from lightning_bsscale.gradients.parameter_hooks import squared_norm, sum_dtype
+
+__all__ = [
+    "ShardDifferences",
+    "UnsupportedSharding",
+    "check_mesh",
+    "is_dtensor",
+    "share_of_shards",
+    "weighted_squared_norm",
+]
+
+NONE: Final[Mapping[int, Any]] = MappingProxyType({})
+
+
+class UnsupportedSharding(ValueError):
+    """The model is split over processes in a way in which micro-batch gradients cannot be told; says how, and why."""
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Tell whether a tensor is a DTensor. The class itself has moved between versions of torch.
+
+    Args:
+        tensor: any
+
+    Returns:
+        Whether it is one.
+    """
+    return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
+
+
+def check_mesh(parameter: Any, world_size: int) -> None:
+    """Check that all processes share one parameter for its memory's sake only, each with data of its own.
+
+    Args:
+        parameter: a DTensor
+        world_size: number of processes
+
+    Raises:
+        UnsupportedSharding: If it is split in more than one dimension of the mesh, or over some processes only.
+    """
+    mesh, placements = parameter.device_mesh, parameter.placements
+    kinds = [type(placement).__name__ for placement in placements]
+    found = f"a parameter of shape {tuple(parameter.shape)} is placed as {placements} on a mesh of {tuple(mesh.shape)}"
+    # FSDP, HSDP (replicated groups of shards), or DDP as a mesh of replicas.
+    if set(kinds[:-1]) - {"Replicate"} or kinds[-1] not in {"Replicate", "Shard"}:
+        raise UnsupportedSharding(
+            f"{found}: this is tensor parallelism, where several processes share one micro-batch. Shard over one "
+            "dimension: ModelParallelStrategy(data_parallel_size=<all processes>, tensor_parallel_size=1)"
+        )
+    if mesh.size() != world_size:
+        raise UnsupportedSharding(
+            f"{found}, which is {mesh.size()} of {world_size} processes: all must step with the mean over all"
+        )
+
+
+def share_of_shards(
+    parameters: Iterable[Any], *, factors: Mapping[int, float] = NONE, before: Mapping[int, Tensor] = NONE
+) -> Tensor:
+    """Compute this process's share of a squared norm: of the gradient in `.grad`, or of what was added to it.
+
+    Args:
+        parameters: DTensors; those without a `.grad` count as zero
+        factors: by id of a parameter, what its gradient is multiplied by
+        before: by id of a parameter, what was in its `.grad` before
+
+    Returns:
+        A 0-d tensor, whose sum over processes is the squared norm. Nothing waits for it.
+
+    Raises:
+        UnsupportedSharding: If a gradient has not been reduced.
+    """
+    shards = []
+    with torch.no_grad():
+        for p in parameters:
+            if p.grad is None:
+                continue
+            if p.grad.placements != p.placements:
+                raise UnsupportedSharding(
+                    f"a parameter of shape {tuple(p.shape)} that is placed as {p.placements} has a gradient that is "
+                    f"placed as {p.grad.placements}: it was not reduced, and the processes will step apart. Call the "
+                    "modules that were sharded, not functions that use their parameters"
+                )
+            shard = p.grad.to_local()
+            if id(p) in before:
+                shard = shard - before[id(p)]
+            sizes = zip(p.device_mesh.shape, p.placements, strict=True)
+            num_replicas = math.prod(size for size, placement in sizes if placement.is_replicate())
+            shards.append((shard, factors.get(id(p), 1.0) ** 2 / num_replicas))
+        return weighted_squared_norm(shards)
+
+
+def weighted_squared_norm(gradients: Iterable[tuple[Tensor, float]]) -> Tensor:
+    """Sum the squares of all elements of all tensors, each tensor with a weight.
+
+    Args:
+        gradients: pairs of a tensor and its weight
+
+    Returns:
+        A 0-d tensor on the first one's device.
+    """
+    by_weight: dict[float, list[Tensor]] = {}
+    for gradient, weight in gradients:
+        if gradient.numel():  # of a small parameter the last processes have nothing
+            by_weight.setdefault(weight, []).append(gradient.detach())
+    home = next((group[0].device for group in by_weight.values()), torch.device("cpu"))
+    total = torch.zeros((), dtype=sum_dtype(home), device=home)
+    for weight, group in by_weight.items():
+        total = total + weight * squared_norm(group, home)
+    return total
+
+
+class ShardDifferences:
+    """Watches sharded parameters by what each backward pass adds to `.grad`; a `GradientWatcher`.
+
+    What it sees is each micro-batch's mean over all processes, so a window needs two micro-batches, and every backward
+    pass must reduce. It keeps a copy of the shards of `.grad`. In a low precision the differences are rough.
+
+    Args:
+        parameters: gives the parameters to watch anew for each window; those that are no DTensors are left out
+    """
+
+    micro_batch_is_global: Final = True
+
+    def __init__(self, parameters: Callable[[], Iterable[Tensor]]) -> None:
+        self._parameters = parameters
+        self._sharded: list[Tensor] = []
+        self._before: dict[int, Tensor] | None = None
+        self._sq_norms: list[Tensor] = []
+        self._open = False
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches that ended in the open window, or in the last one."""
+        return len(self._sq_norms)
+
+    def start_window(self) -> None:
+        """Begin to watch. A window that was open is given up."""
+        self._sharded = [p for p in self._parameters() if p.requires_grad and is_dtensor(p)]
+        self._before = None
+        self._sq_norms = []
+        self._open = True
+
+    def start_micro_batch(self) -> None:
+        """Copy what is in `.grad`.
+
+        Raises:
+            RuntimeError: If no window is open.
+        """
+        if not self._open:
+            raise RuntimeError("start_micro_batch was called outside a window: call start_window first")
+        with torch.no_grad():
+            grads: Iterable[tuple[int, Any]] = ((id(p), p.grad) for p in self._sharded)
+            self._before = {key: grad.to_local().clone() for key, grad in grads if grad is not None}
+
+    def end_micro_batch(self) -> None:
+        """Close the micro-batch: what was added to `.grad` is its gradient.
+
+        Raises:
+            RuntimeError: If no micro-batch was started.
+        """
+        if self._before is None:
+            raise RuntimeError("end_micro_batch was called without a micro-batch: call start_micro_batch first")
+        before, self._before = self._before, None
+        self._sq_norms.append(share_of_shards(self._sharded, before=before))
+
+    def stop_window(self) -> Tensor:
+        """Stop watching, and forget the copies.
+
+        Returns:
+            For each micro-batch that ended this process's share of the squared norm of its mean over all processes.
+        """
+        self._before = None
+        self._open = False
+        return torch.stack(self._sq_norms) if self._sq_norms else torch.zeros(0, dtype=torch.float64)
+
+    def local_share_of_mean_squared_norm(self) -> Tensor:
+        """Compute this process's share of the squared norm of the mean, from the shards in `.grad`.
+
+        Returns:
+            A 0-d tensor, whose sum over processes is the squared norm. Nothing waits for it.
+        """
+        return share_of_shards(self._sharded)
