@@ -1,0 +1,115 @@
+"""The callbacks under FSDP1 and FSDP2: measured as in one process, windows exact, the same decisions on every rank."""
+
+import pickle
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale.journal import as_plain
+from tests.distributed.processes import run
+from tests.distributed.sharded_models import WIDTH
+from tests.distributed.test_sharded_training import STRATEGIES, Training
+from tests.distributed.trained import Script, loader_of
+from tests.zoo import QUIET
+
+pytestmark = pytest.mark.timeout(180)
+
+
+class Trains(Training):
+    """The sharded model, with a rate and data that it does not keep."""
+
+    lr = 0.0
+
+    def training_step(self, batch, batch_idx):
+        return (self.net(batch[0]) - batch[1]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+
+
+def items(count, sizes=(4,)):
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for index in range(count):
+        x = torch.randn(sizes[index % len(sizes)], WIDTH, generator=generator)
+        made.append((x, torch.randn(x.shape, generator=generator)))
+    return made
+
+
+def trainer_of(strategy, callbacks, **settings):
+    several = {"strategy": STRATEGIES[strategy][1](), "devices": 2} if strategy else {"devices": 1}
+    return pl.Trainer(**{**QUIET, **several, "use_distributed_sampler": False, **settings}, callbacks=callbacks)
+
+
+def monitored(rank, strategy, accumulate, sizes):
+    warnings.simplefilter("ignore")
+    monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
+    trainer = trainer_of(strategy, [monitor], max_epochs=1, accumulate_grad_batches=accumulate)
+    ranks = 2 if strategy else 1
+    trainer.fit(Trains(), loader_of(items(24, sizes), rank, ranks))
+    return [(made.trace, made.grad_sq, made.window_examples, made.examples_seen) for made in monitor.history]
+
+
+def scaled(rank, strategy, folder=None, ckpt=None, epochs=2):
+    warnings.simplefilter("ignore")
+    scaler = BatchSizeScaler(
+        policy=Script([1, 3, 2, 4], 8), warmup=0, memory=1.0, measure_every=1, max_batch_size=99, probe_every=0
+    )
+    module = Trains()
+    module.lr = 0.01
+    keep = [] if folder is None else [ModelCheckpoint(folder, every_n_epochs=1, save_top_k=-1, filename="{epoch}")]
+    trainer = trainer_of(strategy, [scaler, *keep], max_epochs=epochs, enable_checkpointing=bool(keep))
+    trainer.fit(module, loader_of(items(44), rank, 2), ckpt_path=ckpt)
+    decisions = [as_plain(record) for record in scaler.decisions]
+    history = [as_plain(made) for made in scaler.history]
+    windows = [made.accumulate_grad_batches for made in scaler.history]
+    return pickle.dumps((decisions, history, scaler.state_dict())), windows, trainer.global_step, scaler.examples_seen
+
+
+@pytest.mark.parametrize("strategy", ["fsdp1", "fsdp2"])
+@pytest.mark.parametrize("sizes", [(4,), (2, 6, 3, 5)])
+def test_measured_as_in_one_process(strategy, sizes):
+    ((*alone,),) = run(monitored, 1, None, 4, sizes, init=False)
+    assert len(alone) == 6
+    for accumulate, expected in ((2, alone), (1, None)):
+        for found in run(monitored, 2, strategy, accumulate, sizes, init=False):
+            if expected is None:
+                assert len(found) == 12  # two ranks are two micro-batches, without accumulation too
+            else:
+                assert found == [pytest.approx(window, rel=1e-3) for window in expected]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp1", "fsdp2"])
+def test_windows_and_decisions_on_every_rank(strategy):
+    results = run(scaled, 2, strategy, init=False)
+    assert len({result[0] for result in results}) == 1
+    _, windows, steps, examples = results[0]
+    # An epoch of 22: the last window of each is ragged, and the last measurement is on its way at the end.
+    assert windows[:9] == [1, 3, 2, 4, 1, 3, 2, 4, 1]
+    assert sum(windows) == 44
+    assert steps == len(windows)
+    assert examples == 2 * 44 * 4
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2"])  # torch itself crashes where FSDP1 loads a checkpoint on CPUs
+def test_resumed_with_the_same_decisions(tmp_path, strategy):
+    whole = run(scaled, 2, strategy, str(tmp_path), init=False)
+    again = run(scaled, 2, strategy, None, f"{tmp_path}/epoch=0.ckpt", init=False)
+    assert again[0][1:] == whole[0][1:]
+    for ours, theirs in zip(pickle.loads(again[0][0])[1], pickle.loads(whole[0][0])[1], strict=True):
+        assert ours["trace"] == pytest.approx(theirs["trace"], rel=1e-5)
+
+
+def clipped(rank):
+    warnings.simplefilter("ignore")
+    trainer_of("fsdp1", [BatchSizeScaler()], max_epochs=1, gradient_clip_val=1.0).fit(Trains(), loader_of(items(8)))
+
+
+def test_clipping_by_norm_is_explained():
+    with pytest.raises(MisconfigurationException, match="clips by norm, which Lightning does not do with FSDPStrategy"):
+        run(clipped, 2, init=False)

@@ -1,0 +1,269 @@
+"""Norms of sharded gradients against those of an unsharded copy of the model, on 2 and 4 ranks."""
+
+import contextlib
+import re
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_bsscale.gradients import sharded
+from lightning_bsscale.gradients.shard_differences import ShardDifferences
+from lightning_bsscale.gradients.sharded import UnsupportedSharding, WholeParameterHooks, choose_watcher
+from tests.distributed.processes import run
+from tests.distributed.sharded_models import (
+    WIDTH,
+    Case,
+    Net,
+    batches_of,
+    hooked,
+    loss_of,
+    mesh_of,
+    run_case,
+    shard_fsdp1,
+    shard_fsdp2,
+    watch,
+)
+
+BF16 = dict(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+FP16 = dict(param_dtype=torch.float16, reduce_dtype=torch.float16)
+
+ANY = {
+    "plain": Case(),
+    "1 rank": Case(world_size=1),
+    "tied weights": Case(model=dict(tied=True)),
+    "used twice": Case(model=dict(twice=True)),
+    "checkpointing": Case(model=dict(use_reentrant=False)),
+    "reentrant checkpointing": Case(model=dict(use_reentrant=True)),
+    "never used": Case(model=dict(idle=True)),
+    "sometimes unused": Case(model=dict(skip_even=True)),
+    "frozen parts": Case(model=dict(frozen=True)),
+    "thawed": Case(model=dict(frozen=True), special="thawed"),
+    "some in the optimizer": Case(special="subset"),
+    "reduced at the last": Case(syncs="last"),
+    "bfloat16": Case(shard=dict(precision=BF16), dtype=torch.bfloat16),
+    "float16, reduced too": Case(shard=dict(precision=FP16), dtype=torch.float16, mean_tolerance=5e-3),
+}
+FSDP2 = ANY | {
+    # FSDP1 itself fails here: it has freed the weights when the second part needs them.
+    "reentrant, used twice": Case(model=dict(use_reentrant=True, twice=True)),
+    "never resharded": Case(shard=dict(reshard_after_forward=False)),
+    "never resharded at all": Case(shard=dict(reshard_after_forward=False), special="never resharded at all"),
+    "root resharded": Case(root=dict(reshard_after_forward=True)),
+    "offloaded": Case(shard=dict(offload=True)),
+    "dimension 1": Case(special="dimension 1"),
+    "one unit of two modules": Case(special="one unit of two"),
+    "another forward method": Case(special="method"),
+    "compiled": Case(special="compiled"),
+    "ignored parameters": Case(special="ignored"),
+    "sum, not mean": Case(special="sum, not mean"),
+    "4 ranks": Case(world_size=4),
+    "4 ranks, resharded to 2": Case(world_size=4, shard=dict(reshard_after_forward=2)),
+    "replicated groups of shards": Case(world_size=4, mesh=(2, 2)),
+    "several groups a unit": Case(world_size=4, special="groups"),
+}
+FSDP1 = ANY | {
+    "flat parameters": Case(shard=dict(use_orig_params=False)),
+    "flat, reduced at the last": Case(shard=dict(use_orig_params=False), syncs="last"),
+    "SHARD_GRAD_OP": Case(shard=dict(strategy="SHARD_GRAD_OP"), syncs="last"),
+    "NO_SHARD": Case(shard=dict(strategy="NO_SHARD"), syncs="last"),
+    "flat NO_SHARD": Case(shard=dict(strategy="NO_SHARD", use_orig_params=False)),
+    "frozen, reduced at the last": Case(model=dict(frozen=True), syncs="last"),
+    "4 ranks": Case(world_size=4, syncs="last"),
+    "HYBRID_SHARD": Case(shard=dict(strategy="HYBRID_SHARD"), world_size=4, mesh=(2, 2), syncs="last"),
+}
+FALLBACK = {
+    "plain": Case(special="no private names"),
+    "tied weights": Case(model=dict(tied=True), special="no private names"),
+    "sometimes unused": Case(model=dict(skip_even=True), special="no private names"),
+    "replicated groups of shards": Case(world_size=4, mesh=(2, 2), special="no private names"),
+}
+
+
+def check(kind, case, watcher):
+    ranks = run(run_case, case.world_size, kind, case)
+    for found in ranks:
+        assert found["watcher"] == watcher
+        assert found["same_bits"]
+        assert found["hooked"] == 0
+        # The twin: hooks on the parameters that the optimizer holds see nothing, or what is not sharded.
+        if case.shard.get("use_orig_params", True):
+            assert found["by_parameter_hooks"] != pytest.approx(found["expected"], rel=0.1)
+        assert found["expected_mean"] == ranks[0]["expected_mean"]
+    mean = sum(found["share"] for found in ranks)
+    assert mean == pytest.approx(ranks[0]["expected_mean"], rel=case.mean_tolerance)
+    return ranks
+
+
+@pytest.mark.parametrize("name", FSDP2)
+def test_fsdp2(name):
+    for found in check("fsdp2", FSDP2[name], "WholeParameterHooks"):
+        assert found["found"] == pytest.approx(found["expected"], rel=FSDP2[name].tolerance)
+        assert not found["micro_batch_is_global"]
+
+
+@pytest.mark.parametrize("name", FSDP1)
+def test_fsdp1(name):
+    for found in check("fsdp1", FSDP1[name], "FlatParameterHooks"):
+        assert found["found"] == pytest.approx(found["expected"], rel=FSDP1[name].tolerance)
+        assert not found["micro_batch_is_global"]
+
+
+@pytest.mark.parametrize("name", FALLBACK)
+def test_fsdp2_without_private_names(name):
+    """The small batch is then one micro-batch over all ranks."""
+    ranks = check("fsdp2", FALLBACK[name], "ShardDifferences")
+    found = [sum(norms) for norms in zip(*(found["found"] for found in ranks), strict=True)]
+    assert found == pytest.approx(ranks[0]["expected_global"], rel=1e-5)
+    assert all(found["micro_batch_is_global"] for found in ranks)
+
+
+def every_refusal(rank):
+    """What each way of sharding that is refused says, by name; on 4 ranks."""
+    warnings.simplefilter("ignore")
+    said = {}
+
+    @contextlib.contextmanager
+    def refused(name):
+        try:
+            yield
+        except UnsupportedSharding as error:
+            said[name] = str(error)
+
+    def choose(net, model=None):
+        return choose_watcher(net if model is None else model, net.parameters, world_size=4)
+
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.tensor import distribute_module
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    mesh = mesh_of((2, 2), ("data", "tensor"))
+    with refused("tensor parallel and FSDP2"):
+        net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        parallelize_module(net, mesh["tensor"], {"0": ColwiseParallel(), "1": ColwiseParallel()})
+        choose(fully_shard(net, mesh=mesh["data"]))
+    with refused("tensor parallel alone"):
+        net = nn.Sequential(nn.Linear(8, 8))
+        choose(parallelize_module(net, mesh_of((4,), ("tensor",)), {"0": ColwiseParallel()}))
+    with refused("FSDP2 over half"):
+        choose(fully_shard(nn.Linear(8, 8), mesh=mesh["data"]))
+    with refused("FSDP1 over half"):
+        choose(FullyShardedDataParallel(nn.Linear(8, 8), device_id=torch.device("cpu"), device_mesh=mesh["data"]))
+    with refused("FSDP1, the module in it"):
+        wrapped = shard_fsdp1(Net(), Case())
+        choose(wrapped, wrapped.module)
+    with refused("FSDP1 of another torch"):
+        known, sharded._flat_unit = sharded._flat_unit, lambda *args: object().flat_param
+        try:
+            choose(wrapped)
+        finally:
+            sharded._flat_unit = known
+    with refused("a DTensor of no unit"):
+        net = nn.Sequential(fully_shard(nn.Linear(8, 8)), nn.Linear(8, 8))
+        distribute_module(net[1], mesh_of((4,), ("all",)))
+        watcher = choose(net)
+        watcher.start_window()
+        net[0](torch.ones(2, 8)).sum()
+        watcher.start_micro_batch()
+    with refused("one unit, not called"):
+        net = WeightOnly()
+        watcher = choose(fully_shard(net))
+        watcher.start_window()
+        loss = net.training_step(rank)
+        watcher.start_micro_batch()
+    with refused("one parameter used past its unit"):
+        net = WeightOnly()
+        fully_shard(net.layer)
+        watcher = choose(fully_shard(net))
+        watcher.start_window()
+        loss = net.training_step(rank) + net.layer(torch.ones(2, WIDTH)).sum()
+        watcher.start_micro_batch()
+        loss.backward()
+        watcher.end_micro_batch()
+        watcher.stop_window()
+        watcher.local_share_of_mean_squared_norm()
+    return said
+
+
+class WeightOnly(nn.Module):
+    """Like a LightningModule that is one unit, whose training_step Lightning calls past its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def training_step(self, index):
+        from torch.distributed.tensor import DTensor
+
+        return (self.weight[index] * 2.0).to_local() if isinstance(self.weight, DTensor) else self.weight[index]
+
+
+def test_what_cannot_be_told_apart_is_refused():
+    first, *others = run(every_refusal, 4)
+    assert all(other == first for other in others)
+    words = {
+        "tensor parallel and FSDP2": "tensor parallelism.*tensor_parallel_size=1",
+        "tensor parallel alone": "something else than fully_shard: this is tensor parallelism",
+        "FSDP2 over half": "2 of 4 processes",
+        "FSDP1 over half": "2 of 4 processes",
+        "FSDP1, the module in it": r"4 parameters .* not in the model: give the outermost one",
+        "FSDP1 of another torch": "keeps the flat parameters .* elsewhere .*flat_param",
+        "a DTensor of no unit": "2 of 4 parameters are DTensors that no unit of fully_shard holds",
+        "one unit, not called": "no unit of fully_shard has run its forward pass",
+        "one parameter used past its unit": "was not reduced",
+    }
+    assert set(first) == set(words)
+    for name, sentence in first.items():
+        assert re.search(words[name], sentence), (name, sentence)
+
+
+def given_up(rank, kind, private_names):
+    """A window that is given up in a micro-batch, one that is stopped in one, and one as it should be."""
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    case = Case()
+    net = {"fsdp1": shard_fsdp1, "fsdp2": shard_fsdp2}[kind](Net(), case)
+    if not private_names:
+        sharded._fsdp2_params = lambda model: None
+    held = list(net.parameters())
+    watcher = choose_watcher(net, lambda: held, world_size=2)
+    batches = batches_of(rank, case)
+    watcher.start_window()
+    loss_of(net, batches[0]).backward()  # before any micro-batch: not counted
+    loss = loss_of(net, batches[0])
+    watcher.start_micro_batch()
+    watcher.start_window()
+    loss.backward()
+    given_up = watcher.num_micro_batches, len(watcher.stop_window()), hooked(net)
+    watcher.start_window()
+    loss = loss_of(net, batches[0])
+    watcher.start_micro_batch()
+    stopped = watcher.num_micro_batches, len(watcher.stop_window()), hooked(net)
+    loss.backward()
+    found = watch(net, held, watcher, batches, "every")
+    return given_up, stopped, watcher.num_micro_batches, found, run_case(rank, kind, case)["found"]
+
+
+@pytest.mark.parametrize(("kind", "private_names"), [("fsdp1", True), ("fsdp2", True), ("fsdp2", False)])
+def test_a_window_that_is_given_up_leaves_nothing(kind, private_names):
+    for given_up_there, stopped, count, found, expected in run(given_up, 2, kind, private_names):
+        assert given_up_there == stopped == (0, 0, 0)
+        assert count == 3
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "watcher",
+    [ShardDifferences(list), WholeParameterHooks(nn.Linear(1, 1), list)],
+    ids=lambda watcher: type(watcher).__name__,
+)
+def test_calls_out_of_order(watcher):
+    with pytest.raises(RuntimeError, match="start_micro_batch was called outside a window"):
+        watcher.start_micro_batch()
+    watcher.start_window()
+    with pytest.raises(RuntimeError, match="end_micro_batch was called without a micro-batch"):
+        watcher.end_micro_batch()
+    assert watcher.stop_window().shape == (0,)
+    assert watcher.local_share_of_mean_squared_norm().item() == 0

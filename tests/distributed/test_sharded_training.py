@@ -1,0 +1,155 @@
+"""The watchers of sharded gradients in a Lightning training, which calls training_step past every module's forward."""
+
+import copy
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import distributed
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_bsscale.gradients.sharded import choose_watcher
+from tests.distributed.processes import run
+from tests.distributed.sharded_models import WIDTH, Block, Net, hooked, true_mean_sq_norm
+from tests.oracles import own_sq_norms
+from tests.zoo import QUIET
+
+WINDOW = 3
+
+
+class FsdpOnCpu(FSDPStrategy):
+    """Lightning refuses the class itself without a GPU, and wraps for the GPU."""
+
+    def _setup_model(self, model):
+        from torch.distributed.fsdp import FullyShardedDataParallel
+        from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+        cpu = torch.device("cpu")
+        return FullyShardedDataParallel(
+            model, auto_wrap_policy=ModuleWrapPolicy({Block}), device_id=cpu, use_orig_params=True
+        )
+
+
+STRATEGIES = {
+    "ddp": ("ParameterHooks", DDPStrategy),
+    "fsdp1": ("FlatParameterHooks", FsdpOnCpu),
+    "fsdp2": ("WholeParameterHooks", lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)),
+}
+
+
+class Training(pl.LightningModule):
+    """Keeps an unsharded copy of its network, and each window's data."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = Net(frozen=True)
+        self.plain = [copy.deepcopy(self.net)]  # in a list: it is nobody's parameter
+        self.batches = []
+
+    def configure_model(self):
+        from torch.distributed.fsdp import fully_shard
+
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.net.scale.__class__ is torch.nn.Parameter:
+            mesh = self.device_mesh["data_parallel"]
+            for block in self.net.blocks:
+                fully_shard(block, mesh=mesh)
+            fully_shard(self.net, mesh=mesh)
+
+    def training_step(self, batch, batch_idx):
+        self.batches.append(batch[0])
+        return self.net(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.0)
+
+
+class Watching(pl.Callback):
+    def __init__(self, watched):
+        self.watched = watched
+        self.windows = []
+        self.gradients = []
+
+    def on_train_start(self, trainer, module):
+        held = [p for group in trainer.optimizers[0].param_groups for p in group["params"]]
+        self.watcher = choose_watcher(trainer.strategy.model, lambda: held, world_size=trainer.world_size)
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if self.watched and batch_idx % WINDOW == 0:
+            self.watcher.start_window()
+
+    def on_before_backward(self, trainer, module, loss):
+        if self.watched:
+            self.watcher.start_micro_batch()
+
+    def on_after_backward(self, trainer, module):
+        if self.watched:
+            self.watcher.end_micro_batch()
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        shards = [p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad for p in held if p.grad is not None]
+        self.gradients.append([shard.clone() for shard in shards])
+        if self.watched:
+            norms = self.watcher.stop_window().tolist()
+            self.windows.append((norms, float(self.watcher.local_share_of_mean_squared_norm())))
+
+
+def train(strategy, watched):
+    module, watching = Training(), Watching(watched)
+    generator = torch.Generator().manual_seed(3)
+    loader = DataLoader(TensorDataset(torch.randn(48, WIDTH, generator=generator)), batch_size=4)
+    trainer = pl.Trainer(
+        **QUIET,
+        strategy=STRATEGIES[strategy][1](),
+        devices=2,
+        max_epochs=1,
+        accumulate_grad_batches=WINDOW,
+        callbacks=[watching],
+    )
+    trainer.fit(module, loader)
+    return module, watching
+
+
+def train_twice(rank, strategy):
+    warnings.simplefilter("ignore")
+    module, watching = train(strategy, True)
+    windows = [module.batches[k : k + WINDOW] for k in range(0, len(module.batches), WINDOW)]
+    plain = module.plain[0]
+    expected = [
+        (own_sq_norms(plain, window, loss_of), true_mean_sq_norm(plain, window), len(window)) for window in windows
+    ]
+    left = hooked(module)
+    _, bare = train(strategy, False)
+    same = all(
+        torch.equal(a, b)
+        for some, others in zip(watching.gradients, bare.gradients, strict=True)
+        for a, b in zip(some, others, strict=True)
+    )
+    distributed.destroy_process_group()
+    return dict(
+        watcher=type(watching.watcher).__name__, found=watching.windows, expected=expected, left=left, same_bits=same
+    )
+
+
+def loss_of(net, x):
+    return net(x).square().mean()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_norms_in_a_training(strategy):
+    ranks = run(train_twice, 2, strategy, init=False)
+    for found in ranks:
+        assert found["watcher"] == STRATEGIES[strategy][0]
+        assert found["same_bits"]
+        assert found["left"] == 0
+        assert len(found["found"]) == len(found["expected"]) == 2
+        for (norms, _), (expected, _, length) in zip(found["found"], found["expected"], strict=True):
+            assert length == WINDOW
+            assert norms == pytest.approx([norm / WINDOW**2 for norm in expected], rel=1e-5)
+    for window in range(2):
+        share = sum(found["found"][window][1] for found in ranks)
+        # Lightning has divided each loss by the window's length, as true_mean_sq_norm has not.
+        assert share == pytest.approx(ranks[0]["expected"][window][1] / WINDOW**2, rel=1e-5)
