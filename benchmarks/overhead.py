@@ -12,6 +12,7 @@ and the k-th largest ratio, with the largest k that leaves at least 95 % (of 15 
 the distance between its ends.
 
     python benchmarks/overhead.py                # 15 pairs of each kind, at least 5 s a run: about 8 minutes
+    python benchmarks/overhead.py --ranks 2      # the same under DDP: each pair in the same processes
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from machine import describe
+from ranks import run_ranks, slowest
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -40,6 +43,8 @@ from lightning_bsscale import GradientNoiseScaleMonitor
 RESULTS = Path(__file__).parent / "results"
 WIDTH, LAYERS, VOCABULARY = 128, 8, 256
 ACCUMULATE = 4
+ALLOWED_ON_RANKS = 1.02  # plus the half-width of bare/bare
+RESTLESS = 0.03  # a half-width of bare/bare beyond which a kept limit says nothing
 
 
 class Model(pl.LightningModule):
@@ -76,24 +81,27 @@ class Clock(pl.Callback):
             self.seconds = time.perf_counter() - self.started
 
 
-def seconds_of(steps: int, measure_every: int | None, shape: tuple[int, int]) -> float:
+def seconds_of(steps: int, measure_every: int | None, shape: tuple[int, int], ranks: int = 1) -> float:
     """Train once.
 
     Args:
         steps: Optimizer steps.
         measure_every: The monitor's option, or None to train without it.
         shape: Examples of a micro-batch, and tokens of an example.
+        ranks: Processes of this group, which all call this.
 
     Returns:
-        The time of the training loop.
+        The time of the training loop, on several ranks that of the slowest.
     """
     torch.manual_seed(0)
     clock = Clock()
     callbacks: list[pl.Callback] = [clock]
     if measure_every is not None:
         callbacks.append(GradientNoiseScaleMonitor(measure_every=measure_every))
-    rows = torch.randint(VOCABULARY, (shape[0] * 512, shape[1] + 1))
+    rows = torch.randint(VOCABULARY, (shape[0] * 512 * ranks, shape[1] + 1))
+    several = {"devices": ranks, "strategy": DDPStrategy(process_group_backend="gloo")} if ranks > 1 else {}
     trainer = pl.Trainer(
+        **several,
         accelerator="cpu",
         max_steps=steps,
         accumulate_grad_batches=ACCUMULATE,
@@ -106,7 +114,7 @@ def seconds_of(steps: int, measure_every: int | None, shape: tuple[int, int]) ->
     model, loader = Model(), DataLoader(rows, batch_size=shape[0])
     gc.collect()
     trainer.fit(model, loader)
-    return clock.seconds
+    return slowest(clock.seconds)
 
 
 def median_interval(values: list[float]) -> dict[str, float]:
@@ -127,7 +135,9 @@ def median_interval(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": low, "high": high, "half_width": (high - low) / 2}
 
 
-def run_pairs(pairs: int, steps: int, measure_every: int, shape: tuple[int, int]) -> list[dict[str, Any]]:
+def run_pairs(
+    pairs: int, steps: int, measure_every: int, shape: tuple[int, int], ranks: int = 1, rank: int = 0
+) -> list[dict[str, Any]]:
     """Run all pairs, the two kinds in turn.
 
     Args:
@@ -135,6 +145,8 @@ def run_pairs(pairs: int, steps: int, measure_every: int, shape: tuple[int, int]
         steps: Optimizer steps a run.
         measure_every: The monitor's option.
         shape: Examples of a micro-batch, and tokens of an example.
+        ranks: Processes of this group, which all call this.
+        rank: This one's; the first one reports.
 
     Returns:
         One record a pair, with the ratio of the run of interest to the bare one.
@@ -146,11 +158,40 @@ def run_pairs(pairs: int, steps: int, measure_every: int, shape: tuple[int, int]
             order = [0, 1] if index % 2 == 0 else [1, 0]
             seconds = [math.nan, math.nan]
             for arm in order:
-                seconds[arm] = seconds_of(steps, arms[arm], shape)
+                seconds[arm] = seconds_of(steps, arms[arm], shape, ranks)
             ratio = seconds[0] / seconds[1]
             records.append({"kind": kind, "pair": index, "order": order, "seconds": seconds, "ratio": ratio})
-            print(f"pair {index + 1}/{pairs} {kind}: {seconds[0]:.2f} s / {seconds[1]:.2f} s = {ratio:.4f}", flush=True)
+            if rank == 0:
+                said = f"{seconds[0]:.2f} s / {seconds[1]:.2f} s = {ratio:.4f}"
+                print(f"pair {index + 1}/{pairs} {kind}: {said}", flush=True)
     return records
+
+
+def measure(
+    rank: int, pairs: int, seconds: float, measure_every: int, shape: tuple[int, int], ranks: int
+) -> tuple[int, list[dict[str, Any]]]:
+    """Calibrate and run the pairs: in this process, or as one of several ranks.
+
+    Args:
+        rank: This process's.
+        pairs: Number of pairs of each kind.
+        seconds: Least time of a run.
+        measure_every: The monitor's option.
+        shape: Examples of a micro-batch, and tokens of an example.
+        ranks: Processes of this group.
+
+    Returns:
+        The steps of a run, and the records.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    seconds_of(5, measure_every, shape, ranks)  # whatever is slow once
+    each = seconds_of(20, None, shape, ranks) / 20
+    # Whole rounds of one measured window and those that are not.
+    steps = math.ceil(1.1 * seconds / each / measure_every) * measure_every
+    if rank == 0:
+        print(f"{1000 * each / ACCUMULATE:.1f} ms a micro-batch; {steps} steps a run", flush=True)
+    return steps, run_pairs(pairs, steps, measure_every, shape, ranks, rank)
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -162,11 +203,12 @@ def markdown(summary: dict[str, Any]) -> str:
     Returns:
         Markdown.
     """
-    machine = summary["machine"]
+    machine, ranks = summary["machine"], summary.get("ranks", 1)
+    several = f"DDP on {ranks} ranks (gloo, this machine; a run's time is that of the slowest). " if ranks > 1 else ""
     lines = [
-        "# What watching costs",
+        "# What watching costs" + (" under DDP" if several else ""),
         "",
-        f"{summary['parameter_tensors']} parameter tensors, micro-batches of"
+        f"{several}{summary['parameter_tensors']} parameter tensors, micro-batches of"
         f" {' × '.join(map(str, summary['micro_batch']))} tokens"
         f" ({summary['milliseconds_per_micro_batch']:.1f} ms each), {ACCUMULATE} a step, {summary['steps']} steps a"
         f" run, one window in {summary['measure_every']} measured. Python {machine['python']}, torch"
@@ -179,6 +221,12 @@ def markdown(summary: dict[str, Any]) -> str:
     for kind, row in summary["ratios"].items():
         interval = f"{row['low']:.4f} – {row['high']:.4f}"
         lines.append(f"| {kind} | {summary['pairs']} | {row['median']:.4f} | {interval} | {row['half_width']:.4f} |")
+    if several:
+        found, limit = summary["ratios"]["monitor/bare"]["median"], summary["allowed"]
+        verdict = "kept" if found <= limit else "NOT kept"
+        if found <= limit and summary["ratios"]["bare/bare"]["half_width"] > RESTLESS:
+            verdict = "no verdict, because two equal runs differ by more than what is asked"
+        lines += ["", f"At most {ALLOWED_ON_RANKS} and bare/bare's half-width, {limit:.4f}, is allowed: {verdict}."]
     return "\n".join(lines) + "\n"
 
 
@@ -195,20 +243,21 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=64, help="of an example (default: 64)")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (default: 1)")
     parser.add_argument("--measure-every", type=int, default=8, help="the monitor's option (default: 8, its default)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json", help="results; the table lies beside it")
+    parser.add_argument("--ranks", type=int, default=1, help="processes under DDP; 1 is without (default: 1)")
+    parser.add_argument("--out", type=Path, help="results; the table lies beside it (default: in benchmarks/results)")
     options = parser.parse_args()
     if options.pairs < 6:
         parser.error(f"--pairs must be at least 6 for an interval of 95 %, found {options.pairs}")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    if options.ranks < 1:
+        parser.error(f"--ranks must be at least 1, found {options.ranks}")
+    out = options.out or RESULTS / ("overhead_ddp.json" if options.ranks > 1 else "overhead.json")
     torch.set_num_threads(options.threads)
     shape = (options.examples, options.tokens)
-    seconds_of(5, options.measure_every, shape)  # whatever is slow once
-    each = seconds_of(20, None, shape) / 20
-    # Whole rounds of one measured window and those that are not.
-    steps = math.ceil(1.1 * options.seconds / each / options.measure_every) * options.measure_every
-    print(f"{1000 * each / ACCUMULATE:.1f} ms a micro-batch; {steps} steps a run", flush=True)
-    records = run_pairs(options.pairs, steps, options.measure_every, shape)
+    given = (options.pairs, options.seconds, options.measure_every, shape, options.ranks)
+    if options.ranks > 1:
+        steps, records = run_ranks(measure, options.ranks, *given, threads=options.threads)[0]
+    else:
+        steps, records = measure(0, *given)
     kinds = {record["kind"]: None for record in records}
     bare = [record["seconds"][1] for record in records]
     summary = {
@@ -224,10 +273,13 @@ def main() -> int:
         "ratios": {kind: median_interval([r["ratio"] for r in records if r["kind"] == kind]) for kind in kinds},
         "runs": records,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(summary, indent=1) + "\n")
+    if options.ranks > 1:
+        summary["ranks"] = options.ranks
+        summary["allowed"] = ALLOWED_ON_RANKS + summary["ratios"]["bare/bare"]["half_width"]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(summary, indent=1) + "\n")
     table = markdown(summary)
-    options.out.with_suffix(".md").write_text(table)
+    out.with_suffix(".md").write_text(table)
     print(f"\n{table}")
     return 0
 
