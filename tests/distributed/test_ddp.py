@@ -64,8 +64,8 @@ def test_two_ranks_measure_from_the_first_step_without_accumulation():
     "disturbed",
     [
         {},
-        {"module": {"slow": 0.003}},
-        {"module": {"nan_at": 7}},
+        {"disturbed": {"slow": 0.003}},
+        {"disturbed": {"nan_at": 7}},
         {"sizes": [4, 4, 4, 4, 4, 4, 4, 3]},
         {"sizes": [4, 2, 6, 3]},
     ],

@@ -186,9 +186,7 @@ def with_strategy(rank, accumulate, items, options, compress=False):
     return [(made.trace, made.grad_sq, made.window_examples, made.examples_seen) for made in callback.history]
 
 
-def grows(
-    rank, ranks, items, module_options=None, folder=None, ckpt=None, epochs=3, counted=False, script=None, **options
-):
+def grows(rank, ranks, items, disturbed=None, folder=None, ckpt=None, epochs=3, counted=False, script=None, **options):
     """A run of the real policy that grows; what every rank decided and did, as bytes."""
     calls = []
     if counted:
@@ -197,7 +195,7 @@ def grows(
     if script is not None:
         options.update(policy=Script(script, 4), lr_rule="none")
     scaler = BatchSizeScaler(**{"measure_every": 2, "warmup": 0.05, "record": False, **options})
-    module = Linear(lr=0.01, optimizer=KeepsRates, **(module or {}))
+    module = Linear(lr=0.01, optimizer=KeepsRates, **(disturbed or {}))
     keep = [] if folder is None else [ModelCheckpoint(folder, every_n_epochs=1, save_top_k=-1, filename="{epoch}")]
     trainer = trainer_of(ranks, [scaler, *keep], max_epochs=epochs, enable_checkpointing=bool(keep))
     with warnings.catch_warnings(record=True) as caught:
