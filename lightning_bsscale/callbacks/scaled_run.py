@@ -56,7 +56,7 @@ class ScaledRun:
         self.lost_micro_batches = 0
         self._windows = 0
         self._window: OpenWindow | None = None
-        self._interrupted = 0
+        self._rest = 0
         self._last_state: dict[str, Any] | None = None
         self._trainer_id = id(trainer)
         self._global_step = 0
@@ -151,8 +151,8 @@ class ScaledRun:
         return self.examples_seen < self.plan.warmup_examples
 
     def _open_window(self, trainer: pl.Trainer, batch_idx: int) -> None:
-        is_rest = self._interrupted > 0 and self._accumulation is not None
-        rest, self._interrupted = self._interrupted, 0
+        is_rest = self._rest > 0 and self._accumulation is not None
+        rest, self._rest = self._rest, 0
         if self._accumulation is None:
             plan = self._planner.as_the_trainer(batch_idx, self.now.accumulate)
         else:
@@ -215,7 +215,7 @@ class ScaledRun:
     def drop_window(self) -> None:
         """`on_train_end`, and an epoch's start: Lightning drops a window that no step ended, and that is said once."""
         lost, self._window = self._window, None
-        self._interrupted = self._lost_at_start = 0
+        self._rest = self._lost_at_start = 0
         if lost is None or lost.done == 0:
             return
         self.lost_micro_batches += lost.done
@@ -383,7 +383,7 @@ class ScaledRun:
         self.lost_micro_batches += lost
         if lost or (window is not None and window["is_rest"]):
             rest = (window["planned"] - lost) * state["granularity"]
-            self._interrupted = max(1, round(rest / self.now.granularity))
+            self._rest = max(1, round(rest / self.now.granularity))
         self._lost_at_start = lost
         if state["granularity"] == self.now.granularity and state["epoch"] != self._epoch:
             self._came_in_epoch = state["came_in_epoch"]

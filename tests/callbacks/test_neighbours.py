@@ -273,7 +273,6 @@ def test_throughput():
 
 
 def test_device_stats():
-    pytest.importorskip("psutil", reason="DeviceStatsMonitor needs psutil on the CPU")
     logger = KeepSteps()
     settings = dict(max_epochs=1, logger=logger, log_every_n_steps=1)
     trainer = fit(Regression(), regression_loader(80), [callbacks.DeviceStatsMonitor(), scripted(8, 16)], **settings)
@@ -284,8 +283,6 @@ def test_device_stats():
 @pytest.mark.parametrize("names", [("TQDMProgressBar", "ModelSummary"), ("RichProgressBar", "RichModelSummary")])
 def test_bars_and_summaries(names, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    if names[0].startswith("Rich"):
-        pytest.importorskip("rich", reason="RichProgressBar needs rich")
     others = [getattr(callbacks, name)() for name in names]
     scaler = scripted(8, 16, progress_bar=True)
     settings = dict(max_epochs=2, enable_progress_bar=True, enable_model_summary=True)
