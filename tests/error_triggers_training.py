@@ -107,6 +107,17 @@ def _():
         train()
 
 
+@trigger("… cannot work with post-local SGD (DDPStrategy(model_averaging_period=...))")
+def _():
+    with mock.patch.object(SingleDeviceStrategy, "_model_averaging_period", 4, create=True):
+        train()
+
+
+@trigger("The model has SyncBatchNorm: each rank's gradient depends on the other ranks' examples")
+def _():
+    preflight.warn_of_batch_norm(torch.nn.SyncBatchNorm(2), world_size=2)  # torch runs it on GPUs only
+
+
 @trigger("Trainer(gradient_clip_val=…) clips by norm, which Lightning does not do with FSDPStrategy")
 def _():
     with mock.patch.object(preflight, "FSDPStrategy", SingleDeviceStrategy):
@@ -115,7 +126,7 @@ def _():
 
 @trigger("The train dataloaders differ between the ranks")
 def _():
-    with mock.patch.object(loaders, "extremes", return_value=([10.0, 4.0], [12.0, 4.0])):
+    with mock.patch.object(loaders, "extremes", return_value=([10.0], [12.0])):
         train()
 
 

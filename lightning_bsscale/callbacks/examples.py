@@ -7,7 +7,8 @@ class ExamplesSeen:
     """A count that is the same on all ranks at every moment, so that decisions may be taken by it.
 
     A rank knows its own examples only. It sends them with the next measured window; until that message has arrived,
-    its windows count as micro-batches of the usual size on every rank, which all ranks know alike.
+    its windows count as micro-batches of the usual size on every rank, which all ranks know alike. An epoch's last
+    window is measured on several ranks, so that the count is exact there.
     """
 
     def __init__(self, world_size: int, granularity: int) -> None:
@@ -20,7 +21,7 @@ class ExamplesSeen:
         self._world_size = world_size
         self._granularity = granularity
         self._known = 0
-        self._unsent = 0
+        self._unsent = 0.0
         self._assumed = 0
         self._assumed_in_flight = 0
 
@@ -29,26 +30,31 @@ class ExamplesSeen:
         """Examples so far."""
         return self._known + self._assumed_in_flight + self._assumed
 
-    def add(self, examples: int, num_micro_batches: int) -> None:
+    def add(self, examples: int, num_micro_batches: int) -> int:
         """Counts a window.
 
         Args:
             examples: of this rank
             num_micro_batches: of one rank
+
+        Returns:
+            what it counts as for now, over all ranks
         """
         if self._world_size == 1:
             self._known += examples
-        else:
-            self._unsent += examples
-            self._assumed += num_micro_batches * self._granularity
+            return examples
+        self._unsent += examples
+        usual = num_micro_batches * self._granularity
+        self._assumed += usual
+        return usual
 
-    def take_unsent(self) -> int:
+    def take_unsent(self) -> float:
         """Hands over what a message now takes with it.
 
         Returns:
             examples of this rank since the last message
         """
-        unsent, self._unsent = self._unsent, 0
+        unsent, self._unsent = self._unsent, 0.0
         self._assumed_in_flight += self._assumed
         self._assumed = 0
         return unsent
@@ -88,7 +94,8 @@ class ExamplesSeen:
         self._known = state["known"]
         self._assumed_in_flight = state["in_flight"]
         self._assumed = state["assumed"]
-        self._unsent = self._assumed // self._world_size
+        self._unsent = self._assumed / self._world_size
         if self._world_size == 1:
             self._known += self._assumed
-            self._assumed = self._unsent = 0
+            self._assumed = 0
+            self._unsent = 0.0

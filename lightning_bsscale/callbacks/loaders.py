@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from numbers import Real
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_bsscale.callbacks.options import BatchSizeFn
-from lightning_bsscale.gradients.collective import extremes
+from lightning_bsscale.gradients.collective import extremes, sums
 from lightning_bsscale.theory.windows import planned_examples
 
 _said_ambiguous: set[str] = set()  # of which types of batch, in this process, as Lightning does
@@ -95,11 +95,11 @@ class SizeCheck:
     ENOUGH = 50
     TOLERANCE = 0.25
 
-    def __init__(self, micro_batch_size: int) -> None:
+    def __init__(self, micro_batch_size: int | None) -> None:
         """Begins without a micro-batch.
 
         Args:
-            micro_batch_size: the size that batches are counted in
+            micro_batch_size: the size that this device's batches are counted in; None where that is not known
         """
         self._unit = micro_batch_size
         self._count = 0
@@ -111,15 +111,15 @@ class SizeCheck:
         Args:
             sizes: their examples
         """
-        if self._count >= self.ENOUGH:
+        if self._unit is None or self._count >= self.ENOUGH:
             return
         self._count += len(sizes)
         self._examples += sum(sizes)
         mean = self._examples / self._count
         if self._count >= self.ENOUGH and abs(mean / self._unit - 1) > self.TOLERANCE:
             rank_zero_warn(
-                f"bsscale: the first micro-batch had {self._unit} examples, the first {self._count} have {mean:.4g} on "
-                "average. Batches, limits and the budget are counted in micro-batches of the first one's size. Let "
+                f"bsscale: the first micro-batch had {self._unit} examples, the first {self._count} have {mean:.4g} "
+                "on average. Batches, limits and the budget are counted in micro-batches of the first one's size. Let "
                 "the loader begin with a typical batch.",
                 category=UserWarning,
             )
@@ -138,81 +138,112 @@ def epoch_batches(trainer: pl.Trainer) -> int | None:
     return int(batches) if math.isfinite(batches) else None
 
 
-def agreed_micro_batch_size(trainer: pl.Trainer, micro_batch_size: int) -> int:
-    """The unit that all ranks count in, and a check that their loaders are of one length.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaders:
+    """What the loaders of all ranks say together, the same on every rank: ranks may have loaders of their own.
+
+    Attributes:
+        batches: micro-batches in an epoch on each rank, or None where the loaders have no length
+        first_size: examples of the ranks' first micro-batches together
+        batch_size: the `batch_size` of the ranks' loaders together, as the users gave it; None where one has none
+        examples: examples in an epoch, where plain loaders say so exactly, else None
+        epoch: when they were asked
+    """
+
+    batches: int | None
+    first_size: int
+    batch_size: int | None
+    examples: int | None
+    epoch: int
+
+    def are_old(self, trainer: pl.Trainer) -> bool:
+        """Whether new ones were made for the present epoch (`reload_dataloaders_every_n_epochs`).
+
+        Args:
+            trainer: a Trainer in an epoch
+
+        Returns:
+            the same on all ranks
+        """
+        now = trainer.current_epoch
+        every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+        return bool(every) and self.epoch != now and trainer.fit_loop._last_train_dl_reload_epoch == now
+
+    def epoch_examples(self, granularity: int) -> int | None:
+        """Examples in an epoch: exact for plain DataLoaders, batches × the usual size for any others with a length.
+
+        Args:
+            granularity: examples of one micro-batch on all devices
+
+        Returns:
+            the number over all devices, or None for loaders without a length
+        """
+        # A loader whose batches are of another size than its own `batch_size` does not count examples.
+        if self.examples is not None and self.batch_size == granularity:
+            return self.examples
+        return None if self.batches is None else self.batches * granularity
+
+
+def ask_all_ranks(trainer: pl.Trainer, micro_batch_size: int, batch_size_fn: BatchSizeFn | None) -> Loaders:
+    """Puts together what the ranks' loaders say, and checks that they are of one length.
 
     It waits for all ranks: for the start of training, and where loaders are made anew.
 
     Args:
         trainer: a Trainer whose fit has begun
         micro_batch_size: examples in this rank's first micro-batch
+        batch_size_fn: the user's way to count; with one the loader's own sizes say nothing
 
     Returns:
-        the largest of the ranks' first micro-batches
+        the record
 
     Raises:
         MisconfigurationException: the loaders differ in length
     """
-    batches = epoch_batches(trainer)
-    own = [-1 if batches is None else batches, micro_batch_size]
-    least, most = extremes(own, trainer.strategy.root_device, trainer.world_size)
-    if least[0] != most[0]:
-        names = ["no length" if number < 0 else f"{number:g} micro-batches" for number in (least[0], most[0])]
+    device, ranks, batches = trainer.strategy.root_device, trainer.world_size, epoch_batches(trainer)
+    least, most = extremes([-1 if batches is None else batches], device, ranks)
+    if least != most:
+        names = ["no length" if number < 0 else f"{number:g} micro-batches" for number in (*least, *most)]
         raise MisconfigurationException(
             f"The train dataloaders differ between the ranks: one has {names[0]}, another {names[1]} (rank "
             f"{trainer.global_rank}: {batches}). The ranks would wait for each other for ever at the shorter one's "
             "end. Give every rank the same number: a DistributedSampler does (Trainer(use_distributed_sampler=True)), "
             "or set Trainer(limit_train_batches=...)."
         )
-    return int(most[1])
+    own = [micro_batch_size, _batch_size(trainer), _epoch_examples(trainer, batch_size_fn)]
+    first_size, batch_size, examples = sums([math.nan if number is None else number for number in own], device, ranks)
+    return Loaders(
+        batches=batches,
+        first_size=round(first_size),
+        batch_size=None if math.isnan(batch_size) else round(batch_size),
+        examples=None if math.isnan(examples) else round(examples),
+        epoch=trainer.current_epoch,
+    )
 
 
-def epoch_examples(trainer: pl.Trainer, micro_batch_size: int, batch_size_fn: BatchSizeFn | None) -> int | None:
-    """Examples in an epoch: exact for a plain DataLoader, batches × the first one's size for any other with a length.
-
-    Args:
-        trainer: a Trainer whose fit has begun
-        micro_batch_size: examples in the first micro-batch
-        batch_size_fn: the user's way to count; with one the loader's own sizes say nothing
-
-    Returns:
-        the number over all devices, or None for a loader without a length
-    """
-    batches = epoch_batches(trainer)
-    if batches is None:
-        return None
+def _epoch_examples(trainer: pl.Trainer, batch_size_fn: BatchSizeFn | None) -> int | None:
     loader = trainer.train_dataloader
-    full = batches * micro_batch_size
     if (
         batch_size_fn is None
         and isinstance(loader, DataLoader)
         and not isinstance(loader.dataset, IterableDataset)
         and type(loader.batch_sampler) is BatchSampler
-        and loader.batch_size == micro_batch_size
         and not loader.drop_last
-        and batches == len(loader)
+        and epoch_batches(trainer) == len(loader)
     ):
-        full = len(loader.sampler)  # type: ignore[arg-type]  # a loader with a length has a sampler with one
-    return full * trainer.world_size
+        return len(loader.sampler)  # type: ignore[arg-type]  # a loader with a length has a sampler with one
+    return None
 
 
-def loader_batch_size(trainer: pl.Trainer) -> int | None:
-    """The size that the user gave the loader.
-
-    Args:
-        trainer: a Trainer whose fit has begun
-
-    Returns:
-        the `batch_size` of a DataLoader; None for any other loader, and where a batch sampler makes the batches
-    """
+def _batch_size(trainer: pl.Trainer) -> int | None:
     loader = trainer.train_dataloader
     return loader.batch_size if isinstance(loader, DataLoader) else None
 
 
 def examples_in_plan(
     trainer: pl.Trainer,
-    micro_batch_size: int,
-    batch_size_fn: BatchSizeFn | None,
+    found: Loaders,
+    granularity: int,
     *,
     with_max_steps: bool = True,
     plan: tuple[int, int] | None = None,
@@ -221,8 +252,8 @@ def examples_in_plan(
 
     Args:
         trainer: a Trainer whose fit has begun
-        micro_batch_size: examples in a micro-batch
-        batch_size_fn: the user's way to count
+        found: what the ranks' loaders say
+        granularity: examples of one micro-batch on all devices
         with_max_steps: whether `max_steps` counts
         plan: micro-batches of a step, and examples of one on all devices, of the start whose steps `max_steps` counts;
             None where it is this one
@@ -230,9 +261,9 @@ def examples_in_plan(
     Returns:
         the number over all devices, or None where it is unknown
     """
-    batches, examples = epoch_batches(trainer), epoch_examples(trainer, micro_batch_size, batch_size_fn)
-    accumulate, size = plan or (int(trainer.accumulate_grad_batches), micro_batch_size * trainer.world_size)
-    if examples is not None and size != micro_batch_size * trainer.world_size:
+    batches, examples = found.batches, found.epoch_examples(granularity)
+    accumulate, size = plan or (int(trainer.accumulate_grad_batches), granularity)
+    if examples is not None and size != granularity:
         batches = math.ceil(examples / size)
     return planned_examples(
         max_epochs=trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None,

@@ -10,11 +10,12 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -45,6 +46,33 @@ def watched_parameters(optimizer: Optimizer) -> list[Tensor]:
     return list({id(p): p for group in optimizer.param_groups for p in group["params"]}.values())
 
 
+class RankSums(NamedTuple):
+    """What a message brings: sums over ranks.
+
+    Attributes:
+        sq_norms: squared norms of the micro-batches' gradients
+        mean_sq_norm: each rank's share of the squared norm of their mean
+        inverse_sizes: one over the examples of each micro-batch
+        window_examples: examples of the window
+        examples: examples since the last message
+        seconds_per_micro_batch: of each rank, or nan
+        seconds_per_step: of each rank, or nan
+    """
+
+    sq_norms: float
+    mean_sq_norm: float
+    inverse_sizes: float
+    window_examples: float
+    examples: float
+    seconds_per_micro_batch: float
+    seconds_per_step: float
+
+
+def _without_ranks(facts: WindowFacts, told: RankSums) -> WindowFacts:
+    # The same on all ranks.
+    return replace(facts, sum_inverse_sizes=told.inverse_sizes, window_examples=round(told.window_examples))
+
+
 class GradientMeasurement:
     """Watches the windows it is told to, and keeps the averages."""
 
@@ -68,6 +96,7 @@ class GradientMeasurement:
         self._examples = examples
         self._times = times
         self._world_size = trainer.world_size
+        self._training = trainer.state
         self._device = trainer.strategy.root_device
         self._scaler: Any = getattr(trainer.precision_plugin, "scaler", None)
         self._strategy = type(trainer.strategy).__name__
@@ -188,7 +217,7 @@ class GradientMeasurement:
         """Reads the norms that are on their way, if any.
 
         Returns:
-            the measurement, also in `history`
+            the measurement, also in `history`; None if there is none
         """
         if self._pending is None:
             return None
@@ -198,6 +227,8 @@ class GradientMeasurement:
         if self._world_size > 1:
             facts = self._of_all_ranks(sums, facts)
         seen, averaged = self.seen_at_once, self._world_size / self.seen_at_once
+        if facts.num_micro_batches * seen < 2:  # cut short: it told its examples
+            return None
         moments = moments_from_sums(
             # A rank's own loss is not divided by the number of ranks, the mean of their gradients is.
             sum_sq_norms=sums[0] / seen**2,
@@ -211,15 +242,10 @@ class GradientMeasurement:
         return self._take(moments, facts)
 
     def _of_all_ranks(self, sums: list[float], facts: WindowFacts) -> WindowFacts:
-        _, _, sum_inverse_sizes, window_examples, examples, *seconds = sums
-        mean = [None if math.isnan(value) else value / self._world_size for value in seconds]
-        self._times.take_mean(*mean)
-        return replace(
-            facts,
-            sum_inverse_sizes=sum_inverse_sizes,
-            window_examples=round(window_examples),
-            examples_seen=self._examples.arrived(round(examples)),
-        )
+        told = RankSums(*sums)
+        seconds = (told.seconds_per_micro_batch, told.seconds_per_step)
+        self._times.take_mean(*(None if math.isnan(value) else value / self._world_size for value in seconds))
+        return replace(_without_ranks(facts, told), examples_seen=self._examples.arrived(round(told.examples)))
 
     def give_up_waiting(self) -> None:
         """After an error another rank may be gone: what has not arrived is left, and nothing more is sent."""
@@ -271,12 +297,14 @@ class GradientMeasurement:
         Returns:
             numbers, lists and dicts
         """
+        if self._training.status == TrainerStatus.INTERRUPTED:  # another callback saves before this one is told
+            self.give_up_waiting()
         pending = None
         if self._pending is not None:
             vector, facts = self._pending
             sums = vector if isinstance(vector, list) else vector.read()
             if self._world_size > 1:
-                facts = replace(facts, sum_inverse_sizes=sums[2], window_examples=round(sums[3]))  # as on every rank
+                facts = _without_ranks(facts, RankSums(*sums))
             self._pending = (sums, facts)
             pending = {"sums": sums, "facts": as_plain(facts), "world_size": self._world_size}
         return {
@@ -300,6 +328,8 @@ class GradientMeasurement:
         self.history = [from_plain(Measurement, made) for made in state["history"]]
         pending = state["pending"]
         if pending is not None and pending["world_size"] != self._world_size:
-            self._examples.give_up_waiting()  # a message of other ranks: one measurement less
+            # A message of other ranks: one measurement less, but its examples count.
+            if pending["world_size"] > 1:
+                self._examples.arrived(round(RankSums(*pending["sums"]).examples))
         elif pending is not None:
             self._pending = (list(pending["sums"]), from_plain(WindowFacts, pending["facts"]))

@@ -17,7 +17,8 @@ from lightning_bsscale.callbacks.examples import ExamplesSeen
 from lightning_bsscale.callbacks.learning_rate import UnscaledRate
 from lightning_bsscale.callbacks.measurement import GradientMeasurement
 from lightning_bsscale.callbacks.open_window import OpenWindow
-from lightning_bsscale.callbacks.resume import STATE_SCHEMA, check_schema, outcome_of
+from lightning_bsscale.callbacks.resume import STATE_SCHEMA, Outcome, check_schema, outcome_of
+from lightning_bsscale.callbacks.returned import WayBack, without_module
 from lightning_bsscale.callbacks.timing import StepTimes
 from lightning_bsscale.journal import Journal, Measurement
 from lightning_bsscale.theory.checks import check_integer
@@ -74,16 +75,25 @@ class GradientNoiseScaleMonitor(pl.Callback):
         self._optimizer_steps = 0
         self._examples = ExamplesSeen(1, 1)
         self._loaded: dict[str, Any] | None = None
+        self._way_back = WayBack()
+
+    @property
+    def _outcome(self) -> Outcome:
+        if self._way_back.outcome is not None:
+            return self._way_back.outcome
+        if self._measurement is None:
+            return outcome_of(self._loaded)
+        return Outcome(noise=self._measurement.noise, history=self._measurement.history)
 
     @property
     def noise_scale(self) -> NoiseScale | None:
         """The averaged noise scale with its interval, or None before there is one."""
-        return outcome_of(self._loaded).noise if self._measurement is None else self._measurement.noise
+        return self._outcome.noise
 
     @property
     def history(self) -> list[Measurement]:
         """The measured windows; of a very long training, older ones thinned."""
-        return list((outcome_of(self._loaded) if self._measurement is None else self._measurement).history)
+        return list(self._outcome.history)
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, Any]:
         """Draws the noise scale with its band, and the batch, against examples seen.
@@ -103,6 +113,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
         neighbours.check_namespace(trainer, "GradientNoiseScaleMonitor")
         if stage == "fit":
             self._measurement = None
+            self._way_back.outcome = None
             self._window = None
             self._windows = self._optimizer_steps = 0
             self._loaded = None
@@ -111,33 +122,34 @@ class GradientNoiseScaleMonitor(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses what only the optimizer can tell."""
         preflight.check_optimizer(trainer, "GradientNoiseScaleMonitor")
-        preflight.warn_of_batch_norm(pl_module)
+        preflight.warn_of_batch_norm(pl_module, trainer.world_size)
 
     def _start(self, trainer: pl.Trainer, micro_batch_size: int) -> GradientMeasurement:
-        micro_batch_size = loaders.agreed_micro_batch_size(trainer, micro_batch_size)
+        self._loaders = loaders.ask_all_ranks(trainer, micro_batch_size, self._batch_size_fn)
+        granularity = self._loaders.first_size
         accumulate = int(trainer.accumulate_grad_batches)
         ranks = trainer.world_size
-        total = loaders.examples_in_plan(trainer, micro_batch_size, self._batch_size_fn)
+        total = loaders.examples_in_plan(trainer, self._loaders, granularity)
         memory = math.inf if total is None or self._memory == 1 else self._memory * total
-        if total is not None and accumulate * ranks > 1:
-            preflight.warn_of_short_memory(
-                total, self._memory, accumulate * micro_batch_size * ranks, measure_every=self._measure_every
-            )
-        self._examples = ExamplesSeen(ranks, micro_batch_size * ranks)
+        self._examples = ExamplesSeen(ranks, granularity)
         measurement = GradientMeasurement(trainer, trainer.optimizers[0], memory, self._examples, StepTimes())
+        if total is not None and accumulate * measurement.seen_at_once > 1:
+            preflight.warn_of_short_memory(
+                total, self._memory, accumulate * granularity, measure_every=self._measure_every
+            )
         if self._loaded is not None:
-            measurement.load(self._loaded["measurement"])
             self._windows = self._loaded["windows"]
             self._optimizer_steps = self._loaded["optimizer_steps"]
             self._examples.load(self._loaded["examples"])
-        if accumulate * ranks == 1:
+            measurement.load(self._loaded["measurement"])  # last, as a message of other ranks is given up
+        if accumulate * measurement.seen_at_once == 1:
             rank_zero_warn(
                 "GradientNoiseScaleMonitor needs at least two micro-batches a step to measure, and with "
                 "accumulate_grad_batches=1 on one device there is one. Halve the loader's batch_size and set "
                 "Trainer(accumulate_grad_batches=2): the training is the same.",
                 category=UserWarning,
             )
-        elif ranks == 1 and loaders.epoch_batches(trainer) == 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        elif measurement.seen_at_once == 1 and self._loaders.batches == 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(
                 "GradientNoiseScaleMonitor needs at least two micro-batches a step to measure, and an epoch has one, "
                 "at whose end Lightning steps. Halve the loader's batch_size.",
@@ -159,15 +171,19 @@ class GradientNoiseScaleMonitor(pl.Callback):
         size = loaders.batch_size_of(batch, self._batch_size_fn)
         if self._measurement is None:
             self._measurement = self._start(trainer, size)
+        elif self._loaders.are_old(trainer):
+            self._loaders = loaders.ask_all_ranks(trainer, size, self._batch_size_fn)
         divisor = int(trainer.accumulate_grad_batches)
         # Here Lightning clears the gradient, also where no step ended the window before: the epoch ended within it, or
         # the loader gave None for its last micro-batch. Elsewhere (it gave None for the first one) it clears nothing,
         # so that an old gradient is stepped with again: no window to measure.
         is_aligned = batch_idx % divisor == 0
         if self._window is None or is_aligned:
-            measured = (
-                is_aligned and divisor * self._measurement.seen_at_once > 1 and self._windows % self._measure_every == 0
-            )
+            left = math.inf if self._loaders.batches is None else self._loaders.batches - batch_idx
+            # On several ranks an epoch's last window too: what it sends makes the count of examples exact.
+            is_last = trainer.world_size > 1 and left <= divisor
+            due = is_last or self._windows % self._measure_every == 0
+            measured = is_aligned and due and min(divisor, left) * self._measurement.seen_at_once > 1
             self._window = OpenWindow(
                 start=batch_idx,
                 planned=divisor,
@@ -207,8 +223,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
         self._window = None
         self._windows += 1
         self._optimizer_steps += 1
-        self._examples.add(window.examples, window.came)
-        batch_size = window.examples * trainer.world_size
+        batch_size = self._examples.add(window.examples, window.came)
         facts = window.facts(
             examples_seen=self._examples.total,
             optimizer_steps=self._optimizer_steps,
@@ -239,10 +254,31 @@ class GradientNoiseScaleMonitor(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gives everything back."""
         self._release()
+        self._way_back.send(trainer, self._outcome)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Gives everything back."""
         self._release(after_error=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has the options and shows what this callback shows, but holds no Trainer.
+
+        Returns:
+            what is pickled, or copied
+        """
+        if self._measurement is None:
+            return vars(self)
+        told = {"_loaded": self.state_dict(), "_way_back": self._way_back.holding(self._outcome)}
+        return without_module(self) | dict.fromkeys(("_measurement", "_journal", "_window", "_rate")) | told
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy was made, here or in another process.
+
+        Args:
+            state: what `__getstate__` gave
+        """
+        vars(self).update(state)
+        self._way_back = self._way_back.arrived()
 
     @property
     def state_key(self) -> str:
@@ -273,4 +309,5 @@ class GradientNoiseScaleMonitor(pl.Callback):
             state_dict: what `state_dict` gave; of a schema that this version does not read, it is refused
         """
         check_schema(state_dict, "GradientNoiseScaleMonitor")
+        self._way_back.outcome = None
         self._loaded = state_dict

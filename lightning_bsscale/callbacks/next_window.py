@@ -53,6 +53,20 @@ class WindowPlanner:
         )
         return replace(plan, is_short=True) if rest else plan
 
+    def is_last(self, plan: WindowPlan, used_examples: int) -> bool:
+        """Whether the epoch or the budget ends with a window.
+
+        Args:
+            plan: the window
+            used_examples: examples of the budget that are gone before it
+
+        Returns:
+            False where no end is known
+        """
+        left, length = self._budget.batches_left(plan.start, used_examples), self._budget.epoch_length(plan.start)
+        ends = [left, None if length is None else length - plan.start]
+        return any(end is not None and plan.num_micro_batches >= end for end in ends)
+
     def as_the_trainer(self, batch_idx: int, accumulate: int) -> WindowPlan:
         """The window that Lightning makes by itself, for a dry run.
 

@@ -98,16 +98,17 @@ def say_start(batch_size: int, limits: Limits, options: ScalerOptions, *, goes_o
         )
 
 
-def say_resumed(first: Start, now: Start, batch_before: int, batch_size: int) -> None:
+def say_resumed(first: Start, before: Start, now: Start, batch_before: int, batch_size: int) -> None:
     """Says what a run that goes on changed; nothing where all is as it was.
 
     Args:
-        first: what the run was started with
+        first: what the plan is counted in
+        before: what the run that wrote the checkpoint was counted in
         now: what it goes on with
         batch_before: the batch in the checkpoint, in examples
         batch_size: the batch from now on
     """
-    changes = describe_change(first, now)
+    changes = describe_change(before, now)
     if changes:
         stays = "stays" if batch_size == batch_before else f"becomes {batch_size}, the nearest possible one"
         rank_zero_warn(
@@ -185,9 +186,12 @@ def open_journal(
     Returns:
         the journal, or None for `record=False` and on every rank but the first
     """
-    if record is False or not trainer.is_global_zero:
+    if record is False:
         return None
+    # On every rank: Lightning tells all of them the first one's log folder, and waits until all ask.
     path = Path(trainer.log_dir or trainer.default_root_dir) / JOURNAL_NAME if record is True else Path(record)
+    if not trainer.is_global_zero:
+        return None
     return Journal(path, header, keep=keep)
 
 

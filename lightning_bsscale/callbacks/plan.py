@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import lightning.pytorch as pl
 
-from lightning_bsscale.callbacks import loaders, preflight
+from lightning_bsscale.callbacks import preflight
 from lightning_bsscale.callbacks.budget import Budget
+from lightning_bsscale.callbacks.loaders import Loaders, examples_in_plan
 from lightning_bsscale.callbacks.options import ScalerOptions
 from lightning_bsscale.callbacks.resume import Start
 from lightning_bsscale.theory.policies import Limits
@@ -31,12 +32,13 @@ class Plan:
     limits: Limits
 
 
-def read_plan(trainer: pl.Trainer, options: ScalerOptions, first: Start, now: Start) -> Plan:
+def read_plan(trainer: pl.Trainer, options: ScalerOptions, found: Loaders, first: Start, now: Start) -> Plan:
     """Reads the plan.
 
     Args:
         trainer: the Trainer, before its first micro-batch
         options: the scaler's
+        found: what the ranks' loaders say
         first: the start whose steps `max_steps` counts
         now: this start
 
@@ -45,26 +47,26 @@ def read_plan(trainer: pl.Trainer, options: ScalerOptions, first: Start, now: St
 
     What cannot be planned raises MisconfigurationException.
     """
-    given, size, count = options.total_examples, now.micro_batch_size, options.batch_size_fn
+    given, size = options.total_examples, now.granularity
     max_steps = trainer.max_steps if trainer.max_steps >= 0 else None
     # An explicit budget replaces max_steps, which is then only Lightning's own limit on optimizer steps.
-    planned = loaders.examples_in_plan(
-        trainer, size, count, with_max_steps=given is None, plan=(first.accumulate, first.granularity)
+    planned = examples_in_plan(
+        trainer, found, size, with_max_steps=given is None, plan=(first.accumulate, first.granularity)
     )
     total = min((examples for examples in (planned, given) if examples is not None), default=None)
     preflight.check_budget(total, options.shares())
     preflight.check_plan(trainer, options, total, first.batch_size, now.accumulate)
-    epoch_examples = loaders.epoch_examples(trainer, size, count)
+    epoch_examples = found.epoch_examples(size)
     if given is not None or max_steps is not None:
         preflight.check_min_epochs(trainer, total, epoch_examples)
     warmup = options.warmup
     # Below the start the steps would outnumber the plan's, and max_steps would end the run before its examples.
-    smallest = -(-first.batch_size // now.granularity) * now.granularity
+    smallest = -(-first.batch_size // size) * size
     largest = options.max_batch_size
     if largest is None:
         largest = default_max_batch_size(
             start_batch=smallest,
-            granularity=now.granularity,
+            granularity=size,
             epoch_examples=epoch_examples,
             total_examples=total,
         )
@@ -75,22 +77,22 @@ def read_plan(trainer: pl.Trainer, options: ScalerOptions, first: Start, now: St
         warmup_examples=warmup if isinstance(warmup, int) else warmup * (total or 0.0),
         max_steps=max_steps,
         limits=Limits(
-            granularity=now.granularity,
-            min_batch_size=smallest if max_steps is not None else now.granularity,
+            granularity=size,
+            min_batch_size=smallest if max_steps is not None else size,
             max_batch_size=largest,
         ),
     )
 
 
 def make_budget(
-    trainer: pl.Trainer, options: ScalerOptions, plan: Plan, first: Start, now: Start, frequencies: list[int]
+    options: ScalerOptions, plan: Plan, found: Loaders, first: Start, now: Start, frequencies: list[int]
 ) -> Budget:
     """Makes the counter of the plan's steps.
 
     Args:
-        trainer: the Trainer, before its first micro-batch
         options: the scaler's
         plan: what the user planned
+        found: what the ranks' loaders say
         first: the start whose steps the plan counts
         now: this start
         frequencies: the user's schedulers' own
@@ -103,8 +105,8 @@ def make_budget(
         max_steps=plan.max_steps,
         total_examples=plan.total_examples if options.total_examples is not None else None,
         granularity=now.granularity,
-        epoch_batches=loaders.epoch_batches(trainer),
+        epoch_batches=found.batches,
         frequencies=frequencies,
         plan_granularity=first.granularity,
-        epoch_examples=loaders.epoch_examples(trainer, now.micro_batch_size, options.batch_size_fn),
+        epoch_examples=found.epoch_examples(now.granularity),
     )

@@ -8,8 +8,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies.xla import XLAStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.nn import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
@@ -41,7 +43,9 @@ def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, callbac
             f"{callback} cannot work with {strategy}: it accumulates gradients by itself, with a number fixed at the "
             "start. Use another strategy, or feed lightning_bsscale.GradientNoiseScale in a loop of your own."
         )
-    if trainer.world_size > 1 and not isinstance(trainer.strategy, (DDPStrategy, FSDPStrategy, ModelParallelStrategy)):
+    known = isinstance(trainer.strategy, (DDPStrategy, FSDPStrategy, ModelParallelStrategy))
+    # Lightning's class for TPUs is a DDPStrategy by descent only: it reduces without torch's process group.
+    if trainer.world_size > 1 and (not known or isinstance(trainer.strategy, XLAStrategy)):
         raise MisconfigurationException(
             f"{callback} works on one device, with DDP and with FSDP (FSDPStrategy, ModelParallelStrategy), and the "
             f"Trainer has {trainer.world_size} devices with {strategy}. Use Trainer(strategy='ddp') or one device, or "
@@ -65,6 +69,13 @@ def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, callbac
             f"{callback} cannot work with DDPStrategy(static_graph=True): torch fails there as soon as a step has more "
             "than one micro-batch (pytorch issue 143580). Use static_graph=False."
         )
+    averages = getattr(trainer.strategy, "_model_averaging_period", None) is not None
+    if averages or type(getattr(trainer.strategy, "_ddp_comm_state", None)).__name__ == "PostLocalSGDState":
+        raise MisconfigurationException(
+            f"{callback} cannot work with post-local SGD (DDPStrategy(model_averaging_period=...)): there each group "
+            "of ranks steps by itself, and no gradient is the mean over all. Leave model_averaging_period and "
+            "PostLocalSGDState out."
+        )
 
 
 # Below two windows of equal weight, theory/estimate.py calls every estimate unresolved.
@@ -82,7 +93,7 @@ def _shares_micro_batches(strategy: Any) -> bool:
 
 def _clips_by_value(trainer: pl.Trainer) -> bool:
     overridden = is_overridden("configure_gradient_clipping", trainer.lightning_module)
-    return overridden or str(trainer.gradient_clip_algorithm or "").endswith("value")
+    return overridden or trainer.gradient_clip_algorithm == "value"
 
 
 def check_trainer_for_scaler(trainer: pl.Trainer) -> None:
@@ -301,13 +312,23 @@ def check_maximum(max_batch_size: int, start_batch_size: int) -> None:
         )
 
 
-def warn_of_batch_norm(pl_module: pl.LightningModule) -> None:
-    """Says once where the micro-batch defines the function.
+def warn_of_batch_norm(pl_module: pl.LightningModule, world_size: int) -> None:
+    """Says once where the micro-batch, or that of all ranks, defines the function.
 
     Args:
         pl_module: the module
+        world_size: number of ranks
     """
-    found = sorted({type(module).__name__ for module in pl_module.modules() if isinstance(module, _BatchNorm)})
+    layers = {type(module) for module in pl_module.modules() if isinstance(module, _BatchNorm)}
+    if SyncBatchNorm in layers and world_size > 1:
+        layers.remove(SyncBatchNorm)
+        rank_zero_warn(
+            "The model has SyncBatchNorm: each rank's gradient depends on the other ranks' examples, so the ranks are "
+            "no independent samples, and the measured noise scale is off, mostly too large. Use "
+            "Trainer(sync_batchnorm=False), or a normalisation within the example such as GroupNorm.",
+            category=UserWarning,
+        )
+    found = sorted(layer.__name__ for layer in layers)
     if found:
         rank_zero_warn(
             f"The model has {', '.join(found)}: its output depends on the micro-batch, not on the batch, so the "

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_bsscale.callbacks.loaders import loader_batch_size
+from lightning_bsscale.callbacks.loaders import Loaders
 from lightning_bsscale.journal import DecisionRecord, Measurement, from_plain
 from lightning_bsscale.theory.estimate import Averages, NoiseScale
 
@@ -20,22 +20,28 @@ class Start:
     """What batches and the user's plan are counted in.
 
     Attributes:
-        micro_batch_size: examples in one micro-batch on one device
-        loader_batch_size: the loader's own `batch_size`, which tells a changed micro-batch from a short one; None where
-            it has none
+        granularity: examples of one micro-batch on all devices
+        loader_batch_size: the loaders' own `batch_size` on all devices, which tells a changed micro-batch from a short
+            one; None where one has none
         world_size: devices
         accumulate: micro-batches of one step
     """
 
-    micro_batch_size: int
+    granularity: int
     loader_batch_size: int | None
     world_size: int
     accumulate: int
 
     @property
-    def granularity(self) -> int:
-        """Examples of one micro-batch on all devices."""
-        return self.micro_batch_size * self.world_size
+    def micro_batch_size(self) -> float:
+        """Examples of one micro-batch on one device, on average over the devices."""
+        whole, rest = divmod(self.granularity, self.world_size)
+        return self.granularity / self.world_size if rest else whole
+
+    @property
+    def own_micro_batch_size(self) -> int | None:
+        """Examples of one micro-batch on this device; None with several, as each may have another."""
+        return self.granularity if self.world_size == 1 else None
 
     @property
     def batch_size(self) -> int:
@@ -43,30 +49,26 @@ class Start:
         return self.accumulate * self.granularity
 
 
-def read_start(trainer: pl.Trainer, micro_batch_size: int, accumulate: int, first: Start | None) -> Start:
+def read_start(trainer: pl.Trainer, found: Loaders, accumulate: int, first: Start | None) -> Start:
     """What this start is counted in.
 
     Args:
         trainer: the Trainer, before its first micro-batch
-        micro_batch_size: examples in the first micro-batch
+        found: what the ranks' loaders say
         accumulate: the user's `accumulate_grad_batches`
         first: the start of the run that goes on, or None. The micro-batch that a resumed run happens to begin with may
-            be a short one, so its unit is kept, unless the loader says that it was changed
+            be a short one, so its unit is kept, unless the loaders say that it was changed
 
     Returns:
         the record
     """
-    told = loader_batch_size(trainer)
+    granularity, ranks, told = found.first_size, trainer.world_size, found.batch_size
     if first is not None:
-        micro_batch_size = first.micro_batch_size
-        if told is not None and first.loader_batch_size is not None and told != first.loader_batch_size:
-            micro_batch_size = max(1, round(micro_batch_size * told / first.loader_batch_size))
-    return Start(
-        micro_batch_size=micro_batch_size,
-        loader_batch_size=told,
-        world_size=trainer.world_size,
-        accumulate=accumulate,
-    )
+        size = first.micro_batch_size
+        if told is not None and first.loader_batch_size is not None:
+            size *= (told / ranks) / (first.loader_batch_size / first.world_size)
+        granularity = max(ranks, round(size * ranks))
+    return Start(granularity=granularity, loader_batch_size=told, world_size=ranks, accumulate=accumulate)
 
 
 def describe_change(before: Start, now: Start) -> str:
@@ -85,7 +87,7 @@ def describe_change(before: Start, now: Start) -> str:
         "accumulate": "accumulate_grad_batches={} instead of {}",
     }
     changes = [
-        text.format(getattr(now, name), getattr(before, name))
+        text.format(round(getattr(now, name), 1), round(getattr(before, name), 1))
         for name, text in names.items()
         if getattr(now, name) != getattr(before, name)
     ]
@@ -106,7 +108,7 @@ def window_at_restart(state: dict[str, Any]) -> tuple[int, int]:
     """
     window = state["window"]
     if window is None:
-        return state["budget"]["came"], max(1, state["control"]["batch_size"] // Start(**state["start"]).granularity)
+        return state["budget"]["came"], max(1, state["control"]["batch_size"] // Start(**state["now"]).granularity)
     return window["start"], window["planned"] + window["in_progress"]
 
 
@@ -135,7 +137,7 @@ def used_examples(state: dict[str, Any]) -> int:
     Returns:
         the number
     """
-    return int(sum(state["examples"].values()) + state["lost_micro_batches"] * state["granularity"])
+    return int(sum(state["examples"].values()) + state["lost_examples"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

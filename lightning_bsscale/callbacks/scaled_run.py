@@ -54,6 +54,7 @@ class ScaledRun:
         self.options = options
         self.optimizer_steps = 0
         self.lost_micro_batches = 0
+        self._lost_examples = 0
         self._windows = 0
         self._window: OpenWindow | None = None
         self._rest = 0
@@ -69,13 +70,13 @@ class ScaledRun:
         self._stops = False
         self._optimizer = trainer.optimizers[0]
         accumulate = int(trainer.accumulate_grad_batches) if accumulation is None else accumulation.original
-        micro_batch_size = loaders.agreed_micro_batch_size(trainer, micro_batch_size)
+        self._loaders = loaders.ask_all_ranks(trainer, micro_batch_size, options.batch_size_fn)
         first = None if state is None else Start(**state["start"])
-        self.now = read_start(trainer, micro_batch_size, accumulate, first)
+        self.now = read_start(trainer, self._loaders, accumulate, first)
         self._first = first or self.now
         self._examples = ExamplesSeen(trainer.world_size, self.now.granularity)
-        self.plan = read_plan(trainer, options, self._first, self.now)
-        self._sizes = loaders.SizeCheck(self.now.micro_batch_size)
+        self.plan = read_plan(trainer, options, self._loaders, self._first, self.now)
+        self._sizes = loaders.SizeCheck(micro_batch_size if first is None else self.now.own_micro_batch_size)
         self.control = BatchControl(
             policy=options.policy, rule=rule, limits=self.plan.limits, batch_size=self._first.batch_size
         )
@@ -105,9 +106,11 @@ class ScaledRun:
         batch_idx: int,
     ) -> None:
         """Takes hold of what the scaler changes; a dry run takes hold of nothing."""
-        if trainer.world_size == 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.measurement.seen_at_once == 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # First, as a warning may be made an error.
-            preflight.warn_of_single_micro_batch(self.options, self.now.accumulate, loaders.epoch_batches(trainer))
+            in_force = max(1, self.control.batch_size // self.now.granularity)  # of a run that goes on, not the user's
+            accumulate = self.now.accumulate if self.options.dry_run else in_force
+            preflight.warn_of_single_micro_batch(self.options, accumulate, self._loaders.batches)
         self._accumulation: Accumulation | None = None
         if not self.options.dry_run:
             self._accumulation = accumulation or Accumulation(trainer)  # refuses where windows cannot be placed
@@ -116,7 +119,7 @@ class ScaledRun:
             self._optimizer, self.control, self.plan, self.options.schedule, dry_run=self.options.dry_run
         )
         frequencies = self._clock.frequencies if self._clock is not None else []
-        self.budget = make_budget(trainer, self.options, self.plan, self._first, self.now, frequencies)
+        self.budget = make_budget(self.options, self.plan, self._loaders, self._first, self.now, frequencies)
         if state is not None:
             self.budget.load(state["budget"])
         elif trainer.global_step > 0:
@@ -131,15 +134,12 @@ class ScaledRun:
             seen_at_once=self.measurement.seen_at_once,
         )
 
-    def _epoch_examples(self, trainer: pl.Trainer) -> int | None:
-        return loaders.epoch_examples(trainer, self.now.micro_batch_size, self.options.batch_size_fn)
-
     # ------------------------------------------------------------------ a window's life
 
     @property
     def _used(self) -> int:
         # Lost micro-batches are gone from the budget too: the user's schedulers, which end with it, went past them.
-        return self.examples_seen + self.lost_micro_batches * self.now.granularity
+        return self.examples_seen + self._lost_examples
 
     @property
     def examples_seen(self) -> int:
@@ -162,6 +162,8 @@ class ScaledRun:
             self._lost_at_start = 0
         is_clear = self._accumulation is not None or batch_idx % self.now.accumulate == 0  # no old gradient in it
         due = self._in_warmup or plan.is_probe or self._windows % self.options.measure_every == 0
+        # On several ranks an epoch's last window too: what it sends makes the count of examples exact.
+        due = due or (trainer.world_size > 1 and self._planner.is_last(plan, self._used))
         self._window = OpenWindow(
             start=plan.start,
             planned=plan.num_micro_batches,
@@ -193,7 +195,7 @@ class ScaledRun:
         self._in_progress = (trainer, pl_module, batch_idx)
         # An epoch may begin with None, and a stopped run's checkpoint calls the epoch that it is in the next one.
         if batch_idx == 0 or (trainer.current_epoch != self._epoch and batch_idx < self.budget.came):
-            self._start_epoch(trainer)
+            self._start_epoch(trainer, size)
         elif self._accumulation is None and batch_idx % self.now.accumulate == 0:
             self.drop_window()  # here Lightning clears the gradient, whether or not a step ended the window before
         if self._window is None:
@@ -202,13 +204,15 @@ class ScaledRun:
         self._window.sizes.append(size)
         self.times.start()
 
-    def _start_epoch(self, trainer: pl.Trainer) -> None:
+    def _start_epoch(self, trainer: pl.Trainer, size: int) -> None:
         self._epoch = trainer.current_epoch
         self.drop_window()
-        if trainer.reload_dataloaders_every_n_epochs and self._windows:  # type: ignore[attr-defined]
-            loaders.agreed_micro_batch_size(trainer, self.now.micro_batch_size)
+        if self._loaders.are_old(trainer):
+            self._loaders = loaders.ask_all_ranks(trainer, size, self.options.batch_size_fn)
         self.budget.start_epoch(
-            loaders.epoch_batches(trainer), came=self._came_in_epoch, epoch_examples=self._epoch_examples(trainer)
+            self._loaders.batches,
+            came=self._came_in_epoch,
+            epoch_examples=self._loaders.epoch_examples(self.now.granularity),
         )
         self._came_in_epoch = 0
 
@@ -219,6 +223,7 @@ class ScaledRun:
         if lost is None or lost.done == 0:
             return
         self.lost_micro_batches += lost.done
+        self._lost_examples += lost.done * self.now.granularity
         self.budget.advance(self._came_in_epoch, is_last=False)
         if self._accumulation is not None and not self._said_lost:
             self._said_lost = True
@@ -232,7 +237,7 @@ class ScaledRun:
             batch_idx: the index
         """
         if batch_idx == 0:
-            self._start_epoch(trainer)
+            self._start_epoch(trainer, 0)
         self._came_in_epoch = batch_idx + 1
         if self._accumulation is not None:
             self._accumulation.skip(batch_idx, is_open=self._window is not None)
@@ -358,8 +363,9 @@ class ScaledRun:
             "examples": self._examples.state(),
             "optimizer_steps": self.optimizer_steps,
             "lost_micro_batches": self.lost_micro_batches,
+            "lost_examples": self._lost_examples,
             "windows": self._windows,
-            "granularity": self.now.granularity,
+            "now": asdict(self.now),
             "epoch": self._epoch,
             "came_in_epoch": self._came_in_epoch,
             "window": None if window is None else window.state(),
@@ -373,19 +379,21 @@ class ScaledRun:
         self._examples.load(state["examples"])
         self.optimizer_steps = state["optimizer_steps"]
         self.lost_micro_batches = state["lost_micro_batches"]
+        self._lost_examples = state["lost_examples"]
         self._windows = state["windows"]
         self.control.load(state["control"])
         self.measurement.load(state["measurement"])
-        batch_size = self.control.batch_size
+        before, batch_size = Start(**state["now"]), self.control.batch_size
         self.control.fit_limits(self.measurement.noise)
         window = state["window"]
         lost = 0 if window is None else window["done"]
         self.lost_micro_batches += lost
+        self._lost_examples += lost * before.granularity
         if lost or (window is not None and window["is_rest"]):
-            rest = (window["planned"] - lost) * state["granularity"]
+            rest = (window["planned"] - lost) * before.granularity
             self._rest = max(1, round(rest / self.now.granularity))
         self._lost_at_start = lost
-        if state["granularity"] == self.now.granularity and state["epoch"] != self._epoch:
+        if before.granularity == self.now.granularity and state["epoch"] != self._epoch:
             self._came_in_epoch = state["came_in_epoch"]
         self._epoch = state["epoch"]
-        output.say_resumed(self._first, self.now, batch_size, self.control.batch_size)
+        output.say_resumed(self._first, before, self.now, batch_size, self.control.batch_size)

@@ -17,6 +17,7 @@ from lightning_bsscale.callbacks.loaders import batch_size_of
 from lightning_bsscale.callbacks.monitor import GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.options import ScalerOptions
 from lightning_bsscale.callbacks.resume import Outcome, check_schema, is_over, outcome_of, window_at_restart
+from lightning_bsscale.callbacks.returned import WayBack, without_module
 from lightning_bsscale.callbacks.scaled_run import ScaledRun
 from lightning_bsscale.journal import DecisionRecord, Measurement, summary_table
 from lightning_bsscale.theory.checks import check_integer
@@ -135,11 +136,14 @@ class BatchSizeScaler(pl.Callback):
         self._loaded: dict[str, Any] | None = None
         self._placed: Accumulation | None = None
         self._clock: ExampleClock | None = None
+        self._way_back = WayBack()
 
     # ------------------------------------------------------------------ what happened
 
     @property
     def _outcome(self) -> Outcome:
+        if self._way_back.outcome is not None:
+            return self._way_back.outcome
         return outcome_of(self._loaded) if self._run is None else shown.outcome(self._run)
 
     @property
@@ -203,6 +207,7 @@ class BatchSizeScaler(pl.Callback):
         ended = self._run or self._ended
         self._loaded = ended.state() if ended is not None and ended.goes_on_in(trainer) else None
         self._run, self._ended = None, ended
+        self._way_back.outcome = None
         preflight.check_measurable(trainer, pl_module, "BatchSizeScaler")
         preflight.check_trainer_for_scaler(trainer)
         neighbours.check_alone(
@@ -218,7 +223,7 @@ class BatchSizeScaler(pl.Callback):
         preflight.choose_rule(self._lr_rule, self._lr_cap, trainer.optimizers[0])
         preflight.check_schedule(trainer, self._options.schedule)
         preflight.warn_of_dry_schedule(self._options)
-        preflight.warn_of_batch_norm(pl_module)
+        preflight.warn_of_batch_norm(pl_module, trainer.world_size)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before a run goes on, Lightning asks whether its checkpoint was saved at a window's end."""
@@ -291,6 +296,7 @@ class BatchSizeScaler(pl.Callback):
         if self._run is not None:
             self._run.drop_window()
         self._release(trainer)
+        self._way_back.send(trainer, self._outcome)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Gives everything back."""
@@ -312,6 +318,26 @@ class BatchSizeScaler(pl.Callback):
             trainer.should_stop = False
         if clock is not None:
             clock.release()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has the options and shows what this callback shows, but holds no Trainer.
+
+        Returns:
+            what is pickled, or copied
+        """
+        if self._run is None:
+            return vars(self)
+        told = {"_loaded": self.state_dict(), "_way_back": self._way_back.holding(self._outcome)}
+        return without_module(self) | dict.fromkeys(("_run", "_ended", "_placed", "_clock")) | told
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy was made, here or in another process.
+
+        Args:
+            state: what `__getstate__` gave
+        """
+        vars(self).update(state)
+        self._way_back = self._way_back.arrived()
 
     @property
     def state_key(self) -> str:
@@ -335,4 +361,5 @@ class BatchSizeScaler(pl.Callback):
             state_dict: what `state_dict` gave; of a schema that this version does not read, it is refused
         """
         check_schema(state_dict, "BatchSizeScaler")
+        self._way_back.outcome = None
         self._loaded = state_dict

@@ -1,61 +1,61 @@
 """The only collectives: sums of one small vector over ranks, sent at a window's end and read at the next one's.
 
 Every rank must send the same messages in the same order, so whoever sends decides by numbers that are the same on all
-ranks, and a rank that has nothing to say sends all the same. Nothing here waits for another rank but `extremes`, at the
-start, and `read`, for a message that was sent a window ago.
+ranks, and a rank that has nothing to say sends all the same. Nothing here waits for another rank but `extremes` and
+`sums`, at the start, and `read`, for a message that was sent a window ago.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["SummedVector", "extremes"]
+__all__ = ["SummedVector", "extremes", "sums"]
 
 
 class SummedVector:
     """A small vector on its way to be summed over all ranks of the default process group.
 
-    On CUDA the sum and its copy to the host run on a stream of their own, so that neither end waits for the
-    computation that is queued behind.
+    On CUDA the sum and its copy to the host run on a stream of their own, so that the computation that is queued behind
+    does not wait for the other ranks, nor `read` for the computation. Later changes of the tensor do not show.
 
     Args:
         tensor: 1-d, float64
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        tensor = tensor.to(_device_of_sums(tensor.device))
+        # Copied before anything else is queued: on the stream aside it would race with later changes.
+        summed = tensor.detach().to(_device_of_sums(tensor.device), copy=True)
         self._arrived: torch.cuda.Event | None = None
         self._work: dist.Work | None = None
-        if tensor.device.type != "cuda":
-            self._values = tensor.detach().clone()
+        if summed.device.type != "cuda":
+            self._values = summed
             self._work = dist.all_reduce(self._values, async_op=True)
             return
-        current = torch.cuda.current_stream(tensor.device)
-        aside = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(current)
-        self._values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        aside = _stream_aside(summed.device)
+        aside.wait_stream(torch.cuda.current_stream(summed.device))
+        self._values = torch.empty(summed.shape, dtype=summed.dtype, pin_memory=True)
         with torch.cuda.stream(aside):
-            summed = tensor.detach().clone()
             dist.all_reduce(summed)
             self._values.copy_(summed, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record(aside)
-        tensor.record_stream(aside)
+        summed.record_stream(aside)
 
     @property
     def has_arrived(self) -> bool:
         """Whether `read` would give the sums at once: after another rank's failure it may wait for ever, or fail."""
-        if self._arrived is not None:
-            return bool(self._arrived.query())  # type: ignore[no-untyped-call]
-        if self._work is not None and self._work.is_completed():
-            try:
+        try:
+            if self._arrived is not None:
+                return bool(self._arrived.query())  # type: ignore[no-untyped-call]
+            if self._work is not None and self._work.is_completed():
                 self.read()
-            except RuntimeError:  # the connection to a rank broke
-                return False
+        except RuntimeError:  # the connection to a rank broke, or the device failed
+            return False
         return self._work is None
 
     def read(self) -> list[float]:
@@ -91,7 +91,30 @@ def extremes(values: Sequence[float], device: torch.device, world_size: int) -> 
     return [-value for value in found[len(values) :]], found[: len(values)]
 
 
+def sums(values: Sequence[float], device: torch.device, world_size: int) -> list[float]:
+    """Add each number up over all ranks. It waits for all ranks: for the start only.
+
+    Args:
+        values: this rank's numbers; nan makes the sum nan
+        device: the device that this rank computes on
+        world_size: number of ranks
+
+    Returns:
+        The sums; the same on all ranks.
+    """
+    if world_size == 1:
+        return list(values)
+    return SummedVector(torch.tensor(values, dtype=torch.float64, device=device)).read()
+
+
+@cache
+def _stream_aside(device: torch.device) -> torch.cuda.Stream:
+    # One for all messages: torch has 32 streams, which others use too, and they arrive one after the other anyway.
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 def _device_of_sums(device: torch.device) -> torch.device:
-    # A backend that cannot sum where the gradients are (gloo for a GPU's) sums on the host.
-    backends = dist.get_backend_config() if hasattr(dist, "get_backend_config") else dist.get_backend()
-    return device if device.type == "cpu" or "nccl" in str(backends) else torch.device("cpu")
+    # A backend that sums on the host anyway (gloo, also where the tensor is a GPU's) is given the numbers there.
+    backends = dict(pair.split(":") for pair in dist.get_backend_config().split(","))
+    has_own = device.type in backends and backends[device.type] != backends.get("cpu")
+    return device if has_own else torch.device("cpu")

@@ -152,7 +152,11 @@ class SupportsDecide(Protocol):
 
 
 class Policy(ABC):
-    """When to grow and to what. Pure: the same situation and limits give the same decision."""
+    """When to grow and to what. Pure: the same situation and limits give the same decision.
+
+    On several devices every process asks its own copy. One that answered by anything else (a random number, what one
+    process alone knows) would leave them with windows of different length, in which they wait for each other for ever.
+    """
 
     __slots__ = ()
 

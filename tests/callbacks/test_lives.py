@@ -199,6 +199,21 @@ def test_an_unused_callback_copies_and_pickles(make):
         assert copied.history
 
 
+@pytest.mark.parametrize("make", [grows, GradientNoiseScaleMonitor])
+def test_a_copy_of_a_used_callback_shows_the_same_without_the_trainer(make):
+    used = make(measure_every=3)
+    module = Regression()
+    fit(module, regression_loader(96), [used], max_epochs=1, accumulate_grad_batches=2)
+    for copied in (copy.deepcopy(used), pickle.loads(pickle.dumps(used))):
+        for name in ("noise_scale", "history", "batch_size", "lr_scale", "examples_seen", "decisions"):
+            assert getattr(copied, name, None) == getattr(used, name, None), name
+        assert copied.history
+        assert copied.state_dict() == used.state_dict()
+        assert len(pickle.dumps(copied)) < 20_000
+        fit(Regression(), regression_loader(96), [copied], max_epochs=1, accumulate_grad_batches=2)
+        assert copied.history[0] == used.history[0], "it begins anew"
+
+
 class Counting(Policy):
     """Grows at every third call: a policy with a state of its own."""
 

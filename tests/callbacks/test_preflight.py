@@ -1,13 +1,17 @@
 """Every combination that is refused, before the first step, with the way out."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, SingleDeviceStrategy, XLAStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor, NoiseScalePolicy
+from lightning_bsscale.callbacks.preflight import check_measurable
 from tests.zoo import QUIET, Regression, assert_nothing_left, fit, regression_loader
 
 
@@ -48,20 +52,59 @@ def test_a_monitor_beside_a_scaler(order):
     refused("cannot work beside GradientNoiseScaleMonitor", [BatchSizeScaler(), GradientNoiseScaleMonitor()][::order])
 
 
+class Accumulates(SingleDeviceStrategy):
+    """As DeepSpeed's strategy answers."""
+
+    handles_gradient_accumulation = True
+
+
+class MyDeepSpeedStrategy(SingleDeviceStrategy):
+    """By its name one of DeepSpeed's, also where it answers otherwise."""
+
+
+class OnTwoDevices(SingleDeviceStrategy):
+    """Of which nothing is known."""
+
+    def __init__(self, device):
+        super().__init__(device)
+        self.world_size = 2
+
+
+OWN_LOOP = "feed lightning_bsscale.GradientNoiseScale in a loop of your own"
+
+
 @pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
-def test_a_strategy_that_accumulates_by_itself(callback, monkeypatch):
-    """DeepSpeed is not installed; what is asked of the strategy is what its class in Lightning answers."""
-    from lightning.pytorch.strategies import DeepSpeedStrategy, SingleDeviceStrategy
-
-    assert DeepSpeedStrategy.handles_gradient_accumulation.fget(None) is True
-    monkeypatch.setattr(SingleDeviceStrategy, "handles_gradient_accumulation", property(lambda self: True))
-    refused("cannot work with SingleDeviceStrategy: it accumulates gradients by itself", [callback()])
+@pytest.mark.parametrize("strategy", [Accumulates, MyDeepSpeedStrategy])
+def test_a_strategy_that_accumulates_by_itself(callback, strategy):
+    why = f"cannot work with {strategy.__name__}: it accumulates gradients by itself.*{OWN_LOOP}"
+    refused(why, [callback()], strategy=strategy(device="cpu"))
 
 
 @pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
-def test_several_devices(callback, monkeypatch):
-    monkeypatch.setattr(pl.Trainer, "world_size", 2)
-    refused("works on one device, with DDP and with FSDP .*, and the Trainer has 2 devices with Single", [callback()])
+@pytest.mark.parametrize(
+    ("strategy", "why"),
+    [(DeepSpeedStrategy, "cannot work with DeepSpeedStrategy: it accumulates"), (XLAStrategy, "2 devices with XLA")],
+)
+def test_strategies_that_are_ddp_by_descent_only(callback, strategy, why):
+    """Their constructors need packages that are not installed."""
+    trainer = SimpleNamespace(strategy=strategy.__new__(strategy), world_size=2)
+    with pytest.raises(MisconfigurationException, match=f"{why}.*{OWN_LOOP}"):
+        check_measurable(trainer, Counts(), callback.__name__)
+
+
+@pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
+def test_an_unknown_strategy_on_several_devices(callback):
+    why = f"works on one device, with DDP and with FSDP .*, and the Trainer has 2 devices with OnTwo.*{OWN_LOOP}"
+    refused(why, [callback()], strategy=OnTwoDevices(device="cpu"))
+
+
+def test_an_unknown_strategy_on_one_device_is_welcome():
+    class Unheard(SingleDeviceStrategy):
+        pass
+
+    scaler = BatchSizeScaler()
+    fit(Regression(), regression_loader(40), [scaler], max_epochs=1, strategy=Unheard(device="cpu"))
+    assert scaler.examples_seen == 40
 
 
 class Odd(torch.optim.Optimizer):

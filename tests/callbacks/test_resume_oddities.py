@@ -153,6 +153,50 @@ def test_lost_micro_batches_are_gone_from_the_budget_too(tmp_path):
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 100
 
 
+@pytest.mark.filterwarnings("ignore:bsscale")
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_lost_micro_batches_keep_their_examples_when_a_micro_batch_has_others(tmp_path, size):
+    """The budget is 400, and two micro-batches of 4 are lost."""
+    path, options = tmp_path / "mid.ckpt", {"total_examples": 400}
+    callbacks = [scripted(4, **options), SavesLast(path, 6)]
+    fit(Regression(), regression_loader(2000), callbacks, max_epochs=9, **SAVING)
+    scaler = scripted(4, **options)
+    fit(Regression(), regression_loader(2000, batch_size=size), [scaler], max_epochs=9, ckpt_path=path)
+    assert scaler.state_dict()["lost_micro_batches"] == 2
+    assert 0 <= scaler.examples_seen - (400 - 2 * 4) < size
+
+
+class GrowsAfterAStepless(Counts):
+    """Its first epoch ends with None before the first step; the others have ten micro-batches."""
+
+    def train_dataloader(self):
+        batch = next(iter(regression_loader(4)))
+        items = [batch, None] if self.trainer.current_epoch == 0 else [batch] * 10
+        return DataLoader(items, batch_size=None)
+
+
+@pytest.mark.filterwarnings("ignore:bsscale", "ignore:train_dataloader yielded None")
+def test_loaders_that_were_made_anew_count_also_before_the_first_step():
+    module = GrowsAfterAStepless()
+    settings = dict(max_epochs=3, accumulate_grad_batches=4, reload_dataloaders_every_n_epochs=1)
+    trainer = pl.Trainer(**QUIET, **settings, callbacks=[scripted(4)])
+    trainer.fit(module)
+    assert module.windows == [1 + 4, 4, 2, 4, 4, 2], "with the first epoch's one micro-batch, which was lost"
+
+
+@pytest.mark.filterwarnings("ignore:bsscale")
+def test_a_changed_micro_batch_is_said_to_the_last_digit(tmp_path):
+    path, tokens = tmp_path / "mid.ckpt", 1_048_576
+
+    def counted(unit):
+        return scripted(1, batch_size_fn=lambda batch: unit * len(batch[0]), max_batch_size=10**9)
+
+    fit(Regression(), regression_loader(200), [counted(tokens), SavesLast(path, 6)], max_epochs=1, **SAVING)
+    loader = regression_loader(200, batch_size=8)
+    with pytest.warns(UserWarning, match="micro-batches of 8388608 instead of 4194304 examples"):
+        fit(Regression(), loader, [counted(tokens)], max_epochs=1, ckpt_path=path)
+
+
 @pytest.mark.parametrize(("size", "left"), [(4, 3), (2, 6), (8, 2), (64, 1)])
 def test_in_mid_window_with_another_micro_batch_the_rest_keeps_its_examples(tmp_path, size, left):
     path = tmp_path / "mid.ckpt"

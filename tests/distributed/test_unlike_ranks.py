@@ -1,0 +1,194 @@
+"""Ranks that differ: in their loaders, in their sizes, in when they end, in what their policy would do."""
+
+import time
+import warnings
+from datetime import timedelta
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
+from torch import distributed
+from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale.journal import as_plain, read_journal
+from tests.distributed.processes import run
+from tests.distributed.trained import Linear, Script, counting, loader_of, regression_items, trainer_of
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def on(ranks, function, *args, **options):
+    return run(bound, ranks, function, args, options, init=False)
+
+
+def bound(rank, function, args, options):
+    warnings.simplefilter("ignore")
+    return function(rank, *args, **options)
+
+
+def own_loader(examples, batch_size):
+    """A rank's own data, as a user cuts it who does not know of samplers."""
+    generator = torch.Generator().manual_seed(examples + batch_size)
+    x = torch.randn(examples, 8, generator=generator)
+    y = x[:, :2] + 4 * torch.randn(examples, 2, generator=generator)
+    return DataLoader(TensorDataset(x, y), batch_size=batch_size)
+
+
+def trained(rank, loaders, folder=None, ckpt=None, epochs=4, **options):
+    """What the rank decided, its weights, its rates; `loaders` has the arguments of `own_loader` for each rank."""
+    seen = []
+
+    class Notes(pl.Callback):
+        def on_train_batch_end(self, *args):
+            seen.append(scaler.examples_seen)
+
+    scaler = BatchSizeScaler(**{"measure_every": 2, "memory": 0.5, "warmup": 0.1, **options})
+    keep = [] if folder is None else [ModelCheckpoint(folder, every_n_epochs=1, save_top_k=-1, filename="{epoch}")]
+    trainer = trainer_of(2, [scaler, Notes(), *keep], max_epochs=epochs, enable_checkpointing=bool(keep))
+    module = Linear(lr=0.02)
+    trainer.fit(module, own_loader(*loaders[rank]), ckpt_path=ckpt)
+    return {
+        "decisions": [as_plain(record) for record in scaler.decisions],
+        "history": [as_plain(made) for made in scaler.history],
+        "weights": [parameter.tolist() for parameter in module.parameters()],
+        "batch_size": scaler.batch_size,
+        "examples_seen": scaler.examples_seen,
+        "seen": seen,
+        "windows": module.windows,
+    }
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": "cosine"}, {"lr_rule": "none"}], ids=["plain", "cosine", "none"])
+@pytest.mark.parametrize("loaders", [[(400, 4), (397, 4)], [(600, 6), (200, 2)], [(200, 2), (600, 6)]], ids=str)
+def test_with_loaders_of_their_own_all_ranks_plan_and_step_alike(loaders, options):
+    """As many micro-batches, but not as many examples."""
+    first, second = on(2, trained, loaders, **options)
+    assert first == second
+    assert first["examples_seen"] == 4 * sum(examples for examples, _ in loaders)
+    assert first["seen"] == sorted(first["seen"])
+    assert len(set(first["windows"])) > 1, "the batch grew"
+
+
+def test_a_micro_batch_of_all_ranks_has_the_examples_of_all():
+    """Where one rank's are larger the unit is their sum."""
+    first, _ = on(2, trained, [(800, 16), (100, 2)], policy=Script([2], 18), lr_rule="none", warmup=0, epochs=1)
+    assert first["batch_size"] == 36
+    whole = [made for made in first["history"] if made["accumulate_grad_batches"] == 2]
+    assert whole
+    assert all(made["window_examples"] == 36 for made in whole[:-1])
+
+
+def test_the_schedule_ends_where_the_examples_end():
+    first, _ = on(2, trained, [(400, 8), (200, 4)], schedule="cosine", lr_rule="none")
+    assert first["history"][-1]["lr"] < 0.02 * 0.01
+    assert first["history"][0]["lr"] > 0
+
+
+def test_ranks_with_loaders_of_their_own_resume(tmp_path):
+    loaders = [(400, 8), (200, 4)]
+    whole, _ = on(2, trained, loaders, folder=str(tmp_path))
+    first, second = on(2, trained, loaders, ckpt=str(tmp_path / "epoch=1.ckpt"))
+    assert first == second
+    for name in ("examples_seen", "batch_size", "weights", "history"):
+        assert first[name] == whole[name], name
+
+
+def journal_of(rank, folder, with_logger, kind):
+    make = {"scaler": BatchSizeScaler, "monitor": GradientNoiseScaleMonitor}[kind]
+    logger = CSVLogger(folder, name="", version="log") if with_logger else False
+    trainer = trainer_of(
+        2, [make(measure_every=2, record=True)], max_epochs=1, logger=logger, default_root_dir=f"{folder}/root"
+    )
+    trainer.fit(Linear(lr=0.01), loader_of(regression_items(40, [4]), rank, 2))
+
+
+@pytest.mark.parametrize("with_logger", [True, False])
+@pytest.mark.parametrize("kind", ["scaler", "monitor"])
+def test_the_first_rank_writes_the_journal_into_the_log_folder(tmp_path, with_logger, kind):
+    on(2, journal_of, str(tmp_path), with_logger, kind)
+    journal = tmp_path / ("log" if with_logger else "root") / "bsscale.jsonl"
+    _, records = read_journal(journal)
+    assert len(records) >= 10
+    assert [str(path) for path in tmp_path.rglob("*.jsonl")] == [str(journal)]
+
+
+class SlowAtTheEnd(pl.Callback):
+    """As one that uploads, on the first rank."""
+
+    def on_train_end(self, trainer, pl_module):
+        if trainer.global_rank == 0:
+            time.sleep(2.5)
+
+
+def slow_at_the_end(rank, kind):
+    callback = BatchSizeScaler(measure_every=4, warmup=0) if kind == "scaler" else GradientNoiseScaleMonitor()
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=1))
+    trainer = trainer_of(2, [SlowAtTheEnd(), callback], strategy, max_epochs=1)
+    trainer.fit(Linear(lr=0.01), loader_of(regression_items(44, [4, 4, 1, 1]), rank, 2))
+    return callback.state_dict()["examples"]
+
+
+@pytest.mark.parametrize("kind", ["scaler", "monitor"])
+def test_a_rank_that_is_slow_to_end_fails_nobody(kind):
+    """Nothing is asked of another rank when training has ended; the process group's time-out is 1 s."""
+    first, second = on(2, slow_at_the_end, kind)
+    assert first == second
+
+
+def localised(rank, callback):
+    state = PostLocalSGDState(process_group=None, subgroup=None, start_localSGD_iter=8)
+    strategy = DDPStrategy(process_group_backend="gloo", ddp_comm_state=state, model_averaging_period=4)
+    trainer_of(2, [callback], strategy, max_epochs=1).fit(Linear(), loader_of(regression_items(40, [4]), rank, 2))
+
+
+@pytest.mark.parametrize("callback", [BatchSizeScaler(), GradientNoiseScaleMonitor()], ids=lambda made: made.state_key)
+def test_ranks_that_step_by_themselves_are_refused(callback):
+    with pytest.raises(MisconfigurationException, match="cannot work with post-local SGD"):
+        on(2, localised, callback)
+
+
+class Reloads(Linear):
+    def __init__(self, rank):
+        super().__init__(lr=0.01)
+        self.rank = rank
+
+    def train_dataloader(self):
+        return own_loader(40, 4)
+
+
+def reloaded(rank, every, kind):
+    calls = []
+    distributed.all_reduce = counting("all_reduce", distributed.all_reduce, calls)
+    callback = BatchSizeScaler(measure_every=9) if kind == "scaler" else GradientNoiseScaleMonitor(measure_every=9)
+    trainer = trainer_of(2, [callback], max_epochs=5, reload_dataloaders_every_n_epochs=every)
+    trainer.fit(Reloads(rank))
+    return [numel for _, numel, is_ours in calls if is_ours and numel < 7]
+
+
+@pytest.mark.parametrize("kind", ["scaler", "monitor"])
+@pytest.mark.parametrize(("every", "asked"), [(0, 1), (1, 5), (2, 3), (9, 1)])
+def test_loaders_are_asked_for_where_they_are_new(kind, every, asked):
+    for sent in on(2, reloaded, every, kind):
+        assert sent == [2, 3] * asked
+
+
+def watched(rank, ranks, epochs, folder=None, ckpt=None):
+    monitor = GradientNoiseScaleMonitor(measure_every=1)
+    keep = [] if folder is None else [ModelCheckpoint(folder, save_top_k=-1, every_n_epochs=1, filename="{epoch}")]
+    trainer = trainer_of(
+        ranks, [monitor, *keep], max_epochs=epochs, accumulate_grad_batches=2, enable_checkpointing=bool(keep)
+    )
+    trainer.fit(Linear(lr=0.01), loader_of(regression_items(48, [4]), rank, ranks), ckpt_path=ckpt)
+    return sum(monitor.state_dict()["examples"].values())
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (2, 1), (1, 2)])
+def test_the_monitor_counts_every_example_also_on_another_number_of_ranks(tmp_path, before, after):
+    assert on(before, watched, before, 1, str(tmp_path)) == [192] * before
+    assert on(after, watched, after, 2, None, str(tmp_path / "epoch=0.ckpt")) == [384] * after
