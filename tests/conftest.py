@@ -41,6 +41,14 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=nightly)
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if torch.cuda.device_count() == 0:
+            pytest.skip("needs CUDA devices, found 0")
+
+
 @pytest.fixture
 def kills(request):
     """How often a training is killed."""

@@ -1,4 +1,4 @@
-"""Runs a function in several gloo processes at once, and gives back what each returned.
+"""Runs a function in several processes at once, and gives back what each returned.
 
     def sum_of_ranks(rank, add):
         total = torch.tensor(float(rank + add))
@@ -10,7 +10,7 @@
 The function is pickled by name, so it stands at the top level of a module that the processes can import.
 
 The processes are forked from a server that has imported torch and Lightning once and done nothing else: the first call
-in a session takes some seconds, and every later one a fraction of one.
+in a session takes some seconds, and every later one a fraction of one. CUDA is as new in them.
 """
 
 import faulthandler
@@ -27,6 +27,8 @@ from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from tests.distributed.places import at, here, num_gpus
+
 GRACE = 2.0  # seconds that the others get, after one has failed, to say how they fared
 
 
@@ -40,12 +42,14 @@ class RankTraceback(Exception):
 def run(function, world_size, *args, timeout=60.0, init=True):
     """Calls `function(rank, *args)` in `world_size` processes.
 
-    With `init` a gloo group spans them. Without, only the environment that torch's `env://` and Lightning's launcher
-    read is set: for a Trainer, which makes its own group.
+    With `init` a group spans them. Without, only the environment that torch's `env://` and Lightning's launcher read is
+    set: for a Trainer, which makes its own group. Their place is the test's, `here()`; where that has too few GPUs, the
+    test is skipped.
 
     Returns what each rank returned, in the order of ranks. An exception in a rank is raised here, with that rank's
     traceback as its cause; after `timeout` seconds a TimeoutError says where each rank was. No process survives.
     """
+    skip_without_gpus(here().num_gpus(world_size))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["torch", "torch.distributed.fsdp", "lightning.pytorch", "tests.distributed.processes"]
@@ -54,11 +58,11 @@ def run(function, world_size, *args, timeout=60.0, init=True):
     with tempfile.TemporaryDirectory() as folder, without_threads():
         try:
             port = free_port()
-            for rank in range(world_size):
+            for rank, environment in enumerate(here().processes(world_size)):
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(
                     target=_child,
-                    args=(theirs, folder, rank, world_size, port, timeout, init, function, args),
+                    args=(theirs, folder, rank, world_size, port, timeout, init, here(), environment, function, args),
                     daemon=True,
                 )
                 process.start()
@@ -72,6 +76,13 @@ def run(function, world_size, *args, timeout=60.0, init=True):
                 process.join()
                 process.close()
                 ours.close()
+
+
+def skip_without_gpus(needed):
+    if needed and (found := num_gpus()) < needed:
+        import pytest
+
+        pytest.skip(f"needs {needed} CUDA device{'s' * (needed > 1)}, found {found}")
 
 
 class without_threads:
@@ -140,10 +151,12 @@ def _stack(process, folder, rank):
         return f"rank {rank}: {error}"
 
 
-def _child(connection, folder, rank, world_size, port, timeout, init, function, args):
+def _child(connection, folder, rank, world_size, port, timeout, init, place, environment, function, args):
     with open(Path(folder, str(rank)), "w") as stack:
         faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)
-        message = _message(rank, world_size, port, timeout, init, function, args)
+        os.environ.update(environment)
+        with at(place):
+            message = _message(rank, world_size, port, timeout, init, function, args)
         connection.send_bytes(message)
         connection.close()
         sys.stdout.flush()
@@ -159,9 +172,7 @@ def _message(rank, world_size, port, timeout, init, function, args):
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
-        LOCAL_RANK=str(rank),
         WORLD_SIZE=str(world_size),
-        LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         GLOO_SOCKET_IFNAME="lo",
@@ -169,13 +180,13 @@ def _message(rank, world_size, port, timeout, init, function, args):
     try:
         if init:
             every = timedelta(seconds=timeout)
-            distributed.init_process_group("gloo", rank=rank, world_size=world_size, timeout=every)
+            distributed.init_process_group(here().backends, rank=rank, world_size=world_size, timeout=every)
         message = pickle.dumps((True, function(rank, *args)))
-    except BaseException as error:
-        message = pickle.dumps((False, (time.monotonic(), rank, _as_pickle(error), traceback.format_exc())))
-    if init and distributed.is_initialized():
-        distributed.destroy_process_group()
-    return message
+        if init and distributed.is_initialized():
+            distributed.destroy_process_group()
+        return message
+    except BaseException as error:  # the group is left as it is: NCCL could wait for another rank to end it
+        return pickle.dumps((False, (time.monotonic(), rank, _as_pickle(error), traceback.format_exc())))
 
 
 def _as_pickle(error):

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_bsscale.gradients import sharded
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
 from lightning_bsscale.gradients.sharded import choose_watcher
+from tests.distributed.places import here
 from tests.oracles import own_sq_norms
 
 WIDTH = 5  # not a multiple of 2 or 4: every shard is uneven
@@ -91,7 +92,7 @@ def loss_of_method(net, x):
 def batches_of(rank, case, count=3):
     generator = torch.Generator().manual_seed(rank + 5)
     sizes = [3 + k + (0 if case.model.get("skip_even") else 2 * rank) for k in range(count)]
-    return [torch.randn(size, WIDTH, generator=generator) for size in sizes]
+    return [torch.randn(size, WIDTH, generator=generator).to(here().device) for size in sizes]
 
 
 def true_mean_sq_norm(net, batches, of_one_micro_batch=False):
@@ -115,7 +116,7 @@ def true_mean_sq_norm(net, batches, of_one_micro_batch=False):
 
 
 def mesh_of(shape, names=("replicas", "shards")):
-    return distributed.init_device_mesh("cpu", shape, mesh_dim_names=names[: len(shape)])
+    return distributed.init_device_mesh(here().device.type, shape, mesh_dim_names=names[: len(shape)])
 
 
 def shard_fsdp2(net, case):
@@ -150,7 +151,7 @@ def shard_fsdp2(net, case):
     if case.special == "sum, not mean":
         for module in (net, *net.blocks):
             module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
+            module.set_force_sum_reduction_for_comms(here().backend == "gloo")  # which has no scaled sum
     if case.special == "never resharded at all":
         net.set_reshard_after_backward(False)
     if case.special == "method":
@@ -180,7 +181,7 @@ def shard_fsdp1(net, case):
     if case.mesh:
         options["device_mesh"] = mesh_of(case.mesh)
     policy = ModuleWrapPolicy({Block})
-    return FullyShardedDataParallel(net, auto_wrap_policy=policy, device_id=torch.device("cpu"), **options)
+    return FullyShardedDataParallel(net, auto_wrap_policy=policy, device_id=here().device, **options)
 
 
 def watch(net, held, watcher, batches, syncs, loss=loss_of, seen=None):
@@ -222,7 +223,7 @@ def run_case(rank, kind, case, chosen=None):
     """Two windows of three micro-batches, watched and not; and what an unsharded copy says of the second."""
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    net = Net(**case.model)
+    net = Net(**case.model).to(here().device)
     bare = copy.deepcopy(net)
     batches = batches_of(rank, case)
     oracle = copy.deepcopy(net).to(case.dtype)

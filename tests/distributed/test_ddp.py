@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tests.distributed import trained
 from tests.distributed.processes import run
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
 
 
 def fit_on(ranks, function, *args, **options):
@@ -17,6 +17,11 @@ def fit_on(ranks, function, *args, **options):
 
 def bound(rank, function, args, options):
     return function(rank, *args, **options)
+
+
+def measured_alone(items, kind="monitor"):
+    (found,) = fit_on(1, trained.monitored, 1, 4, items, kind)
+    return found
 
 
 WINDOWS = [1, 3, 2, 4, 1, 5, 2]
@@ -43,15 +48,15 @@ def test_every_micro_batch_enters_one_step_with_its_weight(ranks, accumulate):
     assert results[0][4] == list(range(steps))
 
 
+@pytest.mark.parametrize(("ranks", "accumulate"), [(2, 2), (4, 1)])
 @pytest.mark.parametrize("sizes", [[4], [2, 6, 3, 8, 4]])
 @pytest.mark.parametrize("kind", ["monitor", "dry run"])
-def test_the_same_micro_batches_measure_the_same_on_1_2_and_4_ranks(sizes, kind):
+def test_the_same_micro_batches_measure_the_same_as_on_one_rank(ranks, accumulate, sizes, kind):
     items = (48, sizes)
-    alone = trained.monitored(0, 1, 4, items, kind)
+    alone = measured_alone(items, kind)
     assert len(alone) == 12
-    for ranks, accumulate in ((2, 2), (4, 1)):
-        for found in fit_on(ranks, trained.monitored, ranks, accumulate, items, kind):
-            assert found == [pytest.approx(window, rel=1e-4) for window in alone]
+    for found in fit_on(ranks, trained.monitored, ranks, accumulate, items, kind):
+        assert found == [pytest.approx(window, rel=1e-4) for window in alone]
 
 
 def test_two_ranks_measure_from_the_first_step_without_accumulation():
@@ -67,7 +72,7 @@ def test_two_ranks_measure_from_the_first_step_without_accumulation():
         {"disturbed": {"slow": 0.003}},
         {"disturbed": {"nan_at": 7}},
         {"sizes": [4, 4, 4, 4, 4, 4, 4, 3]},
-        {"sizes": [4, 2, 6, 3]},
+        {"sizes": [4, 3, 6, 2]},
     ],
     ids=["plain", "slow", "nan", "smaller", "unequal"],
 )
@@ -81,11 +86,26 @@ def test_every_rank_decides_alike(disturbed):
     assert results[0][2] > 20
 
 
+@pytest.mark.parametrize("kind", ["monitor", "dry run"])
+def test_every_rank_has_the_same_history(kind):
+    first, second = fit_on(2, trained.monitored, 2, 2, (46, [2, 6, 3, 8, 4]), kind, whole=True)
+    assert first == second
+    assert len(first) == 12
+
+
 def test_one_small_message_a_measured_window_and_nothing_else():
     items = (400, [4])
     for _, _, measured, calls, _, _ in fit_on(2, trained.grows, 2, items, counted=True):
         ours = [(name, numel) for name, numel, is_ours in calls if is_ours]
-        assert ours == [("all_reduce", 4), *[("all_reduce", 7)] * measured]
+        assert ours == [("all_reduce", 2), ("all_reduce", 3), *[("all_reduce", 7)] * measured]
+
+
+@pytest.mark.parametrize("count", [398, 400, 22])
+def test_at_the_end_every_example_is_counted(count):
+    sizes = [4, 4, 1, 1]
+    expected = 3 * sum(sizes[index % 4] for index in range(count))
+    for result in fit_on(2, trained.grows, 2, (count, sizes)):
+        assert pickle.loads(result[0])[4] == expected
 
 
 @pytest.mark.parametrize("callback", ["scaler", "monitor"])
@@ -104,15 +124,23 @@ def test_loaders_of_different_length_are_refused_on_every_rank(callback):
 )
 def test_under_the_options_of_ddp(options):
     items = (24, [4])
-    alone = trained.monitored(0, 1, 4, items)
+    alone = measured_alone(items)
     for found in fit_on(2, trained.with_strategy, 2, items, options):
         assert found == [pytest.approx(window, rel=1e-4) for window in alone]
+
+
+def test_in_mixed_precision():
+    items = (24, [4])
+    alone = trained.monitored(0, 1, 4, items, precision="bf16-mixed")
+    assert alone != trained.monitored(0, 1, 4, items)
+    for found in fit_on(2, trained.monitored, 2, 2, items, precision="bf16-mixed"):
+        assert found == [pytest.approx(window, rel=1e-3) for window in alone]
 
 
 def test_a_hook_that_compresses_the_gradient_is_measured_as_it_steps():
     """The mean is that of the compressed gradients, so it is rounded: three digits of bfloat16."""
     items = (24, [4])
-    alone = trained.monitored(0, 1, 4, items)
+    alone = measured_alone(items)
     for found in fit_on(2, trained.with_strategy, 2, items, {}, compress=True):
         assert found != alone
         assert found == [pytest.approx(window, rel=0.02, abs=0.02 * window[0]) for window in alone]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import distributed
 
+from tests.distributed import places, processes, trained
 from tests.distributed.processes import RankTraceback, run
 
 
@@ -18,6 +19,11 @@ def sum_of_ranks(rank, add):
 
 def environment(rank):
     return distributed.is_initialized(), os.environ["RANK"], os.environ["WORLD_SIZE"], os.getpid()
+
+
+def placed(rank):
+    names = ("RANK", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES")
+    return [os.environ.get(name) for name in names], places.here()
 
 
 def fail_on_one(rank):
@@ -73,3 +79,47 @@ def test_a_hang_ends_with_the_time_out_and_says_where(tmp_path):
 def test_a_killed_rank_is_named():
     with pytest.raises(RuntimeError, match="rank 0 ended without a word, exit code 7"):
         run(die, 2)
+
+
+def test_on_cpus_no_gpu_is_seen(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    found = run(placed, 2, init=False)
+    assert found == [(["0", "2", None, "0", "2", ""], places.CPU), (["1", "2", None, "1", "2", ""], places.CPU)]
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"), [(None, "01"), ("5,3", "53"), ("GPU-a, GPU-b", ["GPU-a", "GPU-b"]), ("7", ["7", ""])]
+)
+def test_processes_as_nodes_see_a_gpu_each(monkeypatch, visible, gpus):
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with places.at(places.CPU_NODES):
+        found = run(placed, 2, init=False)
+    assert found == [([f"{rank}", "2", f"{rank}", "0", "1", gpus[rank]], places.CPU_NODES) for rank in range(2)]
+
+
+def test_processes_that_share_a_gpu_see_the_first(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    assert [seen["CUDA_VISIBLE_DEVICES"] for seen in places.SHARED_CUDA.processes(2)] == ["5", "5"]
+    assert [seen["CUDA_VISIBLE_DEVICES"] for seen in places.CUDA.processes(2)] == ["5", "3"]
+
+
+@pytest.mark.parametrize(("place", "needed"), [(places.CUDA, 2), (places.SHARED_CUDA, 1)])
+def test_without_enough_gpus_the_test_is_skipped_and_says_so(monkeypatch, place, needed):
+    monkeypatch.setattr(processes, "num_gpus", lambda: needed - 1)
+    with (
+        places.at(place),
+        pytest.raises(pytest.skip.Exception, match=f"needs {needed} CUDA devices?, found {needed - 1}"),
+    ):
+        run(placed, 2)
+
+
+def test_two_nodes_of_one_device_measure_as_one_of_two():
+    arguments = (trained.monitored, 2, 2, 2, (24, [2, 6, 3, 8]))
+    one_node = run(*arguments, init=False)
+    with places.at(places.CPU_NODES):
+        assert run(*arguments, init=False) == one_node
+    assert len(one_node[0]) == 6
+    assert one_node[0] == one_node[1]

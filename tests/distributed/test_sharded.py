@@ -11,6 +11,7 @@ from torch import nn
 from lightning_bsscale.gradients import sharded
 from lightning_bsscale.gradients.shard_differences import ShardDifferences
 from lightning_bsscale.gradients.sharded import UnsupportedSharding, WholeParameterHooks, choose_watcher
+from tests.distributed.places import here
 from tests.distributed.processes import run
 from tests.distributed.sharded_models import (
     WIDTH,
@@ -81,6 +82,18 @@ FALLBACK = {
 }
 
 
+# A rounding of the computation may fall the other way there: the oracle's weights lie elsewhere than the sharded ones,
+# and the library chooses its algorithm by that too. On CPUs both are rounded alike.
+ROUNDED_ON_GPUS = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+in_every_place = pytest.mark.usefixtures("place")
+
+
+def tolerances(case):
+    rounded = 0.0 if here().device.type == "cpu" else ROUNDED_ON_GPUS.get(case.dtype, 0.0)
+    return max(case.tolerance, rounded), max(case.mean_tolerance, rounded)
+
+
 def check(kind, case, watcher):
     ranks = run(run_case, case.world_size, kind, case)
     for found in ranks:
@@ -92,24 +105,27 @@ def check(kind, case, watcher):
             assert found["by_parameter_hooks"] != pytest.approx(found["expected"], rel=0.1)
         assert found["expected_mean"] == ranks[0]["expected_mean"]
     mean = sum(found["share"] for found in ranks)
-    assert mean == pytest.approx(ranks[0]["expected_mean"], rel=case.mean_tolerance)
+    assert mean == pytest.approx(ranks[0]["expected_mean"], rel=tolerances(case)[1])
     return ranks
 
 
+@in_every_place
 @pytest.mark.parametrize("name", FSDP2)
 def test_fsdp2(name):
     for found in check("fsdp2", FSDP2[name], "WholeParameterHooks"):
-        assert found["found"] == pytest.approx(found["expected"], rel=FSDP2[name].tolerance)
+        assert found["found"] == pytest.approx(found["expected"], rel=tolerances(FSDP2[name])[0])
         assert not found["micro_batch_is_global"]
 
 
+@in_every_place
 @pytest.mark.parametrize("name", FSDP1)
 def test_fsdp1(name):
     for found in check("fsdp1", FSDP1[name], "FlatParameterHooks"):
-        assert found["found"] == pytest.approx(found["expected"], rel=FSDP1[name].tolerance)
+        assert found["found"] == pytest.approx(found["expected"], rel=tolerances(FSDP1[name])[0])
         assert not found["micro_batch_is_global"]
 
 
+@in_every_place
 @pytest.mark.parametrize("name", FALLBACK)
 def test_fsdp2_without_private_names(name):
     """The small batch is then one micro-batch over all ranks."""
@@ -122,6 +138,7 @@ def test_fsdp2_without_private_names(name):
 def every_refusal(rank):
     """What each way of sharding that is refused says, by name; on 4 ranks."""
     warnings.simplefilter("ignore")
+    torch.set_default_device(here().device)
     said = {}
 
     @contextlib.contextmanager
@@ -149,7 +166,7 @@ def every_refusal(rank):
     with refused("FSDP2 over half"):
         choose(fully_shard(nn.Linear(8, 8), mesh=mesh["data"]))
     with refused("FSDP1 over half"):
-        choose(FullyShardedDataParallel(nn.Linear(8, 8), device_id=torch.device("cpu"), device_mesh=mesh["data"]))
+        choose(FullyShardedDataParallel(nn.Linear(8, 8), device_id=here().device, device_mesh=mesh["data"]))
     with refused("FSDP1, the module in it"):
         wrapped = shard_fsdp1(Net(), Case())
         choose(wrapped, wrapped.module)
@@ -200,6 +217,7 @@ class WeightOnly(nn.Module):
         return (self.weight[index] * 2.0).to_local() if isinstance(self.weight, DTensor) else self.weight[index]
 
 
+@in_every_place
 def test_what_cannot_be_told_apart_is_refused():
     first, *others = run(every_refusal, 4)
     assert all(other == first for other in others)
@@ -224,7 +242,7 @@ def given_up(rank, kind, private_names):
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     case = Case()
-    net = {"fsdp1": shard_fsdp1, "fsdp2": shard_fsdp2}[kind](Net(), case)
+    net = {"fsdp1": shard_fsdp1, "fsdp2": shard_fsdp2}[kind](Net().to(here().device), case)
     if not private_names:
         sharded._fsdp2_params = lambda model: None
     held = list(net.parameters())
@@ -246,6 +264,7 @@ def given_up(rank, kind, private_names):
     return given_up, stopped, watcher.num_micro_batches, found, run_case(rank, kind, case)["found"]
 
 
+@in_every_place
 @pytest.mark.parametrize(("kind", "private_names"), [("fsdp1", True), ("fsdp2", True), ("fsdp2", False)])
 def test_a_window_that_is_given_up_leaves_nothing(kind, private_names):
     for given_up_there, stopped, count, found, expected in run(given_up, 2, kind, private_names):

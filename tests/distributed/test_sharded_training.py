@@ -11,6 +11,7 @@ from torch import distributed
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale.gradients.sharded import choose_watcher
+from tests.distributed.places import here
 from tests.distributed.processes import run
 from tests.distributed.sharded_models import WIDTH, Block, Net, hooked, true_mean_sq_norm
 from tests.oracles import own_sq_norms
@@ -32,10 +33,24 @@ class FsdpOnCpu(FSDPStrategy):
         )
 
 
+def ddp():
+    return DDPStrategy(process_group_backend=here().backend)
+
+
+def fsdp1():
+    if here().device.type == "cpu":
+        return FsdpOnCpu()
+    return FSDPStrategy(auto_wrap_policy={Block}, process_group_backend=here().backend)
+
+
+def fsdp2():
+    return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend=here().backend)
+
+
 STRATEGIES = {
-    "ddp": ("ParameterHooks", DDPStrategy),
-    "fsdp1": ("FlatParameterHooks", FsdpOnCpu),
-    "fsdp2": ("WholeParameterHooks", lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)),
+    "ddp": ("ParameterHooks", ddp),
+    "fsdp1": ("FlatParameterHooks", fsdp1),
+    "fsdp2": ("WholeParameterHooks", fsdp2),
 }
 
 
@@ -102,9 +117,8 @@ def train(strategy, watched):
     generator = torch.Generator().manual_seed(3)
     loader = DataLoader(TensorDataset(torch.randn(48, WIDTH, generator=generator)), batch_size=4)
     trainer = pl.Trainer(
-        **QUIET,
+        **{**QUIET, **here().trainer(2)},
         strategy=STRATEGIES[strategy][1](),
-        devices=2,
         max_epochs=1,
         accumulate_grad_batches=WINDOW,
         callbacks=[watching],
@@ -117,7 +131,7 @@ def train_twice(rank, strategy):
     warnings.simplefilter("ignore")
     module, watching = train(strategy, True)
     windows = [module.batches[k : k + WINDOW] for k in range(0, len(module.batches), WINDOW)]
-    plain = module.plain[0]
+    plain = module.plain[0].to(here().device)
     expected = [
         (own_sq_norms(plain, window, loss_of), true_mean_sq_norm(plain, window), len(window)) for window in windows
     ]
@@ -138,6 +152,7 @@ def loss_of(net, x):
     return net(x).square().mean()
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_norms_in_a_training(strategy):
     ranks = run(train_twice, 2, strategy, init=False)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor, Policy
 from lightning_bsscale.journal import as_plain
+from tests.distributed.places import here
 from tests.zoo import QUIET, KeepsRates, KeepSteps
 
 SETTINGS = {**QUIET, "enable_model_summary": False}
@@ -38,9 +39,9 @@ def loader_of(items, rank=0, ranks=1):
 
 
 def trainer_of(ranks, callbacks, strategy=None, **settings):
-    strategy = (strategy or DDPStrategy(process_group_backend="gloo")) if ranks > 1 else "auto"
-    settings = {**SETTINGS, "use_distributed_sampler": False, **settings}
-    return pl.Trainer(**settings, devices=ranks, strategy=strategy, callbacks=callbacks)
+    strategy = (strategy or DDPStrategy(process_group_backend=here().backend)) if ranks > 1 else "auto"
+    settings = {**SETTINGS, **here().trainer(ranks), "use_distributed_sampler": False, **settings}
+    return pl.Trainer(**settings, strategy=strategy, callbacks=callbacks)
 
 
 class Script(Policy):
@@ -147,7 +148,9 @@ def regression_items(count, sizes, noise=3.0, seed=0):
     return items
 
 
-def monitored(rank, ranks, accumulate, items, kind="monitor", strategy=None, precision="32-true", unused=False):
+def monitored(
+    rank, ranks, accumulate, items, kind="monitor", strategy=None, precision="32-true", unused=False, whole=False
+):
     """The windows' moments, measured with a rate of zero; `items` are the arguments of `regression_items`."""
     if kind == "monitor":
         callback = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
@@ -159,6 +162,10 @@ def monitored(rank, ranks, accumulate, items, kind="monitor", strategy=None, pre
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(Linear(unused=unused), loader_of(regression_items(*items), rank, ranks))
+    return callback.history if whole else moments_of(callback)
+
+
+def moments_of(callback):
     return [(made.trace, made.grad_sq, made.window_examples, made.examples_seen) for made in callback.history]
 
 
@@ -171,7 +178,7 @@ def rounds_to_bfloat16(state, bucket):
 
 def with_strategy(rank, accumulate, items, options, compress=False):
     """The same under DDP's options."""
-    strategy = DDPStrategy(process_group_backend="gloo", **options)
+    strategy = DDPStrategy(process_group_backend=here().backend, **options)
     if not compress:
         unused = options.get("find_unused_parameters", False)
         return monitored(rank, 2, accumulate, items, strategy=strategy, unused=unused)
@@ -183,7 +190,7 @@ def with_strategy(rank, accumulate, items, options, compress=False):
     callback = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
     trainer = trainer_of(2, [callback], strategy, max_epochs=1, accumulate_grad_batches=accumulate)
     trainer.fit(Hooked(), loader_of(regression_items(*items), rank, 2))
-    return [(made.trace, made.grad_sq, made.window_examples, made.examples_seen) for made in callback.history]
+    return moments_of(callback)
 
 
 def grows(rank, ranks, items, disturbed=None, folder=None, ckpt=None, epochs=3, counted=False, script=None, **options):

@@ -34,7 +34,7 @@ def test_only_vectors():
         DelayedVector(torch.tensor(1.0))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_cuda_copies_without_waiting():
     tensor = torch.arange(4, device="cuda", dtype=torch.float64)
     torch.cuda.synchronize()
