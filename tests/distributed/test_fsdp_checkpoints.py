@@ -1,0 +1,271 @@
+"""Checkpoints of FSDP1 and FSDP2, a folder or one file: gone on with on as many ranks, on others, without FSDP."""
+
+import functools
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+from lightning_bsscale import BatchSizeScaler, Decision, Policy
+from tests.distributed.processes import run
+from tests.distributed.test_fsdp import Trains, items
+from tests.distributed.test_sharded_training import FsdpOnCpu
+from tests.distributed.trained import MicroBatches, Script
+from tests.zoo import QUIET
+
+pytestmark = pytest.mark.timeout(180)
+
+MICRO_BATCHES, SIZE = 36, 4  # an epoch over all ranks; examples of each
+WINDOWS = [8, 4, 8, 12]  # micro-batches over all ranks: 1, 2 and 4 ranks can make each of them
+
+
+class FsdpToOneFile(FsdpOnCpu):
+    """torch takes what is on a CPU already for a copy, frees the original and dies (pytorch issue 188989)."""
+
+    def setup_environment(self):
+        from torch.distributed.fsdp._flat_param import FlatParamHandle
+
+        FlatParamHandle.to_cpu = lambda handle: nullcontext()
+        super().setup_environment()
+
+
+class ForgetsWeights(ModelParallelStrategy):
+    def load_checkpoint(self, checkpoint_path, weights_only=None):
+        return torch.load(Path(checkpoint_path, "meta.pt"))
+
+
+class ForgetsMomentum(ModelParallelStrategy):
+    def load_checkpoint(self, checkpoint_path, weights_only=None):
+        rest = super().load_checkpoint(checkpoint_path, weights_only)
+        self.optimizers[0].state.clear()
+        return rest
+
+
+KINDS = {
+    "fsdp2, a folder": lambda ranks: ModelParallelStrategy(ranks, 1),
+    "fsdp2, one file": lambda ranks: ModelParallelStrategy(ranks, 1, save_distributed_checkpoint=False),
+    "fsdp1, a folder": lambda ranks: FsdpOnCpu(state_dict_type="sharded"),
+    "fsdp1, one file": lambda ranks: FsdpToOneFile(state_dict_type="full"),
+    "ddp": lambda ranks: DDPStrategy(process_group_backend="gloo"),
+    "one device": lambda ranks: "auto",
+    "weights forgotten": lambda ranks: ForgetsWeights(ranks, 1),
+    "momentum forgotten": lambda ranks: ForgetsMomentum(ranks, 1),
+}
+SHARDED = [kind for kind in KINDS if kind.startswith("fsdp")]
+
+
+class WithMomentum(Trains):
+    """An optimizer with a state, and with the frozen parameters: Lightning numbers those of one file by the model."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+
+
+class GrowsOnce(Policy):
+    def __init__(self, batch_size):
+        self.batch_size = batch_size
+
+    def decide(self, situation, limits):
+        first = situation.optimizer_steps == 1
+        return Decision(batch_size=self.batch_size if first else situation.batch_size, reason="once")
+
+
+class FromPosition(torch.utils.data.DataLoader):
+    """Goes on where it was within an epoch, as Lightning asks a loader that has a state."""
+
+    position = 0
+
+    def __iter__(self):
+        self.position %= len(self)
+        while self.position < len(self):
+            self.position += 1
+            yield self.dataset[self.position - 1]
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+
+class Ended(NamedTuple):
+    """What a rank has to show; measured windows by optimizer step."""
+
+    said: list
+    decisions: list
+    measured: dict
+    steps: int
+    examples: int
+    batch_size: int
+
+
+def trained(rank, ranks, kind, policy, folder=None, ckpt=None, epochs=2):
+    scaler = BatchSizeScaler(
+        policy=policy, lr_rule="none", measure_every=1, memory=1.0, warmup=0, max_batch_size=64, probe_every=0
+    )
+    keep = []
+    if folder is not None:
+        keep = [
+            ModelCheckpoint(folder, filename="epoch at {step}", save_top_k=-1, every_n_epochs=1),
+            ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=5),
+        ]
+    settings = {**QUIET, "enable_checkpointing": bool(keep), "use_distributed_sampler": False, "max_epochs": epochs}
+    trainer = pl.Trainer(**settings, devices=ranks, strategy=KINDS[kind](ranks), callbacks=[scaler, *keep])
+    loader = FromPosition(MicroBatches(items(MICRO_BATCHES, (SIZE,))[rank::ranks]), batch_size=None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(WithMomentum(), loader, ckpt_path=ckpt)
+    return Ended(
+        said=[str(warning.message) for warning in caught if "going on with" in str(warning.message)],
+        decisions=[(record.situation.optimizer_steps, record.batch_size) for record in scaler.decisions],
+        measured={
+            made.optimizer_steps: (made.trace, made.grad_sq, made.window_examples, made.examples_seen)
+            for made in scaler.history
+        },
+        steps=trainer.global_step,
+        examples=scaler.examples_seen,
+        batch_size=scaler.batch_size,
+    )
+
+
+def on(ranks, kind, *args, policy=None, **options):
+    bound = functools.partial(trained, **options)
+    return run(bound, ranks, ranks, kind, policy or Script(WINDOWS, SIZE), *args, init=False)
+
+
+def after_first_epoch(folder):
+    return min(folder.glob("epoch*"), key=step_of)
+
+
+def step_of(path):
+    return int(path.stem.rpartition("=")[2])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """By kind and ranks: a run that nothing stopped, and the checkpoint after its first epoch."""
+
+    @functools.cache
+    def made(kind, ranks):
+        folder = tmp_path_factory.mktemp("checkpoints")
+        ended = on(ranks, kind, folder)[0]
+        return ended, after_first_epoch(folder)
+
+    return made
+
+
+def check_goes_on(again, ended, *, lost=()):
+    """Each window as in the run that was never stopped, so weights, momentum, data and batch are too."""
+    assert again.decisions == ended.decisions
+    assert again.steps == ended.steps
+    assert again.examples == ended.examples == 2 * MICRO_BATCHES * SIZE
+    assert set(again.measured) == set(ended.measured) - set(lost)
+    for step, measured in again.measured.items():
+        assert measured == pytest.approx(ended.measured[step], rel=1e-4), step
+
+
+@pytest.mark.parametrize("kind", SHARDED)
+def test_on_as_many_ranks_as_if_never_stopped(whole, kind):
+    ended, path = whole(kind, 2)
+    assert path.is_dir() == kind.endswith("a folder")
+    for again in on(2, kind, None, path):
+        assert again.said == []
+        check_goes_on(again, ended)
+
+
+@pytest.mark.parametrize("kind", SHARDED)
+def test_the_state_is_plain_and_with_lightnings_own(whole, kind):
+    """Of a folder's files, the one that is no rank's."""
+    ended, path = whole(kind, 2)
+    saved = torch.load(path / "meta.pt" if path.is_dir() else path, weights_only=True)
+    state = saved["callbacks"]["BatchSizeScaler"]
+    assert state["optimizer_steps"] == saved["global_step"]
+    assert sum(state["examples"].values()) == MICRO_BATCHES * SIZE
+    assert state["control"]["batch_size"] == dict(ended.decisions)[saved["global_step"]]
+
+
+@pytest.mark.parametrize("kind", ["weights forgotten", "momentum forgotten"])
+def test_what_a_checkpoint_did_not_bring_back_would_be_seen(whole, kind):
+    ended, path = whole("fsdp2, a folder", 2)
+    (again, _) = on(2, kind, None, path)
+    assert again.decisions == ended.decisions
+    with pytest.raises(AssertionError, match="approx"):
+        check_goes_on(again, ended)
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after"),
+    [
+        *[(kind, 2, 4) for kind in SHARDED],
+        ("fsdp2, a folder", 4, 1),
+        ("fsdp2, a folder", 4, 2),
+        ("fsdp1, a folder", 4, 1),
+    ],
+)
+def test_on_another_number_of_ranks_the_batch_stays(whole, kind, before, after):
+    """The micro-batches are the same, so all windows are. The message on its way was for other ranks, and is lost."""
+    ended, path = whole(kind, before)
+    at = step_of(path)
+    batch = dict(ended.decisions)[at]
+    results = on(after, kind, None, path)
+    for again in results:
+        check_goes_on(again, ended, lost={at})
+    (said,) = results[0].said
+    assert f"{after} instead of {before} devices. The batch of {batch} examples stays: " in said
+    assert f": {batch // SIZE // after} micro-batches a step" in said
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2, a folder"])
+def test_of_a_batch_that_three_ranks_cannot_make_the_nearest_is_taken_and_said(tmp_path, kind):
+    on(2, kind, tmp_path, policy=GrowsOnce(32), epochs=1)
+    path = after_first_epoch(tmp_path)
+    results = on(3, kind, None, path, policy=GrowsOnce(32))
+    (said,) = results[0].said
+    assert "3 instead of 2 devices. The batch of 32 examples becomes 36, the nearest possible one: 3 micro-b" in said
+    at = step_of(path)
+    for again in results:
+        assert again.batch_size == 36
+        windows = [measured[2] for step, measured in again.measured.items() if step > at]
+        assert windows == [36] * 4
+
+
+def test_back_on_as_many_ranks_as_at_first_the_nearest_is_said_too(tmp_path):
+    """The line compares with what wrote the checkpoint, not with the first start."""
+    on(2, "ddp", tmp_path / "two", policy=GrowsOnce(32), epochs=1)
+    on(3, "ddp", tmp_path / "three", after_first_epoch(tmp_path / "two"), policy=GrowsOnce(32))
+    again, _ = on(2, "ddp", None, after_first_epoch(tmp_path / "three"), policy=GrowsOnce(32), epochs=3)
+    (said,) = again.said
+    assert "2 instead of 3 devices. The batch of 36 examples becomes 40, the nearest" in said
+    assert again.batch_size == 40
+
+
+@pytest.mark.parametrize(
+    ("kind", "other", "ranks"),
+    [
+        ("fsdp2, one file", "ddp", 2),
+        ("fsdp2, one file", "one device", 1),
+        ("fsdp2, one file", "fsdp1, a folder", 4),
+        ("fsdp1, one file", "one device", 1),
+        ("fsdp1, one file", "fsdp2, a folder", 2),
+        ("ddp", "fsdp1, a folder", 2),
+        ("ddp", "fsdp2, a folder", 2),
+    ],
+)
+def test_one_file_is_for_every_strategy(whole, kind, other, ranks):
+    ended, path = whole(kind, 2)
+    at = step_of(path)
+    for again in on(ranks, other, None, path):
+        check_goes_on(again, ended, lost=() if ranks == 2 else {at})
+
+
+@pytest.mark.parametrize("kind", ["fsdp2, a folder", "fsdp1, a folder"])
+def test_within_an_epoch_as_if_never_stopped(whole, kind):
+    ended, path = whole(kind, 2)
+    for again in on(2, kind, None, path.with_name("step=5.ckpt")):
+        check_goes_on(again, ended)
