@@ -13,6 +13,7 @@ the distance between its ends.
 
     python benchmarks/overhead.py                # 15 pairs of each kind, at least 5 s a run: about 8 minutes
     python benchmarks/overhead.py --ranks 2      # the same under DDP: each pair in the same processes
+    python benchmarks/overhead.py --append       # more pairs, beside those that are there
 """
 
 from __future__ import annotations
@@ -160,7 +161,8 @@ def run_pairs(
             for arm in order:
                 seconds[arm] = seconds_of(steps, arms[arm], shape, ranks)
             ratio = seconds[0] / seconds[1]
-            records.append({"kind": kind, "pair": index, "order": order, "seconds": seconds, "ratio": ratio})
+            found = {"kind": kind, "pair": index, "order": order, "steps": steps, "seconds": seconds, "ratio": ratio}
+            records.append(found)
             if rank == 0:
                 said = f"{seconds[0]:.2f} s / {seconds[1]:.2f} s = {ratio:.4f}"
                 print(f"pair {index + 1}/{pairs} {kind}: {said}", flush=True)
@@ -169,7 +171,7 @@ def run_pairs(
 
 def measure(
     rank: int, pairs: int, seconds: float, measure_every: int, shape: tuple[int, int], ranks: int
-) -> tuple[int, list[dict[str, Any]]]:
+) -> list[dict[str, Any]]:
     """Calibrate and run the pairs: in this process, or as one of several ranks.
 
     Args:
@@ -181,7 +183,7 @@ def measure(
         ranks: Processes of this group.
 
     Returns:
-        The steps of a run, and the records.
+        The records.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
@@ -191,7 +193,7 @@ def measure(
     steps = math.ceil(1.1 * seconds / each / measure_every) * measure_every
     if rank == 0:
         print(f"{1000 * each / ACCUMULATE:.1f} ms a micro-batch; {steps} steps a run", flush=True)
-    return steps, run_pairs(pairs, steps, measure_every, shape, ranks, rank)
+    return run_pairs(pairs, steps, measure_every, shape, ranks, rank)
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -204,13 +206,14 @@ def markdown(summary: dict[str, Any]) -> str:
         Markdown.
     """
     machine, ranks = summary["machine"], summary.get("ranks", 1)
+    steps = " or ".join(map(str, summary["steps"]))
     several = f"DDP on {ranks} ranks (gloo, this machine; a run's time is that of the slowest). " if ranks > 1 else ""
     lines = [
         "# What watching costs" + (" under DDP" if several else ""),
         "",
         f"{several}{summary['parameter_tensors']} parameter tensors, micro-batches of"
         f" {' × '.join(map(str, summary['micro_batch']))} tokens"
-        f" ({summary['milliseconds_per_micro_batch']:.1f} ms each), {ACCUMULATE} a step, {summary['steps']} steps a"
+        f" ({summary['milliseconds_per_micro_batch']:.1f} ms each), {ACCUMULATE} a step, {steps} steps a"
         f" run, one window in {summary['measure_every']} measured. Python {machine['python']}, torch"
         f" {machine['torch']}, lightning {machine['lightning']}, {machine['processor']}, {machine['threads']}"
         " thread(s). The interval is the sign test's for the median, at least 95 %.",
@@ -244,6 +247,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="torch's threads (default: 1)")
     parser.add_argument("--measure-every", type=int, default=8, help="the monitor's option (default: 8, its default)")
     parser.add_argument("--ranks", type=int, default=1, help="processes under DDP; 1 is without (default: 1)")
+    parser.add_argument("--append", action="store_true", help="keep the pairs of the results that are there")
     parser.add_argument("--out", type=Path, help="results; the table lies beside it (default: in benchmarks/results)")
     options = parser.parse_args()
     if options.pairs < 6:
@@ -252,23 +256,29 @@ def main() -> int:
         parser.error(f"--ranks must be at least 1, found {options.ranks}")
     out = options.out or RESULTS / ("overhead_ddp.json" if options.ranks > 1 else "overhead.json")
     torch.set_num_threads(options.threads)
+    kept = json.loads(out.read_text()) if options.append and out.exists() else None
+    asked = {"measure_every": options.measure_every, "micro_batch": [options.examples, options.tokens]}
+    if kept is not None and any(kept[name] != value for name, value in asked.items()):
+        parser.error(f"--append: {out} was made with other settings than {asked}")
     shape = (options.examples, options.tokens)
     given = (options.pairs, options.seconds, options.measure_every, shape, options.ranks)
     if options.ranks > 1:
-        steps, records = run_ranks(measure, options.ranks, *given, threads=options.threads)[0]
+        records = run_ranks(measure, options.ranks, *given, threads=options.threads)[0]
     else:
-        steps, records = measure(0, *given)
+        records = measure(0, *given)
+    if kept is not None:
+        records = kept["runs"] + records
     kinds = {record["kind"]: None for record in records}
-    bare = [record["seconds"][1] for record in records]
+    bare = [record["seconds"][1] / (record["steps"] * ACCUMULATE) for record in records]
     summary = {
         "machine": describe(),
-        "pairs": options.pairs,
-        "steps": steps,
+        "pairs": len(records) // len(kinds),
+        "steps": sorted({record["steps"] for record in records}),
         "measure_every": options.measure_every,
         "micro_batch": list(shape),
         "accumulate": ACCUMULATE,
         "parameter_tensors": len(list(Model().parameters())),
-        "milliseconds_per_micro_batch": 1000 * statistics.median(bare) / (steps * ACCUMULATE),
+        "milliseconds_per_micro_batch": 1000 * statistics.median(bare),
         "shortest_run_seconds": min(min(record["seconds"]) for record in records),
         "ratios": {kind: median_interval([r["ratio"] for r in records if r["kind"] == kind]) for kind in kinds},
         "runs": records,

@@ -116,19 +116,20 @@ def overhead() -> list[str]:
     Returns:
         Lines of Markdown.
     """
+    found = [read(name) for name in ("overhead", "overhead_small", "overhead_ddp", "overhead_ddp_small")]
     phrases = []
-    for name in ("overhead", "overhead_small"):
-        found = read(name)
-        ratio, noise = found["ratios"]["monitor/bare"], found["ratios"]["bare/bare"]
+    for result in found:
+        ratio, noise = result["ratios"]["monitor/bare"], result["ratios"]["bare/bare"]
         phrases.append(
             f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}) with micro-batches of"
-            f" {found['milliseconds_per_micro_batch']:.0f} ms, where two equal runs differ by"
-            f" {noise['median']:.3f} ± {noise['half_width']:.3f} ({found['pairs']} pairs)"
+            f" {result['milliseconds_per_micro_batch']:.0f} ms, where two equal runs differ by"
+            f" {noise['median']:.3f} ± {noise['half_width']:.3f} ({result['pairs']} pairs)"
         )
     return [
         "**What watching costs** (`benchmarks/overhead.py`): time with `GradientNoiseScaleMonitor()` over time without,"
-        f" for a transformer of {found['parameter_tensors']} parameter tensors, median of interleaved pairs:"
-        f" {phrases[0]}; {phrases[1]}. A window that is not measured has no hook. ({ran_on(found['machine'])}.)"
+        f" for a transformer of {found[0]['parameter_tensors']} parameter tensors, median of interleaved pairs:"
+        f" {phrases[0]}; {phrases[1]}. Under DDP on {found[2]['ranks']} processes of one machine: {phrases[2]};"
+        f" {phrases[3]}. A window that is not measured has no hook. ({ran_on(found[0]['machine'])}.)"
     ]
 
 
