@@ -56,9 +56,11 @@ def trainer_of(strategy, callbacks, **settings):
     return pl.Trainer(**settings, callbacks=callbacks)
 
 
-def monitored(rank, strategy, accumulate, sizes):
+def monitored(rank, strategy, accumulate, sizes, kind="monitor"):
     warnings.simplefilter("ignore")
     monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
+    if kind == "dry run":
+        monitor = BatchSizeScaler(dry_run=True, measure_every=1, memory=1.0, warmup=0)
     trainer = trainer_of(strategy, [monitor], max_epochs=1, accumulate_grad_batches=accumulate)
     ranks = 2 if strategy else 1
     trainer.fit(Trains(), loader_of(items(24, sizes), rank, ranks))
@@ -101,6 +103,13 @@ def test_measured_as_in_one_process(strategy, sizes):
                 assert len(found) == 12  # two ranks are two micro-batches, without accumulation too
             else:
                 assert found == [pytest.approx(window, rel=1e-3) for window in expected]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp1", "fsdp2"])
+def test_a_dry_run_measures_as_the_monitor(strategy):
+    monitors, dry_runs = (run(monitored, 2, strategy, 2, (4,), kind, init=False) for kind in ("monitor", "dry run"))
+    assert len(monitors[0]) == 6
+    assert dry_runs == monitors
 
 
 @pytest.mark.parametrize(("accumulate", "measured"), [(3, [3] * 8), (4, [4, 4, 4, 2, 4, 4, 4, 2])])

@@ -10,16 +10,18 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_bsscale import BatchSizeScaler, Decision, Policy
+from tests.distributed.places import here
 from tests.distributed.processes import run
+from tests.distributed.sharded_models import Block
 from tests.distributed.test_fsdp import Trains, items
 from tests.distributed.test_sharded_training import FsdpOnCpu
 from tests.distributed.trained import MicroBatches, Script
 from tests.zoo import QUIET
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
 
 MICRO_BATCHES, SIZE = 36, 4  # an epoch over all ranks; examples of each
 WINDOWS = [8, 4, 8, 12]  # micro-batches over all ranks: 1, 2 and 4 ranks can make each of them
@@ -47,15 +49,26 @@ class ForgetsMomentum(ModelParallelStrategy):
         return rest
 
 
+def fsdp1(on_cpu, state_dict_type):
+    if here().device.type == "cpu":
+        return on_cpu(state_dict_type=state_dict_type)
+    backend = here().backend
+    return FSDPStrategy(auto_wrap_policy={Block}, process_group_backend=backend, state_dict_type=state_dict_type)
+
+
+def fsdp2(ranks, strategy=ModelParallelStrategy, **options):
+    return strategy(ranks, 1, process_group_backend=here().backend, **options)
+
+
 KINDS = {
-    "fsdp2, a folder": lambda ranks: ModelParallelStrategy(ranks, 1),
-    "fsdp2, one file": lambda ranks: ModelParallelStrategy(ranks, 1, save_distributed_checkpoint=False),
-    "fsdp1, a folder": lambda ranks: FsdpOnCpu(state_dict_type="sharded"),
-    "fsdp1, one file": lambda ranks: FsdpToOneFile(state_dict_type="full"),
-    "ddp": lambda ranks: DDPStrategy(process_group_backend="gloo"),
+    "fsdp2, a folder": fsdp2,
+    "fsdp2, one file": lambda ranks: fsdp2(ranks, save_distributed_checkpoint=False),
+    "fsdp1, a folder": lambda ranks: fsdp1(FsdpOnCpu, "sharded"),
+    "fsdp1, one file": lambda ranks: fsdp1(FsdpToOneFile, "full"),
+    "ddp": lambda ranks: DDPStrategy(process_group_backend=here().backend),
     "one device": lambda ranks: "auto",
-    "weights forgotten": lambda ranks: ForgetsWeights(ranks, 1),
-    "momentum forgotten": lambda ranks: ForgetsMomentum(ranks, 1),
+    "weights forgotten": lambda ranks: fsdp2(ranks, ForgetsWeights),
+    "momentum forgotten": lambda ranks: fsdp2(ranks, ForgetsMomentum),
 }
 SHARDED = [kind for kind in KINDS if kind.startswith("fsdp")]
 
@@ -116,7 +129,8 @@ def trained(rank, ranks, kind, policy, folder=None, ckpt=None, epochs=2):
             ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=5),
         ]
     settings = {**QUIET, "enable_checkpointing": bool(keep), "use_distributed_sampler": False, "max_epochs": epochs}
-    trainer = pl.Trainer(**settings, devices=ranks, strategy=KINDS[kind](ranks), callbacks=[scaler, *keep])
+    settings |= here().trainer(ranks)
+    trainer = pl.Trainer(**settings, strategy=KINDS[kind](ranks), callbacks=[scaler, *keep])
     loader = FromPosition(MicroBatches(items(MICRO_BATCHES, (SIZE,))[rank::ranks]), batch_size=None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -149,15 +163,15 @@ def step_of(path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """By kind and ranks: a run that nothing stopped, and the checkpoint after its first epoch."""
+    """By kind, ranks and place: a run that nothing stopped, and the checkpoint after its first epoch."""
 
     @functools.cache
-    def made(kind, ranks):
+    def made(kind, ranks, place):
         folder = tmp_path_factory.mktemp("checkpoints")
         ended = on(ranks, kind, folder)[0]
         return ended, after_first_epoch(folder)
 
-    return made
+    return lambda kind, ranks: made(kind, ranks, here())
 
 
 def check_goes_on(again, ended, *, lost=()):

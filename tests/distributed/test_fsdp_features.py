@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lightning_bsscale import GradientNoiseScaleMonitor
+from tests.distributed.places import here
 from tests.distributed.processes import run
 from tests.distributed.sharded_models import Block, Net
 from tests.distributed.test_fsdp import Trains, items
@@ -18,6 +19,7 @@ from tests.distributed.trained import loader_of
 from tests.zoo import QUIET
 
 pytestmark = pytest.mark.timeout(180)
+ONE_PROCESS = {"accelerator": "cpu", "devices": 1}
 
 WINDOWS, MICRO_BATCHES, SIZE = 3, 4, 4  # micro-batches of a window over all ranks; examples of each
 CLIPPED = {"gradient_clip_val": 0.1}
@@ -139,16 +141,19 @@ def monitored(rank, ranks, kind, case):
     And how often a block was run forward for a micro-batch.
     """
     warnings.simplefilter("ignore")
-    if kind == "fsdp1":
-        strategy = FsdpAsAsked(auto_wrap_policy={Block}, **case.shard)
-    else:
-        strategy = ModelParallelStrategy(ranks, 1) if kind == "fsdp2" else "auto"
+    settings, strategy = ONE_PROCESS, "auto"
+    if ranks > 1:
+        settings, backend = here().trainer(ranks), here().backend
+        fsdp1 = FsdpAsAsked if here().device.type == "cpu" else FSDPStrategy
+        if kind == "fsdp1":
+            strategy = fsdp1(auto_wrap_policy={Block}, process_group_backend=backend, **case.shard)
+        else:
+            strategy = ModelParallelStrategy(ranks, 1, process_group_backend=backend)
     monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
     module = (ClipsItself if case.clips_itself else Made)(case.model, case.shard)
     trainer = pl.Trainer(
-        **{**QUIET, **case.trainer},
+        **{**QUIET, **case.trainer, **settings},
         strategy=strategy,
-        devices=ranks,
         max_epochs=1,
         accumulate_grad_batches=MICRO_BATCHES // ranks,
         use_distributed_sampler=False,
@@ -165,6 +170,7 @@ def alone(tied=False, frozen=False):
     return monitored(0, 1, "one process", Case(model={"tied": tied, "frozen": frozen}))
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, cases in CASES.items() for name in cases])
 def test_measured_as_on_one_process_without_it(kind, name):
     case = CASES[kind][name]

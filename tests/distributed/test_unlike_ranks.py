@@ -17,10 +17,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.journal import as_plain, read_journal
+from tests.distributed.places import here
 from tests.distributed.processes import run
 from tests.distributed.trained import Linear, Script, counting, loader_of, regression_items, trainer_of
 
 pytestmark = pytest.mark.timeout(180)
+in_every_place = pytest.mark.usefixtures("place")
 
 
 def on(ranks, function, *args, **options):
@@ -64,6 +66,7 @@ def trained(rank, loaders, folder=None, ckpt=None, epochs=4, **options):
     }
 
 
+@in_every_place
 @pytest.mark.parametrize("options", [{}, {"schedule": "cosine"}, {"lr_rule": "none"}], ids=["plain", "cosine", "none"])
 @pytest.mark.parametrize("loaders", [[(400, 4), (397, 4)], [(600, 6), (200, 2)], [(200, 2), (600, 6)]], ids=str)
 def test_with_loaders_of_their_own_all_ranks_plan_and_step_alike(loaders, options):
@@ -75,6 +78,7 @@ def test_with_loaders_of_their_own_all_ranks_plan_and_step_alike(loaders, option
     assert len(set(first["windows"])) > 1, "the batch grew"
 
 
+@in_every_place
 def test_a_micro_batch_of_all_ranks_has_the_examples_of_all():
     """Where one rank's are larger the unit is their sum."""
     first, _ = on(2, trained, [(800, 16), (100, 2)], policy=Script([2], 18), lr_rule="none", warmup=0, epochs=1)
@@ -84,12 +88,14 @@ def test_a_micro_batch_of_all_ranks_has_the_examples_of_all():
     assert all(made["window_examples"] == 36 for made in whole[:-1])
 
 
+@in_every_place
 def test_the_schedule_ends_where_the_examples_end():
     first, _ = on(2, trained, [(400, 8), (200, 4)], schedule="cosine", lr_rule="none")
     assert first["history"][-1]["lr"] < 0.02 * 0.01
     assert first["history"][0]["lr"] > 0
 
 
+@in_every_place
 def test_ranks_with_loaders_of_their_own_resume(tmp_path):
     loaders = [(400, 8), (200, 4)]
     whole, _ = on(2, trained, loaders, folder=str(tmp_path))
@@ -108,6 +114,7 @@ def journal_of(rank, folder, with_logger, kind):
     trainer.fit(Linear(lr=0.01), loader_of(regression_items(40, [4]), rank, 2))
 
 
+@in_every_place
 @pytest.mark.parametrize("with_logger", [True, False])
 @pytest.mark.parametrize("kind", ["scaler", "monitor"])
 def test_the_first_rank_writes_the_journal_into_the_log_folder(tmp_path, with_logger, kind):
@@ -143,10 +150,11 @@ def test_a_rank_that_is_slow_to_end_fails_nobody(kind):
 
 def localised(rank, callback):
     state = PostLocalSGDState(process_group=None, subgroup=None, start_localSGD_iter=8)
-    strategy = DDPStrategy(process_group_backend="gloo", ddp_comm_state=state, model_averaging_period=4)
+    strategy = DDPStrategy(process_group_backend=here().backend, ddp_comm_state=state, model_averaging_period=4)
     trainer_of(2, [callback], strategy, max_epochs=1).fit(Linear(), loader_of(regression_items(40, [4]), rank, 2))
 
 
+@in_every_place
 @pytest.mark.parametrize("callback", [BatchSizeScaler(), GradientNoiseScaleMonitor()], ids=lambda made: made.state_key)
 def test_ranks_that_step_by_themselves_are_refused(callback):
     with pytest.raises(MisconfigurationException, match="cannot work with post-local SGD"):
@@ -171,6 +179,7 @@ def reloaded(rank, every, kind):
     return [numel for _, numel, is_ours in calls if is_ours and numel < 7]
 
 
+@in_every_place
 @pytest.mark.parametrize("kind", ["scaler", "monitor"])
 @pytest.mark.parametrize(("every", "asked"), [(0, 1), (1, 5), (2, 3), (9, 1)])
 def test_loaders_are_asked_for_where_they_are_new(kind, every, asked):
@@ -188,6 +197,7 @@ def watched(rank, ranks, epochs, folder=None, ckpt=None):
     return sum(monitor.state_dict()["examples"].values())
 
 
+@in_every_place
 @pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (2, 1), (1, 2)])
 def test_the_monitor_counts_every_example_also_on_another_number_of_ranks(tmp_path, before, after):
     assert on(before, watched, before, 1, str(tmp_path)) == [192] * before
