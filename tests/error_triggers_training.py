@@ -333,7 +333,7 @@ TRIGGERS |= {
         lambda state: state.update(schema=99)
     ),
     "the state of Averages must hold …, got …": lambda: go_on(
-        lambda state: state["measurement"]["averages"].pop("weight")
+        lambda state: state["measurement"]["averages"]["sums"].pop("weight")
     ),
     "bsscale: going on with …. The batch of … examples …": lambda: go_on(batch_size=2),
     "bsscale: the checkpoint was saved within a window": lambda: go_on(stop_after=12, accumulate_grad_batches=2),

@@ -77,6 +77,7 @@ LOGGED_KEYS = {
     "examples_seen",
     "grad_sq_norm",
     "grad_trace_cov",
+    "limited_windows",
     "lr",
     "lr_scale",
     "noise_scale",

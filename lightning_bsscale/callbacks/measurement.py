@@ -27,8 +27,9 @@ from lightning_bsscale.gradients.collective import SummedVector
 from lightning_bsscale.gradients.delayed import DelayedVector
 from lightning_bsscale.gradients.sharded import UnsupportedSharding, choose_watcher
 from lightning_bsscale.journal import Measurement, as_plain, from_plain
-from lightning_bsscale.theory.estimate import Averages, NoiseScale
+from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.moments import WindowMoments, moments_from_sums
+from lightning_bsscale.theory.robust import RobustAverages
 
 HISTORY_LIMIT = 4096
 MANY_DROPPED = 10
@@ -88,7 +89,7 @@ class GradientMeasurement:
             examples: the count that messages make exact
             times: of this rank; the message brings their mean over ranks
         """
-        self.averages = Averages()
+        self.averages = RobustAverages()
         self.noise: NoiseScale | None = None
         self.history: list[Measurement] = []
         self._memory = memory
@@ -132,6 +133,11 @@ class GradientMeasurement:
     def dropped(self) -> int:
         """Measured windows that did not enter the averages, as a gradient in them was not finite."""
         return self.averages.dropped
+
+    @property
+    def limited(self) -> int:
+        """Measured windows whose influence on the averages was limited, as they were far from all others."""
+        return self.averages.limited
 
     def open(self, *, measured: bool) -> None:
         """Begins a window, also where the last one never ended.
@@ -321,7 +327,7 @@ class GradientMeasurement:
         Args:
             state: what `state` gave
         """
-        self.averages = Averages.from_state(state["averages"])
+        self.averages = RobustAverages.from_state(state["averages"])
         self.noise = self.averages.noise_scale()
         self._examples_at_last = state["examples_at_last"]
         self._dropped_in_a_row = state["dropped_in_a_row"]

@@ -29,7 +29,7 @@ def noise_values(measurement: GradientMeasurement) -> dict[str, float]:
         key without prefix → value; an unknown upper end is inf
     """
     noise = measurement.noise
-    counted: dict[str, float] = {"dropped_windows": measurement.dropped}
+    counted: dict[str, float] = {"dropped_windows": measurement.dropped, "limited_windows": measurement.limited}
     if noise is None:
         return counted
     return {

@@ -10,7 +10,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_bsscale.callbacks.loaders import Loaders
 from lightning_bsscale.journal import DecisionRecord, Measurement, from_plain
-from lightning_bsscale.theory.estimate import Averages, NoiseScale
+from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.robust import RobustAverages
 
 STATE_SCHEMA = 1
 
@@ -175,7 +176,7 @@ def outcome_of(state: dict[str, Any] | None) -> Outcome:
     measured, control = state["measurement"], state.get("control")
     shown = Outcome(
         examples_seen=sum(state["examples"].values()),
-        noise=Averages.from_state(measured["averages"]).noise_scale(),
+        noise=RobustAverages.from_state(measured["averages"]).noise_scale(),
         history=[from_plain(Measurement, made) for made in measured["history"]],
     )
     if control is None:

@@ -51,6 +51,8 @@ class BatchSizeScaler(pl.Callback):
     ``grad_sq_norm``              ‖G‖² averaged, gradient units squared
     ``grad_trace_cov``            tr Σ averaged, gradient units squared × examples
     ``dropped_windows``           measured windows with a NaN or inf so far; they did not enter the averages
+    ``limited_windows``           measured windows so far that were far from all others (gradient spikes); their
+                                  influence on the averages was limited
     ``batch_size``                the batch in force from the next window on, in examples
     ``accumulate_grad_batches``   micro-batches of this window
     ``lr_scale``                  the factor on the rate in this step

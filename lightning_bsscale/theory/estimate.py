@@ -18,7 +18,8 @@ and alike for ``G2`` and the covariance. ``n`` is the effective number of window
 quantile, with ``min(n - 1, (sum w_i^2)^2 / sum w_i^4)`` degrees of freedom (Satterthwaite 1946, for a sum of squares
 with weights ``w_i^2``): an exponential memory worth n windows knows its scatter only as well as n/2 of them.
 
-The interval around the ratio is Fieller's (fieller.py).
+The interval around the ratio is Fieller's (fieller.py), its upper end lengthened where the trace's windows are skewed,
+by the third moment of the weighted mean, sum w_i^3 (S_i - S)^3 / (sum w_i)^3.
 
 Windows need no correction for autocorrelation. Each window's moments are unbiased *at its own parameters*, given
 everything before, so their errors are uncorrelated (martingale differences) however slowly the truth moves. The
@@ -58,6 +59,8 @@ class NoiseScale:
         covariance: Covariance of ``trace`` and ``grad_sq``, in the product of their units.
         confidence: Two-sided confidence of ``low`` and ``high``.
         degrees_of_freedom: Of the variances, for Student's t; infinite where they are known exactly.
+        trace_third_moment: Third central moment of ``trace``, in its unit cubed: above zero where a few large windows
+            make up much of the trace.
     """
 
     noise_scale: float
@@ -72,6 +75,7 @@ class NoiseScale:
     covariance: float
     confidence: float
     degrees_of_freedom: float = math.inf
+    trace_third_moment: float = 0.0
 
     def lower_bound(self, confidence: float) -> float:
         """Compute a one-sided lower bound of the noise scale.
@@ -111,6 +115,7 @@ class NoiseScale:
             grad_sq_variance=self.grad_sq_variance,
             covariance=self.covariance,
             quantile=student_t_quantile(confidence, self.degrees_of_freedom),
+            trace_third_moment=self.trace_third_moment,
         )
         return low, high
 
@@ -125,6 +130,7 @@ def noise_scale_from_means(
     effective_windows: float,
     confidence: float,
     degrees_of_freedom: float = math.inf,
+    trace_third_moment: float = 0.0,
 ) -> NoiseScale:
     """Divide the means and put Fieller's interval around the ratio.
 
@@ -137,6 +143,7 @@ def noise_scale_from_means(
         effective_windows: Effective number of windows, for the record.
         confidence: Two-sided confidence of the interval, between 0 and 1.
         degrees_of_freedom: Of the variances, at least 1; infinite where they are known exactly.
+        trace_third_moment: Third central moment of that mean of the trace.
 
     Returns:
         The noise scale with interval.
@@ -162,6 +169,7 @@ def noise_scale_from_means(
         grad_sq_variance=grad_sq_variance,
         covariance=covariance,
         quantile=student_t_quantile((1 + confidence) / 2, degrees_of_freedom),
+        trace_third_moment=trace_third_moment,
     )
     return NoiseScale(
         noise_scale=trace / grad_sq if grad_sq > 0 else math.inf,
@@ -176,6 +184,7 @@ def noise_scale_from_means(
         covariance=covariance,
         confidence=confidence,
         degrees_of_freedom=degrees_of_freedom,
+        trace_third_moment=trace_third_moment,
     )
 
 
@@ -189,6 +198,7 @@ class Averages:
     Attributes:
         weight: Sum of w, in examples.
         weight_sq: Sum of w^2.
+        weight_cubed: Sum of w^3.
         weight_fourth: Sum of w^4.
         trace: Sum of w S.
         grad_sq: Sum of w G.
@@ -197,12 +207,16 @@ class Averages:
         trace_trace: Sum of w^2 S^2.
         grad_sq_grad_sq: Sum of w^2 G^2.
         trace_grad_sq: Sum of w^2 S G.
+        trace_weight_cubed: Sum of w^3 S.
+        trace_trace_weight_cubed: Sum of w^3 S^2.
+        trace_cubed: Sum of w^3 S^3.
         windows: Windows that entered, never decayed.
         dropped: Non-finite windows that did not enter.
     """
 
     weight: float = 0.0
     weight_sq: float = 0.0
+    weight_cubed: float = 0.0
     weight_fourth: float = 0.0
     trace: float = 0.0
     grad_sq: float = 0.0
@@ -211,6 +225,9 @@ class Averages:
     trace_trace: float = 0.0
     grad_sq_grad_sq: float = 0.0
     trace_grad_sq: float = 0.0
+    trace_weight_cubed: float = 0.0
+    trace_trace_weight_cubed: float = 0.0
+    trace_cubed: float = 0.0
     windows: int = 0
     dropped: int = 0
 
@@ -237,24 +254,60 @@ class Averages:
             >>> averages.windows, averages.trace / averages.weight
             (1, 8.0)
         """
-        check_number("examples_since_last", examples_since_last, at_least=0)
+        sums = self.aged(examples_since_last, memory).to_state()
+        for name, added in sums_of(moments).items():
+            sums[name] += added
+        return Averages.from_state(sums)
+
+    def aged(self, examples: float, memory: float) -> Averages:
+        """Let the sums decay, and add nothing.
+
+        Args:
+            examples: Examples seen meanwhile.
+            memory: Examples over which a window's weight falls to 1/e; infinite for no decay.
+
+        Returns:
+            A new record.
+        """
+        check_number("examples_since_last", examples, at_least=0)
         check_number("memory", memory, above=0, may_be_infinite=True)
-        decay = math.exp(-examples_since_last / memory)
-        added = sums_of(moments)
-        return Averages(
-            weight=decay * self.weight + added["weight"],
-            weight_sq=decay**2 * self.weight_sq + added["weight_sq"],
-            weight_fourth=decay**4 * self.weight_fourth + added["weight_fourth"],
-            trace=decay * self.trace + added["trace"],
-            grad_sq=decay * self.grad_sq + added["grad_sq"],
-            trace_weight_sq=decay**2 * self.trace_weight_sq + added["trace_weight_sq"],
-            grad_sq_weight_sq=decay**2 * self.grad_sq_weight_sq + added["grad_sq_weight_sq"],
-            trace_trace=decay**2 * self.trace_trace + added["trace_trace"],
-            grad_sq_grad_sq=decay**2 * self.grad_sq_grad_sq + added["grad_sq_grad_sq"],
-            trace_grad_sq=decay**2 * self.trace_grad_sq + added["trace_grad_sq"],
-            windows=self.windows + int(added["windows"]),
-            dropped=self.dropped + int(added["dropped"]),
+        decay = math.exp(-examples / memory)
+        return Averages.from_state({name: decay ** _POWERS[name] * value for name, value in self.to_state().items()})
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Standard deviation of a window of usual weight, of its trace and of its squared norm; 0 below two windows."""
+        count = self.effective_windows
+        if count <= 1:
+            return 0.0, 0.0
+        scale = count / (count - 1) / self.weight_sq
+        trace, grad_sq, _ = self._scatter()
+        return math.sqrt(trace * scale), math.sqrt(grad_sq * scale)
+
+    def _scatter(self) -> tuple[float, float, float]:
+        # Sums of w^2 times the squared deviations from the means, and of their product. Sums of squares in exact
+        # arithmetic; rounding must not make them negative.
+        trace, grad_sq = self.trace / self.weight, self.grad_sq / self.weight
+        return (
+            max(0.0, self.trace_trace - 2 * trace * self.trace_weight_sq + trace**2 * self.weight_sq),
+            max(0.0, self.grad_sq_grad_sq - 2 * grad_sq * self.grad_sq_weight_sq + grad_sq**2 * self.weight_sq),
+            self.trace_grad_sq
+            - trace * self.grad_sq_weight_sq
+            - grad_sq * self.trace_weight_sq
+            + trace * grad_sq * self.weight_sq,
         )
+
+    def _trace_third_moment(self, trace_variance: float) -> float:
+        # Third central moment of the weighted mean of the trace.
+        trace = self.trace / self.weight
+        third = (
+            self.trace_cubed
+            - 3 * trace * self.trace_trace_weight_cubed
+            + 3 * trace**2 * self.trace_weight_cubed
+            - trace**3 * self.weight_cubed
+        ) / self.weight**3
+        # No n numbers are skewed by more than sqrt(n); beyond lies the rounding of windows that hardly differ.
+        return min(third, math.sqrt(trace_variance**3 * self.effective_windows))
 
     def noise_scale(self, confidence: float = 0.9) -> NoiseScale | None:
         """Compute the noise scale with interval from the sums.
@@ -294,24 +347,17 @@ class Averages:
             )
         # The first factor makes the scatter unbiased where all weights are equal, and where variances go as 1/weight.
         scale = count / (count - 1) / self.weight**2
-        trace_scatter = self.trace_trace - 2 * trace * self.trace_weight_sq + trace**2 * self.weight_sq
-        grad_sq_scatter = self.grad_sq_grad_sq - 2 * grad_sq * self.grad_sq_weight_sq + grad_sq**2 * self.weight_sq
-        cross_scatter = (
-            self.trace_grad_sq
-            - trace * self.grad_sq_weight_sq
-            - grad_sq * self.trace_weight_sq
-            + trace * grad_sq * self.weight_sq
-        )
+        trace_scatter, grad_sq_scatter, cross_scatter = self._scatter()
         return noise_scale_from_means(
             trace=trace,
             grad_sq=grad_sq,
-            # Sums of squares in exact arithmetic; rounding must not make them negative.
-            trace_variance=max(0.0, trace_scatter) * scale,
-            grad_sq_variance=max(0.0, grad_sq_scatter) * scale,
+            trace_variance=trace_scatter * scale,
+            grad_sq_variance=grad_sq_scatter * scale,
             covariance=cross_scatter * scale,
             effective_windows=count,
             confidence=confidence,
             degrees_of_freedom=max(1.0, min(count - 1, self.weight_sq**2 / self.weight_fourth)),
+            trace_third_moment=self._trace_third_moment(trace_scatter * scale),
         )
 
     def to_state(self) -> dict[str, float | int]:
@@ -349,6 +395,13 @@ class Averages:
 SUM_NAMES = tuple(field.name for field in fields(Averages))
 """Names of the sums, in order; each is additive over windows of equal age."""
 
+# With which power of a window's weight each sum decays.
+_POWERS = {
+    **{"weight": 1, "trace": 1, "grad_sq": 1, "weight_sq": 2, "trace_weight_sq": 2, "grad_sq_weight_sq": 2},
+    **{"trace_trace": 2, "grad_sq_grad_sq": 2, "trace_grad_sq": 2, "weight_cubed": 3, "trace_weight_cubed": 3},
+    **{"trace_trace_weight_cubed": 3, "trace_cubed": 3, "weight_fourth": 4, "windows": 0, "dropped": 0},
+}
+
 
 def sums_of(moments: WindowMoments) -> dict[str, float]:
     """Compute what one window adds to each sum of :class:`Averages`.
@@ -368,6 +421,7 @@ def sums_of(moments: WindowMoments) -> dict[str, float]:
     sums: dict[str, float] = {
         "weight": w,
         "weight_sq": w**2,
+        "weight_cubed": w**3,
         "weight_fourth": w**4,
         "trace": w * trace,
         "grad_sq": w * grad_sq,
@@ -376,6 +430,9 @@ def sums_of(moments: WindowMoments) -> dict[str, float]:
         "trace_trace": (w * trace) * (w * trace),
         "grad_sq_grad_sq": (w * grad_sq) * (w * grad_sq),
         "trace_grad_sq": (w * trace) * (w * grad_sq),
+        "trace_weight_cubed": w**3 * trace,
+        "trace_trace_weight_cubed": (w * trace) * (w * trace) * w,
+        "trace_cubed": (w * trace) * (w * trace) * (w * trace),
         "windows": 1,
         "dropped": 0,
     }

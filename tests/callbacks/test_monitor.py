@@ -47,6 +47,7 @@ def test_logged_keys(tmp_path):
     assert keys == {
         *("bsscale/noise_scale", "bsscale/noise_scale_low", "bsscale/noise_scale_high", "bsscale/grad_sq_norm"),
         "bsscale/dropped_windows",
+        "bsscale/limited_windows",
         *("bsscale/grad_trace_cov", "bsscale/batch_size", "bsscale/accumulate_grad_batches", "bsscale/examples_seen"),
     }
     assert [step for step, _ in logger.logged] == [4, 9, 14, 19, 24]

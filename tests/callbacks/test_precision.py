@@ -231,7 +231,7 @@ def test_dropped_windows_in_the_journal_the_state_and_the_picture(tmp_path):
     assert [number for number, trace in enumerate(traces) if math.isnan(trace)] == [3, 7]
     torch.save(scaler.state_dict(), tmp_path / "state.pt")
     kept = torch.load(tmp_path / "state.pt", weights_only=True)["measurement"]
-    assert kept["averages"]["dropped"] == 2
+    assert kept["averages"]["sums"]["dropped"] == 2
     figure, _ = scaler.plot()
     figure.savefig(tmp_path / "plot.png")
 
@@ -271,7 +271,7 @@ def test_the_count_of_dropped_windows_goes_on_after_a_resume():
     _, scaler = warnings_of(range(90, 100))
     state = scaler.state_dict()
     # The fifth is on its way, as at any window's end.
-    assert state["measurement"]["dropped_in_a_row"] == state["measurement"]["averages"]["dropped"] == 4
+    assert state["measurement"]["dropped_in_a_row"] == state["measurement"]["averages"]["sums"]["dropped"] == 4
     again = scripted()
 
     class Loads(pl.Callback):
@@ -286,4 +286,4 @@ def test_the_count_of_dropped_windows_goes_on_after_a_resume():
             max_epochs=1,
             accumulate_grad_batches=2,
         )
-    assert again.state_dict()["measurement"]["averages"]["dropped"] == 10
+    assert again.state_dict()["measurement"]["averages"]["sums"]["dropped"] == 10

@@ -31,7 +31,15 @@ from tests.zoo import (
 pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
 
 KEYS = {
-    *("noise_scale", "noise_scale_low", "noise_scale_high", "grad_sq_norm", "grad_trace_cov", "dropped_windows"),
+    *(
+        "noise_scale",
+        "noise_scale_low",
+        "noise_scale_high",
+        "grad_sq_norm",
+        "grad_trace_cov",
+        "dropped_windows",
+        "limited_windows",
+    ),
     *("batch_size", "accumulate_grad_batches", "lr_scale", "lr", "examples_seen"),
 }
 

@@ -45,3 +45,30 @@ def gaussian_norms(
     across_scatter = variance * rng.chisquare((num_micro_batches - 1) * (dimension - 1), shape)
     sums = (along**2).sum(-1) + across_scatter + num_micro_batches * across_mean
     return sums, along.mean(-1) ** 2 + across_mean
+
+
+def heavy_tailed_windows(
+    rng: np.random.Generator, family: str, windows: int, *, trace: float, grad_sq: float, micro_batch_size: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute trace and squared norm of windows of two micro-batches, for examples with tails.
+
+    An example's noise is a vector of 256 independent coordinates. "gaussian"; "student": each of them Student's t
+    with 3 degrees of freedom; "student per example" and "log-normal": a Gaussian vector times one random factor for the
+    example, Student's (so its square has no variance) or exp of a standard normal number.
+    """
+    dimension, size = 256, micro_batch_size
+    if family == "student":
+        noise = rng.standard_t(3, (windows, 2, size, dimension)).mean(2) / math.sqrt(3)
+    else:
+        shape = (windows, 2, size)
+        squares = {
+            "gaussian": lambda: np.ones(shape),
+            "student per example": lambda: 1 / rng.chisquare(3, shape),
+            "log-normal": lambda: np.exp(2 * rng.standard_normal(shape) - 2),
+        }[family]()
+        # The mean of a micro-batch is Gaussian, given its examples' factors.
+        noise = rng.standard_normal((windows, 2, dimension)) * np.sqrt(squares.sum(2) / size**2)[..., None]
+    gradients = math.sqrt(trace / dimension) * noise
+    gradients[..., 0] += math.sqrt(grad_sq)
+    mean_of_squares, square_of_mean = (gradients**2).sum(-1).mean(1), (gradients.mean(1) ** 2).sum(-1)
+    return 2 * size * (mean_of_squares - square_of_mean), 2 * square_of_mean - mean_of_squares

@@ -1,0 +1,215 @@
+r"""Averages in which no single window can outweigh the others: one gradient spike must not silence the estimate.
+
+A micro-batch whose gradient is 10 or 1,000 times the usual one (a corrupt example, a rare loss spike) has a trace 10^2
+or 10^6 times the usual one. In a plain average it multiplies the variance, the interval stays unbounded until the
+memory has faded by that factor, and nothing is decided for many memories.
+
+So a window enters with its trace and its squared norm each limited to
+
+    mean +- k * s * max(1, sqrt(usual weight / w)),     k = effective windows, at least 10 and at most 50
+
+where mean, spread ``s`` and usual weight are those of the windows before it. The newest window of an exponential memory
+has about two in n of the weight, so one window moves the mean by at most about two standard deviations of a window.
+What lies beyond is cut off and counted; nothing is left out. The spread follows what it is shown: each limited window
+widens it, so a lasting change of level enters within a fraction of a memory, while a single spike is soon forgotten.
+``s`` is never taken below 5 % of the mean, so that almost equal windows do not limit an ordinary drift.
+
+The first windows have nothing before them to be judged by. Up to `START` of them are kept one by one and judged
+together, each time one more arrives, by their median and 1.4826 times their median absolute deviation.
+
+The price: cutting a heavy upper tail lowers the mean of the trace. For Gaussian examples nothing is cut. For log-normal
+ones the mean is up to 2 % too low, and where single examples are Student t with 3 degrees of freedom (a squared norm
+without a variance) up to 3 % in small windows and short memories. benchmarks/averages.py measures this, with the
+interval's coverage and the delay that a spike causes.
+
+Source: Huber 1964, Annals of Mathematical Statistics 35, 73-101 (limiting an observation's influence); here with limits
+so wide that ordinary windows are not touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from statistics import median
+from typing import Any
+
+from lightning_bsscale.theory.estimate import Averages, NoiseScale, sums_of
+from lightning_bsscale.theory.moments import WindowMoments
+
+__all__ = ["START", "RobustAverages"]
+
+START = 8
+"""Windows at the start that are judged together."""
+
+_FEWEST = 4  # windows that are needed to tell what is usual
+_LEAST_SPREAD = 0.05  # of the mean
+_MAD_TO_DEVIATION = 1.4826  # of a normal distribution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """One of the first windows.
+
+    Attributes:
+        moments: Its moments, as they were measured.
+        age: Examples seen since.
+    """
+
+    moments: WindowMoments
+    age: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RobustAverages:
+    """Running averages over windows, each of limited influence; immutable, ``RobustAverages()`` is empty.
+
+    Attributes:
+        sums: The sums over all windows, as they entered.
+        limited: Windows so far whose trace or squared norm was limited.
+        start: The first windows, while there are fewer than :data:`START`; they are in ``sums`` too.
+    """
+
+    sums: Averages = field(default_factory=Averages)
+    limited: int = 0
+    start: tuple[_Kept, ...] = ()
+
+    @property
+    def dropped(self) -> int:
+        """Windows that were not finite and did not enter."""
+        return self.sums.dropped
+
+    def noise_scale(self, confidence: float = 0.9) -> NoiseScale | None:
+        """Compute the noise scale with interval; see :meth:`Averages.noise_scale`.
+
+        Args:
+            confidence: Two-sided confidence of the interval, between 0 and 1.
+
+        Returns:
+            The noise scale; None before the second window.
+        """
+        return self.sums.noise_scale(confidence)
+
+    def updated(self, moments: WindowMoments, *, examples_since_last: float, memory: float) -> RobustAverages:
+        """Let the sums decay and add one window, its influence limited.
+
+        Args:
+            moments: The window's moments. A non-finite window is dropped and counted; the sums still decay.
+            examples_since_last: Examples seen since the last update (of all windows, measured or not).
+            memory: Examples over which a window's weight falls to 1/e; infinite for all windows alike.
+
+        Returns:
+            A new record.
+
+        Example:
+            Sixteen windows, and one whose gradient is a thousand times larger:
+
+            >>> usual = [
+            ...     WindowMoments(trace=8 + i % 3, grad_sq=1.0, num_micro_batches=2, examples=16, harmonic_size=8.0)
+            ...     for i in range(16)
+            ... ]
+            >>> spike = WindowMoments(trace=8e6, grad_sq=1e3, num_micro_batches=2, examples=16, harmonic_size=8.0)
+            >>> averages = RobustAverages()
+            >>> for window in [*usual, spike]:
+            ...     averages = averages.updated(window, examples_since_last=16, memory=math.inf)
+            >>> round(averages.noise_scale().trace, 1), averages.limited
+            (9.7, 1)
+        """
+        sums = self.sums.aged(examples_since_last, memory)
+        start = tuple(replace(window, age=window.age + examples_since_last) for window in self.start)
+        if sums_of(moments)["dropped"]:
+            return replace(self, sums=replace(sums, dropped=sums.dropped + 1), start=start)
+        if sums.windows >= START:
+            entered = _limited(moments, sums)
+            sums = sums.updated(entered, examples_since_last=0, memory=memory)
+            return RobustAverages(sums=sums, limited=self.limited + (entered != moments))
+        start = (*start, _Kept(moments=moments, age=0.0))
+        together, limited = _judged_together(start, memory)
+        sums = replace(together, dropped=sums.dropped)
+        return RobustAverages(sums=sums, limited=limited, start=start if len(start) < START else ())
+
+    def to_state(self) -> dict[str, Any]:
+        """Return the record as plain numbers, dicts and lists, for a checkpoint.
+
+        Returns:
+            ``sums``, ``limited`` and ``start``.
+        """
+        start = [{**asdict(window.moments), "age": window.age} for window in self.start]
+        return {"sums": self.sums.to_state(), "limited": self.limited, "start": start}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> RobustAverages:
+        """Make the record from its plain numbers.
+
+        Args:
+            state: What :meth:`to_state` returned.
+
+        Returns:
+            The record.
+
+        Example:
+            >>> RobustAverages.from_state(RobustAverages().to_state()) == RobustAverages()
+            True
+        """
+        start = tuple(
+            _Kept(age=window["age"], moments=WindowMoments(**{name: window[name] for name in _MOMENTS}))
+            for window in state["start"]
+        )
+        return cls(sums=Averages.from_state(state["sums"]), limited=state["limited"], start=start)
+
+
+_MOMENTS = [attribute.name for attribute in fields(WindowMoments)]
+
+
+def _reach(windows: float) -> float:
+    # Standard deviations that a window may lie from the mean.
+    return min(max(windows, 10.0), 50.0)
+
+
+def _limited(moments: WindowMoments, before: Averages) -> WindowMoments:
+    # The window as it enters.
+    count = before.effective_windows
+    if count < _FEWEST:
+        return moments
+    usual_weight = before.weight_sq / before.weight
+    reach = _reach(count) * max(1.0, math.sqrt(usual_weight / moments.examples))
+    means = before.trace / before.weight, before.grad_sq / before.weight
+    distances = [_distance(reach, spread, mean) for spread, mean in zip(before.spread, means, strict=True)]
+    return replace(
+        moments,
+        trace=_between(moments.trace, means[0] - distances[0], means[0] + distances[0]),
+        grad_sq=_between(moments.grad_sq, means[1] - distances[1], means[1] + distances[1]),
+    )
+
+
+def _judged_together(start: Sequence[_Kept], memory: float) -> tuple[Averages, int]:
+    # The sums of the first windows, and how many of them were limited.
+    traces = _usual([window.moments.trace for window in start])
+    squares = _usual([window.moments.grad_sq for window in start])
+    sums, limited, age = Averages(), 0, start[0].age
+    for window in start:
+        trace, grad_sq = window.moments.trace, window.moments.grad_sq
+        entered = replace(window.moments, trace=_between(trace, *traces), grad_sq=_between(grad_sq, *squares))
+        limited += entered != window.moments
+        sums = sums.updated(entered, examples_since_last=age - window.age, memory=memory)
+        age = window.age
+    return sums.aged(age, memory), limited
+
+
+def _usual(values: Sequence[float]) -> tuple[float, float]:
+    # Between what the first windows may lie.
+    if len(values) < _FEWEST:
+        return -math.inf, math.inf
+    middle = median(values)
+    spread = _MAD_TO_DEVIATION * median(abs(value - middle) for value in values)
+    distance = _distance(_reach(len(values)), spread, middle)
+    return middle - distance, middle + distance
+
+
+def _distance(reach: float, spread: float, middle: float) -> float:
+    # Where nothing varies, nothing is known of what is usual.
+    return reach * max(spread, _LEAST_SPREAD * abs(middle)) if spread > 0 else math.inf
+
+
+def _between(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)

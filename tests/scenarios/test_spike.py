@@ -1,0 +1,86 @@
+"""One gradient spike in a measured window, through the real Trainer: growth is delayed by one memory at most."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from tests.zoo import fit
+
+DIMENSIONS = 4096
+MICRO_BATCH = 4
+MICRO_BATCHES = 1500
+TOTAL = MICRO_BATCHES * MICRO_BATCH
+NOISE_SCALE = 400.0
+PROBE = 53  # the micro-batch is the first of a probe window of two, and in warmup (5 %: 75 micro-batches)
+
+
+class Linear(pl.LightningModule):
+    """The gradient of a micro-batch is the mean of its examples, at any weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(DIMENSIONS))
+
+    def training_step(self, batch, batch_idx):
+        return (batch @ self.weight).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+class Gradients(Dataset):
+    """Gaussian gradients of known noise scale; micro-batch `at` is multiplied by `factor`."""
+
+    def __init__(self, at=None, factor=1.0):
+        self.at, self.factor = at, factor
+
+    def __len__(self):
+        return MICRO_BATCHES
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        noise = torch.randn(MICRO_BATCH, DIMENSIONS, generator=generator) * (NOISE_SCALE / DIMENSIONS) ** 0.5
+        noise[:, 0] += 1
+        return noise * self.factor if index == self.at else noise
+
+
+def trained(callback, **spike):
+    loader = DataLoader(Gradients(**spike), batch_size=None)
+    return fit(Linear(), loader, [callback], max_epochs=1, gradient_clip_val=1.0)
+
+
+def first_growth(**spike):
+    """The share of the budget at which the batch first grows, and the scaler."""
+    scaler = BatchSizeScaler(max_batch_size=16)
+    trained(scaler, **spike)
+    seen = [record.situation.examples_seen for record in scaler.decisions if record.is_change]
+    return (seen[0] / TOTAL if seen else 1.0), scaler
+
+
+@pytest.mark.parametrize("factor", [10.0, 1000.0])
+def test_a_spike_delays_growth_by_one_memory_at_most(factor):
+    usual, _ = first_growth()
+    spiked, scaler = first_growth(at=PROBE, factor=factor)
+    assert usual < 0.15
+    assert spiked <= usual + 0.05
+    assert scaler.noise_scale.low < 1.3 * NOISE_SCALE
+    assert scaler.noise_scale.high > 0.7 * NOISE_SCALE
+
+
+def test_the_limited_window_is_counted_logged_and_recorded():
+    scaler = BatchSizeScaler(max_batch_size=16)
+    trainer = trained(scaler, at=PROBE, factor=1000.0)
+    assert trainer.callback_metrics["bsscale/limited_windows"] == 1
+    assert trainer.callback_metrics["bsscale/dropped_windows"] == 0
+    # History keeps what was measured, not what entered the averages.
+    assert max(made.trace for made in scaler.history) > 1e4 * NOISE_SCALE
+
+
+def test_a_monitor_counts_it_too():
+    monitor = GradientNoiseScaleMonitor(measure_every=1)
+    loader = DataLoader(Gradients(at=40, factor=1000.0), batch_size=None)
+    trainer = fit(Linear(), loader, [monitor], max_epochs=1, accumulate_grad_batches=4)
+    assert trainer.callback_metrics["bsscale/limited_windows"] == 1
+    assert monitor.noise_scale.resolved
