@@ -149,10 +149,11 @@ def _plain(value: Any) -> Any:
     kind = type(value)
     if kind in _PLAIN_ALREADY:
         return value
+    if kind is float:
+        return value if math.isfinite(value) else str(value)
     if isinstance(value, Real) and kind.__module__ != "builtins":
         value = int(value) if isinstance(value, Integral) else float(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        return _plain(value)
     if dataclasses.is_dataclass(kind):
         return as_plain(value)
     if isinstance(value, dict):

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_bsscale.callbacks.decision_log import DecisionLog
 from lightning_bsscale.callbacks.loaders import Loaders
 from lightning_bsscale.journal import DecisionRecord, Measurement, from_plain
+from lightning_bsscale.theory.checks import found
 from lightning_bsscale.theory.estimate import Averages, NoiseScale
 
 STATE_SCHEMA = 1
@@ -208,6 +209,6 @@ def check_schema(state: dict[str, Any], callback: str) -> None:
     """
     if state.get("schema") != STATE_SCHEMA:
         raise MisconfigurationException(
-            f"The checkpoint holds a {callback} state of schema {state.get('schema')!r}; this version reads "
+            f"The checkpoint holds a {callback} state of schema {found(state.get('schema'))}; this version reads "
             f"{STATE_SCHEMA}. Continue with the version of lightning-bsscale that wrote it, or start without ckpt_path."
         )
