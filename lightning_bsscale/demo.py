@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale.callbacks.scaler import BatchSizeScaler
-from lightning_bsscale.journal import summary_table
+from lightning_bsscale.summary import summary_table
 
 __all__ = ["DigitsModel", "Result", "digits_data", "quiet", "run", "train"]
 

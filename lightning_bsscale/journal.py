@@ -11,14 +11,22 @@ import dataclasses
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TextIO
 
 from lightning_bsscale.theory.estimate import NoiseScale
-from lightning_bsscale.theory.policies import POLICIES, Decision, Limits, Situation
+from lightning_bsscale.theory.policies import (
+    POLICIES,
+    Decision,
+    Limits,
+    Situation,
+    hold_without_decision,
+    recorded_decision,
+)
 
 SCHEMA_VERSION = 1
 
@@ -77,6 +85,11 @@ class DecisionRecord:
         """Whether the batch changed."""
         return self.batch_size != self.situation.batch_size
 
+    @property
+    def is_shrink(self) -> bool:
+        """Whether a smaller batch was asked for, so that `decision.bound` is an upper one."""
+        return self.decision.batch_size < self.situation.batch_size
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
@@ -97,8 +110,18 @@ class Replayed:
 
     @property
     def agrees(self) -> bool:
-        """Whether batch and reason are the same."""
-        return self.recorded == self.replayed
+        """Whether batch and reason are the same, and the numbers behind them to rounding."""
+        return all(
+            _are_close(getattr(self.recorded, name), getattr(self.replayed, name)) for name in _field_names(Decision)
+        )
+
+
+def _are_close(recorded: Any, replayed: Any) -> bool:
+    # The mathematical functions of another machine may round the last digit of a bound differently.
+    if isinstance(recorded, float) and isinstance(replayed, float):
+        both_unknown = math.isnan(recorded) and math.isnan(replayed)
+        return both_unknown or math.isclose(recorded, replayed, rel_tol=1e-9)
+    return bool(recorded == replayed)
 
 
 _HEADER_BEGINS = b'{"event": "header"'
@@ -108,12 +131,31 @@ _NAMES: dict[type[Record], str] = {cls: name for name, cls in _EVENTS.items()}
 _NESTED: dict[str, Any] = {"noise": NoiseScale, "situation": Situation, "limits": Limits, "decision": Decision}
 
 
+_FIELD_NAMES: dict[type, tuple[str, ...]] = {}
+
+
+def _field_names(cls: Any) -> tuple[str, ...]:
+    names = _FIELD_NAMES.get(cls)
+    if names is None:
+        names = _FIELD_NAMES[cls] = tuple(field.name for field in dataclasses.fields(cls))
+    return names
+
+
+_PLAIN_ALREADY = frozenset({int, str, bool, type(None)})
+
+
 def _plain(value: Any) -> Any:
     # JSON has no inf and no nan, so they travel as words; and neither it nor a checkpoint has NumPy's numbers.
-    if isinstance(value, Real) and type(value).__module__ != "builtins":
+    kind = type(value)
+    if kind in _PLAIN_ALREADY:
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Real) and kind.__module__ != "builtins":
         value = int(value) if isinstance(value, Integral) else float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+        return _plain(value)
+    if dataclasses.is_dataclass(kind):
+        return as_plain(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -130,8 +172,8 @@ def as_plain(record: Any) -> dict[str, Any]:
     Returns:
         a dict that JSON and `torch.load(weights_only=True)` can hold
     """
-    plain: dict[str, Any] = _plain(dataclasses.asdict(record))
-    return plain
+    # Not by dataclasses.asdict: it deep-copies every number, and a checkpoint holds thousands of records.
+    return {name: _plain(getattr(record, name)) for name in _field_names(type(record))}
 
 
 def from_plain(cls: Any, fields: dict[str, Any]) -> Any:
@@ -155,6 +197,12 @@ def from_plain(cls: Any, fields: dict[str, Any]) -> Any:
     return cls(**made)
 
 
+MAX_OPTIONS = 64
+MAX_OPTION_LENGTH = 200
+MAX_OPTION_BITS = 1024
+MAX_OPTION_ITEMS = 16
+
+
 def describe_policy(policy: Any) -> dict[str, Any]:
     """Name and options of a policy, for the journal's first line.
 
@@ -162,10 +210,36 @@ def describe_policy(policy: Any) -> dict[str, Any]:
         policy: any policy
 
     Returns:
-        ``{"class": name, "options": fields}``; the options of a policy that is no dataclass are unknown (None)
+        ``{"class": name, "options": fields}``, of bounded size: numbers, strings, bools, None, enums (by value) and
+        short sequences of these as they are, anything else as the name of its class. The options of a policy that is
+        no dataclass are unknown (None)
     """
-    options = as_plain(policy) if dataclasses.is_dataclass(policy) else None
+    options: dict[str, Any] | None = None
+    if dataclasses.is_dataclass(policy):
+        options = {}
+        for name in _field_names(type(policy))[:MAX_OPTIONS]:
+            try:
+                options[name] = _option(getattr(policy, name))
+            except Exception:  # whatever an attribute of the user's raises when it is looked at
+                options[name] = "unreadable"
     return {"class": type(policy).__name__, "options": options}
+
+
+def _option(value: Any, depth: int = 2) -> Any:
+    if isinstance(value, Enum):
+        value = value.value
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)[:MAX_OPTION_LENGTH]
+    if isinstance(value, Integral) and int(value).bit_length() <= MAX_OPTION_BITS:
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        return _plain(float(value))
+    if isinstance(value, (list, tuple)) and len(value) <= MAX_OPTION_ITEMS and depth:
+        return [_option(item, depth - 1) for item in value]
+    kind = type(value)
+    return f"<{kind.__module__}.{kind.__qualname__}>"[:MAX_OPTION_LENGTH]
 
 
 class Journal:
@@ -322,50 +396,5 @@ def replay(path: str | Path, policy: Any = None) -> Iterator[Replayed]:
     asked = policy if policy is not None else _policy_of(header, path)
     for record in records:
         if isinstance(record, DecisionRecord):
-            yield Replayed(record=record, replayed=asked.decide(record.situation, record.limits))
-
-
-def _brief(value: float) -> str:
-    return f"{value:.4g}" if value < 1e5 else f"{value:.2e}"
-
-
-def describe_noise(noise: NoiseScale | None) -> str:
-    """A noise scale in a few characters.
-
-    Args:
-        noise: an estimate, or None
-
-    Returns:
-        ``"123 [80, 210]"`` in examples, or ``"unknown"``
-    """
-    if noise is None:
-        return "unknown"
-    return f"{_brief(noise.noise_scale)} [{_brief(noise.low)}, {_brief(noise.high)}]"
-
-
-def summary_table(decisions: Sequence[DecisionRecord]) -> str:
-    """Changes, and the first of each run of holds, as an aligned table.
-
-    Args:
-        decisions: the records, in order
-
-    Returns:
-        a table of text, one line a record
-    """
-    rows = [("examples", "step", "batch", "lr factor", "noise scale [90 %]", "reason")]
-    for record in decisions:
-        old, new = record.situation.batch_size, record.batch_size
-        rows.append(
-            (
-                f"{record.situation.examples_seen:g}",
-                str(record.situation.optimizer_steps),
-                f"{old:g} -> {new:g}" if record.is_change else f"{old:g}",
-                f"{record.lr_scale:.3g}",
-                describe_noise(record.situation.noise),
-                record.decision.reason,
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+            answer = recorded_decision(asked.decide(record.situation, record.limits), record.situation)
+            yield Replayed(record=record, replayed=answer or hold_without_decision(record.situation))

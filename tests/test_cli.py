@@ -12,7 +12,7 @@ from lightning_bsscale.theory.policies import Decision, Limits, NoiseScalePolicy
 HELD = DecisionRecord(
     situation=Situation(batch_size=8, start_batch_size=8, examples_seen=100, total_examples=1000),
     limits=Limits(granularity=8, min_batch_size=8, max_batch_size=64),
-    decision=Decision(batch_size=8, reason=Reason.NO_ESTIMATE.value),
+    decision=Decision(batch_size=8, reason=Reason.NO_ESTIMATE.value, code=Reason.NO_ESTIMATE.code),
     batch_size=8,
     lr_scale=1.0,
     lr_rule="sqrt",

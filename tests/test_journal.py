@@ -11,13 +11,12 @@ from lightning_bsscale.journal import (
     Journal,
     Measurement,
     as_plain,
-    describe_noise,
     describe_policy,
     from_plain,
     read_journal,
     replay,
-    summary_table,
 )
+from lightning_bsscale.summary import describe_noise, summary_table
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.policies import Decision, Limits, NoiseScalePolicy, Reason, Situation
 
@@ -39,7 +38,7 @@ LIMITS = Limits(granularity=8, min_batch_size=8, max_batch_size=64)
 DECISION = DecisionRecord(
     situation=SITUATION,
     limits=LIMITS,
-    decision=Decision(batch_size=8, reason=Reason.UNRESOLVED.value),
+    decision=NoiseScalePolicy().decide(SITUATION, LIMITS),
     batch_size=8,
     lr_scale=1.0,
     lr_rule="sqrt",
@@ -197,5 +196,6 @@ def test_summary():
     assert describe_noise(None) == "unknown"
     assert describe_noise(NOISE) == "inf [3.5, inf]"
     lines = summary_table([DECISION]).splitlines()
-    assert len(lines) == 2
-    assert lines[1].endswith(Reason.UNRESOLVED.value)
+    indent = lines[0].index("reason")
+    assert " ".join(line[indent:] for line in lines[1:]) == Reason.UNRESOLVED.value
+    assert max(map(len, lines)) <= 120

@@ -1,26 +1,18 @@
-"""The batch in force and the factor that goes with it: asks the policy, checks its answer, applies the rule."""
+"""The current batch size and the factor that goes with it: asks the policy, checks its answer, applies the rule."""
 
 from __future__ import annotations
 
-import math
-from numbers import Integral, Real
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_bsscale.callbacks.decision_log import DecisionLog
 from lightning_bsscale.journal import DecisionRecord, as_plain, from_plain
+from lightning_bsscale.theory.checks import found
 from lightning_bsscale.theory.estimate import NoiseScale
-from lightning_bsscale.theory.policies import Decision, Limits, Situation
+from lightning_bsscale.theory.policies import Decision, Limits, Situation, hold_without_decision, recorded_decision
 from lightning_bsscale.theory.rate_path import RatePath
 from lightning_bsscale.theory.rules import LearningRateRule, uses_fallback
-
-
-def _positive_number(value: Any) -> Any:
-    # In a checkpoint and a journal only Python's own numbers can be read again, not NumPy's.
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return None
-    number = int(value) if isinstance(value, Integral) else float(value)
-    return number if 0 < number < math.inf else None
 
 
 class BatchControl:
@@ -39,7 +31,7 @@ class BatchControl:
         self.batch_size = batch_size
         self.start_batch_size = batch_size
         self.examples_at_last_change: float | None = None
-        self.decisions: list[DecisionRecord] = []
+        self.log = DecisionLog()
         self._policy = policy
         self._rule = rule
         self._path = RatePath()
@@ -68,17 +60,17 @@ class BatchControl:
 
     def _checked(self, answer: Any, situation: Situation) -> Decision:
         # A policy may be the user's own: an answer that is no decision holds, and is named once.
-        size = _positive_number(answer.batch_size) if isinstance(answer, Decision) else None
-        if size is not None:
-            return Decision(batch_size=size, reason=str(answer.reason))
+        decision = recorded_decision(answer, situation)
+        if decision is not None:
+            return decision
         if not self._complained:
             self._complained = True
             rank_zero_warn(
-                f"{type(self._policy).__name__}.decide answered {answer!r}; a Decision with a finite positive "
+                f"{type(self._policy).__name__}.decide answered {found(answer)}; a Decision with a finite positive "
                 "batch_size is needed. The batch is held; this is said once.",
                 category=UserWarning,
             )
-        return Decision(batch_size=situation.batch_size, reason="held: the policy's answer was no decision")
+        return hold_without_decision(situation)
 
     def ask(self, situation: Situation) -> DecisionRecord | None:
         """Asks the policy at the end of a window and applies its answer to batch and factor.
@@ -87,7 +79,7 @@ class BatchControl:
             situation: what is known
 
         Returns:
-            the record of a change, or of the first of a run of holds with one reason; None for the rest of the run
+            the record of a change, or of the first of a run of holds with one code; None for the rest of the run
         """
         decision = self._checked(self._policy.decide(situation, self.limits), situation)
         old, noise = self.batch_size, situation.noise
@@ -99,12 +91,6 @@ class BatchControl:
             self._path = self._path.grown(self._rule, old, new, noise)
             self.batch_size = new
             self.examples_at_last_change = situation.examples_seen
-        elif (
-            self.decisions
-            and not self.decisions[-1].is_change
-            and self.decisions[-1].decision.reason == decision.reason
-        ):
-            return None
         record = DecisionRecord(
             situation=situation,
             limits=self.limits,
@@ -113,8 +99,7 @@ class BatchControl:
             lr_scale=self.lr_scale,
             lr_rule=rule,
         )
-        self.decisions.append(record)
-        return record
+        return record if self.log.add(record) else None
 
     def fit_limits(self, noise: NoiseScale | None) -> None:
         """Takes the nearest possible batch, where another start has made the one in force impossible.
@@ -143,7 +128,7 @@ class BatchControl:
             "examples_at_last_change": self.examples_at_last_change,
             "path": as_plain(self._path),
             "lr_scale": self.lr_scale,  # for whoever reads the state; the path and the rule make it anew
-            "decisions": [as_plain(record) for record in self.decisions],
+            "decisions": self.log.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -159,4 +144,4 @@ class BatchControl:
         self.start_batch_size = state["start_batch_size"]
         self.examples_at_last_change = state["examples_at_last_change"]
         self._path = from_plain(RatePath, state["path"])
-        self.decisions = [from_plain(DecisionRecord, record) for record in state["decisions"]]
+        self.log = DecisionLog.from_state(state["decisions"])

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_bsscale.callbacks.measurement import GradientMeasurement
 from lightning_bsscale.callbacks.options import ScalerOptions
 from lightning_bsscale.callbacks.resume import Start, describe_change
-from lightning_bsscale.journal import DecisionRecord, Journal, Measurement, describe_noise
+from lightning_bsscale.journal import DecisionRecord, Journal, Measurement
+from lightning_bsscale.summary import describe_grounds, describe_noise, describe_number, describe_reason
 from lightning_bsscale.theory.policies import Limits
 
 JOURNAL_NAME = "bsscale.jsonl"
@@ -160,16 +161,18 @@ def say_decision(record: DecisionRecord, options: ScalerOptions) -> None:
         record: the decision
         options: the scaler's
     """
-    seen, old = record.situation.examples_seen, record.situation.batch_size
+    seen, old = describe_number(record.situation.examples_seen), describe_number(record.situation.batch_size)
+    grounds, reason = describe_grounds(record), describe_reason(record)
     if record.is_change:
         verb = "would change" if options.dry_run else "changed"
+        told = "; ".join(filter(None, [f"noise scale {describe_noise(record.situation.noise)}", grounds]))
         rank_zero_info(
-            f"bsscale: after {seen} examples the batch {verb} from {old} to {record.batch_size}, the factor on the "
-            f"rate to {record.lr_scale:.3g} ({record.lr_rule}); noise scale {describe_noise(record.situation.noise)}: "
-            f"{record.decision.reason}"
+            f"bsscale: after {seen} examples the batch {verb} from {old} to {describe_number(record.batch_size)}, the "
+            f"factor on the learning rate to {describe_number(record.lr_scale)} ({record.lr_rule}); {told}: {reason}"
         )
     elif options.verbose:
-        rank_zero_info(f"bsscale: after {seen} examples the batch stays {old}: {record.decision.reason}")
+        told = f" ({grounds})" if grounds else ""
+        rank_zero_info(f"bsscale: after {seen} examples the batch stays {old}: {reason}{told}")
 
 
 def open_journal(

@@ -8,8 +8,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_bsscale.callbacks.decision_log import DecisionLog
 from lightning_bsscale.callbacks.loaders import Loaders
 from lightning_bsscale.journal import DecisionRecord, Measurement, from_plain
+from lightning_bsscale.theory.checks import found
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.robust import RobustAverages
 
@@ -150,7 +152,9 @@ class Outcome:
         noise: the averaged noise scale, or None
         lr_scale: the factor on the rate
         examples_seen: examples of all windows
-        decisions: changes, and the first of each run of holds
+        decisions: changes, and the first of each run of holds; of very many, the older ones thinned
+        num_changes: changes in all
+        num_holds: runs of holds in all
         history: the measured windows
     """
 
@@ -159,6 +163,8 @@ class Outcome:
     lr_scale: float = 1.0
     examples_seen: int = 0
     decisions: list[DecisionRecord] = field(default_factory=list)
+    num_changes: int = 0
+    num_holds: int = 0
     history: list[Measurement] = field(default_factory=list)
 
 
@@ -181,8 +187,15 @@ def outcome_of(state: dict[str, Any] | None) -> Outcome:
     )
     if control is None:
         return shown
-    decisions = [from_plain(DecisionRecord, record) for record in control["decisions"]]
-    return replace(shown, batch_size=control["batch_size"], lr_scale=control["lr_scale"], decisions=decisions)
+    log = DecisionLog.from_state(control["decisions"])
+    return replace(
+        shown,
+        batch_size=control["batch_size"],
+        lr_scale=control["lr_scale"],
+        decisions=log.records,
+        num_changes=log.changes,
+        num_holds=log.holds,
+    )
 
 
 def check_schema(state: dict[str, Any], callback: str) -> None:
@@ -197,6 +210,6 @@ def check_schema(state: dict[str, Any], callback: str) -> None:
     """
     if state.get("schema") != STATE_SCHEMA:
         raise MisconfigurationException(
-            f"The checkpoint holds a {callback} state of schema {state.get('schema')!r}; this version reads "
+            f"The checkpoint holds a {callback} state of schema {found(state.get('schema'))}; this version reads "
             f"{STATE_SCHEMA}. Continue with the version of lightning-bsscale that wrote it, or start without ckpt_path."
         )

@@ -86,10 +86,13 @@ class ScaledRun:
         if state is not None:
             self._load(state)
         output.say_start(self.control.batch_size, self.control.limits, options, goes_on=state is not None)
+        header: dict[str, Any] = {}
+        if options.record is not False:
+            header = {"policy": describe_policy(options.policy), "lr_rule": rule.name, "dry_run": options.dry_run}
         self._journal = output.open_journal(
             trainer,
             options.record,
-            {"policy": describe_policy(options.policy), "lr_rule": rule.name, "dry_run": options.dry_run},
+            header,
             keep=None if state is None else state["records"],
         )
         # Last, so that nothing is held when something above is refused.

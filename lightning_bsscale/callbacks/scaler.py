@@ -19,7 +19,8 @@ from lightning_bsscale.callbacks.options import ScalerOptions
 from lightning_bsscale.callbacks.resume import Outcome, check_schema, is_over, outcome_of, window_at_restart
 from lightning_bsscale.callbacks.returned import WayBack, without_module
 from lightning_bsscale.callbacks.scaled_run import ScaledRun
-from lightning_bsscale.journal import DecisionRecord, Measurement, summary_table
+from lightning_bsscale.journal import DecisionRecord, Measurement
+from lightning_bsscale.summary import summary_table
 from lightning_bsscale.theory.checks import check_integer
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.policies import Policy, resolve_policy
@@ -170,7 +171,7 @@ class BatchSizeScaler(pl.Callback):
 
     @property
     def decisions(self) -> list[DecisionRecord]:
-        """Every change of the batch, and the first of each run of holds with one reason."""
+        """Changes of the batch, and the first of each run of holds with one code; older ones of very many thinned."""
         return list(self._outcome.decisions)
 
     @property
@@ -179,12 +180,15 @@ class BatchSizeScaler(pl.Callback):
         return list(self._outcome.history)
 
     def summary(self) -> str:
-        """What was decided, and why.
+        """What was decided, why, and by which numbers.
 
         Returns:
-            a table: examples, step, batch, factor, noise scale with interval, reason
+            a table: examples, step, batch, factor, noise scale with its two-sided interval, the one-sided bound that
+            decided, the target made of it, what the target was compared with, reason
         """
-        return summary_table(self.decisions)
+        outcome = self._outcome
+        table = summary_table(outcome.decisions, changes=outcome.num_changes, holds=outcome.num_holds)
+        return f"{table}\nDry run: batch and learning rate stayed as they were." if self._options.dry_run else table
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, Any]:
         """Draws noise scale with band, batch, and rate with and without the factor, against examples seen.

@@ -69,6 +69,8 @@ def outcome(run: ScaledRun) -> Outcome:
         noise=run.measurement.noise,
         lr_scale=run.control.lr_scale,
         examples_seen=run.examples_seen,
-        decisions=run.control.decisions,
+        decisions=run.control.log.records,
+        num_changes=run.control.log.changes,
+        num_holds=run.control.log.holds,
         history=run.measurement.history,
     )

@@ -178,7 +178,10 @@ def found(value: object) -> str:
     """
     if inspect.isclass(value):
         return f"the class {value.__name__} instead of an instance"
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # the user's own class, shown in a sentence that must be said
+        text = f"an instance of {type(value).__name__} whose repr fails"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
 
 

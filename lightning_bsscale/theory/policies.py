@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, cast, final
+from functools import lru_cache
+from numbers import Integral, Real
+from typing import Any, Protocol, cast, final
 
 from lightning_bsscale.theory.checks import check_integer, check_number, found, quoted
 from lightning_bsscale.theory.estimate import NoiseScale
@@ -21,8 +24,13 @@ __all__ = [
     "Reason",
     "Situation",
     "SupportsDecide",
+    "hold_without_decision",
+    "recorded_decision",
     "resolve_policy",
 ]
+
+MAX_REASON_LENGTH = 500
+MAX_CODE_LENGTH = 80
 
 
 class Reason(str, Enum):
@@ -41,6 +49,11 @@ class Reason(str, Enum):
     def __str__(self) -> str:
         """Return the sentence, alike on all Python versions."""
         return str(self.value)
+
+    @property
+    def code(self) -> str:
+        """The member's name in lower case, such as ``"unresolved"``: what a :class:`Decision` carries as its code."""
+        return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,15 +145,105 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """A policy's answer.
+    """A policy's answer, and the numbers that it was decided by.
+
+    :class:`NoiseScalePolicy` compares ``target = target_ratio * bound`` with what a change needs: to grow, the target
+    of the lower bound must be at least ``needed = hysteresis * batch``; to shrink, that of the upper bound must be at
+    most ``needed = batch / hysteresis``. A policy that decides by other numbers leaves these at None.
 
     Attributes:
         batch_size: The batch from the next window on, in examples; the present one to hold.
-        reason: Why, as a sentence; the built-in ones are the values of :class:`Reason`.
+        reason: Why, as a sentence; the built-in ones are the values of :class:`Reason`. Cut at 500 characters in a
+            record.
+        code: The kind of reason, as a short string that stays the same while the kind does: a run of holds with one
+            code is one record, whatever numbers the sentence holds. None takes :attr:`Reason.code` where the reason is
+            one of its sentences, else ``"hold"``, ``"grow"`` or ``"shrink"``, by the batch that was asked for.
+        bound: The one-sided bound of the noise scale that decided, in examples: the upper one where the batch
+            shrinks, else the lower one.
+        confidence: One-sided confidence of ``bound``, as a share; 0.5 is the estimate itself.
+        target: The batch that the bound justifies, in examples.
+        needed: What the target was compared with, in examples: at least this to grow, at most this to shrink.
     """
 
     batch_size: int
     reason: str
+    code: str | None = None
+    bound: float | None = None
+    confidence: float | None = None
+    target: float | None = None
+    needed: float | None = None
+
+
+def _positive_number(value: Any) -> Any:
+    # In a checkpoint and a journal only Python's own numbers can be read again, not NumPy's.
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    as_float = _float_or_none(value)
+    if as_float is None or not 0 < as_float < math.inf:
+        return None
+    return int(value) if isinstance(value, Integral) else as_float
+
+
+def _float_or_none(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer or a fraction that no float can hold
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 4]} ..."
+
+
+_CODES = {reason.value: reason.code for reason in Reason}
+
+
+def recorded_decision(answer: object, situation: Situation) -> Decision | None:
+    """Make of a policy's answer what is recorded: Python's own numbers, a code, and texts of bounded length.
+
+    Args:
+        answer: What ``decide`` returned.
+        situation: What it was asked with.
+
+    Returns:
+        The decision; None where the answer is no :class:`Decision` with a finite positive batch.
+
+    Example:
+        >>> now = Situation(batch_size=8, start_batch_size=8, examples_seen=0)
+        >>> recorded_decision(Decision(batch_size=8, reason="waiting for step 12"), now).code
+        'hold'
+    """
+    size = _positive_number(answer.batch_size) if isinstance(answer, Decision) else None
+    if size is None or not isinstance(answer, Decision):
+        return None
+    reason, code, now = str(answer.reason), answer.code, situation.batch_size
+    if code is None:
+        code = _CODES.get(reason) or ("hold" if size == now else "grow" if size > now else "shrink")
+    return Decision(
+        batch_size=size,
+        reason=_cut(reason, MAX_REASON_LENGTH),
+        code=_cut(str(code), MAX_CODE_LENGTH),
+        bound=_float_or_none(answer.bound),
+        confidence=_float_or_none(answer.confidence),
+        target=_float_or_none(answer.target),
+        needed=_float_or_none(answer.needed),
+    )
+
+
+def hold_without_decision(situation: Situation) -> Decision:
+    """Hold, where a policy's answer was no decision.
+
+    Args:
+        situation: What the policy was asked with.
+
+    Returns:
+        The hold that is recorded.
+    """
+    return Decision(
+        batch_size=situation.batch_size, reason="held: the policy's answer was no decision", code="no_decision"
+    )
 
 
 class SupportsDecide(Protocol):
@@ -210,6 +313,12 @@ def _near_end(policy: NoiseScalePolicy, situation: Situation, limits: Limits) ->
     return Reason.NEAR_END if remaining < policy.dwell * situation.total_examples else None
 
 
+@lru_cache(maxsize=8)
+def _bounds(noise: NoiseScale, confidence: float) -> tuple[float, float]:
+    # A policy is asked at every step, and the estimate is a new one only after a measured window.
+    return noise.lower_bound(confidence), noise.upper_bound(confidence)
+
+
 _Gate = Callable[["NoiseScalePolicy", Situation, Limits], "Reason | None"]
 _GATES: tuple[_Gate, ...] = (_in_warmup, _no_estimate, _unresolved, _dwelling, _at_limit, _near_end)
 
@@ -268,26 +377,42 @@ class NoiseScalePolicy(Policy):
         return self.dwell > 0
 
     def decide(self, situation: Situation, limits: Limits) -> Decision:  # noqa: D102
+        batch = situation.batch_size
         for gate in _GATES:
             reason = gate(self, situation, limits)
             if reason is not None:
-                return Decision(batch_size=situation.batch_size, reason=reason.value)
+                return self._decision(situation, batch, reason)
         assert situation.noise is not None  # the second gate
-        batch = situation.batch_size
-        wanted = self.target_ratio * situation.noise.lower_bound(self.confidence)
+        lower, upper = _bounds(situation.noise, self.confidence)
+        wanted = self.target_ratio * lower
         if wanted >= self.hysteresis * batch:
             # max_growth may lie below the next possible batch; holding for ever would be worse than exceeding it.
             step = max(self.max_growth * batch, batch + limits.granularity)
             grown = limits.clip(min(wanted, step))
-            if grown > batch:
-                return Decision(batch_size=grown, reason=Reason.GROW.value)
-            return Decision(batch_size=batch, reason=Reason.AT_LIMIT.value)
-        at_most = self.target_ratio * situation.noise.upper_bound(self.confidence)
+            return self._decision(situation, max(grown, batch), Reason.GROW if grown > batch else Reason.AT_LIMIT)
+        at_most = self.target_ratio * upper
         if self.allow_shrink and at_most * self.hysteresis <= batch:
             shrunk = limits.clip(max(at_most, batch / self.max_growth))
             if shrunk < batch:
-                return Decision(batch_size=shrunk, reason=Reason.SHRINK.value)
-        return Decision(batch_size=batch, reason=Reason.CLOSE_ENOUGH.value)
+                return self._decision(situation, shrunk, Reason.SHRINK)
+        return self._decision(situation, batch, Reason.CLOSE_ENOUGH)
+
+    def _decision(self, situation: Situation, batch_size: int, reason: Reason) -> Decision:
+        """Return the decision with the numbers it was taken by; of a hold, those that growth was judged by."""
+        if situation.noise is None:
+            return Decision(batch_size=batch_size, reason=reason.value, code=reason.code)
+        lower, upper = _bounds(situation.noise, self.confidence)
+        shrinks = reason is Reason.SHRINK
+        bound = upper if shrinks else lower
+        return Decision(
+            batch_size=batch_size,
+            reason=reason.value,
+            code=reason.code,
+            bound=bound,
+            confidence=self.confidence,
+            target=self.target_ratio * bound,
+            needed=situation.batch_size / self.hysteresis if shrinks else self.hysteresis * situation.batch_size,
+        )
 
 
 POLICIES: dict[str, type[Policy]] = {"noise_scale": NoiseScalePolicy}

@@ -85,7 +85,8 @@ class Script(Policy):
 
     def decide(self, situation, limits):
         wanted = self.training.batch(situation.optimizer_steps)
-        return Decision(batch_size=wanted, reason=f"for step {situation.optimizer_steps}")
+        told = f"for step {situation.optimizer_steps}"
+        return Decision(batch_size=wanted, reason=told, code=told)
 
 
 class Killed(Exception):

@@ -52,7 +52,8 @@ class Script(Policy):
 
     def decide(self, situation, limits):
         wanted = self.windows[situation.optimizer_steps % len(self.windows)]
-        return Decision(batch_size=wanted * self.granularity, reason=f"step {situation.optimizer_steps}")
+        told = f"step {situation.optimizer_steps}"
+        return Decision(batch_size=wanted * self.granularity, reason=told, code=told)
 
 
 class OneHots(pl.LightningModule):

@@ -16,6 +16,7 @@ from lightning_bsscale.theory.policies import (
     Policy,
     Reason,
     Situation,
+    recorded_decision,
     resolve_policy,
 )
 
@@ -67,7 +68,8 @@ def test_each_gate_holds_by_itself(reason, change):
     if reason is Reason.DWELLING:
         change = {"examples_at_last_change": 4901}
     decision = decide(replace(READY, **change))
-    assert decision == Decision(batch_size=change.get("batch_size", 32), reason=reason.value)
+    assert (decision.batch_size, decision.reason) == (change.get("batch_size", 32), reason.value)
+    assert decision.code == reason.name.lower()
 
 
 def test_too_near_the_end_holds():
@@ -85,7 +87,15 @@ def test_the_first_reason_to_hold_wins(index):
 
 
 def test_open_gates_let_it_grow():
-    assert decide() == Decision(batch_size=64, reason=Reason.GROW.value)
+    assert decide() == Decision(
+        batch_size=64,
+        reason=Reason.GROW.value,
+        code="grow",
+        bound=pytest.approx(1000),
+        confidence=0.9,
+        target=pytest.approx(500),
+        needed=64,
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,6 +156,59 @@ def test_shrinking_is_judged_by_the_upper_bound():
     situation = replace(READY, noise=uncertain)
     assert decide(situation, confidence=0.5, allow_shrink=True).reason == Reason.SHRINK
     assert decide(situation, confidence=0.9, allow_shrink=True).reason == Reason.CLOSE_ENOUGH
+
+
+@pytest.mark.parametrize(("reason", "change"), BLOCKS, ids=lambda value: getattr(value, "name", ""))
+def test_a_hold_shows_the_numbers_that_growth_is_judged_by(reason, change):
+    situation = replace(READY, **{**change, "noise": change.get("noise", noise_of(1000, spread=0.1))})
+    policy = NoiseScalePolicy(target_ratio=0.25, confidence=0.8, hysteresis=3)
+    decision = policy.decide(situation, LIMITS)
+    if situation.noise is None:
+        assert (decision.bound, decision.confidence, decision.target, decision.needed) == (None,) * 4
+    else:
+        bound = situation.noise.lower_bound(0.8)
+        assert (decision.bound, decision.confidence) == (bound, 0.8)
+        assert (decision.target, decision.needed) == (0.25 * bound, 3 * situation.batch_size)
+
+
+def test_shrinking_shows_the_upper_bound():
+    situation = replace(READY, batch_size=64, noise=noise_of(16, spread=0.1))
+    decision = decide(situation, allow_shrink=True, hysteresis=1.5)
+    assert decision.code == "shrink"
+    assert decision.bound == situation.noise.upper_bound(0.9)
+    assert decision.target == 0.5 * decision.bound <= decision.needed == 64 / 1.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (Decision(batch_size=32, reason="wait"), "hold"),
+        (Decision(batch_size=33, reason="more"), "grow"),
+        (Decision(batch_size=31, reason="less"), "shrink"),
+        (Decision(batch_size=32, reason=Reason.GROW), "grow"),
+        (Decision(batch_size=64, reason=Reason.UNRESOLVED.value), "unresolved"),
+        (Decision(batch_size=64, reason="more", code="by plan"), "by plan"),
+        (Decision(batch_size=32, reason="wait", code=7), "7"),
+    ],
+)
+def test_a_decision_without_a_code_gets_one(answer, code):
+    recorded = recorded_decision(answer, READY)
+    assert recorded.code == code
+    assert recorded_decision(recorded, READY) == recorded
+
+
+def test_what_is_recorded_is_bounded_and_pythons_own():
+    class Long:
+        def __str__(self):
+            return "x" * 10**6
+
+    recorded = recorded_decision(
+        Decision(batch_size=8, reason=Long(), code=Long(), bound=10**400, target=True, needed="8"), READY
+    )
+    assert len(recorded.reason) == 500
+    assert len(recorded.code) == 80
+    assert (recorded.bound, recorded.target, recorded.needed) == (math.inf, None, None)
+    assert recorded_decision(Decision(batch_size=10**400, reason=""), READY) is None  # no journal could hold it
 
 
 situations = st.builds(

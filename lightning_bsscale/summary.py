@@ -1,0 +1,149 @@
+"""Decisions as people read them: the summary table, and the parts of a log line."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+from lightning_bsscale.journal import DecisionRecord
+from lightning_bsscale.theory.estimate import NoiseScale
+
+TABLE_WIDTH = 120
+MIN_REASON_WIDTH = 24
+
+
+def describe_number(value: float, digits: int = 3) -> str:
+    """A number as people write it: ``33,675``, ``43.3``, ``0.0125``.
+
+    Args:
+        value: the number
+        digits: significant digits, at least; whole numbers have all of theirs
+
+    Returns:
+        a few characters; powers of ten only from 10¹⁵ on
+    """
+    if not math.isfinite(value):
+        return str(float(value))
+    if abs(value) >= 1e15:
+        return f"{value:.{digits - 1}e}"
+    whole_digits = len(f"{abs(value):.0f}")
+    text = f"{value:,.{max(0, digits - whole_digits)}f}" if abs(value) >= 1 else f"{value:.{digits}g}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def describe_noise(noise: NoiseScale | None) -> str:
+    """A noise scale in a few characters.
+
+    Args:
+        noise: an estimate, or None
+
+    Returns:
+        ``"123 [80.1, 210]"`` in examples, or ``"unknown"``
+    """
+    if noise is None:
+        return "unknown"
+    return f"{describe_number(noise.noise_scale)} [{describe_number(noise.low)}, {describe_number(noise.high)}]"
+
+
+def _compared(target: float | None, needed: float | None) -> tuple[str, str]:
+    # Both in as many digits as it takes to see which is the larger one.
+    if target is None or needed is None:
+        return tuple("-" if one is None else describe_number(one) for one in (target, needed))  # type: ignore[return-value]
+    digits = 3
+    while digits < 17 and target != needed and describe_number(target, digits) == describe_number(needed, digits):
+        digits += 1
+    return describe_number(target, digits), describe_number(needed, digits)
+
+
+def describe_grounds(record: DecisionRecord) -> str:
+    """The numbers that a decision was taken by, in words.
+
+    Args:
+        record: the decision
+
+    Returns:
+        ``"lower bound (90 %) 34.1 x 0.5 = target 17.1, needed at least 16"``, without what the policy did not say
+    """
+    decision, side = record.decision, "upper" if record.is_shrink else "lower"
+    target, needed = _compared(decision.target, decision.needed)
+    parts = []
+    if decision.bound is not None:
+        share = "" if decision.confidence is None else f" ({100 * decision.confidence:.3g} %)"
+        parts.append(f"{side} bound{share} {describe_number(decision.bound)}")
+        if decision.target is not None and 0 < decision.bound < math.inf:
+            parts[0] += f" x {describe_number(decision.target / decision.bound)} = target {target}"
+    if decision.target is not None and " = " not in "".join(parts):
+        parts.append(f"target {target}")
+    if decision.needed is not None:
+        parts.append(f"needed at {'most' if record.is_shrink else 'least'} {needed}")
+    return ", ".join(parts)
+
+
+def describe_reason(record: DecisionRecord) -> str:
+    """A decision's reason, and what was asked for where the limits or the micro-batch allowed another batch.
+
+    Args:
+        record: the decision
+
+    Returns:
+        the sentence
+    """
+    asked, reason = record.decision.batch_size, record.decision.reason
+    return reason if asked == record.batch_size else f"{reason} (asked for {describe_number(asked)})"
+
+
+def _row(record: DecisionRecord) -> tuple[str, ...]:
+    decision = record.decision
+    old, new = describe_number(record.situation.batch_size), describe_number(record.batch_size)
+    target, needed = _compared(decision.target, decision.needed)
+    upper = " (upper)" if record.is_shrink else ""
+    return (
+        describe_number(record.situation.examples_seen),
+        describe_number(record.situation.optimizer_steps),
+        f"{old} -> {new}" if record.is_change else old,
+        describe_number(record.lr_scale),
+        describe_noise(record.situation.noise),
+        "-" if decision.bound is None else f"{describe_number(decision.bound)}{upper}",
+        target,
+        needed if decision.needed is None else f"{'<=' if record.is_shrink else '>='} {needed}",
+        describe_reason(record),
+    )
+
+
+def summary_table(decisions: Sequence[DecisionRecord], *, changes: int | None = None, holds: int | None = None) -> str:
+    """Changes, and the first of each run of holds, as an aligned table of 120 columns.
+
+    Args:
+        decisions: the records, in order
+        changes: how many changes there were in all, where `decisions` may be thinned
+        holds: how many runs of holds there were in all
+
+    Returns:
+        a table of text, with a last line where there were more records than these
+    """
+    confidences = {record.decision.confidence for record in decisions if record.decision.bound is not None}
+    shared = confidences.pop() if len(confidences) == 1 else None
+    bound = "bound" if shared is None else f"bound ({100 * shared:.3g} %)"
+    title = ("examples", "step", "batch", "lr factor", "noise scale [90 %]", bound, "target", "needed", "reason")
+    rows = [title, *map(_row, decisions)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(title) - 1)]
+    indent = " " * (sum(widths) + 2 * len(widths))
+    room = max(MIN_REASON_WIDTH, TABLE_WIDTH - len(indent))
+    lines = []
+    for row in rows:
+        begins = "".join(cell.ljust(width) + "  " for cell, width in zip(row, widths, strict=False))
+        reason = textwrap.wrap(row[-1], room) or [""]
+        lines += [(begins + reason[0]).rstrip(), *(indent + more for more in reason[1:])]
+    return "\n".join([*lines, *_omitted(decisions, changes, holds)])
+
+
+def _omitted(decisions: Sequence[DecisionRecord], changes: int | None, holds: int | None) -> list[str]:
+    shown = sum(record.is_change for record in decisions)
+    counts = [("changes", shown, changes), ("runs of holds", len(decisions) - shown, holds)]
+    told = [
+        f"{describe_number(kept)} of {describe_number(made)} {name}"
+        for name, kept, made in counts
+        if made is not None and made > kept
+    ]
+    return [f"Kept are {' and '.join(told)}; the older ones are thinned."] if told else []
