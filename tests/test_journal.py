@@ -1,5 +1,6 @@
 """The journal: what is written is what is read, and bad files are named."""
 
+import io
 import json
 import math
 import os
@@ -77,6 +78,7 @@ def write(path, *records, policy=None):
         journal.write(record)
     journal.close()
     journal.close()
+    return journal
 
 
 def test_write_read_replay(tmp_path):
@@ -97,41 +99,47 @@ def test_write_read_replay(tmp_path):
         lr_scale=2.0,
         lr_rule="linear",
     )
-    write(path, other)
-    assert not next(iter(replay(path))).agrees
+    other = write(path, other).path
+    assert other != path
+    assert not next(iter(replay(other))).agrees
 
 
-def test_a_run_that_goes_on_writes_on_after_what_its_checkpoint_knew(tmp_path):
-    write(tmp_path / "j", DECISION, MEASUREMENT, DECISION)
-    again = Journal(tmp_path / "j", {}, keep=1)
-    assert again.records == 1
+def test_a_resumed_run_continues_after_what_its_checkpoint_knew(tmp_path):
+    written = write(tmp_path / "j", DECISION, MEASUREMENT, DECISION)
+    again = Journal(tmp_path / "j", {}, resumes=written.state() | {"records": 1})
+    assert (again.path, again.is_continued, again.records, again.replaced) == (tmp_path / "j", True, 1, 2)
     again.write(DECISION)
     assert again.records == 2
     again.close()
     assert read_journal(tmp_path / "j")[1] == [DECISION, DECISION]
-    new = Journal(tmp_path / "new", {}, keep=3)  # the log folder of a resumed run may be another one
-    assert new.records == 0
-    new.close()
-    assert read_journal(tmp_path / "new")[1] == []
 
 
 @pytest.mark.parametrize("cut", range(1, 40))
 def test_a_torn_line_is_repaired_wherever_it_was_cut(tmp_path, cut):
     path = tmp_path / "j"
-    write(path, DECISION)
-    one = path.stat().st_size
-    write(path, DECISION, MEASUREMENT)
+    state = write(tmp_path / "begun", DECISION).state() | {"path": str(path)}
+    header = len((tmp_path / "begun").read_bytes().splitlines(keepends=True)[0])
+    one = (tmp_path / "begun").stat().st_size
+    begun = Journal(tmp_path / "begun", {}, resumes=state | {"path": "begun"})
+    begun.write(MEASUREMENT)
+    begun.close()
+    (tmp_path / "begun").rename(path)
     two = path.stat().st_size
     kept = two - cut * (two // 40) - 1  # from within the last line back into the header
     os.truncate(path, kept)
     whole = 1 if kept >= one else 0
-    journal = Journal(path, {"policy": None}, keep=2)
+    torn = path.read_bytes()
+    journal = Journal(path, {"policy": None}, resumes=state | {"records": 2})
+    assert journal.is_continued == (kept >= header)
     assert journal.records == whole
     journal.write(MEASUREMENT)
     journal.close()
-    _, records = read_journal(path)
+    _, records = read_journal(journal.path)
     assert records[:-1] == [DECISION] * whole
     assert records[-1].examples_seen == MEASUREMENT.examples_seen
+    if not journal.is_continued:  # without its header nobody knows whose it is
+        assert journal.path == tmp_path / "j-v1"
+        assert path.read_bytes() == torn
 
 
 def test_reading_leaves_a_torn_last_line_out_and_says_so(tmp_path):
@@ -142,27 +150,21 @@ def test_reading_leaves_a_torn_last_line_out_and_says_so(tmp_path):
     assert records == [DECISION]
 
 
-@pytest.mark.parametrize("keep", [None, 2])
-def test_a_file_that_is_no_journal_is_left_alone(tmp_path, keep):
-    for text in ("notes\n", "{}\n", '{"event": "decision"}\n'):
-        (tmp_path / "mine.txt").write_text(text)
-        with pytest.raises(ValueError, match=r"is there and is no journal. It is left as it is"):
-            Journal(tmp_path / "mine.txt", {}, keep=keep)
-        assert (tmp_path / "mine.txt").read_text() == text
-
-
 def test_a_full_disk_ends_the_journal_and_not_the_training(tmp_path):
-    class Full:
+    class Full(io.FileIO):
         def write(self, text):
+            super().write(text[:20])
             raise OSError(28, "No space left on device")
 
     journal = Journal(tmp_path / "j", {})
+    journal.write(DECISION)
     journal._file.close()
-    journal._file = Full()
+    journal._file = Full(tmp_path / "j", "a")
     with pytest.warns(UserWarning, match="ends here .*No space left"):
-        journal.write(DECISION)
+        journal.write(MEASUREMENT)
     journal.write(DECISION)
     journal.close()
+    assert read_journal(tmp_path / "j")[1] == [DECISION]  # and no half line
 
 
 def test_a_foreign_policy_must_be_given(tmp_path):

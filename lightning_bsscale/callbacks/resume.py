@@ -151,6 +151,7 @@ class Outcome:
         examples_seen: examples of all windows
         decisions: changes, and the first of each run of holds
         history: the measured windows
+        journal_path: the file that was recorded to, or None
     """
 
     batch_size: int | None = None
@@ -159,6 +160,7 @@ class Outcome:
     examples_seen: int = 0
     decisions: list[DecisionRecord] = field(default_factory=list)
     history: list[Measurement] = field(default_factory=list)
+    journal_path: str | None = None
 
 
 def outcome_of(state: dict[str, Any] | None) -> Outcome:

@@ -90,10 +90,15 @@ class ScaledRun:
             trainer,
             options.record,
             {"policy": describe_policy(options.policy), "lr_rule": rule.name, "dry_run": options.dry_run},
-            keep=None if state is None else state["records"],
+            state,
         )
-        # Last, so that nothing is held when something above is refused.
-        self._attach(trainer, clock, state, accumulation, batch_idx)
+        try:
+            # Last, so that nothing is held when something above is refused.
+            self._attach(trainer, clock, state, accumulation, batch_idx)
+        except BaseException:
+            if self._journal is not None:
+                self._journal.close()
+            raise
 
     # ------------------------------------------------------------------ start
 
@@ -309,6 +314,11 @@ class ScaledRun:
 
     # ------------------------------------------------------------------ end and state
 
+    @property
+    def journal_path(self) -> str | None:
+        """The file that is recorded to, or None."""
+        return output.journal_path(self._journal)
+
     def goes_on_in(self, trainer: pl.Trainer) -> bool:
         """Whether a second `fit` of this Trainer goes on where this run ended: Lightning's own counters do.
 
@@ -369,7 +379,7 @@ class ScaledRun:
             "epoch": self._epoch,
             "came_in_epoch": self._came_in_epoch,
             "window": None if window is None else window.state(),
-            "records": self._journal.records if self._journal is not None else 0,
+            "journal": output.journal_state(self._journal),
             "budget": self.budget.state(),
             "control": self.control.state(),
             "measurement": self.measurement.state(),
