@@ -64,11 +64,11 @@ def _record_check(cls: type, fractions: frozenset[tuple[str, str]]) -> _Check:
         if fields.keys() != checks.keys():
             missing, extra = sorted(checks.keys() - fields.keys()), sorted(fields.keys() - checks.keys())
             lacks = [f"lacks {', '.join(missing)}"] if missing else []
-            return " and ".join([*lacks, *([f"has {found(extra)} too much"] if extra else [])])
+            return " and ".join([*lacks, *([f"has unknown fields: {found(', '.join(extra))}"] if extra else [])])
         for name, is_wrong in checks.items():
             problem = is_wrong(fields[name])
             if problem is not None:
-                return f"{name} {problem}" if problem.startswith(("must", "lacks", "has")) else f"{name}.{problem}"
+                return f"{name} {problem}" if problem.startswith(("must ", "lacks ", "has ")) else f"{name}.{problem}"
         return None
 
     return check

@@ -156,7 +156,7 @@ def test_a_run_that_fails_before_it_recorded_anything_leaves_no_file(tmp_path, k
 @pytest.mark.parametrize("make", [BatchSizeScaler, GradientNoiseScaleMonitor])
 @pytest.mark.parametrize("path", ["memory://runs/run.jsonl", "s3://bucket/run.jsonl", Path("gs://bucket/run.jsonl")])
 def test_a_remote_path_is_refused_when_the_callback_is_made(make, path):
-    with pytest.raises(ValueError, match="record must be True, False or a path on this machine, got .*://?"):
+    with pytest.raises(ValueError, match=r"record must be True, False or a path on this machine, got .*://?"):
         make(record=path)
 
 
