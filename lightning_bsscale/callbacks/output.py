@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -194,12 +195,27 @@ def open_journal(
         return None
     resumes = None if state is None else state["journal"]
     journal = Journal(path, header, resumes=resumes)
-    try:
+    with closed_on_error(journal):  # a warning may be made an error
         _say_journal(journal, resumes)
-    except BaseException:  # a warning may be made an error
-        journal.close()
-        raise
     return journal
+
+
+@contextmanager
+def closed_on_error(journal: Journal | None) -> Iterator[None]:
+    """Close a journal where the run that opened it cannot begin.
+
+    Args:
+        journal: it, or None
+
+    Yields:
+        nothing
+    """
+    try:
+        yield
+    except BaseException:
+        if journal is not None:
+            journal.close()
+        raise
 
 
 def _log_folder(trainer: pl.Trainer) -> str:

@@ -92,13 +92,9 @@ class ScaledRun:
             {"policy": describe_policy(options.policy), "lr_rule": rule.name, "dry_run": options.dry_run},
             state,
         )
-        try:
+        with output.closed_on_error(self._journal):
             # Last, so that nothing is held when something above is refused.
             self._attach(trainer, clock, state, accumulation, batch_idx)
-        except BaseException:
-            if self._journal is not None:
-                self._journal.close()
-            raise
 
     # ------------------------------------------------------------------ start
 

@@ -366,3 +366,12 @@ def test_a_resumed_run_opens_nothing_hostile(tmp_path, there):
     assert again.journal_path == tmp_path / "bsscale-v1.jsonl"
     if before is not None:
         assert path.read_bytes() == before
+
+
+def test_a_run_that_is_refused_leaves_no_file_and_no_lock(tmp_path):
+    """As under ``python -W error``: what is said at the start may be an error."""
+    scaler = scripted(record=True)
+    trainer = pl.Trainer(**QUIET, callbacks=[scaler], max_epochs=1, default_root_dir=tmp_path)
+    with pytest.raises(UserWarning, match="the noise scale cannot be measured"):
+        trainer.fit(Regression(), regression_loader(80))
+    assert files(tmp_path) == []
