@@ -1,10 +1,13 @@
 """The command line: ``python -m lightning_bsscale``. It starts without torch; each command imports what it runs."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_bsscale import __version__
+
+_LONGEST = 1000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,19 +60,35 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _replay(arguments: argparse.Namespace) -> int:
     from lightning_bsscale.journal import replay
 
-    if not arguments.journal.is_file():
-        print(f"no such journal: {arguments.journal}")
-        return 1
     total = disagreements = 0
     try:
         for answer in replay(arguments.journal):
             total += 1
             if not answer.agrees:
                 disagreements += 1
-                print(f"decision {total}: recorded {answer.recorded}, replayed {answer.replayed}")
+                recorded, replayed = _in_one_line(answer.recorded), _in_one_line(answer.replayed)
+                _print(f"decision {total}: recorded {recorded}, replayed {replayed}")
+    except FileNotFoundError:
+        _print(f"no such journal: {arguments.journal}")
+        return 1
+    except OSError as error:
+        _print(f"{arguments.journal} cannot be read: {error.strerror or error}")
+        return 1
     except ValueError as error:
         sentence, path = str(error), str(arguments.journal)
-        print(sentence if path in sentence else f"{path}: {sentence}")
+        _print(sentence if path in sentence else f"{path}: {sentence}")
         return 1
-    print(f"{total - disagreements} of {total} decisions agree")
+    _print(f"{total - disagreements} of {total} decisions agree")
     return 1 if disagreements else 0
+
+
+def _in_one_line(decision: object) -> str:
+    # Its reason is whatever a policy, or whoever wrote the file, made it.
+    text = repr(decision)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
+
+
+def _print(text: str) -> None:
+    # A path may hold what the terminal's encoding cannot show.
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale.callbacks.scaler import BatchSizeScaler
+from lightning_bsscale.journal_file import open_new
 from lightning_bsscale.summary import summary_table
 
 __all__ = ["DigitsModel", "Result", "digits_data", "quiet", "run", "train"]
@@ -256,7 +257,7 @@ def results_table(results: Sequence[Result]) -> str:
 
 
 def run(out: Path, seed: int, epochs: int) -> int:
-    """Train three times, print one table, and write the scaler's picture and journal.
+    """Train three times, print one table, and write the scaler's picture and journal under names that are free.
 
     Args:
         out: folder for both; it is made
@@ -276,9 +277,8 @@ def run(out: Path, seed: int, epochs: int) -> int:
         print(needs, file=sys.stderr)
         return 1
     out.mkdir(parents=True, exist_ok=True)
-    journal, picture = out / "bsscale.jsonl", out / "bsscale.png"
     print(f"scikit-learn's digits, a small CNN, SGD with momentum, {epochs} epochs a run, seed {seed}", flush=True)
-    scaler = BatchSizeScaler(record=journal)
+    scaler = BatchSizeScaler(record=out / "bsscale.jsonl")
     large_rate = RATE * LARGE / SMALL
     results = []
     for name, batch_size, rate, callbacks in (
@@ -290,7 +290,10 @@ def run(out: Path, seed: int, epochs: int) -> int:
         results.append(train(name, batch_size=batch_size, rate=rate, seed=seed, epochs=epochs, callbacks=callbacks))
     with quiet():
         figure, _ = scaler.plot()
-        figure.savefig(picture, dpi=120)
+        file, picture = open_new(out / "bsscale.png")  # what is there may be of another run, or no picture of ours
+        with file:
+            figure.savefig(file, dpi=120, format="png")
+    journal = scaler.journal_path
     changes = [decision for decision in scaler.decisions if decision.is_change]
     print(f"\n{results_table(results)}\n\nChanges of the batch:\n{summary_table(changes)}\n")
     print(f"picture: {picture}\njournal: {journal} (python -m lightning_bsscale replay {journal})")

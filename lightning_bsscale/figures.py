@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from lightning_bsscale.journal import DecisionRecord, Measurement
 
@@ -15,12 +19,34 @@ if TYPE_CHECKING:
 NOISE, BATCH, RATE = "#0072B2", "#D55E00", "#009E73"  # told apart by colour-blind readers too
 
 
+MOST_OPEN = 10  # pyplot warns of more than 20, and the user has some too
+_open_figures: deque[ref[Figure]] = deque()
+
+
 def _figure(panels: int) -> tuple[Figure, Any]:
+    # pyplot's figures are those that notebooks and plt.show() show, but it keeps each of them until it is closed. A
+    # notebook closes them at the end of the cell, and in an interactive session the user does. A script that plots
+    # after each epoch closes none, so there the oldest of ours are closed: whoever holds one can still save it.
     try:
+        from matplotlib import is_interactive
+        from matplotlib import pyplot as plt
         from matplotlib.figure import Figure as NewFigure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("Plots need matplotlib: pip install 'lightning-bsscale[plot]'.") from error
-    figure = NewFigure(figsize=(8, 3.6 * panels), layout="constrained")
+    size: dict[str, Any] = {"figsize": (8, 3.6 * panels), "layout": "constrained"}
+    figure: Figure | None = None
+    if threading.current_thread() is threading.main_thread():  # elsewhere a window cannot be opened
+        # Without a display, MPLBACKEND=TkAgg is an ImportError: such a figure can still be saved.
+        with contextlib.suppress(ImportError):
+            figure = plt.figure(**size)
+    if figure is None:
+        figure = NewFigure(**size)
+    elif not is_interactive():  # asked now, as a notebook's backend says so when it makes its first figure
+        _open_figures.append(ref(figure))
+        while len(_open_figures) > MOST_OPEN:
+            oldest = _open_figures.popleft()()
+            if oldest is not None:
+                plt.close(oldest)
     return figure, figure.subplots(panels, 1, sharex=True)
 
 

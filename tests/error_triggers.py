@@ -8,8 +8,8 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -28,7 +28,10 @@ from lightning_bsscale import (
 from lightning_bsscale.cli import main
 from lightning_bsscale.figures import plot_noise_scale
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
-from lightning_bsscale.journal import Journal, read_journal, replay
+from lightning_bsscale.journal import DecisionRecord, Journal, describe_policy, read_journal, replay
+from lightning_bsscale.journal_file import MAX_LINE_BYTES
+from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.policies import Decision, Situation
 from lightning_bsscale.theory.schedules import WarmupStep
 
 TRIGGERS: dict[str, Callable[[], object]] = {}
@@ -78,6 +81,9 @@ TRIGGERS |= {
     "log_prefix must be a string, got …": lambda: BatchSizeScaler(log_prefix=None),
     "record must be True, False or a path, got …": lambda: BatchSizeScaler(record=None),
     "record must be True, False or the path of a file, got …": lambda: BatchSizeScaler(record=""),
+    "record must be True, False or a path on this machine, got …": lambda: BatchSizeScaler(
+        record="s3://runs/run.jsonl"
+    ),
     "target_ratio must be a finite number above 0, got …": lambda: NoiseScalePolicy(target_ratio=0),
     "confidence must be a finite number at least 0.5 and below 1, got …": lambda: NoiseScalePolicy(confidence=90),
     "max_growth must be a finite number above 1, got …": lambda: NoiseScalePolicy(max_growth=1),
@@ -102,6 +108,14 @@ TRIGGERS |= {
 
 # ---------------------------------------------------------------- journals and figures
 
+HELD = DecisionRecord(
+    situation=Situation(batch_size=8, start_batch_size=8, examples_seen=100),
+    limits=Limits(granularity=8, min_batch_size=8, max_batch_size=64),
+    decision=Decision(batch_size=8, reason="hold"),
+    batch_size=8,
+    lr_scale=1.0,
+    lr_rule="sqrt",
+)
 HEADER = json.dumps({"event": "header", "schema": 1, "policy": {"class": "Mine", "options": None}})
 OTHER = json.dumps({"event": "header", "schema": 1, "policy": {"class": "NoiseScalePolicy", "options": {"bogus": 1}}})
 
@@ -122,8 +136,25 @@ def without_matplotlib():
 def _():
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder, "full.jsonl"), {})
-        with mock.patch.object(journal, "_file", SimpleNamespace(write=mock.Mock(side_effect=OSError(28, "full")))):
-            journal._line({})
+        journal._file.close()
+        journal._file = io.FileIO(journal.path)  # as good as full: it takes nothing
+        journal._line({})
+
+
+def replay_overflow():
+    noise = NoiseScale(**dict.fromkeys((field.name for field in fields(NoiseScale)), 1e300) | {"resolved": True})
+    situation = Situation(batch_size=8, start_batch_size=8, examples_seen=8, noise=noise)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder, "run.jsonl"), {"policy": describe_policy(NoiseScalePolicy(dwell=0))})
+        journal.write(replace(HELD, situation=situation))
+        journal.close()
+        return list(replay(journal.path))
+
+
+def record_too_long():
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder, "run.jsonl"), {})
+        journal.write(replace(HELD, decision=replace(HELD.decision, reason="because " * MAX_LINE_BYTES)))
         journal.close()
 
 
@@ -134,6 +165,11 @@ TRIGGERS |= {
     "…, line … is no JSON object, got …": lambda: reading(HEADER, "3"),
     "…, line …: unknown event …": lambda: reading(HEADER, '{"event": "party"}'),
     "…, line … is no whole …: …": lambda: reading(HEADER, '{"event": "decision"}'),
+    "…, line … is nested too deeply for a record": lambda: reading(HEADER, "[" * 2000),
+    "…, line … is longer than … bytes": lambda: reading(HEADER, " " * MAX_LINE_BYTES),
+    "… is …; a journal is a regular file": lambda: read_journal(tempfile.gettempdir()),
+    "…, line … holds numbers that … cannot work with (…)": replay_overflow,
+    "A record of … bytes is too long for the journal …": record_too_long,
     "… was written with other options of …": lambda: reading(OTHER),
     "… was written with the policy …, which is not one of …": lambda: reading(HEADER),
     "The last line of … was cut while it was written": lambda: reading(HEADER, '{"event": "dec', end=""),
@@ -204,5 +240,6 @@ def _():
 
 TRIGGERS |= {
     "no such journal: …": lambda: command("replay", "nowhere.jsonl"),
+    "… cannot be read: …": lambda: command("replay", "/" + 300 * "n"),
     "must be a whole number of at least 1, found …": lambda: command("demo", "--epochs", "0"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import warnings
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks import accumulation, loaders, measurement, preflight
 from lightning_bsscale.gradients.shard_differences import UnsupportedSharding
+from lightning_bsscale.journal import Journal
 from lightning_bsscale.theory.schedules import Schedule
 from tests.error_triggers import TRIGGERS, trigger
 from tests.zoo import QUIET, Regression, Scripted, UnsizedNumbers, assert_nothing_left, regression_loader
@@ -190,15 +192,27 @@ def _():
         train()
 
 
-@trigger("… is there and is no journal")
+@trigger("The journal … cannot be created (…)")
 def _():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "notes.txt")
         path.write_text("mine\n")
-        try:
-            train(BatchSizeScaler(record=path))
-        finally:
-            assert path.read_text() == "mine\n"
+        train(BatchSizeScaler(record=path / "run.jsonl"))
+
+
+@trigger("record=True writes into the log folder, and a journal is a local file; the log folder is …")
+def _():
+    train(BatchSizeScaler(record=True), default_root_dir="memory://runs")
+
+
+@trigger("bsscale: another process is writing to the journal … of the resumed run")
+def _():
+    with tempfile.TemporaryDirectory() as folder:
+        path, saved = Path(folder, "run.jsonl"), Path(folder, "run.ckpt")
+        scaler = BatchSizeScaler(record=path)
+        train(scaler).save_checkpoint(saved)
+        with contextlib.closing(Journal(path, {}, resumes=scaler.state_dict()["journal"])):
+            train(BatchSizeScaler(record=path), ckpt_path=saved, max_epochs=2)
 
 
 TRIGGERS |= {

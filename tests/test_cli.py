@@ -20,12 +20,11 @@ HELD = DecisionRecord(
 
 
 def journal(folder, *records):
-    path = folder / "journal.jsonl"
-    written = Journal(path, {"policy": describe_policy(NoiseScalePolicy())})
+    written = Journal(folder / "journal.jsonl", {"policy": describe_policy(NoiseScalePolicy())})
     for record in records:
         written.write(record)
     written.close()
-    return str(path)
+    return str(written.path)
 
 
 def test_a_replay_that_agrees(tmp_path, capsys):

@@ -14,6 +14,7 @@ from lightning_bsscale import demo
 from lightning_bsscale.cli import main
 from lightning_bsscale.journal import replay
 
+DATA = demo.digits_data()
 RUNS = ("fixed 8, rate 0.01", "fixed 64, rate 0.08", "BatchSizeScaler from 8")
 
 
@@ -51,6 +52,21 @@ def test_it_names_what_it_wrote(shown):
     answers = list(replay(journal))
     assert answers
     assert all(answer.agrees for answer in answers)
+
+
+def test_a_second_run_replaces_no_file(shown, tmp_path, monkeypatch, capsys):
+    """Not even one of an earlier demonstration: a journal of that name may be of a real training."""
+    monkeypatch.setattr(demo, "digits_data", lambda: [torch.utils.data.Subset(part, range(160)) for part in DATA])
+    for name in ("bsscale.jsonl", "bsscale.png"):
+        (tmp_path / name).write_text("mine\n")
+    assert main(["demo", "--out", str(tmp_path), "--epochs", "1"]) == 0
+    told = capsys.readouterr().out
+    assert {(tmp_path / name).read_text() for name in ("bsscale.jsonl", "bsscale.png")} == {"mine\n"}
+    picture, journal = tmp_path / "bsscale-v1.png", tmp_path / "bsscale-v1.jsonl"
+    assert f"picture: {picture}" in told
+    assert f"journal: {journal} (python -m lightning_bsscale replay {journal})" in told
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    list(replay(journal))
 
 
 def test_nothing_else_is_said(shown):

@@ -1,11 +1,18 @@
 """The journal: what is written is what is read, and bad files are named."""
 
+import io
 import json
 import math
 import os
+import socket
+import sys
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from lightning_bsscale.cli import main
 from lightning_bsscale.journal import (
     DecisionRecord,
     Journal,
@@ -76,6 +83,7 @@ def write(path, *records, policy=None):
         journal.write(record)
     journal.close()
     journal.close()
+    return journal
 
 
 def test_write_read_replay(tmp_path):
@@ -96,41 +104,47 @@ def test_write_read_replay(tmp_path):
         lr_scale=2.0,
         lr_rule="linear",
     )
-    write(path, other)
-    assert not next(iter(replay(path))).agrees
+    other = write(path, other).path
+    assert other != path
+    assert not next(iter(replay(other))).agrees
 
 
-def test_a_run_that_goes_on_writes_on_after_what_its_checkpoint_knew(tmp_path):
-    write(tmp_path / "j", DECISION, MEASUREMENT, DECISION)
-    again = Journal(tmp_path / "j", {}, keep=1)
-    assert again.records == 1
+def test_a_resumed_run_continues_after_what_its_checkpoint_knew(tmp_path):
+    written = write(tmp_path / "j", DECISION, MEASUREMENT, DECISION)
+    again = Journal(tmp_path / "j", {}, resumes=written.state() | {"records": 1})
+    assert (again.path, again.is_continued, again.records, again.replaced) == (tmp_path / "j", True, 1, 2)
     again.write(DECISION)
     assert again.records == 2
     again.close()
     assert read_journal(tmp_path / "j")[1] == [DECISION, DECISION]
-    new = Journal(tmp_path / "new", {}, keep=3)  # the log folder of a resumed run may be another one
-    assert new.records == 0
-    new.close()
-    assert read_journal(tmp_path / "new")[1] == []
 
 
 @pytest.mark.parametrize("cut", range(1, 40))
 def test_a_torn_line_is_repaired_wherever_it_was_cut(tmp_path, cut):
     path = tmp_path / "j"
-    write(path, DECISION)
-    one = path.stat().st_size
-    write(path, DECISION, MEASUREMENT)
+    state = write(tmp_path / "begun", DECISION).state() | {"path": str(path)}
+    header = len((tmp_path / "begun").read_bytes().splitlines(keepends=True)[0])
+    one = (tmp_path / "begun").stat().st_size
+    begun = Journal(tmp_path / "begun", {}, resumes=state | {"path": "begun"})
+    begun.write(MEASUREMENT)
+    begun.close()
+    (tmp_path / "begun").rename(path)
     two = path.stat().st_size
     kept = two - cut * (two // 40) - 1  # from within the last line back into the header
     os.truncate(path, kept)
     whole = 1 if kept >= one else 0
-    journal = Journal(path, {"policy": None}, keep=2)
+    torn = path.read_bytes()
+    journal = Journal(path, {"policy": None}, resumes=state | {"records": 2})
+    assert journal.is_continued == (kept >= header)
     assert journal.records == whole
     journal.write(MEASUREMENT)
     journal.close()
-    _, records = read_journal(path)
+    _, records = read_journal(journal.path)
     assert records[:-1] == [DECISION] * whole
     assert records[-1].examples_seen == MEASUREMENT.examples_seen
+    if not journal.is_continued:  # without its header nobody knows whose it is
+        assert journal.path == tmp_path / "j-v1"
+        assert path.read_bytes() == torn
 
 
 def test_reading_leaves_a_torn_last_line_out_and_says_so(tmp_path):
@@ -141,27 +155,21 @@ def test_reading_leaves_a_torn_last_line_out_and_says_so(tmp_path):
     assert records == [DECISION]
 
 
-@pytest.mark.parametrize("keep", [None, 2])
-def test_a_file_that_is_no_journal_is_left_alone(tmp_path, keep):
-    for text in ("notes\n", "{}\n", '{"event": "decision"}\n'):
-        (tmp_path / "mine.txt").write_text(text)
-        with pytest.raises(ValueError, match=r"is there and is no journal. It is left as it is"):
-            Journal(tmp_path / "mine.txt", {}, keep=keep)
-        assert (tmp_path / "mine.txt").read_text() == text
-
-
 def test_a_full_disk_ends_the_journal_and_not_the_training(tmp_path):
-    class Full:
+    class Full(io.FileIO):
         def write(self, text):
+            super().write(text[:20])
             raise OSError(28, "No space left on device")
 
     journal = Journal(tmp_path / "j", {})
+    journal.write(DECISION)
     journal._file.close()
-    journal._file = Full()
+    journal._file = Full(tmp_path / "j", "a")
     with pytest.warns(UserWarning, match="ends here .*No space left"):
-        journal.write(DECISION)
+        journal.write(MEASUREMENT)
     journal.write(DECISION)
     journal.close()
+    assert read_journal(tmp_path / "j")[1] == [DECISION]  # and no half line
 
 
 def test_a_foreign_policy_must_be_given(tmp_path):
@@ -199,3 +207,214 @@ def test_summary():
     indent = lines[0].index("reason")
     assert " ".join(line[indent:] for line in lines[1:]) == Reason.UNRESOLVED.value
     assert max(map(len, lines)) <= 120
+
+
+# ---------------------------------------------------------------- journals from elsewhere
+
+FIRST = json.dumps({"event": "header", "schema": 1, "policy": describe_policy(NoiseScalePolicy())})
+LINE = json.dumps({"event": "decision", **as_plain(DECISION)})
+MEASURED = json.dumps({"event": "measurement", **as_plain(MEASUREMENT)})
+
+
+def changed(line, *path, to=None, without=False):
+    """The line with one field replaced (`to` is JSON), or taken away."""
+    fields = json.loads(line)
+    inner = fields
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = "THIS"
+    if without:
+        del inner[path[-1]]
+    return json.dumps(fields).replace('"THIS"', to or "")
+
+
+HOSTILE = {
+    "deep": ("[" * 100_000, "line 2 is nested too deeply"),
+    "deep within": (changed(LINE, "lr_rule", to='{"a":' * 5000 + "1" + "}" * 5000), "line 2 is nested too deeply"),
+    "many digits": (changed(LINE, "batch_size", to="9" * 100_000), "line 2 is no JSON: a number of 100,000 digits"),
+    "digits": (
+        changed(LINE, "batch_size", to="9" * 309),
+        r"batch_size must be a whole number of at least 0, got 9+ \.\.\.",
+    ),
+    "1e999": (
+        changed(LINE, "lr_scale", to="1e999"),
+        'lr_scale must be a finite number, "inf", "-inf" or "nan", got inf',
+    ),
+    "NaN": (changed(LINE, "lr_scale", to="NaN"), "line 2 is no JSON: NaN is no number of JSON's"),
+    "Infinity": (changed(LINE, "lr_scale", to="-Infinity"), "line 2 is no JSON: -Infinity is no number of JSON's"),
+    "a word": (changed(LINE, "lr_scale", to='"1_0"'), "lr_scale must be a finite number.*got '1_0'"),
+    "a bool": (changed(MEASURED, "lr", to="true"), "no whole measurement: lr must be a finite number.*got True"),
+    "below zero": (changed(MEASURED, "examples_seen", to="-1"), "examples_seen must be a whole number of at least 0"),
+    "a fraction": (
+        changed(MEASURED, "batch_size", to="8.5"),
+        "batch_size must be a whole number of at least 0, got 8.5",
+    ),
+    "a list": (
+        changed(LINE, "decision", to="[8]"),
+        r"decision must be an object with the fields of a Decision, got \[8\]",
+    ),
+    "null": (
+        changed(LINE, "situation", to="null"),
+        "situation must be an object with the fields of a Situation, got None",
+    ),
+    "nested": (
+        changed(LINE, "situation", "noise", "low", to="{}"),
+        r"situation.noise.low must be a finite number.*\{\}",
+    ),
+    "a record less": (changed(LINE, "limits", without=True), "line 2 is no whole decision: lacks limits"),
+    "a field less": (
+        changed(LINE, "situation", "noise", "low", without=True),
+        "situation.noise lacks low",
+    ),
+    "a field more": (changed(LINE, "limits", "extra", to="1"), "limits has unknown fields: 'extra'"),
+    "no batch": (changed(LINE, "limits", "granularity", to="0"), "granularity must be an integer of at least 1, got 0"),
+    "an event": (
+        changed(LINE, "event", to='["decision"]'),
+        r"unknown event \['decision'\]; known are measurement, decision",
+    ),
+    "a null event": (changed(LINE, "event", to="null"), "unknown event None"),
+    "NUL bytes": ("\0" * 1000, "line 2 is no JSON"),
+    "no UTF-8": (LINE.replace("sqrt", "\udcff"), "line 2 is no JSON: 'utf-8' codec can't decode byte 0xff"),
+    "a number": ("3", "line 2 is no JSON object, got 3"),
+    "a long string": (json.dumps("x" * 500_000), r"line 2 is no JSON object, got 'x+ \.\.\."),
+    "a long line": (" " * 2**20, r"line 2 is longer than 1,048,576 bytes"),
+    "overflow": (
+        changed(LINE, "situation", "noise", to=json.dumps(dict.fromkeys(as_plain(NOISE), 1e300) | {"resolved": True})),
+        r"line 2 holds numbers that NoiseScalePolicy cannot work with \(.*out of range",
+    ),
+}
+
+
+def expect_refused(path, match, capsys):
+    """By both readers in a bounded sentence that names the file, and by the command with status 1 and that sentence."""
+    with pytest.raises(ValueError, match=match) as refused:
+        list(replay(path))
+    sentence = str(refused.value)
+    assert str(path) in sentence
+    assert len(sentence) < len(str(path)) + 400
+    assert main(["replay", str(path)]) == 1
+    told = capsys.readouterr()
+    assert told.out == sentence + "\n"
+    assert told.err == ""
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_line_is_refused_in_a_sentence(name, tmp_path, capsys):
+    line, match = HOSTILE[name]
+    path = tmp_path / "j"
+    path.write_bytes(f"{FIRST}\n{line}\n{LINE}\n".encode(errors="surrogateescape"))
+    expect_refused(path, match, capsys)
+    if name != "overflow":  # each number is right there
+        with pytest.raises(ValueError, match=match):
+            read_journal(path)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["/dev/zero", "a link to it", "a pipe", "a folder", "a socket", "3 GiB", "3 GiB more"])
+def test_what_is_no_file_of_lines_is_not_read(name, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "j"
+    match = "is a device; a journal is a regular file"
+    if name == "/dev/zero":
+        path = Path(name)
+    elif name == "a link to it":
+        path.symlink_to("/dev/zero")
+    elif name == "a pipe":
+        os.mkfifo(path)
+        match = "is a named pipe; a journal is a regular file"
+    elif name == "a folder":
+        path.mkdir()
+        match = "is a folder; a journal is a regular file"
+    elif name == "a socket":
+        monkeypatch.chdir(tmp_path)  # a socket's path is short
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind("j")
+        match = "is a socket; a journal is a regular file"
+    else:
+        path.write_text("" if name == "3 GiB" else f"{FIRST}\n{LINE}\n")
+        os.truncate(path, 3 * 2**30)  # a hole: it takes no room on the disk
+        match = f"line {1 if name == '3 GiB' else 3} is longer than 1,048,576 bytes"
+    tracemalloc.start()
+    try:
+        expect_refused(path, match, capsys)
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "[]",
+        '{"class": ["NoiseScalePolicy"], "options": {}}',
+        '{"class": "NoiseScalePolicy", "options": [1]}',
+        '{"class": "NoiseScalePolicy", "options": {"self": 1}}',
+        '{"class": "NoiseScalePolicy", "options": {"target_ratio": 1e999}}',
+        '{"class": "NoiseScalePolicy", "options": {"target_ratio": {"a": [1]}}}',
+        '{"class": "Path", "options": {}}',
+        '{"class": "' + "x" * 100_000 + '", "options": {}}',
+    ],
+    ids=lambda policy: policy[:60],
+)
+def test_a_hostile_header_makes_no_policy(policy, tmp_path, capsys):
+    path = tmp_path / "j"
+    path.write_text(f'{{"event": "header", "schema": 1, "policy": {policy}}}\n{LINE}\n')
+    expect_refused(path, r"pass the policy, replay\(path, policy=\.\.\.\)", capsys)
+
+
+@pytest.mark.parametrize("schema", ["true", "1e999", '{"a": 1}', "9" * 100_000, "[" * 100_000])
+def test_a_hostile_schema(schema, tmp_path, capsys):
+    path = tmp_path / "j"
+    path.write_text(f'{{"event": "header", "schema": {schema}}}\n')
+    expect_refused(path, "has journal schema|line 1 is", capsys)
+
+
+def test_a_path_that_the_terminal_cannot_show(tmp_path, capsys, monkeypatch):
+    assert main(["replay", "a\0b"]) == 1
+    assert "embedded null byte" in capsys.readouterr().out
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["replay", f"{tmp_path}/\udcff\u2028"]) == 1
+    assert terminal.buffer.getvalue() == f"no such journal: {tmp_path}/\\udcff\\u2028\n".encode()
+
+
+def test_a_long_journal_is_replayed_line_by_line(tmp_path):
+    path = write(tmp_path / "j", *[DECISION, MEASUREMENT] * 2000).path
+    size = path.stat().st_size
+    tracemalloc.start()
+    try:
+        assert sum(answer.agrees for answer in replay(path)) == 2000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 400_000 < size
+
+
+def test_half_a_surrogate_pair_in_a_reason_is_written_and_read_again(tmp_path):
+    odd = replace(DECISION, decision=replace(DECISION.decision, reason="half \ud800 ‖G‖\n\u2028"))
+    assert read_journal(write(tmp_path / "j", odd).path)[1] == [odd]
+
+
+def test_a_record_that_is_too_long_is_left_out(tmp_path):
+    long = replace(DECISION, decision=replace(DECISION.decision, reason="x" * 2**20))
+    with pytest.warns(UserWarning, match=r"A record of 1,0.* bytes is too long for the journal"):
+        written = write(tmp_path / "j", DECISION, long, DECISION)
+    assert written.records == 2
+    assert read_journal(written.path)[1] == [DECISION] * 2
+
+
+def test_a_header_that_is_too_long_loses_what_is_long(tmp_path):
+    journal = Journal(
+        tmp_path / "j", {"policy": {"class": "Mine", "options": {"table": ["x"] * 10**6}}, "lr_rule": "a"}
+    )
+    journal.write(DECISION)
+    journal.close()
+    header, records = read_journal(journal.path)
+    assert (header["policy"], header["lr_rule"], header["id"]) == (None, "a", journal.id)
+    assert records == [DECISION]
+
+
+@pytest.mark.parametrize("batch_size", [8, 8.0, 11.9, 10**300])
+def test_whatever_batch_a_policy_may_ask_for_is_read_again(batch_size, tmp_path):
+    asked = replace(DECISION, decision=replace(DECISION.decision, batch_size=batch_size))
+    assert read_journal(write(tmp_path / "j", asked).path)[1] == [asked]

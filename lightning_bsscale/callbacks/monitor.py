@@ -59,7 +59,8 @@ class GradientNoiseScaleMonitor(pl.Callback):
                 the number of examples is unknown. Defaults to 0.05.
             batch_size_fn: Counts the examples (or tokens) of a batch. Defaults to None: first tensor, first dimension.
             log_prefix: Goes before each logged key. Defaults to ``"bsscale/"``.
-            record: True writes ``bsscale.jsonl`` into the log folder; a path is taken as given. Defaults to False.
+            record: True writes ``bsscale.jsonl`` into the log folder, a path says which file; where there is one
+                already, ``-v1``, ``-v2``, … is put before its suffix (see `journal_path`). Defaults to False.
 
         A wrong type raises TypeError, a wrong value ValueError, with what is allowed.
         """
@@ -83,7 +84,11 @@ class GradientNoiseScaleMonitor(pl.Callback):
             return self._way_back.outcome
         if self._measurement is None:
             return outcome_of(self._loaded)
-        return Outcome(noise=self._measurement.noise, history=self._measurement.history)
+        return Outcome(
+            noise=self._measurement.noise,
+            history=self._measurement.history,
+            journal_path=output.journal_path(self._journal),
+        )
 
     @property
     def noise_scale(self) -> NoiseScale | None:
@@ -94,6 +99,12 @@ class GradientNoiseScaleMonitor(pl.Callback):
     def history(self) -> list[Measurement]:
         """The measured windows; of a very long training, older ones thinned."""
         return list(self._outcome.history)
+
+    @property
+    def journal_path(self) -> Path | None:
+        """The file that this run records to (on the first rank); None without `record`, and before training."""
+        path = self._outcome.journal_path
+        return None if path is None else Path(path)
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, Any]:
         """Draws the noise scale with its band, and the batch, against examples seen.
@@ -159,7 +170,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
             trainer,
             self._record,
             {"policy": None, "lr_rule": None, "dry_run": True},
-            keep=None if self._loaded is None else self._loaded["records"],
+            self._loaded,
         )
         self._rate = UnscaledRate(trainer.optimizers[0])
         return measurement
@@ -295,7 +306,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
             return self._loaded or {}
         return {
             "schema": STATE_SCHEMA,
-            "records": self._journal.records if self._journal is not None else 0,
+            "journal": output.journal_state(self._journal),
             "windows": self._windows,
             "optimizer_steps": self._optimizer_steps,
             "examples": self._examples.state(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
@@ -172,13 +174,32 @@ def check_record(value: object) -> bool | str | Path:
 
     Raises:
         TypeError: it is none of these
-        ValueError: the path is empty, or that of a folder
+        ValueError: the path is empty, remote, or that of a folder or a device
     """
     if not isinstance(value, (bool, str, Path)):
         raise TypeError(f"record must be True, False or a path, got {found(value)} ({type(value).__name__})")
-    if not isinstance(value, bool) and (not str(value).strip() or Path(value).is_dir()):
+    if isinstance(value, bool):
+        return value
+    if not str(value).strip() or (os.path.exists(value) and not os.path.isfile(value)):
         raise ValueError(f"record must be True, False or the path of a file, got {str(value)!r}, which is no file's")
+    if is_remote(str(value)):
+        raise ValueError(
+            f"record must be True, False or a path on this machine, got {str(value)!r}: a journal is appended to and "
+            "locked, which a remote store cannot do. Record to a local path, and copy the file after training."
+        )
     return value
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL, as fsspec and Lightning take them: ``s3://bucket/run``, ``memory://run``.
+
+    Args:
+        path: a path; also one whose slashes `Path` has made one of
+
+    Returns:
+        False for what the operating system opens, such as ``C:/runs``
+    """
+    return re.match(r"[A-Za-z][A-Za-z0-9+.:-]+:/", path) is not None
 
 
 def check_flag(name: str, value: object) -> bool:

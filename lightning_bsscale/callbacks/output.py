@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_bsscale.callbacks.measurement import GradientMeasurement
-from lightning_bsscale.callbacks.options import ScalerOptions
+from lightning_bsscale.callbacks.options import ScalerOptions, is_remote
 from lightning_bsscale.callbacks.resume import Start, describe_change
 from lightning_bsscale.journal import DecisionRecord, Journal, Measurement
 from lightning_bsscale.summary import describe_grounds, describe_noise, describe_number, describe_reason
@@ -176,26 +178,105 @@ def say_decision(record: DecisionRecord, options: ScalerOptions) -> None:
 
 
 def open_journal(
-    trainer: pl.Trainer, record: bool | str | Path, header: dict[str, Any], *, keep: int | None
+    trainer: pl.Trainer, record: bool | str | Path, header: dict[str, Any], state: Mapping[str, Any] | None
 ) -> Journal | None:
-    """Opens the journal where the user wants one.
+    """Opens the journal where the user wants one, and says which file it is.
 
     Args:
         trainer: whose folder is the default
         record: the option: True writes ``bsscale.jsonl`` into the log folder, a path is taken as given
         header: what the first line says
-        keep: of a resumed run, how many records it had written; None begins anew
+        state: of the run that is resumed; None begins anew
 
     Returns:
         the journal, or None for `record=False` and on every rank but the first
     """
     if record is False:
         return None
-    # On every rank: Lightning tells all of them the first one's log folder, and waits until all ask.
-    path = Path(trainer.log_dir or trainer.default_root_dir) / JOURNAL_NAME if record is True else Path(record)
+    path = Path(_log_folder(trainer)) / JOURNAL_NAME if record is True else Path(record)
     if not trainer.is_global_zero:
         return None
-    return Journal(path, header, keep=keep)
+    resumes = None if state is None else state["journal"]
+    journal = Journal(path, header, resumes=resumes)
+    with closed_on_error(journal):  # a warning may be made an error
+        _say_journal(journal, resumes)
+    return journal
+
+
+@contextmanager
+def closed_on_error(journal: Journal | None) -> Iterator[None]:
+    """Close a journal where the run that opened it cannot begin.
+
+    Args:
+        journal: it, or None
+
+    Yields:
+        nothing
+    """
+    try:
+        yield
+    except BaseException:
+        if journal is not None:
+            journal.close()
+        raise
+
+
+def _log_folder(trainer: pl.Trainer) -> str:
+    # On every rank: Lightning tells all of them the first one's log folder, and waits until all ask.
+    folder = str(trainer.log_dir or trainer.default_root_dir)
+    if is_remote(folder):
+        raise MisconfigurationException(
+            f"record=True writes into the log folder, and a journal is a local file; the log folder is {folder!r}. "
+            "Give a local path, record='runs/bsscale.jsonl', and copy the file after training."
+        )
+    return folder
+
+
+def _say_journal(journal: Journal, resumes: Mapping[str, Any] | None) -> None:
+    if journal.is_continued:
+        beyond = f"; the {journal.replaced} after them, which the checkpoint does not know of, are replaced"
+        rank_zero_info(
+            f"bsscale: continuing the journal {journal.path} after {journal.records} records"
+            f"{beyond if journal.replaced else ''}."
+        )
+        return
+    if resumes is not None and journal.in_use:
+        rank_zero_warn(
+            f"bsscale: another process is writing to the journal {resumes['path']} of the resumed run, so this run "
+            f"records to {journal.path}. Is the same training running twice?",
+            category=UserWarning,
+        )
+        return
+    if resumes is not None:
+        rank_zero_info(
+            f"bsscale: the resumed run's journal {resumes['path']} is not continued: {journal.not_continued}."
+        )
+    taken = "" if journal.path == journal.requested else f", as there is a {journal.requested.name} already"
+    rank_zero_info(f"bsscale: recording to {journal.path}{taken}.")
+
+
+def journal_state(journal: Journal | None) -> dict[str, Any] | None:
+    """What a checkpoint holds of the journal.
+
+    Args:
+        journal: it, or None
+
+    Returns:
+        its id, path and number of records, or None
+    """
+    return None if journal is None else journal.state()
+
+
+def journal_path(journal: Journal | None) -> str | None:
+    """The file that a run records to.
+
+    Args:
+        journal: it, or None
+
+    Returns:
+        its path; None without one, and where it was removed as nothing was recorded
+    """
+    return None if journal is None or journal.is_removed else str(journal.path)
 
 
 def write_measurement(journal: Journal | None, measurement: Measurement | None) -> None:

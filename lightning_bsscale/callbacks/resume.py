@@ -156,6 +156,7 @@ class Outcome:
         num_changes: changes in all
         num_holds: runs of holds in all
         history: the measured windows
+        journal_path: the file that was recorded to, or None
     """
 
     batch_size: int | None = None
@@ -166,6 +167,7 @@ class Outcome:
     num_changes: int = 0
     num_holds: int = 0
     history: list[Measurement] = field(default_factory=list)
+    journal_path: str | None = None
 
 
 def outcome_of(state: dict[str, Any] | None) -> Outcome:

@@ -93,10 +93,11 @@ class ScaledRun:
             trainer,
             options.record,
             header,
-            keep=None if state is None else state["records"],
+            state,
         )
-        # Last, so that nothing is held when something above is refused.
-        self._attach(trainer, clock, state, accumulation, batch_idx)
+        with output.closed_on_error(self._journal):
+            # Last, so that nothing is held when something above is refused.
+            self._attach(trainer, clock, state, accumulation, batch_idx)
 
     # ------------------------------------------------------------------ start
 
@@ -312,6 +313,11 @@ class ScaledRun:
 
     # ------------------------------------------------------------------ end and state
 
+    @property
+    def journal_path(self) -> str | None:
+        """The file that is recorded to, or None."""
+        return output.journal_path(self._journal)
+
     def goes_on_in(self, trainer: pl.Trainer) -> bool:
         """Whether a second `fit` of this Trainer goes on where this run ended: Lightning's own counters do.
 
@@ -372,7 +378,7 @@ class ScaledRun:
             "epoch": self._epoch,
             "came_in_epoch": self._came_in_epoch,
             "window": None if window is None else window.state(),
-            "records": self._journal.records if self._journal is not None else 0,
+            "journal": output.journal_state(self._journal),
             "budget": self.budget.state(),
             "control": self.control.state(),
             "measurement": self.measurement.state(),

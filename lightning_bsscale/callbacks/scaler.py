@@ -109,7 +109,8 @@ class BatchSizeScaler(pl.Callback):
             batch_size_fn: Counts the examples (or tokens) of a batch. Defaults to None: first tensor, first dimension.
             dry_run: Measure and decide, but change nothing. Defaults to False.
             log_prefix: Goes before each logged key. Defaults to ``"bsscale/"``.
-            record: True writes ``bsscale.jsonl`` into the log folder; a path is taken as given. Defaults to False.
+            record: True writes ``bsscale.jsonl`` into the log folder, a path says which file; where there is one
+                already, ``-v1``, ``-v2``, … is put before its suffix (see `journal_path`). Defaults to False.
             progress_bar: Show the batch in the progress bar. Defaults to False.
             verbose: Also say why the batch is held, once for each run of holds. Defaults to False.
 
@@ -178,6 +179,12 @@ class BatchSizeScaler(pl.Callback):
     def history(self) -> list[Measurement]:
         """The measured windows; of a very long training, older ones thinned."""
         return list(self._outcome.history)
+
+    @property
+    def journal_path(self) -> Path | None:
+        """The file that this run records to (on the first rank); None without `record`, and before training."""
+        path = self._outcome.journal_path
+        return None if path is None else Path(path)
 
     def summary(self) -> str:
         """What was decided, why, and by which numbers.

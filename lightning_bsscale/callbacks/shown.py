@@ -73,4 +73,5 @@ def outcome(run: ScaledRun) -> Outcome:
         num_changes=run.control.log.changes,
         num_holds=run.control.log.holds,
         history=run.measurement.history,
+        journal_path=run.journal_path,
     )

@@ -124,6 +124,7 @@ def attempt(folder):
         **{key: state[key] for key in ("examples", "optimizer_steps", "windows", "budget", "lost_micro_batches")},
     }
     (folder / "result.json").write_text(json.dumps(result))
+    (folder / "journal.txt").write_text(scaler.journal_path.name)
 
 
 def main(folder, seed, kills):
