@@ -103,7 +103,7 @@ class GradientMeasurement:
         with self._explained():
             self._watcher = choose_watcher(
                 trainer.strategy.model or trainer.lightning_module,
-                lambda: watched_parameters(optimizer),
+                lambda: watched_parameters(self._optimizer),
                 world_size=trainer.world_size,
             )
         # Where a micro-batch's gradient is seen only as the mean over ranks, the ranks make no pairs.
@@ -132,6 +132,15 @@ class GradientMeasurement:
     def dropped(self) -> int:
         """Measured windows that did not enter the averages, as a gradient in them was not finite."""
         return self.averages.dropped
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Go over to another optimizer; the window in progress is not measured, as its parameters may be others.
+
+        Args:
+            optimizer: the one that steps from now on
+        """
+        self.stop_watching()
+        self._optimizer = optimizer
 
     def open(self, *, measured: bool) -> None:
         """Begins a window, also where the last one never ended.

@@ -151,6 +151,7 @@ class Outcome:
         examples_seen: examples of all windows
         decisions: changes, and the first of each run of holds
         history: the measured windows
+        planned_steps: steps of the user's own plan
     """
 
     batch_size: int | None = None
@@ -159,6 +160,7 @@ class Outcome:
     examples_seen: int = 0
     decisions: list[DecisionRecord] = field(default_factory=list)
     history: list[Measurement] = field(default_factory=list)
+    planned_steps: int = 0
 
 
 def outcome_of(state: dict[str, Any] | None) -> Outcome:
@@ -181,7 +183,13 @@ def outcome_of(state: dict[str, Any] | None) -> Outcome:
     if control is None:
         return shown
     decisions = [from_plain(DecisionRecord, record) for record in control["decisions"]]
-    return replace(shown, batch_size=control["batch_size"], lr_scale=control["lr_scale"], decisions=decisions)
+    return replace(
+        shown,
+        batch_size=control["batch_size"],
+        lr_scale=control["lr_scale"],
+        decisions=decisions,
+        planned_steps=state["budget"]["planned"],
+    )
 
 
 def check_schema(state: dict[str, Any], callback: str) -> None:

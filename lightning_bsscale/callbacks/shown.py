@@ -71,4 +71,5 @@ def outcome(run: ScaledRun) -> Outcome:
         examples_seen=run.examples_seen,
         decisions=run.control.decisions,
         history=run.measurement.history,
+        planned_steps=run.planned_steps,
     )
