@@ -59,14 +59,15 @@ class Measurement:
     Attributes:
         examples_seen: examples of all windows up to and including this one
         optimizer_steps: optimizer steps up to and including this one
-        batch_size: the batch in force, in examples (a probe window or an epoch's last window has another size)
+        batch_size: the current batch size, in examples (a probe or an epoch's last window has another size);
+            in a dry run, the one that would be
         accumulate_grad_batches: micro-batches of this window on one device
         window_examples: examples of this window
         trace: this window's estimate of tr Σ, gradient units squared; nan where the window was dropped
         grad_sq: this window's estimate of ‖G‖², gradient units squared; may be negative
         noise: the averaged estimate after this window, or None
-        lr: the rate that this step was taken with (first parameter group)
-        lr_scale: the factor on the rate in this step
+        lr: the learning rate that this step was made with (first parameter group)
+        lr_scale: the factor on it in this step, as it was applied; 1 in a dry run
     """
 
     examples_seen: int

@@ -48,6 +48,30 @@ class Unknown(torch.optim.Optimizer):
         return closure()
 
 
+class StepIsAProperty(torch.optim.SGD):
+    @property
+    def step(self):
+        return super().step
+
+    step.fget.hooked = True
+
+    def _patch_step_function(self):
+        pass
+
+
+class CopiesItsGroups(torch.optim.SGD):
+    @property
+    def param_groups(self):
+        return [dict(group) for group in self.groups]
+
+    @param_groups.setter
+    def param_groups(self, groups):
+        self.groups = groups
+
+    def add_param_group(self, group):
+        self.groups.append({**self.defaults, **group, "params": list(group["params"])})
+
+
 class Returns(Regression):
     """Whose `configure_optimizers` returns what the test chooses."""
 
@@ -154,6 +178,11 @@ TRIGGERS |= {
     "… needs the rate in every parameter group of the optimizer, and …": lambda: train(
         module=Regression(Unknown), callback=BatchSizeScaler(lr_rule="sqrt")
     ),
+    "BatchSizeScaler applies the learning-rate factor within optimizer.step(), and the step of … cannot be wrapped": (
+        lambda: train(BatchSizeScaler(lr_rule="sqrt"), module=Regression(StepIsAProperty))
+    ),
+    "BatchSizeScaler sets the learning rate in the optimizer's parameter groups, and ….param_groups makes new "
+    "dictionaries": lambda: train(BatchSizeScaler(lr_rule="sqrt"), module=Regression(CopiesItsGroups)),
     "lr_rule='auto' does not know the optimizer …": lambda: train(module=Regression(lambda p: Unknown(p, lr=0.1))),
     "BatchSizeScaler(schedule=…) would own the rate, and configure_optimizers returns a scheduler": lambda: train(
         BatchSizeScaler(schedule="cosine"), module=Regression(scheduler=with_scheduler)
@@ -284,6 +313,23 @@ class NotFinite(Regression):
         return super().training_step(batch, batch_idx) * float("nan")
 
 
+class StepsByItself(Regression):
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        optimizer_closure()
+
+
+class ComputesItsOwn(torch.optim.SGD):
+    def step(self, closure=None):
+        loss = super().step(closure)
+        self.param_groups[0]["lr"] = 0.1
+        return loss
+
+
+class StepsItsScheduler(Regression):
+    def lr_scheduler_step(self, scheduler, metric):
+        scheduler.step()
+
+
 class Claims(torch.utils.data.Dataset):
     """Says that it has twice the batches that it gives."""
 
@@ -311,6 +357,16 @@ TRIGGERS |= {
     ),
     "bsscale: the first micro-batch had … examples, the first … have … on average": lambda: train(
         loader=holding(*[(torch.ones(n, 8), torch.ones(n, 2)) for n in [1] + 60 * [4]])
+    ),
+    "BatchSizeScaler applies the learning-rate factor within optimizer.step(), and in the last … optimizer steps "
+    "….step was not called": lambda: train(
+        BatchSizeScaler(policy=Scripted([8]), warmup=0, max_batch_size=8), module=StepsByItself(), max_epochs=6
+    ),
+    "BatchSizeScaler sets the learning rate in the optimizer's parameter groups, and … computes it anew in each step": (
+        lambda: train(BatchSizeScaler(max_batch_size=8), module=Regression(lambda p: ComputesItsOwn(p, lr=0.1)))
+    ),
+    "bsscale: ….lr_scheduler_step is overridden": lambda: train(
+        BatchSizeScaler(max_batch_size=8), module=StepsItsScheduler(scheduler=with_scheduler)
     ),
     "bsscale: the last … measured windows held a gradient that is not finite": lambda: train(
         BatchSizeScaler(measure_every=1, memory=1.0), module=NotFinite(), accumulate_grad_batches=2, max_epochs=3

@@ -69,6 +69,20 @@ CONSTRUCTORS = {
     "WarmupCosine": {"final": 0.0},
     "Power": {"exponent": 0.75},
 }
+PROPERTIES = {
+    "BatchSizeScaler": {
+        "batch_size",
+        "decisions",
+        "examples_seen",
+        "history",
+        "journal_path",
+        "lr_scale",
+        "noise_scale",
+        "planned_steps",
+        "state_key",
+    },
+    "GradientNoiseScaleMonitor": {"history", "journal_path", "noise_scale", "state_key"},
+}
 FUNCTIONS = {"critical_batch_size", "noise_scale", "scale_learning_rate", "steps_and_examples"}
 LOGGED_KEYS = {
     "accumulate_grad_batches",
@@ -101,6 +115,14 @@ STATE_KEYS = {
     "window",
     "windows",
 }
+
+
+@pytest.mark.parametrize("name", sorted(PROPERTIES))
+def test_properties_are_deliberate_and_read_only(name):
+    made = vars(getattr(lightning_bsscale, name)).items()
+    found = {key: value for key, value in made if isinstance(value, property) and not key.startswith("_")}
+    assert set(found) == PROPERTIES[name]
+    assert all(value.fset is None for value in found.values())
 
 
 def run_python(code: str) -> str:

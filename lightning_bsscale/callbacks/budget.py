@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
-from lightning_bsscale.theory.windows import batches_until_step, planned_steps
+from lightning_bsscale.theory.windows import batches_until_step, planned_steps, step_of_scheduler_step
 
 
 class Budget:
@@ -95,6 +95,42 @@ class Budget:
         here = planned_steps(self._ready, self._accumulate, is_last=self._is_last, frequency=frequency)
         return self._before[frequency] + here
 
+    def planned_steps_after(self, ready: int, *, is_last: bool) -> int:
+        """Steps that the plan will have made when the window that has stepped is closed.
+
+        Args:
+            ready: micro-batches of this epoch so far
+            is_last: whether the epoch ends here
+
+        Returns:
+            the number over all epochs
+        """
+        ready, is_last = self._position_after(ready, is_last=is_last)
+        return self._before[1] + planned_steps(ready, self._accumulate, is_last=is_last)
+
+    def step_of_scheduler_step(self, frequency: int, number: int) -> int:
+        """The step of the plan at which a scheduler is stepped.
+
+        Args:
+            frequency: the scheduler's
+            number: which of its steps, over all epochs, from 1
+
+        Returns:
+            the number over all epochs, from 1
+        """
+        here = step_of_scheduler_step(number - self._before[frequency], self._accumulate, frequency)
+        # A scheduler step at an epoch's ragged end belongs to the epoch's last step.
+        return min(self._before[1] + here, self.planned_steps())
+
+    def count_for(self, frequencies: Iterable[int]) -> None:
+        """Count for other schedulers too, from here on.
+
+        Args:
+            frequencies: their own frequencies
+        """
+        for frequency in frequencies:
+            self._before.setdefault(frequency, 0)
+
     def epoch_length(self, batch_idx: int) -> int | None:
         """Micro-batches to expect in this epoch.
 
@@ -142,12 +178,15 @@ class Budget:
             ready: micro-batches of this epoch so far
             is_last: whether the epoch ends here
         """
-        end = self._end_in_epoch()
         self._came = ready
+        self._ready, self._is_last = self._position_after(ready, is_last=is_last)
+
+    def _position_after(self, ready: int, *, is_last: bool) -> tuple[int, bool]:
+        end = self._end_in_epoch()
         planned = self._in_plan(ready, is_last=is_last)
         # Past its end a plan makes no steps: only an explicit budget goes further, and schedulers stay at their end.
-        self._ready = planned if end is None else min(planned, end)
-        self._is_last = is_last and self._ready == planned
+        reached = planned if end is None else min(planned, end)
+        return reached, is_last and reached == planned
 
     def batches_left(self, batch_idx: int, examples_seen: float) -> int | None:
         """Micro-batches until the budget ends, for the window that begins now.

@@ -101,6 +101,19 @@ class BatchControl:
         )
         return record if self.log.add(record) else None
 
+    def use_rule(self, rule: LearningRateRule, noise: NoiseScale | None) -> None:
+        """Go over to another rule, where the optimizer is another: its learning rate is meant for the first batch.
+
+        Args:
+            rule: how the learning rate follows the batch from now on; one of the same name changes nothing
+            noise: the noise scale now
+        """
+        if rule.name != self._rule.name:
+            self._rule = rule
+            self._path = RatePath()
+            if self.batch_size != self.start_batch_size:
+                self._path = self._path.grown(rule, self.start_batch_size, self.batch_size, noise)
+
     def fit_limits(self, noise: NoiseScale | None) -> None:
         """Takes the nearest possible batch, where another start has made the one in force impossible.
 

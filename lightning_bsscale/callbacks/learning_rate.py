@@ -1,14 +1,13 @@
 """The only writer of a parameter group's ``"lr"`` (put back after each step) and of the schedulers' clock.
 
-The factor is on the rate only while the optimizer updates: a pre-hook multiplies, a post-hook puts back. Lightning
-gives the optimizer a closure that runs the training step and the user's hooks; the factor is applied when it has
-returned. So the user, their scheduler and the checkpoints see their own rate, whatever the formula. Schedulers with
-``interval: step`` are stepped once for each step that the user's own plan would have made (the example clock), not once
-for each step made.
+The factor is on the learning rate only while the optimizer updates (see `optimizer_step`). So the user, their scheduler
+and the checkpoints see their own learning rate, whatever the formula. Schedulers with ``interval: step`` are stepped
+once for each step that the user's own plan would have made (the example clock), not once for each step made.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,62 +18,137 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_bsscale.callbacks.optimizer_step import UpdateSpan
+
 
 def _copy(rate: Any) -> Any:
     return rate.detach().clone() if isinstance(rate, Tensor) else rate
 
 
-def _put(group: dict[str, Any], rate: Any) -> None:
-    # A tensor rate may be captured by a compiled or graphed step, so it keeps its identity.
-    if isinstance(group["lr"], Tensor):
-        with torch.no_grad():
-            group["lr"].copy_(rate)
-    else:
-        group["lr"] = rate
+def _version(rate: Any) -> int:
+    # Tells whether a tensor was written to, without reading it from its device.
+    return rate._version if isinstance(rate, Tensor) else 0
+
+
+@dataclass(slots=True)
+class _Scaled:
+    """One parameter group while the factor is on its learning rate: what was found, and what was put there."""
+
+    group: dict[str, Any]
+    found: Any
+    put: Any = None
+    version: int = 0
+
+    def put_there(self, rate: Any) -> None:
+        # A tensor may be captured by a compiled or graphed step, so it keeps its identity.
+        if isinstance(self.found, Tensor):
+            with torch.no_grad():
+                self.group["lr"].copy_(rate)
+        else:
+            self.group["lr"] = rate
+
+    def remember(self) -> None:
+        self.put = self.group["lr"]
+        self.version = _version(self.put)
+
+    def without(self, factor: float) -> Any:
+        """Return what the user has there now: what was found or, where it was changed, the new value / factor."""
+        now = self.group["lr"]
+        same = now is self.put if isinstance(now, Tensor) else now is self.put or now == self.put
+        if same and _version(now) == self.version:
+            return self.found
+        if factor == 0:
+            return _copy(now)
+        return now.detach() / factor if isinstance(now, Tensor) else now / factor
+
+    def give_back(self, rate: Any) -> None:
+        if isinstance(rate, Tensor) and self.group["lr"] is self.put:
+            self.put_there(rate)
+        else:
+            self.group["lr"] = rate
+
+
+class _OwnComputation:
+    """Finds out that the optimizer computes its learning rate anew in each step: what is put there has no effect.
+
+    Where an optimizer multiplies its learning rate in a step, the change does not depend on the factor. Where it
+    computes, what it finds has been divided by the last step's factor and multiplied by this one's, and that is undone.
+    """
+
+    def __init__(self) -> None:
+        self._factor = 1.0
+        self._usual: float | None = None
+        self._signs = 0
+
+    def add(self, factor: float, change: float) -> None:
+        before, self._factor = self._factor, factor
+        if min(before, factor, change) <= 0:
+            return
+        undone = math.log(before / factor)
+        if undone == 0:
+            self._usual = math.log(change)
+        elif self._usual is not None and abs(undone) > 0.2:  # less could be a decay that varies
+            is_sign = abs(math.log(change) - self._usual - undone) < abs(undone) / 4
+            self._signs = self._signs + 1 if is_sign else 0
+
+    @property
+    def is_sure(self) -> bool:
+        return self._signs >= 2  # once can be a milestone that fell on a change of the batch
 
 
 class ScopedFactor:
-    """Multiplies the rate of every parameter group for the length of one update."""
+    """Multiplies the learning rate of every parameter group for the length of one update.
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        """Registers the step hooks.
+    What the optimizer itself, or code that it calls, changes within the update is the user's: it is kept, divided by
+    the factor. Where the factor is one, nothing is written.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        """Takes hold of the optimizer's step.
 
         Args:
-            optimizer: whose rate to scale
+            optimizer: whose learning rate to scale
         """
-        self._optimizer = optimizer
-        self.factor = 1.0
+        self.optimizer = optimizer
+        self._factor = 1.0
         self._schedule_factor = 1.0
-        self._found: list[Any] | None = None
+        self._scaled: list[_Scaled] = []
+        self._applied = 1.0
         self._stepped_with: Any = None
-        self._handles: list[Any] = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(lambda *_: self.restore()),
-        ]
+        self._put_first: float | None = None
+        self._change = 1.0
+        self._own_computation = _OwnComputation()
+        self.used_factor = 1.0
+        self.is_seen = False
+        self._span = UpdateSpan(optimizer, self.apply, self.restore)
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        # With a gradient scaler the closure has run before, and there is none here.
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._apply()
-            return None
+    def apply(self) -> None:
+        """Puts the factor on, where it is not; the update begins."""
+        if self._scaled:
+            return
+        self._applied = both = self._factor * self._schedule_factor
+        groups = self.optimizer.param_groups
+        if both != 1:
+            self._scaled = [_Scaled(group, _copy(group["lr"])) for group in groups]
+            for one in self._scaled:
+                one.put_there(one.found * both)
+            for one in self._scaled:  # when all are written, as groups may share one tensor
+                one.remember()
+        first = groups[0]["lr"]
+        self._stepped_with = _copy(first)
+        self._put_first = None if isinstance(first, Tensor) else first  # a tensor would have to be read
+        self.used_factor = self._factor
+        self.is_seen = True
 
-        def then_apply() -> Any:
-            self.restore()  # an optimizer may call its closure several times
-            loss = closure()
-            self._apply()
-            return loss
-
-        return args[:1], {**kwargs, "closure": then_apply}
-
-    def _apply(self) -> None:
-        if self._found is not None:
-            return  # a subclass's step that calls its parent's fires the hooks twice
-        groups = self._optimizer.param_groups
-        self._found = [_copy(group["lr"]) for group in groups]
-        for group, rate in zip(groups, self._found, strict=True):
-            _put(group, rate * (self.factor * self._schedule_factor))
-        self._stepped_with = self._found[0]
+    def restore(self) -> None:
+        """Takes the factor off; also after a step that an exception left."""
+        if self._put_first is not None:
+            self._change = self.optimizer.param_groups[0]["lr"] / self._put_first if self._put_first else 1.0
+            self._put_first = None
+        scaled, self._scaled = self._scaled, []
+        rates = [one.without(self._applied) for one in scaled]
+        for one, rate in zip(scaled, rates, strict=True):
+            one.give_back(rate)
 
     def change(self, factor: float, schedule_factor: float) -> None:
         """Sets both factors, from the next update on.
@@ -83,69 +157,117 @@ class ScopedFactor:
             factor: what goes with the batch
             schedule_factor: what the callback's own schedule says, or 1
         """
-        self.factor = factor
+        self._factor = factor
         self._schedule_factor = schedule_factor
+
+    def begin_window(self) -> None:
+        """A window begins: what its step does is not known yet."""
+        self.restore()
+        self.is_seen = False
+        self._span.keep_in_place()
+
+    def is_overwritten(self) -> bool:
+        """Judge the update of this window, once.
+
+        Returns:
+            whether the optimizer computes its learning rate by itself, whatever is put there
+        """
+        if self.is_seen:
+            self._own_computation.add(self._applied, float(self._change))
+        return self._own_computation.is_sure
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the present factors change anything."""
+        return self._factor * self._schedule_factor != 1
 
     @property
     def rate(self) -> float:
-        """The rate that the last step was taken with (first parameter group); before any step, the present one."""
-        rate = self._stepped_with if self._stepped_with is not None else self._optimizer.param_groups[0]["lr"]
-        return float(rate) * self.factor * self._schedule_factor
+        """The learning rate that the last update was made with (first parameter group); before any, the user's."""
+        return float(self._stepped_with if self._stepped_with is not None else self.optimizer.param_groups[0]["lr"])
 
-    def restore(self) -> None:
-        """Puts the user's rates back; also after a step that an exception left."""
-        if self._found is not None:
-            for group, rate in zip(self._optimizer.param_groups, self._found, strict=True):
-                _put(group, rate)
-            self._found = None
+    def follow(self, optimizer: Any) -> None:
+        """Goes over to another optimizer.
+
+        Args:
+            optimizer: the one that steps from now on
+        """
+        self.remove()
+        self.optimizer = optimizer
+        self._own_computation = _OwnComputation()
+        self._span = UpdateSpan(optimizer, self.apply, self.restore)
 
     def remove(self) -> None:
-        """Takes the hooks away and puts the user's rates back."""
+        """Lets the step go and puts the user's learning rates back."""
         self.restore()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self._span.remove()
 
 
 class UnscaledRate:
-    """The same face for those who only look: the user's rate, and a factor that stays one."""
+    """The same face for those who only look: notes the user's learning rate at each update, and writes nothing."""
 
-    factor = 1.0
+    used_factor = 1.0
+    is_wanted = False
+    is_seen = True
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        """Registers nothing yet.
+    def __init__(self, optimizer: Any) -> None:
+        """Looks at the optimizer's step.
 
         Args:
-            optimizer: whose rate to read
+            optimizer: whose learning rate to read
         """
-        self._optimizer = optimizer
-        self._handles: list[Any] = []
-        self._read()
+        self.optimizer = optimizer
+        self._rate: Any = None
+        self._span = self._watch()
 
-    def _read(self) -> None:
-        self._rate = _copy(self._optimizer.param_groups[0]["lr"])
+    def _watch(self) -> UpdateSpan:
+        return UpdateSpan(self.optimizer, self.apply, lambda: None)
+
+    def apply(self) -> None:
+        """Notes the learning rate; an optimizer whose step cannot be watched is asked before its step."""
+        self._rate = _copy(self.optimizer.param_groups[0]["lr"])
+
+    def restore(self) -> None:
+        """Has nothing to put back."""
 
     def change(self, factor: float, schedule_factor: float) -> None:
-        """Changes nothing. From the first call on, the rate is noted at each update, whoever has set it until then.
+        """Changes nothing.
 
         Args:
             factor: not used
             schedule_factor: not used
         """
-        if not self._handles:
-            self._read()
-            self._handles.append(self._optimizer.register_step_post_hook(lambda *_: self._read()))
+
+    def is_overwritten(self) -> bool:
+        """Nothing is put there.
+
+        Returns:
+            False
+        """
+        return False
+
+    def begin_window(self) -> None:
+        """A window begins."""
+        self._span.keep_in_place()
 
     @property
     def rate(self) -> float:
-        """The rate that the last step was taken with (first parameter group); before any step, that at the start."""
-        return float(self._rate)
+        """The learning rate that the last update was made with (first parameter group); before any, the user's."""
+        return float(self._rate if self._rate is not None else self.optimizer.param_groups[0]["lr"])
+
+    def follow(self, optimizer: Any) -> None:
+        """Goes over to another optimizer.
+
+        Args:
+            optimizer: the one that steps from now on
+        """
+        self.remove()
+        self.optimizer = optimizer
+        self._span = self._watch()
 
     def remove(self) -> None:
-        """Takes the hook away."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """Lets the step go."""
+        self._span.remove()
 
 
 def relative_rate(optimizer: Optimizer) -> float:
@@ -160,6 +282,10 @@ def relative_rate(optimizer: Optimizer) -> float:
     group = optimizer.param_groups[0]
     initial = float(group.get("initial_lr", 0.0))
     return float(group["lr"]) / initial if initial else 1.0
+
+
+def _step_configs(trainer: pl.Trainer) -> list[Any]:
+    return [config for config in trainer.lr_scheduler_configs if config.interval == "step"]
 
 
 @dataclass(slots=True)
@@ -186,11 +312,25 @@ class ExampleClock:
             pl_module: whose `lr_scheduler_step` does the step
         """
         self._pl_module = pl_module
-        self._entries = [
-            _Entry(config, config.frequency, 0) for config in trainer.lr_scheduler_configs if config.interval == "step"
-        ]
+        self._entries = [_Entry(config, config.frequency, 0) for config in _step_configs(trainer)]
         for entry in self._entries:
             entry.config.frequency = sys.maxsize
+        self._now: int | None = None
+        self._was_asked = False
+
+    def is_of(self, trainer: pl.Trainer) -> bool:
+        """Whether these are the Trainer's schedulers still.
+
+        Args:
+            trainer: the Trainer
+
+        Returns:
+            False where others were set up since
+        """
+        configs = _step_configs(trainer)
+        return len(configs) == len(self._entries) and all(
+            entry.config is config for entry, config in zip(self._entries, configs, strict=True)
+        )
 
     @property
     def frequencies(self) -> list[int]:
@@ -206,20 +346,40 @@ class ExampleClock:
         for entry in self._entries:
             entry.steps = planned(entry.frequency)
 
-    def advance(self, planned: Callable[[int], int]) -> None:
-        """Steps every scheduler up to the plan.
+    def ask_planned_step(self) -> int | None:
+        """Return the planned step for which a scheduler is being stepped; None where none is.
+
+        Returns:
+            the number, from 1
+        """
+        self._was_asked = self._was_asked or self._now is not None
+        return self._now
+
+    def advance(self, planned: Callable[[int], int], step_of: Callable[[int, int], int]) -> bool:
+        """Step every scheduler up to the plan.
 
         Args:
             planned: scheduler steps that the plan has made by now, for a scheduler of the given frequency
+            step_of: the planned step at which a scheduler of the given frequency is stepped for the given time
+
+        Returns:
+            whether a scheduler was stepped, and nobody has asked yet for which planned step
         """
+        stepped = False
         for entry in self._entries:
             due = planned(entry.frequency) - entry.steps
-            entry.steps += due
             if entry.config.reduce_on_plateau:
+                entry.steps += due
                 entry.config.frequency = 1 if due else sys.maxsize
-            else:
-                for _ in range(due):
+                continue
+            for _ in range(due):
+                entry.steps += 1
+                self._now, stepped = step_of(entry.frequency, entry.steps), True
+                try:
                     self._pl_module.lr_scheduler_step(entry.config.scheduler, None)
+                finally:
+                    self._now = None
+        return stepped and not self._was_asked
 
     def release(self) -> None:
         """Gives the schedulers back to Lightning."""

@@ -104,7 +104,7 @@ class GradientMeasurement:
         with self._explained():
             self._watcher = choose_watcher(
                 trainer.strategy.model or trainer.lightning_module,
-                lambda: watched_parameters(optimizer),
+                lambda: watched_parameters(self._optimizer),
                 world_size=trainer.world_size,
             )
         # Where a micro-batch's gradient is seen only as the mean over ranks, the ranks make no pairs.
@@ -138,6 +138,15 @@ class GradientMeasurement:
     def limited(self) -> int:
         """Measured windows whose influence on the averages was limited, as they were far from all others."""
         return self.averages.limited
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Go over to another optimizer; the window in progress is not measured, as its parameters may be others.
+
+        Args:
+            optimizer: the one that steps from now on
+        """
+        self.stop_watching()
+        self._optimizer = optimizer
 
     def open(self, *, measured: bool) -> None:
         """Begins a window, also where the last one never ended.

@@ -17,6 +17,7 @@ from lightning_bsscale.callbacks.examples import ExamplesSeen
 from lightning_bsscale.callbacks.learning_rate import UnscaledRate
 from lightning_bsscale.callbacks.measurement import GradientMeasurement
 from lightning_bsscale.callbacks.open_window import OpenWindow
+from lightning_bsscale.callbacks.optimizer_step import unwrapped
 from lightning_bsscale.callbacks.resume import STATE_SCHEMA, Outcome, check_schema, outcome_of
 from lightning_bsscale.callbacks.returned import WayBack, without_module
 from lightning_bsscale.callbacks.timing import StepTimes
@@ -143,7 +144,8 @@ class GradientNoiseScaleMonitor(pl.Callback):
         total = loaders.examples_in_plan(trainer, self._loaders, granularity)
         memory = math.inf if total is None or self._memory == 1 else self._memory * total
         self._examples = ExamplesSeen(ranks, granularity)
-        measurement = GradientMeasurement(trainer, trainer.optimizers[0], memory, self._examples, StepTimes())
+        optimizer = unwrapped(trainer.optimizers[0])
+        measurement = GradientMeasurement(trainer, optimizer, memory, self._examples, StepTimes())
         if total is not None and accumulate * measurement.seen_at_once > 1:
             preflight.warn_of_short_memory(
                 total, self._memory, accumulate * granularity, measure_every=self._measure_every
@@ -172,7 +174,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
             {"policy": None, "lr_rule": None, "dry_run": True},
             self._loaded,
         )
-        self._rate = UnscaledRate(trainer.optimizers[0])
+        self._rate = UnscaledRate(optimizer)
         return measurement
 
     def on_train_batch_start(
@@ -184,6 +186,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
             self._measurement = self._start(trainer, size)
         elif self._loaders.are_old(trainer):
             self._loaders = loaders.ask_all_ranks(trainer, size, self._batch_size_fn)
+        self._follow(trainer, self._measurement, trainer.optimizers[0])
         divisor = int(trainer.accumulate_grad_batches)
         # Here Lightning clears the gradient, also where no step ended the window before: the epoch ended within it, or
         # the loader gave None for its last micro-batch. Elsewhere (it gave None for the first one) it clears nothing,
@@ -204,7 +207,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
                 sizes=[],
             )
             self._measurement.open(measured=measured)
-            self._rate.change(1.0, 1.0)
+            self._rate.begin_window()
         self._window.sizes.append(size)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
@@ -222,7 +225,17 @@ class GradientNoiseScaleMonitor(pl.Callback):
     ) -> None:
         """The gradient is complete and not yet clipped."""
         if self._measurement is not None and self._window is not None:
+            self._follow(trainer, self._measurement, optimizer)
+            self._rate.apply()  # where the step cannot be watched
             self._measurement.before_step(self._window)
+
+    def _follow(self, trainer: pl.Trainer, measurement: GradientMeasurement, optimizer: Optimizer) -> None:
+        """Go over to another optimizer, where the user had it set up anew in mid-training."""
+        optimizer = unwrapped(optimizer)
+        if optimizer is not self._rate.optimizer:
+            preflight.check_optimizer(trainer, "GradientNoiseScaleMonitor")
+            measurement.follow(optimizer)
+            self._rate.follow(optimizer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

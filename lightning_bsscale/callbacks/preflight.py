@@ -15,6 +15,7 @@ from torch.nn import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from lightning_bsscale.callbacks.optimizer_step import can_wrap_step, unwrapped
 from lightning_bsscale.callbacks.options import ScalerOptions
 from lightning_bsscale.theory.rules import LearningRateRule, resolve_rule, rule_for_optimizer
 from lightning_bsscale.theory.windows import windows_in_memory
@@ -159,6 +160,92 @@ def check_optimizer(trainer: pl.Trainer, callback: str) -> None:
             f"{callback} needs the rate in every parameter group of the optimizer, and {optimizer.__name__} has a "
             "group without one (no 'lr', or None). An optimizer that sets its own rate must be told not to, for "
             "example transformers' Adafactor(relative_step=False, lr=1e-3)."
+        )
+
+
+def check_learning_rate_is_ours(trainer: pl.Trainer) -> None:
+    """Refuses an optimizer whose step cannot be watched, or whose learning rate cannot be set.
+
+    Args:
+        trainer: the Trainer, with its optimizers
+
+    Raises:
+        MisconfigurationException: `step` is a property, or each look at the groups makes new ones
+    """
+    optimizer = unwrapped(trainer.optimizers[0])
+    name = type(optimizer).__name__
+    if not can_wrap_step(optimizer):
+        raise MisconfigurationException(
+            f"BatchSizeScaler applies the learning-rate factor within optimizer.step(), and the step of {name} cannot "
+            "be wrapped, as it is a property of the class. Make it a method, or use dry_run=True or "
+            "GradientNoiseScaleMonitor, which change nothing."
+        )
+    if not all(one is other for one, other in zip(optimizer.param_groups, optimizer.param_groups, strict=True)):
+        raise MisconfigurationException(
+            f"BatchSizeScaler sets the learning rate in the optimizer's parameter groups, and {name}.param_groups "
+            "makes new dictionaries each time it is asked, so nothing set in them lasts. Return the same ones, or "
+            "use dry_run=True or GradientNoiseScaleMonitor, which change nothing."
+        )
+
+
+# A module that overrides optimizer_step may leave steps out on purpose; so many from the start on are no accident.
+MANY_MISSED = 20
+
+
+def check_update(trainer: pl.Trainer, pl_module: pl.LightningModule, missed: int, *, was_seen: bool) -> None:
+    """Refuses weights that are updated by something else than `optimizer.step()`.
+
+    Args:
+        trainer: the Trainer
+        pl_module: the module
+        missed: steps in a row in which a factor was to be applied, and `optimizer.step()` was not called
+        was_seen: whether it ever was
+
+    Raises:
+        MisconfigurationException: there is no good reason for it
+    """
+    overridden = is_overridden("optimizer_step", pl_module)
+    skips = getattr(trainer.precision_plugin, "scaler", None) is not None  # where the gradient is not finite
+    if (overridden and (was_seen or missed < MANY_MISSED)) or (skips and not overridden):
+        return
+    where = f"{type(pl_module).__name__}.optimizer_step" if overridden else type(trainer.precision_plugin).__name__
+    raise MisconfigurationException(
+        f"BatchSizeScaler applies the learning-rate factor within optimizer.step(), and in the last {missed} optimizer "
+        f"steps {type(unwrapped(trainer.optimizers[0])).__name__}.step was not called: {where} updates the weights by "
+        "other means. Call optimizer.step(closure=...) there, or use lr_rule='none' without a schedule."
+    )
+
+
+def refuse_own_computation(optimizer: Optimizer) -> None:
+    """Refuses an optimizer in whose groups the factor has no effect.
+
+    Args:
+        optimizer: it
+
+    Raises:
+        MisconfigurationException: always
+    """
+    raise MisconfigurationException(
+        f"BatchSizeScaler sets the learning rate in the optimizer's parameter groups, and {type(optimizer).__name__} "
+        "computes it anew in each step from a private counter, so the learning-rate factor has no effect. Turn that "
+        "off in the optimizer and use a scheduler, or use lr_rule='none' without a schedule."
+    )
+
+
+def warn_of_scheduler_step(pl_module: pl.LightningModule) -> None:
+    """Says that there are fewer optimizer steps than planned, to whoever steps a scheduler by their number.
+
+    Args:
+        pl_module: the module
+    """
+    if is_overridden("lr_scheduler_step", pl_module):
+        name = type(pl_module).__name__
+        rank_zero_warn(
+            f"bsscale: {name}.lr_scheduler_step is overridden, and it is called once for each step of your own plan, "
+            "of which fewer optimizer steps are made as the batch grows. If it hands self.global_step to the "
+            "scheduler (as with timm's step_update), the schedule ends too early: hand it the scaler's planned_steps "
+            "instead. If it does not, ignore this.",
+            category=UserWarning,
         )
 
 

@@ -157,6 +157,7 @@ class Outcome:
         num_holds: runs of holds in all
         history: the measured windows
         journal_path: the file that was recorded to, or None
+        planned_steps: steps of the user's own plan
     """
 
     batch_size: int | None = None
@@ -168,6 +169,7 @@ class Outcome:
     num_holds: int = 0
     history: list[Measurement] = field(default_factory=list)
     journal_path: str | None = None
+    planned_steps: int = 0
 
 
 def outcome_of(state: dict[str, Any] | None) -> Outcome:
@@ -197,6 +199,7 @@ def outcome_of(state: dict[str, Any] | None) -> Outcome:
         decisions=log.records,
         num_changes=log.changes,
         num_holds=log.holds,
+        planned_steps=state["budget"]["planned"],
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
+from torch.optim import Optimizer
 
 from lightning_bsscale.callbacks import loaders, output, preflight, shown
 from lightning_bsscale.callbacks.accumulation import Accumulation, rescale_cut_window
@@ -16,12 +18,13 @@ from lightning_bsscale.callbacks.learning_rate import ExampleClock
 from lightning_bsscale.callbacks.measurement import GradientMeasurement, watched_parameters
 from lightning_bsscale.callbacks.next_window import WindowPlanner
 from lightning_bsscale.callbacks.open_window import OpenWindow
+from lightning_bsscale.callbacks.optimizer_step import unwrapped
 from lightning_bsscale.callbacks.options import ScalerOptions
 from lightning_bsscale.callbacks.plan import make_budget, read_plan
 from lightning_bsscale.callbacks.resume import STATE_SCHEMA, Start, read_start
 from lightning_bsscale.callbacks.timing import StepTimes
 from lightning_bsscale.callbacks.window_rate import WindowRate
-from lightning_bsscale.journal import describe_policy
+from lightning_bsscale.journal import Journal, describe_policy
 from lightning_bsscale.theory.rules import LearningRateRule
 
 
@@ -32,7 +35,7 @@ class ScaledRun:
         self,
         options: ScalerOptions,
         trainer: pl.Trainer,
-        rule: LearningRateRule,
+        rule_for: Callable[[Optimizer], LearningRateRule],
         micro_batch_size: int,
         state: dict[str, Any] | None,
         accumulation: Accumulation | None,
@@ -44,7 +47,7 @@ class ScaledRun:
         Args:
             options: the scaler's options
             trainer: the Trainer, before its first micro-batch
-            rule: how the rate follows the batch
+            rule_for: how the learning rate follows the batch, with a given optimizer
             micro_batch_size: examples in the first micro-batch
             state: of a run to go on with, or None
             accumulation: where the window was placed already, for Lightning's own restart; else None
@@ -66,9 +69,15 @@ class ScaledRun:
         self._epoch = trainer.current_epoch
         self._in_progress: tuple[pl.Trainer, pl.LightningModule, int] | None = None
         self._lost_at_start = 0
+        self._usual = True
         self._said_lost = False
         self._stops = False
-        self._optimizer = trainer.optimizers[0]
+        self._said_scheduler_step = False
+        self._missed = 0
+        self._was_seen = False
+        self._optimizer = unwrapped(trainer.optimizers[0])
+        self._rule_for = rule_for
+        rule = rule_for(self._optimizer)
         accumulate = int(trainer.accumulate_grad_batches) if accumulation is None else accumulation.original
         self._loaders = loaders.ask_all_ranks(trainer, micro_batch_size, options.batch_size_fn)
         first = None if state is None else Start(**state["start"])
@@ -86,20 +95,20 @@ class ScaledRun:
         if state is not None:
             self._load(state)
         output.say_start(self.control.batch_size, self.control.limits, options, goes_on=state is not None)
-        header: dict[str, Any] = {}
-        if options.record is not False:
-            header = {"policy": describe_policy(options.policy), "lr_rule": rule.name, "dry_run": options.dry_run}
-        self._journal = output.open_journal(
-            trainer,
-            options.record,
-            header,
-            state,
-        )
+        self._journal = self._open_journal(trainer, rule, state)
         with output.closed_on_error(self._journal):
             # Last, so that nothing is held when something above is refused.
             self._attach(trainer, clock, state, accumulation, batch_idx)
 
     # ------------------------------------------------------------------ start
+
+    def _open_journal(
+        self, trainer: pl.Trainer, rule: LearningRateRule, state: dict[str, Any] | None
+    ) -> Journal | None:
+        options, header = self.options, dict[str, Any]()
+        if options.record is not False:  # a policy may be anything: describe it only for a reader
+            header = {"policy": describe_policy(options.policy), "lr_rule": rule.name, "dry_run": options.dry_run}
+        return output.open_journal(trainer, options.record, header, state)
 
     def _attach(
         self,
@@ -130,6 +139,7 @@ class ScaledRun:
             self.budget.begin_at(batch_idx, trainer.global_step)
         if self._clock is not None:
             self._clock.start_at(self.budget.planned_steps)
+            self._follow(trainer, self._optimizer)
         self._planner = WindowPlanner(
             self.control,
             self.budget,
@@ -179,11 +189,13 @@ class ScaledRun:
         )
         if self._accumulation is not None:
             self._accumulation.place(plan.start, plan.num_micro_batches)
+        self.rate.begin_window()
         self._set_rate(plan.num_micro_batches, usual=not plan.is_probe and not plan.is_short)
         self.measurement.open(measured=self._window.measured)
 
     def _set_rate(self, num_micro_batches: int, *, usual: bool) -> None:
         size = num_micro_batches * self.now.granularity
+        self._usual = usual
         self.rate.set(self.examples_seen, size, self.measurement.noise, usual=usual)
 
     def start_micro_batch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
@@ -202,6 +214,7 @@ class ScaledRun:
             self._start_epoch(trainer, size)
         elif self._accumulation is None and batch_idx % self.now.accumulate == 0:
             self.drop_window()  # here Lightning clears the gradient, whether or not a step ended the window before
+        self._follow(trainer, trainer.optimizers[0])
         if self._window is None:
             self._open_window(trainer, batch_idx)
         assert self._window is not None
@@ -248,15 +261,46 @@ class ScaledRun:
             if self._window is not None:
                 self._window.start += 1
 
-    def before_step(self) -> None:
-        """`on_before_optimizer_step`: the gradient is complete, not yet clipped."""
+    def before_step(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
+        """`on_before_optimizer_step`: the gradient is complete, not yet clipped.
+
+        Args:
+            trainer: the Trainer
+            optimizer: the one that steps
+        """
         window = self._window
         if window is None:
             return
+        is_late = self._follow(trainer, optimizer)
         self.measurement.before_step(window)
         if self._accumulation is not None and window.came != window.planned:
             rescale_cut_window(watched_parameters(self._optimizer), window.planned, window.came)
             self._set_rate(window.came, usual=False)
+        if is_late or self.options.dry_run:
+            self.rate.apply()  # this optimizer's step may have begun before it was wrapped
+
+    def _follow(self, trainer: pl.Trainer, optimizer: Optimizer) -> bool:
+        # Go over to another optimizer and other schedulers, where the user had them set up anew in mid-training.
+        optimizer = unwrapped(optimizer)
+        is_other = optimizer is not self._optimizer
+        if is_other:
+            preflight.check_optimizer(trainer, "BatchSizeScaler")
+            if not self.options.dry_run:
+                preflight.check_learning_rate_is_ours(trainer)
+            rule = self._rule_for(optimizer)
+            self._optimizer = optimizer
+            self.measurement.follow(optimizer)
+            self.rate.follow(optimizer)
+            self.control.use_rule(rule, self.measurement.noise)
+            if self._window is not None:
+                self._set_rate(self._window.planned, usual=self._usual)
+        if self._clock is not None and not self._clock.is_of(trainer):
+            preflight.check_schedule(trainer, self.options.schedule)
+            self._clock.release()
+            self._clock = ExampleClock(trainer, trainer.lightning_module)
+            self.budget.count_for(self._clock.frequencies)
+            self._clock.start_at(self.budget.planned_steps)
+        return is_other
 
     def close_stepped(self) -> None:
         """Ends a window whose step was made before its `on_train_batch_end` came: another callback saves, or raised."""
@@ -287,10 +331,12 @@ class ScaledRun:
         self.optimizer_steps += 1
         self._examples.add(window.examples, window.came)
         self._sizes.add(window.sizes)
-        is_last = trainer.is_last_batch or batch_idx + 1 >= (self.budget.epoch_batches or math.inf)
-        self.budget.advance(batch_idx + 1, is_last=is_last)
-        if self._clock is not None:
-            self._clock.advance(self.budget.planned_steps)
+        self.rate.restore()
+        self.budget.advance(batch_idx + 1, is_last=self._is_epochs_end(trainer, batch_idx))
+        if self._clock is not None and self._clock.advance(
+            self.budget.planned_steps, self.budget.step_of_scheduler_step
+        ):
+            self._warn_of_scheduler_step(pl_module)
         facts = window.facts(
             examples_seen=self.examples_seen,
             optimizer_steps=self.optimizer_steps,
@@ -310,6 +356,41 @@ class ScaledRun:
         if (record is not None and record.is_change) or output.is_log_due(trainer):
             values = output.noise_values(self.measurement) | shown.log_values(self, window.came)
             output.log_values(trainer, pl_module, self.options.log_prefix, values, show=self.options.progress_bar)
+        self._check_update(trainer, pl_module)
+
+    def _is_epochs_end(self, trainer: pl.Trainer, batch_idx: int) -> bool:
+        return trainer.is_last_batch or batch_idx + 1 >= (self.budget.epoch_batches or math.inf)
+
+    def _warn_of_scheduler_step(self, pl_module: pl.LightningModule) -> None:
+        if not self._said_scheduler_step and self.plan.limits.max_batch_size > self._first.batch_size:
+            preflight.warn_of_scheduler_step(pl_module)
+        self._said_scheduler_step = True
+
+    def _check_update(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._was_seen = self._was_seen or self.rate.is_seen
+        self._missed = self._missed + 1 if self.rate.was_missed else 0
+        if self._missed:
+            preflight.check_update(trainer, pl_module, self._missed, was_seen=self._was_seen)
+        if self.rate.is_overwritten():
+            preflight.refuse_own_computation(self._optimizer)
+
+    @property
+    def planned_steps(self) -> int:
+        """Steps of the user's own plan; from a window's step on, that one included."""
+        now, window = self._in_progress, self._window
+        if now is not None and window is not None and now[0].global_step > window.steps_before:
+            trainer, _, batch_idx = now
+            return self.budget.planned_steps_after(batch_idx + 1, is_last=self._is_epochs_end(trainer, batch_idx))
+        return self.budget.planned_steps()
+
+    def ask_planned_steps(self) -> int:
+        """Return the planned step for which a scheduler is being stepped now, or those made by now.
+
+        Returns:
+            the number
+        """
+        being_made = None if self._clock is None else self._clock.ask_planned_step()
+        return self.planned_steps if being_made is None else being_made
 
     # ------------------------------------------------------------------ end and state
 

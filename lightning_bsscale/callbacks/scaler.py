@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +55,13 @@ class BatchSizeScaler(pl.Callback):
     ``dropped_windows``           measured windows with a NaN or inf so far; they did not enter the averages
     ``limited_windows``           measured windows so far that were far from all others (gradient spikes); their
                                   influence on the averages was limited
-    ``batch_size``                the batch in force from the next window on, in examples
+    ``batch_size``                the current batch size, from the next window on, in examples; in a dry run, the
+                                  one that would be
     ``accumulate_grad_batches``   micro-batches of this window
-    ``lr_scale``                  the factor on the rate in this step
-    ``lr``                        the rate of this step (first parameter group), factor included
+    ``lr_scale``                  the factor on the learning rate in this step, as it was applied; in a dry run, the
+                                  one that `batch_size` would have had
+    ``lr``                        the learning rate of this step (first parameter group), factor included, as the
+                                  optimizer had it; both are the last update's where this step made none
     ``examples_seen``             examples so far
     ============================  =============================================================================
 
@@ -186,6 +190,17 @@ class BatchSizeScaler(pl.Callback):
         path = self._outcome.journal_path
         return None if path is None else Path(path)
 
+    @property
+    def planned_steps(self) -> int:
+        """Optimizer steps that the user's own plan (the starting batch throughout) would have made by now.
+
+        What `global_step` would be without the scaler, for a scheduler that is stepped with a number of updates. In
+        `lr_scheduler_step` it is the planned step for which the scheduler is being stepped. 0 before training.
+        """
+        if self._run is not None and self._way_back.outcome is None:
+            return self._run.ask_planned_steps()
+        return self._outcome.planned_steps
+
     def summary(self) -> str:
         """What was decided, why, and by which numbers.
 
@@ -233,6 +248,8 @@ class BatchSizeScaler(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses what only the optimizer can tell."""
         preflight.check_optimizer(trainer, "BatchSizeScaler")
+        if not self._options.dry_run:
+            preflight.check_learning_rate_is_ours(trainer)
         preflight.choose_rule(self._lr_rule, self._lr_cap, trainer.optimizers[0])
         preflight.check_schedule(trainer, self._options.schedule)
         preflight.warn_of_dry_schedule(self._options)
@@ -254,7 +271,7 @@ class BatchSizeScaler(pl.Callback):
         return ScaledRun(
             self._options,
             trainer,
-            preflight.choose_rule(self._lr_rule, self._lr_cap, trainer.optimizers[0]),
+            partial(preflight.choose_rule, self._lr_rule, self._lr_cap),
             batch_size_of(batch, self._options.batch_size_fn),
             self._loaded,
             self._placed,
@@ -287,7 +304,7 @@ class BatchSizeScaler(pl.Callback):
     ) -> None:
         """The gradient is complete and not yet clipped."""
         if self._run is not None:
-            self._run.before_step()
+            self._run.before_step(trainer, optimizer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

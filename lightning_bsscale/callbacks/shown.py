@@ -74,4 +74,5 @@ def outcome(run: ScaledRun) -> Outcome:
         num_holds=run.control.log.holds,
         history=run.measurement.history,
         journal_path=run.journal_path,
+        planned_steps=run.planned_steps,
     )

@@ -65,25 +65,59 @@ class WindowRate:
         scheduled = self._scheduled(examples_seen + window_examples / 2)
         self._rate.change(factor, 1.0 if scheduled is None else scheduled)
 
+    def begin_window(self) -> None:
+        """A window begins: its step has not been seen."""
+        self._rate.begin_window()
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether an update was seen in this window."""
+        return self._rate.is_seen
+
+    def is_overwritten(self) -> bool:
+        """Judge the update of this window, once.
+
+        Returns:
+            whether the optimizer computes its learning rate by itself, whatever is put there
+        """
+        return self._rate.is_overwritten()
+
+    @property
+    def was_missed(self) -> bool:
+        """Whether a factor other than one was to be applied in this window, and no update was seen."""
+        return self._rate.is_wanted and not self._rate.is_seen
+
     @property
     def rate(self) -> float:
-        """The rate that the last step was taken with (first parameter group)."""
+        """The learning rate that the last update was made with (first parameter group)."""
         return self._rate.rate
 
     @property
     def used_factor(self) -> float:
-        """The factor on the rate in that step."""
-        return self._rate.factor
+        """The factor on the learning rate in that update."""
+        return self._rate.used_factor
 
     @property
     def shown_factor(self) -> float:
         """What the log shows: that factor; of a dry run, which scales nothing, the one that it would have used."""
-        return self._control.lr_scale if self._dry_run else self._rate.factor
+        return self._control.lr_scale if self._dry_run else self._rate.used_factor
+
+    def apply(self) -> None:
+        """Apply the factor now, where the update has begun without being noticed, or cannot be noticed."""
+        self._rate.apply()
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Go over to another optimizer, with the same factors.
+
+        Args:
+            optimizer: the one that steps from now on
+        """
+        self._optimizer = optimizer
+        self._rate.follow(optimizer)
 
     def restore(self) -> None:
         """Gives the rate back for now, where a step was left in its middle."""
-        if isinstance(self._rate, ScopedFactor):
-            self._rate.restore()
+        self._rate.restore()
 
     def remove(self) -> None:
         """Gives the rate back."""

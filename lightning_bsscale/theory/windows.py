@@ -18,6 +18,7 @@ __all__ = [
     "plan_window",
     "planned_examples",
     "planned_steps",
+    "step_of_scheduler_step",
     "windows_in_memory",
 ]
 
@@ -101,6 +102,28 @@ def planned_steps(ready: int, accumulate: int, *, is_last: bool, frequency: int 
     )
     ragged_step = is_last and ready % accumulate != 0 and ready % frequency == 0
     return ready // period + ragged_step
+
+
+def step_of_scheduler_step(number: int, accumulate: int, frequency: int) -> int:
+    """Compute at which optimizer step of an epoch the user's own plan steps a scheduler for the given time.
+
+    Args:
+        number: Which of the scheduler's steps in this epoch, from 1; 0 or less for one of an earlier epoch.
+        accumulate: The user's ``accumulate_grad_batches``, at least 1.
+        frequency: The scheduler's frequency, in micro-batches as Lightning counts it.
+
+    Returns:
+        The number of the optimizer step, from 1; 0 for an earlier epoch. At an epoch's ragged end, where the epoch
+        has fewer steps, the epoch's last step is meant.
+
+    Example:
+        >>> step_of_scheduler_step(3, 4, 1), step_of_scheduler_step(2, 4, 6)
+        (3, 6)
+    """
+    period = math.lcm(
+        check_integer("accumulate", accumulate, at_least=1), check_integer("frequency", frequency, at_least=1)
+    )
+    return max(0, number) * (period // accumulate)
 
 
 def batches_until_step(step: int, accumulate: int, epoch_batches: int | None) -> int | None:

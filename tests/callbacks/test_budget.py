@@ -26,6 +26,40 @@ def plan_by_hand(epochs, accumulate, max_steps, frequency):
     accumulate=st.integers(1, 5),
     max_steps=st.one_of(st.none(), st.integers(1, 20)),
     frequency=st.integers(1, 4),
+    windows=st.lists(st.integers(1, 7), min_size=48, max_size=48),
+)
+def test_each_step_of_a_scheduler_is_at_its_step_of_the_plan(epochs, accumulate, max_steps, frequency, windows):
+    budget = Budget(
+        accumulate=accumulate,
+        max_steps=max_steps,
+        total_examples=None,
+        granularity=1,
+        epoch_batches=None,
+        frequencies=[frequency],
+    )
+    plan, windows = list(plan_by_hand(epochs, accumulate, max_steps, frequency)), iter(windows)
+    # The plan's step at which the scheduler is stepped for the first time, the second, …
+    expected = [steps for (steps, now), (_, before) in zip(plan, [(0, 0), *plan], strict=False) if now > before]
+    found, passed = [], 0
+    for batches, came in zip(epochs, [0, *epochs], strict=False):
+        budget.start_epoch(None, came)
+        ready = 0
+        while ready < batches and passed + ready < len(plan):
+            ready = min(ready + next(windows), batches)
+            steps = budget.planned_steps_after(ready, is_last=ready == batches)
+            budget.advance(ready, is_last=ready == batches)
+            assert budget.planned_steps() == steps
+            due = range(len(found) + 1, budget.planned_steps(frequency) + 1)
+            found += [budget.step_of_scheduler_step(frequency, number) for number in due]
+        passed += batches
+    assert found == expected
+
+
+@given(
+    epochs=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    accumulate=st.integers(1, 5),
+    max_steps=st.one_of(st.none(), st.integers(1, 20)),
+    frequency=st.integers(1, 4),
     same=st.booleans(),
     reload=st.booleans(),
 )

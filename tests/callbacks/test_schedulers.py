@@ -16,6 +16,8 @@ from tests.zoo import QUIET, KeepsRates, Regression, fit, regression_loader
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
     pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`.*"),
+    # These modules look at each step of a scheduler, and then step it as Lightning does.
+    pytest.mark.filterwarnings("ignore:.*lr_scheduler_step is overridden.*"),
 ]
 
 

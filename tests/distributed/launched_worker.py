@@ -24,7 +24,7 @@ from lightning_bsscale.journal import as_plain
 from tests.zoo import QUIET, Regression
 
 LIFE = 90  # seconds: whatever hangs, this process ends, and says where it was
-SHOWN = ["noise_scale", "batch_size", "lr_scale", "examples_seen", "decisions", "history"]
+SHOWN = ["noise_scale", "batch_size", "lr_scale", "examples_seen", "planned_steps", "decisions", "history"]
 
 
 def callback_of(kind, folder):

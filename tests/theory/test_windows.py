@@ -11,6 +11,7 @@ from lightning_bsscale.theory.windows import (
     plan_window,
     planned_examples,
     planned_steps,
+    step_of_scheduler_step,
 )
 
 counts = st.integers(1, 40)
@@ -201,6 +202,8 @@ HORIZON = {"epoch_examples": None, "total_examples": None}
         (lambda: planned_steps(-1, 1, is_last=False), ValueError, "ready must be"),
         (lambda: planned_steps(1, 0, is_last=False), ValueError, "accumulate must be"),
         (lambda: planned_steps(1, 1, is_last=False, frequency=0), ValueError, "frequency must be"),
+        (lambda: step_of_scheduler_step(1, 0, 1), ValueError, "accumulate must be"),
+        (lambda: step_of_scheduler_step(1, 1, 0), ValueError, "frequency must be"),
         (lambda: batches_until_step(-1, 1, 10), ValueError, "step must be"),
         (lambda: planned_examples(**PLAN, accumulate=0), ValueError, "accumulate must be"),
         (

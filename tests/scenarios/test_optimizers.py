@@ -1,0 +1,716 @@
+"""Optimizers that are not torch's own: the factor reaches the update, and the log says what it was."""
+
+import functools
+import types
+from collections import defaultdict
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, StepLR
+
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale.theory.schedules import WarmupStep
+from tests.callbacks.test_learning_rate import scripted
+from tests.callbacks.test_precision import gradient_scaler
+from tests.zoo import QUIET, KeepSteps, Regression, assert_nothing_left, fit, regression_loader
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
+    pytest.mark.filterwarnings("ignore:GradientNoiseScaleMonitor needs at least two micro-batches.*"),
+]
+
+LR = 0.05
+# Windows of 1, 2, 2, 4, 4 and 3 micro-batches of 4, each with its own factor (the linear rule).
+FACTORS = [1, 2, 2, 4, 4, 3]
+
+
+def train(module, callback=None, *, others=(), **settings):
+    """One epoch of 16 micro-batches; what was logged of the learning rate and its factor, and the Trainer."""
+    logger = KeepSteps()
+    callback = callback or scripted(8, 8, 16)
+    settings = {"max_epochs": 1, "log_every_n_steps": 1, **settings}
+    trainer = fit(module, regression_loader(64), [*others, callback], logger=logger, **settings)
+    logged = [
+        (values["bsscale/lr"], values["bsscale/lr_scale"]) for _, values in logger.logged if "bsscale/lr" in values
+    ]
+    return logged, trainer
+
+
+def sgd(parameters):
+    return SGD(parameters, lr=LR, momentum=0.9)
+
+
+# ---------------------------------------------------------------- shapes of optimizers, each around the same SGD
+
+
+class NoHooks(Optimizer):
+    """As torch_optimizer.Lookahead: an Optimizer that never calls `Optimizer.__init__`, so without hook tables."""
+
+    def __init__(self, inner):
+        self.optimizer = inner
+        self.param_groups = inner.param_groups
+        self.defaults = inner.defaults
+        self.state = defaultdict(dict)
+
+    def step(self, closure=None):
+        return self.optimizer.step(closure=closure)
+
+    def zero_grad(self, set_to_none=True):
+        self.optimizer.zero_grad(set_to_none)
+
+
+class LeavesZeroGradToTorch(NoHooks):
+    """torch_optimizer.Lookahead itself: torch's `zero_grad` makes it fail from the second step on, without us."""
+
+    zero_grad = Optimizer.zero_grad
+
+
+class TablesThatNobodyReads(NoHooks):
+    """As wrappers that make the tables for GradScaler's or a checkpoint's sake, and never patch their step."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self._optimizer_step_pre_hooks = type(inner._optimizer_step_pre_hooks)()
+        self._optimizer_step_post_hooks = type(inner._optimizer_step_post_hooks)()
+
+
+class Duck:
+    """No Optimizer at all, but all that Lightning asks of one; the rest is the inner one's."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def step(self, closure=None, **kwargs):
+        return self.inner.step(closure, **kwargs)
+
+    def __getattr__(self, name):
+        if name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+class UpdatesAfterItsParent(SGD):
+    """Half of the update is made after `super().step()`, and so after the parent's hooks."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=LR)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(parameter, alpha=-group["lr"] * 0.1)
+        return loss
+
+
+class DecaysByHand(SGD):
+    """The same update in one step, from torch's own class."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=LR)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(parameter.grad, alpha=-group["lr"])
+                parameter.add_(parameter, alpha=-group["lr"] * 0.1)
+        return loss
+
+
+class ReadsFirst(SGD):
+    """Reads its learning rates before it calls the closure."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        rates = [group["lr"] for group in self.param_groups]
+        loss = closure()
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            for parameter in group["params"]:
+                buffer = self.state[parameter].setdefault("buffer", torch.zeros_like(parameter))
+                buffer.mul_(0.9).add_(parameter.grad)
+                parameter.add_(buffer, alpha=-rate)
+        return loss
+
+
+def replaced_by_a_function(parameters):
+    """`step` on the instance is a function that never calls the class's."""
+    optimizer = sgd(parameters)
+
+    @torch.no_grad()
+    def step(closure=None):
+        loss = closure()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                buffer = optimizer.state[parameter].setdefault("buffer", torch.zeros_like(parameter))
+                buffer.mul_(0.9).add_(parameter.grad)
+                parameter.add_(buffer, alpha=-group["lr"])
+        return loss
+
+    optimizer.step = step
+    return optimizer
+
+
+def replaced_by_the_plain_code(parameters):
+    """What speed-minded code does: the step without torch's profiling, and with it without hooks."""
+    optimizer = sgd(parameters)
+    optimizer.step = types.MethodType(type(optimizer).step.__wrapped__, optimizer)
+    return optimizer
+
+
+def wrapped_like_a_counter(parameters):
+    """`step` on the instance is a wrapper that calls the class's in the end."""
+    optimizer = sgd(parameters)
+    inner = optimizer.step
+
+    @functools.wraps(inner)
+    def step(*args, **kwargs):
+        optimizer.counted = getattr(optimizer, "counted", 0) + 1
+        return inner(*args, **kwargs)
+
+    optimizer.step = step
+    return optimizer
+
+
+SHAPES = {
+    "no hook tables": lambda p: NoHooks(sgd(p)),
+    "tables that nobody reads": lambda p: TablesThatNobodyReads(sgd(p)),
+    "duck": lambda p: Duck(sgd(p)),
+    "wrapped for Lightning": lambda p: LightningOptimizer(sgd(p)),
+    "reads before the closure": lambda p: ReadsFirst(p, lr=LR, momentum=0.9),
+    "replaced by a function": replaced_by_a_function,
+    "replaced by the plain code": replaced_by_the_plain_code,
+    "wrapped like a counter": wrapped_like_a_counter,
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_factor_reaches_the_update_of_every_shape(shape):
+    plain, module = Regression(sgd), Regression(SHAPES[shape])
+    expected, _ = train(plain)
+    logged, trainer = train(module)
+    assert [factor for _, factor in logged] == FACTORS
+    assert logged == expected
+    for ours, theirs in zip(module.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [LR]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_those_who_look_say_the_learning_rate_of_every_shape(shape):
+    """And leave every weight as it is without them, to the bit."""
+    bare = Regression(SHAPES[shape])
+    fit(bare, regression_loader(64), max_epochs=1, accumulate_grad_batches=2)
+    for callback in (GradientNoiseScaleMonitor(measure_every=1), scripted(8, dry_run=True, measure_every=1)):
+        module = Regression(SHAPES[shape])
+        fit(module, regression_loader(64), [callback], max_epochs=1, accumulate_grad_batches=2)
+        assert all(torch.equal(*pair) for pair in zip(module.parameters(), bare.parameters(), strict=True))
+        assert [(made.lr, made.lr_scale) for made in callback.history] == [(LR, 1.0)] * 8
+
+
+def test_an_optimizer_that_torch_breaks_is_not_broken_by_us():
+    expected, _ = train(Regression(sgd))
+    for callback in (None, scripted(8, 8, 16), GradientNoiseScaleMonitor()):
+        logged, _ = train(Regression(lambda p: LeavesZeroGradToTorch(sgd(p))), callback, accumulate_grad_batches=1)
+        assert logged == (expected if not isinstance(callback, GradientNoiseScaleMonitor) else [])
+
+
+def test_all_of_an_update_is_made_with_the_factor_where_a_step_calls_its_parents():
+    weights = []
+    for optimizer in (UpdatesAfterItsParent, DecaysByHand):
+        module = Regression(optimizer)
+        train(module)
+        weights.append(list(module.parameters()))
+    for ours, theirs in zip(*weights, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", ["replaced by a function", "wrapped like a counter"])
+def test_a_step_that_is_replaced_in_mid_training_is_found_at_the_next_window(shape):
+    class Replaces(Regression):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 3:  # the second window of two has begun, so this one is still made by the old one
+                optimizer = self.trainer.optimizers[0]
+                self.old = optimizer.step
+                if shape == "replaced by a function":
+                    optimizer.step = lambda closure=None: self.old(closure)
+                else:
+                    optimizer.step = functools.wraps(self.old)(lambda *a, **k: self.old(*a, **k))
+
+        def on_train_end(self):
+            del self.trainer.optimizers[0].step
+
+    module, plain = Replaces(sgd), Regression(sgd)
+    expected, _ = train(plain)
+    logged, _ = train(module)
+    assert logged == expected
+    assert all(torch.equal(*pair) for pair in zip(module.parameters(), plain.parameters(), strict=True))
+
+
+def test_a_scheduler_that_is_made_in_mid_training_wraps_the_step_and_training_goes_right():
+    class Makes(Regression):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 2:
+                self.mine = LambdaLR(self.trainer.optimizers[0], lambda step: 1.0)
+
+    module, plain = Makes(sgd), Regression(sgd)
+    logger = KeepSteps()
+    expected, _ = train(plain)
+    trainer = pl.Trainer(
+        **{**QUIET, "logger": logger}, max_epochs=1, log_every_n_steps=1, callbacks=[scripted(8, 8, 16)]
+    )
+    trainer.fit(module, regression_loader(64))
+    assert [values["bsscale/lr"] for _, values in logger.logged if "bsscale/lr" in values] == [lr for lr, _ in expected]
+    assert all(torch.equal(*pair) for pair in zip(module.parameters(), plain.parameters(), strict=True))
+    # What torch put over our wrapper holds it, without effect: the step is that of the class.
+    module.net.weight.grad = torch.ones_like(module.net.weight)
+    before = module.net.weight.detach().clone()
+    trainer.optimizers[0].step()
+    assert not torch.equal(before, module.net.weight)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == LR
+
+
+# ---------------------------------------------------------------- what cannot be supported is refused
+
+
+class StepIsAProperty(NoHooks):
+    @property
+    def step(self):
+        return self.optimizer.step
+
+
+class CopiesItsGroups(NoHooks):
+    def __init__(self, inner):
+        self.optimizer, self.defaults, self.state = inner, inner.defaults, defaultdict(dict)
+
+    @property
+    def param_groups(self):
+        return [dict(group) for group in self.optimizer.param_groups]
+
+
+@pytest.mark.parametrize(
+    ("make", "why"), [(StepIsAProperty, "cannot be wrapped"), (CopiesItsGroups, "new dictionaries")]
+)
+def test_a_learning_rate_that_cannot_be_scaled_is_refused_before_the_first_step(make, why):
+    module = Regression(lambda p: make(sgd(p)))
+    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[scripted(8)])
+    with pytest.raises(MisconfigurationException, match=why):
+        trainer.fit(module, regression_loader(64))
+    assert trainer.global_step == 0
+    # Those who only look read it at the step.
+    monitor = GradientNoiseScaleMonitor(measure_every=1)
+    fit(Regression(lambda p: make(sgd(p))), regression_loader(64), [monitor], max_epochs=1, accumulate_grad_batches=2)
+    assert [made.lr for made in monitor.history] == [LR] * 8
+
+
+class StepsByItself(Regression):
+    """Updates without the optimizer's step, as a compiled step that was taken at the start would."""
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        optimizer_closure()
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter -= optimizer.param_groups[0]["lr"] * parameter.grad
+
+
+class LeavesStepsOut(Regression):
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        if batch_idx % 8 == 2:
+            optimizer.step(closure=optimizer_closure)
+        else:
+            optimizer_closure()
+
+
+def test_weights_that_something_else_updates_are_refused_and_the_log_never_claims_a_factor():
+    logger = KeepSteps()
+    settings = {**QUIET, "logger": logger, "max_epochs": 2, "log_every_n_steps": 1}
+    module = StepsByItself(sgd)
+    trainer = pl.Trainer(**settings, callbacks=[scripted(8, lr_rule="linear", max_batch_size=8)])
+    with pytest.raises(MisconfigurationException, match=r"StepsByItself.optimizer_step updates the weights"):
+        trainer.fit(module, regression_loader(256))
+    assert_nothing_left(trainer, module, 1)
+    assert trainer.global_step == 21  # the first one had a factor of one
+    logged = [values for _, values in logger.logged if "bsscale/lr" in values]
+    assert {(values["bsscale/lr"], values["bsscale/lr_scale"]) for values in logged} == {(LR, 1.0)}
+    # Where there is no factor to apply, it is nobody's business.
+    fit(StepsByItself(sgd), regression_loader(256), [scripted(8, lr_rule="none")], max_epochs=2)
+
+
+def test_a_module_that_leaves_steps_out_on_purpose_is_no_error():
+    # Windows of 1 and then 2 micro-batches: a step is made at every fourth of them.
+    fit(LeavesStepsOut(sgd), regression_loader(400), [scripted(8, max_batch_size=8)], max_epochs=1)
+
+
+# ---------------------------------------------------------------- another optimizer in mid-training
+
+
+class SetsUpAnew(Regression):
+    """Sets its optimizers and schedulers up once more, at micro-batch 6 of an epoch of 16, in the hook that is given.
+
+    The windows are 1, 2, 4 and 4 micro-batches, so that is within the third one.
+    """
+
+    def __init__(self, where, make=sgd, scheduler=None, then=None):
+        super().__init__(make, scheduler)
+        self.where, self.then = where, then
+        self.index = -1
+        self.steps = []
+
+    def set_up_in(self, where):
+        if where == self.where and self.index == 6:
+            self.where = None
+            if self.then is not None:
+                self.make_optimizer = self.then
+            self.trainer.strategy.setup_optimizers(self.trainer)
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.index = batch_idx
+        self.set_up_in("on_train_batch_start")
+
+    def training_step(self, batch, batch_idx):
+        self.set_up_in("training_step")
+        return super().training_step(batch, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer):
+        self.steps.append((optimizer, [group["lr"] for group in optimizer.param_groups]))
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.set_up_in("on_train_batch_end")
+
+
+class KeepsUsed(SGD):
+    """Without momentum, so that a new one is as the old one; keeps what it updates with."""
+
+    used = None
+
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        type(self).used.append(self.param_groups[0]["lr"])
+        super().step()
+        return loss
+
+
+@pytest.mark.parametrize("where", ["on_train_batch_start", "training_step", "on_train_batch_end"])
+def test_another_optimizer_in_mid_training_gets_the_factor_too(where):
+    KeepsUsed.used = []
+    module = SetsUpAnew(where, lambda p: KeepsUsed(p, lr=LR))
+    scaler = scripted(8, 16, 16, measure_every=1)
+    logged, trainer = train(module, scaler)
+    factors = [1, 2, 4, 4, 4, 1]
+    assert KeepsUsed.used == pytest.approx([LR * factor for factor in factors])
+    assert [lr for lr, _ in logged] == KeepsUsed.used
+    assert [factor for _, factor in logged] == factors
+    first, last = module.steps[0][0], module.steps[-1][0]
+    assert first is not last
+    assert last is trainer.optimizers[0]
+    for optimizer in (first, last):
+        assert not optimizer._optimizer_step_pre_hooks
+        assert not optimizer._optimizer_step_post_hooks
+        assert "step" not in vars(optimizer)
+        assert optimizer.param_groups[0]["lr"] == LR
+    plain = Regression(lambda p: SGD(p, lr=LR))
+    train(plain, scripted(8, 16, 16))
+    assert all(torch.equal(*pair) for pair in zip(module.parameters(), plain.parameters(), strict=True))
+
+
+def test_an_optimizer_that_is_set_up_in_the_last_hook_before_the_step_is_scaled_in_that_step():
+    KeepsUsed.used = []
+
+    class SetsUpLate(Regression):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 6:  # the last micro-batch of the window of 3 to 6, and after the callbacks' hooks
+                self.trainer.strategy.setup_optimizers(self.trainer)
+
+    module = SetsUpLate(lambda p: KeepsUsed(p, lr=LR))
+    logged, trainer = train(module, scripted(8, 16, 16))
+    assert [lr for lr, _ in logged] == KeepsUsed.used == pytest.approx([LR * f for f in (1, 2, 4, 4, 4, 1)])
+    assert trainer.optimizers[0].param_groups[0]["lr"] == LR
+
+
+def test_new_schedulers_go_on_the_example_clock_from_there():
+    def step_lr(optimizer, trainer):
+        return {"scheduler": StepLR(optimizer, 1, 0.5), "interval": "step", "frequency": 1 + (trainer.global_step > 0)}
+
+    module = SetsUpAnew("on_train_batch_end", lambda p: SGD(p, lr=LR), step_lr)
+    logged, trainer = train(module, scripted(8, 16, 16))
+    # A new scheduler begins anew; of frequency 2, it is stepped at the planned steps 8, 10, 12, 14 and 16.
+    assert [lr for lr, _ in logged] == pytest.approx([LR, LR / 2 * 2, LR / 8 * 4, LR * 4, LR / 2**2 * 4, LR / 2**4 * 1])
+    assert trainer.lr_scheduler_configs[0].frequency == 2
+
+
+def test_the_rule_is_that_of_the_optimizer_that_steps():
+    module = SetsUpAnew("on_train_batch_end", lambda p: SGD(p, lr=LR), then=lambda p: AdamW(p, lr=LR))
+    scaler = scripted(8, 16, 16, 32, lr_rule="auto")
+    logged, _ = train(module, scaler)
+    # Without an estimate SGD's rule is the square root too, so the name tells.
+    changes = [record.lr_rule for record in scaler.decisions if record.is_change]
+    assert changes == ["sqrt, as saturating needs a resolved noise scale"] * 2 + ["sqrt"]
+    assert scaler.lr_scale == pytest.approx(8**0.5)
+    assert [factor for _, factor in logged][3:] == pytest.approx([2.0, 5**0.5])
+
+
+def test_measuring_follows_another_optimizer():
+    """The monitor's noise scale over both halves; the window in which it changed is not measured."""
+    module = SetsUpAnew("on_train_batch_start", lambda p: SGD(p, lr=LR))
+    monitor = GradientNoiseScaleMonitor(measure_every=1)
+    fit(module, regression_loader(64), [monitor], max_epochs=1, accumulate_grad_batches=4)
+    plain = GradientNoiseScaleMonitor(measure_every=1)
+    bare = Regression(lambda p: SGD(p, lr=LR))
+    fit(bare, regression_loader(64), [plain], max_epochs=1, accumulate_grad_batches=4)
+    assert [made.optimizer_steps for made in monitor.history] == [1, 3, 4]
+    theirs = {made.optimizer_steps: made for made in plain.history}
+    assert all(made.trace == theirs[made.optimizer_steps].trace for made in monitor.history)
+    assert [made.lr for made in monitor.history] == [LR] * 3
+
+
+def test_a_scheduler_beside_the_callbacks_own_schedule_is_refused_in_mid_training_too():
+    def scheduler(optimizer, trainer):
+        return {"scheduler": StepLR(optimizer, 1), "interval": "step"}
+
+    class AddsAScheduler(SetsUpAnew):
+        def configure_optimizers(self):
+            self.make_scheduler = scheduler if self.where is None else None
+            return super().configure_optimizers()
+
+    module = AddsAScheduler("on_train_batch_end")
+    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[scripted(8, schedule="cosine")])
+    with pytest.raises(MisconfigurationException, match="returns a scheduler"):
+        trainer.fit(module, regression_loader(64))
+    assert_nothing_left(trainer, module, 1)
+
+
+# ---------------------------------------------------------------- a learning rate that is set within the step
+
+
+class Bypasses(Regression):
+    """Calls the class's function, so that only the hooks of the optimizer are left."""
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        SGD.step(optimizer.optimizer, optimizer_closure)
+
+
+def test_a_step_around_the_instance_is_caught_by_the_hooks():
+    plain, module = Regression(sgd), Bypasses(sgd)
+    assert train(module)[0] == train(plain)[0]
+    assert all(torch.equal(*pair) for pair in zip(module.parameters(), plain.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("settings", [{}, gradient_scaler(2.0**8)])
+def test_step_hooks_of_the_users_see_the_users_learning_rate(settings):
+    """With a gradient scaler too, where the closure is called before the step."""
+    seen = []
+
+    def hooked(parameters):
+        optimizer = SGD(parameters, lr=LR)
+        optimizer.register_step_pre_hook(lambda opt, args, kwargs: seen.append(opt.param_groups[0]["lr"]))
+        optimizer.register_step_post_hook(lambda opt, args, kwargs: seen.append(opt.param_groups[0]["lr"]))
+        return optimizer
+
+    class Clears(Regression):
+        def on_train_end(self):
+            self.trainer.optimizers[0]._optimizer_step_pre_hooks.clear()
+            self.trainer.optimizers[0]._optimizer_step_post_hooks.clear()
+
+    logged, _ = train(Clears(hooked), **settings)
+    assert seen == [LR] * 12
+    assert [lr for lr, _ in logged] == pytest.approx([LR * factor for factor in FACTORS])
+
+
+class DecaysItself(SGD):
+    """Multiplies its own learning rate in each step, after the update; keeps what it updated with."""
+
+    def __init__(self, parameters, lr=0.1, **settings):
+        super().__init__(parameters, lr=lr, **settings)
+        self.used = []
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = closure()
+        self.used.append([float(group["lr"]) for group in self.param_groups])
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter -= group["lr"] * parameter.grad
+            group["lr"] *= 0.9
+        return loss
+
+
+def two_groups(parameters):
+    weight, bias = parameters
+    return DecaysItself([{"params": [weight]}, {"params": [bias], "lr": 0.3}])
+
+
+def tensor_lr(parameters):
+    weight, bias = parameters
+    return DecaysItself([{"params": [weight]}, {"params": [bias]}], lr=torch.tensor(0.1))
+
+
+@pytest.mark.parametrize("make", [DecaysItself, two_groups, tensor_lr])
+@pytest.mark.parametrize("rule", ["linear", "none"])
+def test_an_optimizer_that_decays_its_own_learning_rate_decays_it(make, rule):
+    logged, trainer = train(Regression(make), scripted(8, 8, 16, lr_rule=rule))
+    factors = FACTORS if rule == "linear" else [1] * 6
+    (optimizer,) = trainer.optimizers
+    # Two groups with one tensor between them decay it twice.
+    per_step = 0.9**2 if make is tensor_lr else 0.9
+    expected = [0.1 * per_step**step * factor for step, factor in enumerate(factors)]
+    assert [rates[0] for rates in optimizer.used] == pytest.approx(expected)
+    assert [lr for lr, _ in logged] == pytest.approx(expected)
+    assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.1 * per_step**6)
+    if make is two_groups:
+        assert optimizer.param_groups[1]["lr"] == pytest.approx(0.3 * 0.9**6)
+    if make is tensor_lr:
+        assert optimizer.param_groups[0]["lr"] is optimizer.param_groups[1]["lr"] is optimizer.defaults["lr"]
+
+
+def test_with_the_callbacks_own_schedule_the_optimizers_learning_rate_is_its_peak():
+    logged, trainer = train(Regression(DecaysItself), scripted(8, 8, 16, schedule=WarmupStep(milestones=(0.3,))))
+    # At its middle, as the schedule is asked, the fourth window is past 0.3 of the budget.
+    schedule = [1, 1, 1, 0.1, 0.1, 0.1]
+    expected = [0.1 * 0.9**step * FACTORS[step] * schedule[step] for step in range(6)]
+    assert [rates[0] for rates in trainer.optimizers[0].used] == pytest.approx(expected)
+    assert [lr for lr, _ in logged] == pytest.approx(expected)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.9**6)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("rule", ["linear", "none"])
+def test_a_step_hook_of_the_users_sees_and_sets_the_users_learning_rate(when, rule):
+    """Whether it was registered before ours or after, and whether it multiplies or sets."""
+
+    class Hooked(Regression):
+        def on_fit_start(self):
+            self.seen, self.before = [], []
+
+        def hook(self, optimizer, args, kwargs):
+            self.seen.append(optimizer.param_groups[0]["lr"])
+            optimizer.param_groups[0]["lr"] = 0.1 / (1 + len(self.seen))
+
+        def configure_optimizers(self):
+            optimizer = SGD(self.parameters(), lr=0.1)
+            if when == "before":
+                optimizer.register_step_post_hook(self.hook)
+            return optimizer
+
+        def on_train_batch_start(self, batch, batch_idx):
+            if when == "after" and batch_idx == 0:
+                self.handle = self.trainer.optimizers[0].register_step_post_hook(self.hook)
+
+        def on_train_end(self):
+            self.trainer.optimizers[0]._optimizer_step_post_hooks.clear()
+
+    module = Hooked()
+    logged, trainer = train(module, scripted(8, 8, 16, lr_rule=rule))
+    users = [0.1 / (1 + step) for step in range(7)]
+    factors = FACTORS if rule == "linear" else [1] * 6
+    if when == "before":
+        assert module.seen == pytest.approx(users[:6])
+        assert [lr for lr, _ in logged] == pytest.approx([a * b for a, b in zip(users[:6], factors, strict=True)])
+    else:  # in its first step the factor is one, whatever the order
+        assert module.seen == pytest.approx(users[:6])
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(users[6])
+
+
+class ComputesItsOwn(SGD):
+    """Sets its learning rate from a private counter, before or after its update; what was there does not matter."""
+
+    def __init__(self, parameters, *, first):
+        super().__init__(parameters, lr=0.1)
+        self.first, self.count = first, 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = closure()
+        if self.first:
+            self.set_own()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter -= group["lr"] * parameter.grad
+        if not self.first:
+            self.set_own()
+        return loss
+
+    def set_own(self):
+        self.count += 1
+        self.param_groups[0]["lr"] = 0.1 * 0.97**self.count
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_optimizer_on_which_the_factor_has_no_effect_is_refused(first):
+    module = Regression(lambda p: ComputesItsOwn(p, first=first))
+    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[scripted(8, 8, 16)])
+    with pytest.raises(MisconfigurationException, match="ComputesItsOwn computes it anew in each step"):
+        trainer.fit(module, regression_loader(64))
+    assert_nothing_left(trainer, module, 1)
+    fit(
+        Regression(lambda p: ComputesItsOwn(p, first=first)),
+        regression_loader(64),
+        [scripted(8, lr_rule="none")],
+        max_epochs=1,
+    )
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.1])
+def test_one_that_multiplies_is_not_taken_for_it(decay):
+    """Also where it falls by as much as the factor rises."""
+
+    class Falls(SGD):
+        def step(self, closure=None):
+            loss = super().step(closure)
+            if self.state[self.param_groups[0]["params"][0]].setdefault("count", 0) == 1:
+                self.param_groups[0]["lr"] *= decay
+            self.state[self.param_groups[0]["params"][0]]["count"] += 1
+            return loss
+
+    logged, trainer = train(Regression(lambda p: Falls(p, lr=0.1)))
+    falls = [1, 1, *[decay] * 4]
+    assert [lr for lr, _ in logged] == pytest.approx([0.1 * a * b for a, b in zip(falls, FACTORS, strict=True)])
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * decay)
+
+
+def test_what_is_not_changed_in_the_step_comes_back_to_the_bit():
+    rates = [0.1, 1 / 3, 7e-5, 2.5e-310]
+
+    def groups(parameters):
+        weight, bias = parameters
+        extra = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+        members = [[weight], [bias], [extra[0]], [extra[1]]]
+        return SGD([{"params": one, "lr": lr} for one, lr in zip(members, rates, strict=True)], lr=0.1)
+
+    _, trainer = train(Regression(groups))
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == rates
+
+
+def test_a_group_that_is_added_in_the_step_keeps_its_learning_rate():
+    class Grows(SGD):
+        def step(self, closure=None):
+            loss = super().step(closure)
+            if len(self.param_groups) < 3:
+                self.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.7})
+            return loss
+
+    _, trainer = train(Regression(lambda p: Grows(p, lr=0.1)))
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [0.1, 0.7, 0.7]
+
+
+def test_an_exception_in_an_update_keeps_what_the_optimizer_had_changed():
+    class Breaks(SGD):
+        def step(self, closure=None):
+            loss = super().step(closure)
+            self.param_groups[0]["lr"] *= 0.5
+            if len(self.state) and self.param_groups[0]["lr"] < 0.1:
+                raise RuntimeError("broken on purpose")
+            return loss
+
+    module = Regression(lambda p: Breaks(p, lr=0.1, momentum=0.9))
+    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[BatchSizeScaler(warmup=0, lr_rule="linear")])
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        trainer.fit(module, regression_loader(64))
+    # The first window is a probe of two micro-batches, with a factor of 2.
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05)
+    assert_nothing_left(trainer, module, 1)
