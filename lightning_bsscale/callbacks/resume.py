@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_bsscale.callbacks.loaders import Loaders
-from lightning_bsscale.journal import DecisionRecord, Measurement, from_plain
+from lightning_bsscale.journal import DecisionRecord, Measurement, as_plain, from_plain
 from lightning_bsscale.theory.estimate import Averages, NoiseScale
 
 STATE_SCHEMA = 1
@@ -159,6 +159,29 @@ class Outcome:
     examples_seen: int = 0
     decisions: list[DecisionRecord] = field(default_factory=list)
     history: list[Measurement] = field(default_factory=list)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the record as JSON can hold it.
+
+        Returns:
+            its fields as numbers, strings, lists and dicts
+        """
+        return as_plain(self)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Outcome:
+        """Make the record from what `to_plain` gave.
+
+        Args:
+            plain: its fields
+
+        Returns:
+            an equal record
+        """
+        decisions = [from_plain(DecisionRecord, record) for record in plain["decisions"]]
+        history = [from_plain(Measurement, made) for made in plain["history"]]
+        shown: Outcome = from_plain(cls, plain | {"decisions": decisions, "history": history})
+        return shown
 
 
 def outcome_of(state: dict[str, Any] | None) -> Outcome:

@@ -19,6 +19,7 @@ from lightning_bsscale.callbacks.open_window import OpenWindow
 from lightning_bsscale.callbacks.options import ScalerOptions
 from lightning_bsscale.callbacks.plan import make_budget, read_plan
 from lightning_bsscale.callbacks.resume import STATE_SCHEMA, Start, read_start
+from lightning_bsscale.callbacks.stop import StopRequest
 from lightning_bsscale.callbacks.timing import StepTimes
 from lightning_bsscale.callbacks.window_rate import WindowRate
 from lightning_bsscale.journal import describe_policy
@@ -37,6 +38,7 @@ class ScaledRun:
         state: dict[str, Any] | None,
         accumulation: Accumulation | None,
         clock: ExampleClock | None,
+        stop: StopRequest,
         batch_idx: int,
     ) -> None:
         """Reads the user's plan and attaches the parts.
@@ -49,6 +51,7 @@ class ScaledRun:
             state: of a run to go on with, or None
             accumulation: where the window was placed already, for Lightning's own restart; else None
             clock: of the user's schedulers; None in a dry run
+            stop: asks for the end of training
             batch_idx: index in the epoch of the first micro-batch
         """
         self.options = options
@@ -67,7 +70,7 @@ class ScaledRun:
         self._in_progress: tuple[pl.Trainer, pl.LightningModule, int] | None = None
         self._lost_at_start = 0
         self._said_lost = False
-        self._stops = False
+        self._stop = stop
         self._optimizer = trainer.optimizers[0]
         accumulate = int(trainer.accumulate_grad_batches) if accumulation is None else accumulation.original
         self._loaders = loaders.ask_all_ranks(trainer, micro_batch_size, options.batch_size_fn)
@@ -301,8 +304,7 @@ class ScaledRun:
                 self._journal.write(record)
             output.say_decision(record, self.options)
         if self._accumulation is not None and self.budget.is_used_up(self._used):
-            self._stops = not trainer.should_stop
-            trainer.should_stop = True
+            self._stop.ask(trainer)
         if (record is not None and record.is_change) or output.is_log_due(trainer):
             values = output.noise_values(self.measurement) | shown.log_values(self, window.came)
             output.log_values(trainer, pl_module, self.options.log_prefix, values, show=self.options.progress_bar)
@@ -331,8 +333,6 @@ class ScaledRun:
         self._in_progress = None
         # First what is the user's, and nothing in it can fail; a policy's state, a full disk or a lost device can.
         self.rate.remove()
-        if self._stops:
-            self._stops = trainer.should_stop = False
         if self._accumulation is not None:
             self._accumulation.restore()
         if self._clock is not None:
