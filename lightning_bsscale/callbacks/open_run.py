@@ -64,5 +64,3 @@ class OpenRun:
         if self.trainer is trainer:
             self._trainer = None
             self.is_training = False
-
-
