@@ -66,6 +66,7 @@ class ScaledRun:
         self._global_step = 0
         self.times = StepTimes()
         self._came_in_epoch = 0
+        self._is_resuming = state is not None
         self._epoch = trainer.current_epoch
         self._in_progress: tuple[pl.Trainer, pl.LightningModule, int] | None = None
         self._lost_at_start = 0
@@ -197,8 +198,11 @@ class ScaledRun:
         size = loaders.batch_size_of(batch, self.options.batch_size_fn)
         self._in_progress = (trainer, pl_module, batch_idx)
         # An epoch may begin with None, and a stopped run's checkpoint calls the epoch that it is in the next one.
+        first_of_resumed, self._is_resuming = self._is_resuming, False
         if batch_idx == 0 or (trainer.current_epoch != self._epoch and batch_idx < self.budget.came):
             self._start_epoch(trainer, size)
+        elif first_of_resumed and self.budget.is_at_epoch_end:
+            self._start_epoch(trainer, size, first=batch_idx)
         elif self._accumulation is None and batch_idx % self.now.accumulate == 0:
             self.drop_window()  # here Lightning clears the gradient, whether or not a step ended the window before
         if self._window is None:
@@ -207,7 +211,8 @@ class ScaledRun:
         self._window.sizes.append(size)
         self.times.start()
 
-    def _start_epoch(self, trainer: pl.Trainer, size: int) -> None:
+    def _start_epoch(self, trainer: pl.Trainer, size: int, *, first: int = 0) -> None:
+        is_repeated = trainer.current_epoch == self._epoch and self.budget.came > 0 and not self.budget.is_at_epoch_end
         self._epoch = trainer.current_epoch
         self.drop_window()
         if self._loaders.are_old(trainer):
@@ -216,6 +221,8 @@ class ScaledRun:
             self._loaders.batches,
             came=self._came_in_epoch,
             epoch_examples=self._loaders.epoch_examples(self.now.granularity),
+            first=first,
+            is_repeated=is_repeated,
         )
         self._came_in_epoch = 0
 
