@@ -217,6 +217,8 @@ class ScaledRun:
         self.drop_window()
         if self._loaders.are_old(trainer):
             self._loaders = loaders.ask_all_ranks(trainer, size, self.options.batch_size_fn)
+        if is_repeated:
+            output.say_repeated(self.budget.came, self._loaders.batches, waits=self.plan.ends_with_epochs)
         self.budget.start_epoch(
             self._loaders.batches,
             came=self._came_in_epoch,

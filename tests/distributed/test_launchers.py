@@ -218,7 +218,7 @@ def test_what_a_killed_training_left_is_replaced_and_a_failed_one_cleans_up(temp
 WINDOWS = 5000
 LAUNCHERS = STRATEGIES[1:]
 MUCH = [*(f"{strategy}:resumed" for strategy in LAUNCHERS), f"ddp_fork:{WINDOWS}"]
-BAD_ENDS = {"ddp_fork:killed": "SIGKILL", "ddp_fork:raises": "on purpose", "ddp_spawn:fails": "on purpose"}
+BAD_ENDS = {"ddp_fork:killed": "SIGKILL", "ddp_fork:raises": "on purpose", "ddp_fork:fails": "on purpose"}
 
 
 def enlarged(path, to):

@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
     pytest.mark.filterwarnings("ignore:bsscale. going on with"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
-    pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved within a window"),
+    pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved"),
     pytest.mark.filterwarnings("ignore:.*max_epochs. was not set"),
 ]
 
