@@ -166,7 +166,10 @@ class Outcome:
         Returns:
             its fields as numbers, strings, lists and dicts
         """
-        return as_plain(self)
+        return as_plain(replace(self, decisions=[], history=[])) | {
+            "decisions": [as_plain(record) for record in self.decisions],
+            "history": [as_plain(made) for made in self.history],
+        }
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Outcome:

@@ -19,7 +19,9 @@ import tempfile
 import uuid
 from contextlib import suppress
 from copy import copy
+from multiprocessing import active_children
 from multiprocessing.reduction import ForkingPickler
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -68,6 +70,9 @@ class WayBack:
         """
         for path in _possible_paths(self._name, trainer.default_root_dir):
             _delete(path)
+            if active_children():
+                # After Ctrl-C in this process alone they train on, and this process waits for them when it ends.
+                Finalize(None, _delete, (path,), exitpriority=-1)  # below 0: when they have been joined
 
     def holding(self, outcome: Outcome) -> WayBack:
         """The same way, for a copy of the callback that is about to travel.

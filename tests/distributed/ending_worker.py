@@ -11,6 +11,7 @@ temporary files as the run left it. Kinds:
     killed      the second rank is killed when the first has written what it sends
     raises      a callback raises at the training's end, after ours
     fails       the training raises
+    interrupted only the process that called `fit` gets Ctrl-C, so that the others train to their end; the last run
 """
 
 import argparse
@@ -20,6 +21,7 @@ import os
 import re
 import signal
 import tempfile
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -91,6 +93,9 @@ class Ends(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if self.kind == "fails" and batch_idx == 20:
             raise RuntimeError("on purpose")
+        if self.kind == "interrupted" and batch_idx == 20:
+            (self.folder / "begun").touch()
+            time.sleep(1)
 
     def on_train_end(self, trainer, pl_module):
         if self.kind == "raises":
@@ -113,8 +118,17 @@ def train(folder, strategy, kind, big):
     trainer = pl.Trainer(
         **QUIET, devices=2, strategy=strategy, max_epochs=epochs, callbacks=[callback, Ends(callback, folder, kind)]
     )
+    if kind == "interrupted":
+        threading.Thread(target=interrupt_when_trained, args=(folder,), daemon=True).start()
     trainer.fit(module, loader, ckpt_path=path)
     return trainer, callback
+
+
+def interrupt_when_trained(folder):
+    """The children ignore the signal that this process gets: it is sent to no group."""
+    while not (folder / "begun").exists():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def main():
@@ -134,7 +148,7 @@ def main():
         started = time.monotonic()
         try:
             trainer, callback = train(folder, strategy, kind, options.folder / "big.ckpt")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             told["error"] = f"{type(error).__name__}: {error}"
         else:
             found = json.loads(as_json(shown(callback)))

@@ -218,7 +218,12 @@ def test_what_a_killed_training_left_is_replaced_and_a_failed_one_cleans_up(temp
 WINDOWS = 5000
 LAUNCHERS = STRATEGIES[1:]
 MUCH = [*(f"{strategy}:resumed" for strategy in LAUNCHERS), f"ddp_fork:{WINDOWS}"]
-BAD_ENDS = {"ddp_fork:killed": "SIGKILL", "ddp_fork:raises": "on purpose", "ddp_fork:fails": "on purpose"}
+BAD_ENDS = {
+    "ddp_fork:killed": "SIGKILL",
+    "ddp_fork:raises": "on purpose",
+    "ddp_fork:fails": "on purpose",
+    "ddp_fork:interrupted": "SystemExit",
+}
 
 
 def enlarged(path, to):
@@ -226,8 +231,8 @@ def enlarged(path, to):
     checkpoint = torch.load(path)
     state = checkpoint["callbacks"]["BatchSizeScaler"]
     history, decisions = state["measurement"]["history"], state["control"]["decisions"]
-    state["measurement"]["history"] = [history[i % len(history)] for i in range(4090)]
-    state["control"]["decisions"] = [decisions[i % len(decisions)] for i in range(1000)]
+    history[:] = [history[i % len(history)] for i in range(4090)]
+    decisions[:] = [decisions[i % len(decisions)] for i in range(1000)]
     torch.save(checkpoint, to)
 
 
@@ -275,6 +280,8 @@ def test_a_bad_end_leaves_no_file(endings, name, error):
     folder, told = endings
     assert error in told[name]["error"]
     assert not left_in(folder / name)
+    if name.endswith("interrupted"):
+        assert (folder / name / "rank-0.json").exists(), "the children trained to their end"
     if name.endswith("killed"):
         assert (folder / name / "found.txt").read_text() == "0o600", "it was there, and private"
 
