@@ -217,7 +217,8 @@ class ScaledRun:
         self.drop_window()
         if self._loaders.are_old(trainer):
             self._loaders = loaders.ask_all_ranks(trainer, size, self.options.batch_size_fn)
-        if is_repeated:
+        # A second fit after an exception begins its epoch anew too, as anyone expects.
+        if is_repeated and self._loaders.batches is not None and self.budget.came >= self._loaders.batches:
             output.say_repeated(self.budget.came, self._loaders.batches, waits=self.plan.ends_with_epochs)
         self.budget.start_epoch(
             self._loaders.batches,
