@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import tempfile
 import warnings
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -17,6 +19,8 @@ from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks import accumulation, loaders, measurement, preflight
+from lightning_bsscale.callbacks.resume import Outcome
+from lightning_bsscale.callbacks.returned import _Letter
 from lightning_bsscale.gradients.shard_differences import UnsupportedSharding
 from lightning_bsscale.journal import Journal
 from lightning_bsscale.theory.schedules import Schedule
@@ -192,6 +196,17 @@ TRIGGERS |= {
     ),
     "The model has …: its output depends on the micro-batch": lambda: train(module=normalised()),
 }
+
+
+class FitsWithin(pl.Callback):
+    def on_train_start(self, trainer, pl_module):
+        train(trainer.callbacks[0])
+
+
+@trigger("This … is part of the fit of another Trainer, which has not ended")
+def _():
+    train(others=[FitsWithin()])
+
 
 # ---------------------------------------------------------------- at the first micro-batch
 
@@ -376,6 +391,26 @@ TRIGGERS |= {
     ),
 }
 
+
+def sent_home(folder):
+    """What a callback has to show, as another process sends it, and the callback."""
+    scaler = BatchSizeScaler()
+    with mock.patch.object(tempfile, "tempdir", folder):
+        return ForkingPickler.dumps(_Letter(scaler._way_back._name, Outcome(), folder)), scaler
+
+
+@trigger("bsscale: what the callback measured and decided could not be written for the process that called fit")
+def _():
+    sent_home("/nowhere")
+
+
+@trigger("bsscale: what the callback measured and decided could not be read back")
+def _():
+    with tempfile.TemporaryDirectory() as folder:
+        sent, _scaler = sent_home(folder)
+    pickle.loads(sent)
+
+
 # ---------------------------------------------------------------- when a run goes on
 
 
@@ -406,5 +441,8 @@ TRIGGERS |= {
         lambda state: state["measurement"]["averages"]["sums"].pop("weight")
     ),
     "bsscale: going on with …. The batch of … examples …": lambda: go_on(batch_size=2),
+    "bsscale: the checkpoint was saved after … micro-batches of an epoch that now has …": lambda: go_on(
+        stop_after=32, batch_size=8
+    ),
     "bsscale: the checkpoint was saved within a window": lambda: go_on(stop_after=12, accumulate_grad_batches=2),
 }

@@ -204,6 +204,7 @@ def package_files() -> dict[PurePosixPath, str]:
 FILES = package_files()
 ACCUMULATION = PurePosixPath("callbacks/accumulation.py")
 LEARNING_RATE = PurePosixPath("callbacks/learning_rate.py")
+STOP = PurePosixPath("callbacks/stop.py")
 COLLECTIVE = PurePosixPath("gradients/collective.py")
 
 
@@ -266,6 +267,15 @@ def test_one_file_writes_accumulate_grad_batches():
         for path, source in FILES.items()
         if path != ACCUMULATION
         for line in attribute_writes(source, "accumulate_grad_batches")
+    ]
+
+
+def test_one_file_asks_for_the_end_of_training():
+    assert not [
+        f"{path}:{line}"
+        for path, source in FILES.items()
+        if path != STOP
+        for line in attribute_writes(source, "should_stop")
     ]
 
 

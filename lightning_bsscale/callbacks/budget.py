@@ -19,6 +19,10 @@ class Budget:
 
     The plan: `accumulate` micro-batches a step, and one step at an epoch's ragged end. It ends with `total_examples`
     where the user gave them, else with `max_steps` of the plan's steps; an end by `max_epochs` is Lightning's own.
+
+    Resumed within an epoch and with other micro-batches, Lightning goes to the same index of an epoch that has another
+    length: it leaves out a part of the epoch, or takes one again, or begins it anew. Where epochs end the training, the
+    plan is where the epoch is, so that both end together. Where a number of steps does, what is trained on counts.
     """
 
     def __init__(
@@ -32,6 +36,7 @@ class Budget:
         frequencies: Iterable[int] = (),
         plan_granularity: int | None = None,
         epoch_examples: int | None = None,
+        ends_with_epochs: bool = True,
     ) -> None:
         """Begins at the plan's first micro-batch.
 
@@ -44,6 +49,7 @@ class Budget:
             frequencies: the schedulers' own frequencies, in micro-batches as Lightning counts them
             plan_granularity: examples of one micro-batch of the plan on all devices, where it differs
             epoch_examples: examples in an epoch, or None where they are not known
+            ends_with_epochs: whether `max_epochs` ends the training, not a number of steps or examples
         """
         self.epoch_batches = epoch_batches
         self._expected = epoch_batches
@@ -53,7 +59,9 @@ class Budget:
         self._total_examples = total_examples
         self._granularity = granularity
         self._pace = Fraction(granularity, plan_granularity or granularity)  # the plan's micro-batches in one of ours
+        self._ends_with_epochs = ends_with_epochs
         self._before = {frequency: 0 for frequency in (1, *frequencies)}
+        self._reached = dict(self._before)  # before Lightning began the epoch anew
         self._ready = 0
         self._is_last = False
         self._came = 0
@@ -78,13 +86,21 @@ class Budget:
         return came + math.ceil((planned_batches - planned) / self._pace)
 
     def _planned_epoch_batches(self) -> int | None:
-        if self.epoch_batches is None or self._pace == 1:
-            return self.epoch_batches
-        examples = self._epoch_examples or self.epoch_batches * self._granularity
-        return math.ceil(examples / (self._granularity / self._pace))
+        if self.epoch_batches is None:
+            return None
+        planned, came = self._origin
+        if self._ends_with_epochs or not came:
+            planned = came = 0
+        elif came >= self.epoch_batches:  # one micro-batch more than there are: see `epoch_length`
+            return planned + math.ceil(self._pace)
+        if self._pace == 1:
+            return planned + self.epoch_batches - came
+        # A loader that cannot be resumed begins with its first micro-batch again: it never comes to the short last one.
+        left = (self.epoch_batches - came) * self._granularity
+        return planned + math.ceil(min(left, self._epoch_examples or left) / (self._granularity / self._pace))
 
     def planned_steps(self, frequency: int = 1) -> int:
-        """Steps that the plan has made by now.
+        """Steps that the plan has made by now; they never become fewer.
 
         Args:
             frequency: count only the steps at which Lightning would step a scheduler of this frequency
@@ -92,6 +108,9 @@ class Budget:
         Returns:
             the number over all epochs
         """
+        return max(self._reached[frequency], self._counted(frequency))
+
+    def _counted(self, frequency: int) -> int:
         here = planned_steps(self._ready, self._accumulate, is_last=self._is_last, frequency=frequency)
         return self._before[frequency] + here
 
@@ -106,7 +125,8 @@ class Budget:
             the number over all epochs
         """
         ready, is_last = self._position_after(ready, is_last=is_last)
-        return self._before[1] + planned_steps(ready, self._accumulate, is_last=is_last)
+        counted = self._before[1] + planned_steps(ready, self._accumulate, is_last=is_last)
+        return max(self._reached[1], counted)
 
     def step_of_scheduler_step(self, frequency: int, number: int) -> int:
         """The step of the plan at which a scheduler is stepped.
@@ -130,6 +150,7 @@ class Budget:
         """
         for frequency in frequencies:
             self._before.setdefault(frequency, 0)
+            self._reached.setdefault(frequency, 0)
 
     def epoch_length(self, batch_idx: int) -> int | None:
         """Micro-batches to expect in this epoch.
@@ -146,22 +167,42 @@ class Budget:
         # Resumed from an epoch's end without max_epochs, Lightning takes one micro-batch more in that epoch.
         return None if self.epoch_batches is None else max(self.epoch_batches, batch_idx + 1)
 
-    def start_epoch(self, epoch_batches: int | None, came: int, epoch_examples: int | None = None) -> None:
+    @property
+    def is_at_epoch_end(self) -> bool:
+        """Whether the last window was an epoch's last one."""
+        return self._is_last
+
+    def start_epoch(
+        self,
+        epoch_batches: int | None,
+        came: int,
+        epoch_examples: int | None = None,
+        *,
+        first: int = 0,
+        is_repeated: bool = False,
+    ) -> None:
         """An epoch begins, at its first micro-batch.
 
         Args:
             epoch_batches: micro-batches that Lightning announces, or None
             came: micro-batches that came in the last epoch; 0 before the first
             epoch_examples: examples in it, or None where they are not known
+            first: index of the micro-batch with which a resumed run begins the epoch
+            is_repeated: whether it is the epoch in progress, which a resumed run begins anew
         """
         # Only an epoch that ended before its announced end says that this one may; a loader may also have grown.
         ended_early = 0 < came < (self.epoch_batches or 0)
         self.epoch_batches = epoch_batches
         self._epoch_examples = epoch_examples
         self._expected = min(came, epoch_batches) if ended_early and epoch_batches is not None else epoch_batches
-        self._before = {frequency: self.planned_steps(frequency) for frequency in self._before}
-        self._ready = self._came = 0
-        self._origin = (0, 0)
+        if is_repeated and self._ends_with_epochs:
+            self._reached = {frequency: self.planned_steps(frequency) for frequency in self._before}
+        else:
+            self._before = {frequency: self._counted(frequency) for frequency in self._before}
+        self._came = first
+        leaves_out = self._ends_with_epochs and epoch_batches is not None  # what lies before its first micro-batch
+        self._ready = math.floor(first * self._pace) if leaves_out else 0
+        self._origin = (self._ready, self._came)
         self._is_last = False
 
     def _end_in_epoch(self) -> int | None:
@@ -238,6 +279,7 @@ class Budget:
         """
         return {
             "before": [[frequency, steps] for frequency, steps in self._before.items()],
+            "reached": [[frequency, steps] for frequency, steps in self._reached.items()],
             "ready": self._ready,
             "is_last": self._is_last,
             "came": self._came,
@@ -252,6 +294,7 @@ class Budget:
             state: what `state` gave
         """
         self._before.update({frequency: steps for frequency, steps in state["before"]})
+        self._reached.update({frequency: steps for frequency, steps in state["reached"]})
         self._ready = state["ready"]
         self._is_last = state["is_last"]
         self._came = state["came"]

@@ -16,6 +16,7 @@ from lightning_bsscale.callbacks import loaders, neighbours, options, output, pr
 from lightning_bsscale.callbacks.examples import ExamplesSeen
 from lightning_bsscale.callbacks.learning_rate import UnscaledRate
 from lightning_bsscale.callbacks.measurement import GradientMeasurement
+from lightning_bsscale.callbacks.open_run import OpenRun
 from lightning_bsscale.callbacks.open_window import OpenWindow
 from lightning_bsscale.callbacks.optimizer_step import unwrapped
 from lightning_bsscale.callbacks.resume import STATE_SCHEMA, Outcome, check_schema, outcome_of
@@ -77,6 +78,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
         self._optimizer_steps = 0
         self._examples = ExamplesSeen(1, 1)
         self._loaded: dict[str, Any] | None = None
+        self._open = OpenRun()
         self._way_back = WayBack()
 
     @property
@@ -124,6 +126,8 @@ class GradientNoiseScaleMonitor(pl.Callback):
         """Refuses what cannot work, before anything is set up."""
         neighbours.check_namespace(trainer, "GradientNoiseScaleMonitor")
         if stage == "fit":
+            if self._open.begin(trainer, "GradientNoiseScaleMonitor") is not None:
+                self._release(after_error=True)
             self._measurement = None
             self._way_back.outcome = None
             self._window = None
@@ -135,6 +139,10 @@ class GradientNoiseScaleMonitor(pl.Callback):
         """Refuses what only the optimizer can tell."""
         preflight.check_optimizer(trainer, "GradientNoiseScaleMonitor")
         preflight.warn_of_batch_norm(pl_module, trainer.world_size)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on a checkpoint that is loaded is not this training's."""
+        self._open.is_training = True
 
     def _start(self, trainer: pl.Trainer, micro_batch_size: int) -> GradientMeasurement:
         self._loaders = loaders.ask_all_ranks(trainer, micro_batch_size, self._batch_size_fn)
@@ -280,8 +288,17 @@ class GradientNoiseScaleMonitor(pl.Callback):
         self._release()
         self._way_back.send(trainer, self._outcome)
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """The callback may be part of another Trainer's fit from now on."""
+        if stage == "fit":
+            self._open.end(trainer)
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Gives everything back."""
+        self._way_back.clean_up(trainer)
+        if self._open.is_in_another(trainer):
+            return
+        self._open.end(trainer)
         self._release(after_error=True)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -291,8 +308,12 @@ class GradientNoiseScaleMonitor(pl.Callback):
             what is pickled, or copied
         """
         if self._measurement is None:
-            return vars(self)
-        told = {"_loaded": self.state_dict(), "_way_back": self._way_back.holding(self._outcome)}
+            return vars(self) | {"_open": OpenRun()}
+        told = {
+            "_loaded": self.state_dict(),
+            "_way_back": self._way_back.holding(self._outcome),
+            "_open": OpenRun(),
+        }
         return without_module(self) | dict.fromkeys(("_measurement", "_journal", "_window", "_rate")) | told
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -333,5 +354,7 @@ class GradientNoiseScaleMonitor(pl.Callback):
             state_dict: what `state_dict` gave; of a schema that this version does not read, it is refused
         """
         check_schema(state_dict, "GradientNoiseScaleMonitor")
+        if self._open.is_training:
+            return  # another Trainer validates a checkpoint within this training
         self._way_back.outcome = None
         self._loaded = state_dict

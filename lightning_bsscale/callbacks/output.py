@@ -138,6 +138,22 @@ def say_unfinished(lost: int, rest: int) -> None:
     )
 
 
+def say_repeated(done: int, announced: int | None, *, waits: bool) -> None:
+    """Say that a resumed run begins an epoch anew, as its checkpoint lies beyond the epoch's new length.
+
+    Args:
+        done: micro-batches of the epoch before the checkpoint
+        announced: micro-batches that the epoch has now
+        waits: whether schedulers wait, as the end of training is that of its epochs
+    """
+    then = "Step-wise schedulers wait until it is where they are" if waits else "Its examples count again"
+    rank_zero_warn(
+        f"bsscale: the checkpoint was saved after {done} micro-batches of an epoch that now has {announced}, so "
+        f"Lightning begins that epoch anew. {then}. A checkpoint at an epoch's end repeats nothing.",
+        category=UserWarning,
+    )
+
+
 def say_lost(lost: int, came: int, announced: int | None) -> None:
     """Says that an epoch ended within a window.
 

@@ -23,12 +23,14 @@ class Plan:
         total_examples: the budget, or None where it is unknown
         warmup_examples: examples before the batch may grow
         max_steps: steps of the plan, or None
+        ends_with_epochs: whether `max_epochs` ends the training, not a number of steps or examples
         limits: between which the batch may move
     """
 
     total_examples: float | None
     warmup_examples: float
     max_steps: int | None
+    ends_with_epochs: bool
     limits: Limits
 
 
@@ -76,12 +78,19 @@ def read_plan(trainer: pl.Trainer, options: ScalerOptions, found: Loaders, first
         total_examples=total,
         warmup_examples=warmup if isinstance(warmup, int) else warmup * (total or 0.0),
         max_steps=max_steps,
+        ends_with_epochs=_ends_with_epochs(trainer, epoch_examples, total),
         limits=Limits(
             granularity=size,
             min_batch_size=smallest if max_steps is not None else size,
             max_batch_size=largest,
         ),
     )
+
+
+def _ends_with_epochs(trainer: pl.Trainer, epoch_examples: float | None, total: float | None) -> bool:
+    if trainer.max_epochs is None or trainer.max_epochs < 0:
+        return False
+    return total is None or epoch_examples is None or trainer.max_epochs * epoch_examples <= total
 
 
 def make_budget(
@@ -109,4 +118,5 @@ def make_budget(
         frequencies=frequencies,
         plan_granularity=first.granularity,
         epoch_examples=found.epoch_examples(now.granularity),
+        ends_with_epochs=plan.ends_with_epochs,
     )

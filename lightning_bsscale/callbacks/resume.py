@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_bsscale.callbacks.decision_log import DecisionLog
 from lightning_bsscale.callbacks.loaders import Loaders
-from lightning_bsscale.journal import DecisionRecord, Measurement, from_plain
+from lightning_bsscale.journal import DecisionRecord, Measurement, as_plain, from_plain
 from lightning_bsscale.theory.checks import found
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.robust import RobustAverages
@@ -170,6 +170,32 @@ class Outcome:
     history: list[Measurement] = field(default_factory=list)
     journal_path: str | None = None
     planned_steps: int = 0
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the record as JSON can hold it.
+
+        Returns:
+            its fields as numbers, strings, lists and dicts
+        """
+        return as_plain(replace(self, decisions=[], history=[])) | {
+            "decisions": [as_plain(record) for record in self.decisions],
+            "history": [as_plain(made) for made in self.history],
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Outcome:
+        """Make the record from what `to_plain` gave.
+
+        Args:
+            plain: its fields
+
+        Returns:
+            an equal record
+        """
+        decisions = [from_plain(DecisionRecord, record) for record in plain["decisions"]]
+        history = [from_plain(Measurement, made) for made in plain["history"]]
+        shown: Outcome = from_plain(cls, plain | {"decisions": decisions, "history": history})
+        return shown
 
 
 def outcome_of(state: dict[str, Any] | None) -> Outcome:

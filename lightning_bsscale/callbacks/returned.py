@@ -1,19 +1,33 @@
 """How what a callback has to show gets back to the process that called `fit`, where Lightning trained in others.
 
 Under `ddp_spawn`, `ddp_fork` and `ddp_notebook` each process trains with a copy of the callback, and the user holds the
-one that nobody trained with. Of what the first process made, Lightning sends back weights, metrics and `trainer.state`;
-the outcome travels with the last, and is handed over where that is unpickled.
+one that nobody trained with. Of what the first process made, Lightning sends back weights, metrics and `trainer.state`,
+through a pipe that the parent reads only after its children have ended. A pipe holds 64 KiB, and whoever writes more
+waits for a reader that waits for the writer. So the outcome goes into a file, as Lightning's weights do, and only its
+path travels with `trainer.state`.
+
+The file is written when Lightning puts the state into the pipe, which is the last thing that the process does: if
+training fails before that, there is nothing to clean up. The parent deletes it as soon as it has read it, or when it
+learns that another child has failed.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 import uuid
+from contextlib import suppress
 from copy import copy
+from multiprocessing import active_children
+from multiprocessing.reduction import ForkingPickler
+from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_bsscale.callbacks.resume import Outcome
 
@@ -36,7 +50,6 @@ class WayBack:
         self.outcome = outcome
         self._process = os.getpid()
         self._name = uuid.uuid4().hex
-        self._last_letter: str | None = None
         _waiting[self._name] = self
 
     def send(self, trainer: pl.Trainer, outcome: Outcome) -> None:
@@ -47,16 +60,19 @@ class WayBack:
             outcome: what the callback has to show
         """
         if os.getpid() != self._process:
-            vars(trainer.state)[f"bsscale_{self._name}"] = _Letter(self._name, outcome)
+            vars(trainer.state)[f"bsscale_{self._name}"] = _Letter(self._name, outcome, trainer.default_root_dir)
 
-    def take(self, letter: _Letter) -> None:
-        """Takes what came back, once: the letter stays in the Trainer's state, which is copied again.
+    def clean_up(self, trainer: pl.Trainer) -> None:
+        """Delete what a child wrote before another one failed, so that nobody will read it.
 
         Args:
-            letter: what came
+            trainer: whose fit has failed
         """
-        if letter.number != self._last_letter:
-            self._last_letter, self.outcome = letter.number, letter.outcome
+        for path in _possible_paths(self._name, trainer.default_root_dir):
+            _delete(path)
+            if active_children():
+                # After Ctrl-C in this process alone they train on, and this process waits for them when it ends.
+                Finalize(None, _delete, (path,), exitpriority=-1)  # below 0: when they have been joined
 
     def holding(self, outcome: Outcome) -> WayBack:
         """The same way, for a copy of the callback that is about to travel.
@@ -96,13 +112,73 @@ def without_module(callback: pl.Callback) -> dict[str, Any]:
 
 
 class _Letter:
-    def __init__(self, name: str, outcome: Outcome) -> None:
-        self.name, self.outcome = name, outcome
-        self.number = uuid.uuid4().hex
-        self._sender = os.getpid()
+    """An outcome in `trainer.state`. Only `multiprocessing` writes it to a file: any other copy or pickle is empty."""
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        way = _waiting.get(self.name)
-        if way is not None and os.getpid() != self._sender:  # Lightning also copies it, before it is sent
-            way.take(self)
+    def __init__(self, name: str, outcome: Outcome, default_root_dir: str) -> None:
+        self.name, self.outcome, self.default_root_dir = name, outcome, default_root_dir
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Letter:
+        return self  # Lightning copies the state before it sends it
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
+def _post(letter: _Letter) -> tuple[Any, tuple[Any, ...]]:
+    # Nothing is raised here: Lightning would lose the weights of the whole training.
+    problem: Exception | None = None
+    for path in _possible_paths(letter.name, letter.default_root_dir):
+        try:
+            _write(path, json.dumps(letter.outcome.to_plain()))
+            return _open, (letter.name, str(path))
+        except (OSError, TypeError, ValueError) as error:
+            problem = error
+    rank_zero_warn(
+        f"bsscale: what the callback measured and decided could not be written for the process that called fit "
+        f"({problem}), so the callback shows nothing there. The checkpoints have it, and with record=True the journal. "
+        "Make room in the folder for temporary files (TMPDIR).",
+        category=UserWarning,
+    )
+    return type(None), ()
+
+
+ForkingPickler.register(_Letter, _post)
+
+
+def _open(name: str, path: str) -> None:
+    """Read what a child has written, in the process whose callback waits for it, and delete the file."""
+    way = _waiting.get(name)
+    try:
+        if way is not None:
+            way.outcome = Outcome.from_plain(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as problem:  # the weights, which are read next, must not be lost with it
+        rank_zero_warn(
+            f"bsscale: what the callback measured and decided could not be read back ({problem}), so the callback "
+            "shows nothing. The checkpoints have it, and with record=True the journal.",
+            category=UserWarning,
+        )
+    finally:
+        _delete(path)
+
+
+def _possible_paths(name: str, default_root_dir: str) -> list[Path]:
+    folders = [default_root_dir]
+    with suppress(OSError):  # where there is none
+        folders.insert(0, tempfile.gettempdir())  # here Lightning puts the weights
+    return [Path(folder, f"bsscale-{name}.json") for folder in folders]
+
+
+def _write(path: Path, text: str) -> None:
+    _delete(path)  # of a training with this callback that was killed
+    try:
+        # Only this user may read it, and nobody else can have made it: the name is random.
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError:
+        _delete(path)
+        raise
+
+
+def _delete(path: Path | str) -> None:
+    with suppress(OSError):
+        os.unlink(path)

@@ -22,6 +22,7 @@ from lightning_bsscale.callbacks.optimizer_step import unwrapped
 from lightning_bsscale.callbacks.options import ScalerOptions
 from lightning_bsscale.callbacks.plan import make_budget, read_plan
 from lightning_bsscale.callbacks.resume import STATE_SCHEMA, Start, read_start
+from lightning_bsscale.callbacks.stop import StopRequest
 from lightning_bsscale.callbacks.timing import StepTimes
 from lightning_bsscale.callbacks.window_rate import WindowRate
 from lightning_bsscale.journal import Journal, describe_policy
@@ -40,6 +41,7 @@ class ScaledRun:
         state: dict[str, Any] | None,
         accumulation: Accumulation | None,
         clock: ExampleClock | None,
+        stop: StopRequest,
         batch_idx: int,
     ) -> None:
         """Reads the user's plan and attaches the parts.
@@ -52,6 +54,7 @@ class ScaledRun:
             state: of a run to go on with, or None
             accumulation: where the window was placed already, for Lightning's own restart; else None
             clock: of the user's schedulers; None in a dry run
+            stop: asks for the end of training
             batch_idx: index in the epoch of the first micro-batch
         """
         self.options = options
@@ -66,12 +69,13 @@ class ScaledRun:
         self._global_step = 0
         self.times = StepTimes()
         self._came_in_epoch = 0
+        self._is_resuming = state is not None
         self._epoch = trainer.current_epoch
         self._in_progress: tuple[pl.Trainer, pl.LightningModule, int] | None = None
         self._lost_at_start = 0
         self._usual = True
         self._said_lost = False
-        self._stops = False
+        self._stop = stop
         self._said_scheduler_step = False
         self._missed = 0
         self._was_seen = False
@@ -210,8 +214,11 @@ class ScaledRun:
         size = loaders.batch_size_of(batch, self.options.batch_size_fn)
         self._in_progress = (trainer, pl_module, batch_idx)
         # An epoch may begin with None, and a stopped run's checkpoint calls the epoch that it is in the next one.
+        first_of_resumed, self._is_resuming = self._is_resuming, False
         if batch_idx == 0 or (trainer.current_epoch != self._epoch and batch_idx < self.budget.came):
             self._start_epoch(trainer, size)
+        elif first_of_resumed and self.budget.is_at_epoch_end:
+            self._start_epoch(trainer, size, first=batch_idx)
         elif self._accumulation is None and batch_idx % self.now.accumulate == 0:
             self.drop_window()  # here Lightning clears the gradient, whether or not a step ended the window before
         self._follow(trainer, trainer.optimizers[0])
@@ -221,15 +228,21 @@ class ScaledRun:
         self._window.sizes.append(size)
         self.times.start()
 
-    def _start_epoch(self, trainer: pl.Trainer, size: int) -> None:
+    def _start_epoch(self, trainer: pl.Trainer, size: int, *, first: int = 0) -> None:
+        is_repeated = trainer.current_epoch == self._epoch and self.budget.came > 0 and not self.budget.is_at_epoch_end
         self._epoch = trainer.current_epoch
         self.drop_window()
         if self._loaders.are_old(trainer):
             self._loaders = loaders.ask_all_ranks(trainer, size, self.options.batch_size_fn)
+        # A second fit after an exception begins its epoch anew too, as anyone expects.
+        if is_repeated and self._loaders.batches is not None and self.budget.came >= self._loaders.batches:
+            output.say_repeated(self.budget.came, self._loaders.batches, waits=self.plan.ends_with_epochs)
         self.budget.start_epoch(
             self._loaders.batches,
             came=self._came_in_epoch,
             epoch_examples=self._loaders.epoch_examples(self.now.granularity),
+            first=first,
+            is_repeated=is_repeated,
         )
         self._came_in_epoch = 0
 
@@ -351,8 +364,7 @@ class ScaledRun:
                 self._journal.write(record)
             output.say_decision(record, self.options)
         if self._accumulation is not None and self.budget.is_used_up(self._used):
-            self._stops = not trainer.should_stop
-            trainer.should_stop = True
+            self._stop.ask(trainer)
         if (record is not None and record.is_change) or output.is_log_due(trainer):
             values = output.noise_values(self.measurement) | shown.log_values(self, window.came)
             output.log_values(trainer, pl_module, self.options.log_prefix, values, show=self.options.progress_bar)
@@ -421,8 +433,6 @@ class ScaledRun:
         self._in_progress = None
         # First what is the user's, and nothing in it can fail; a policy's state, a full disk or a lost device can.
         self.rate.remove()
-        if self._stops:
-            self._stops = trainer.should_stop = False
         if self._accumulation is not None:
             self._accumulation.restore()
         if self._clock is not None:

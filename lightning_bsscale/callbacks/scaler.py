@@ -16,10 +16,12 @@ from lightning_bsscale.callbacks.accumulation import Accumulation
 from lightning_bsscale.callbacks.learning_rate import ExampleClock
 from lightning_bsscale.callbacks.loaders import batch_size_of
 from lightning_bsscale.callbacks.monitor import GradientNoiseScaleMonitor
+from lightning_bsscale.callbacks.open_run import OpenRun
 from lightning_bsscale.callbacks.options import ScalerOptions
 from lightning_bsscale.callbacks.resume import Outcome, check_schema, is_over, outcome_of, window_at_restart
 from lightning_bsscale.callbacks.returned import WayBack, without_module
 from lightning_bsscale.callbacks.scaled_run import ScaledRun
+from lightning_bsscale.callbacks.stop import StopRequest
 from lightning_bsscale.journal import DecisionRecord, Measurement
 from lightning_bsscale.summary import summary_table
 from lightning_bsscale.theory.checks import check_integer
@@ -144,6 +146,8 @@ class BatchSizeScaler(pl.Callback):
         self._loaded: dict[str, Any] | None = None
         self._placed: Accumulation | None = None
         self._clock: ExampleClock | None = None
+        self._stop = StopRequest()
+        self._open = OpenRun()
         self._way_back = WayBack()
 
     # ------------------------------------------------------------------ what happened
@@ -232,6 +236,10 @@ class BatchSizeScaler(pl.Callback):
         neighbours.check_namespace(trainer, "BatchSizeScaler")
         if stage != "fit":
             return
+        failed = self._open.begin(trainer, "BatchSizeScaler")
+        if failed is not None:
+            self._abandon(failed)
+        self._stop = StopRequest()
         ended = self._run or self._ended
         self._loaded = ended.state() if ended is not None and ended.goes_on_in(trainer) else None
         self._run, self._ended = None, ended
@@ -257,6 +265,7 @@ class BatchSizeScaler(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before a run goes on, Lightning asks whether its checkpoint was saved at a window's end."""
+        self._open.is_training = True
         if self._options.dry_run:
             return
         # From here on, as Lightning steps schedulers also for a None that comes before the first micro-batch.
@@ -265,7 +274,8 @@ class BatchSizeScaler(pl.Callback):
             self._placed = Accumulation(trainer)
             self._placed.place(*window_at_restart(self._loaded))
             # A micro-batch that is loaded is trained on, so a run that was over must not load one.
-            trainer.should_stop = is_over(self._loaded, trainer.max_steps, self._options.total_examples)
+            if is_over(self._loaded, trainer.max_steps, self._options.total_examples):
+                self._stop.ask(trainer)
 
     def _start(self, trainer: pl.Trainer, batch: Any, batch_idx: int) -> ScaledRun:
         return ScaledRun(
@@ -276,6 +286,7 @@ class BatchSizeScaler(pl.Callback):
             self._loaded,
             self._placed,
             self._clock,
+            self._stop,
             batch_idx,
         )
 
@@ -330,6 +341,13 @@ class BatchSizeScaler(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Gives everything back."""
+        self._way_back.clean_up(trainer)
+        if self._open.is_in_another(trainer):
+            return
+        self._open.end(trainer)
+        self._abandon(trainer)
+
+    def _abandon(self, trainer: pl.Trainer) -> None:
         try:
             if self._run is not None:
                 self._run.measurement.give_up_waiting()
@@ -337,7 +355,13 @@ class BatchSizeScaler(pl.Callback):
         finally:
             self._release(trainer, after_error=True)
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """The callback may be part of another Trainer's fit from now on."""
+        if stage == "fit":
+            self._open.end(trainer)
+
     def _release(self, trainer: pl.Trainer, *, after_error: bool = False) -> None:
+        self._stop.withdraw(trainer)
         placed, self._placed = self._placed, None
         clock, self._clock = self._clock, None
         if self._run is not None:
@@ -345,7 +369,6 @@ class BatchSizeScaler(pl.Callback):
             return
         if placed is not None:
             placed.restore()
-            trainer.should_stop = False
         if clock is not None:
             clock.release()
 
@@ -356,8 +379,12 @@ class BatchSizeScaler(pl.Callback):
             what is pickled, or copied
         """
         if self._run is None:
-            return vars(self)
-        told = {"_loaded": self.state_dict(), "_way_back": self._way_back.holding(self._outcome)}
+            return vars(self) | {"_open": OpenRun()}
+        told = {
+            "_loaded": self.state_dict(),
+            "_way_back": self._way_back.holding(self._outcome),
+            "_open": OpenRun(),
+        }
         return without_module(self) | dict.fromkeys(("_run", "_ended", "_placed", "_clock")) | told
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -391,5 +418,7 @@ class BatchSizeScaler(pl.Callback):
             state_dict: what `state_dict` gave; of a schema that this version does not read, it is refused
         """
         check_schema(state_dict, "BatchSizeScaler")
+        if self._open.is_training:
+            return  # another Trainer validates a checkpoint within this training
         self._way_back.outcome = None
         self._loaded = state_dict

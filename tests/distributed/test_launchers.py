@@ -2,12 +2,16 @@
 
 import copy
 import json
+import math
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -20,7 +24,7 @@ from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.callbacks.resume import Outcome
 from lightning_bsscale.callbacks.returned import _Letter
 from lightning_bsscale.journal import DecisionRecord, as_plain, read_journal
-from tests.distributed import launched_worker
+from tests.distributed import ending_worker, launched_worker
 from tests.distributed.launched_worker import LIFE, on_rank
 from tests.distributed.processes import GRACE, free_port, run
 from tests.zoo import QUIET, Regression, fit, regression_loader
@@ -35,12 +39,12 @@ RUNS = [*STRATEGIES, "ddp_fork-monitor"]
 WITHOUT_TIMES = {"seconds_per_micro_batch": None, "seconds_per_step": None}
 
 
-def started(folder, runs):
+def started(folder, runs, script=launched_worker):
     """The script, started with plain `python`, as a user starts his."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     with (folder / f"{runs[0]}.txt").open("w") as log:
         return subprocess.Popen(
-            [sys.executable, launched_worker.__file__, str(folder), *runs],
+            [sys.executable, script.__file__, str(folder), *runs],
             env=environment | {"MASTER_PORT": str(free_port())},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -117,41 +121,177 @@ def test_what_the_callback_has_to_show_comes_back_too(folders, name):
     assert main["shown"]["history"]
 
 
-def letter_to(callback, batch_size):
-    """As another process would have written it."""
-    letter = _Letter(callback._way_back._name, Outcome(batch_size=batch_size))
-    letter._sender += 1
-    return pickle.dumps(letter)
+def letter_to(callback, outcome, folder):
+    """As another process would send it through Lightning's pipe."""
+    letter = _Letter(callback._way_back._name, outcome, str(folder))
+    return bytes(ForkingPickler.dumps(copy.deepcopy(letter)))  # Lightning copies it before it is sent
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The folder for temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
 
 
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("copied_by", [copy.copy, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
-def test_a_copy_of_the_callback_gets_nothing_meant_for_the_other(copied_by, used):
+def test_a_copy_of_the_callback_gets_nothing_meant_for_the_other(copied_by, used, temporary):
     scaler = BatchSizeScaler(probe_every=0, measure_every=1)
     if used:
         fit(Regression(), regression_loader(40), [scaler], max_epochs=1, accumulate_grad_batches=2)
     before, copied = scaler.batch_size, copied_by(scaler)
-    pickle.loads(letter_to(copied, 24))
+    pickle.loads(letter_to(copied, Outcome(batch_size=24), temporary))
     assert (scaler.batch_size, copied.batch_size) == (before, 24)
-    pickle.loads(letter_to(scaler, 16))
+    pickle.loads(letter_to(scaler, Outcome(batch_size=16), temporary))
     assert (scaler.batch_size, copied.batch_size) == (16, 24)
+    assert not list(temporary.iterdir())
 
 
-def test_what_comes_back_gives_way_to_the_next_training_for_good():
-    """The letter stays in the first Trainer's state, which Lightning copies whenever it trains or validates."""
+def test_what_comes_back_gives_way_to_the_next_training_for_good(temporary):
     scaler = BatchSizeScaler()
-    letter = letter_to(scaler, 999)
-    pickle.loads(letter)
+    arrived = pickle.loads(letter_to(scaler, Outcome(batch_size=999), temporary))
     assert scaler.batch_size == 999
+    assert arrived is None, "it stays in the first Trainer's state, which Lightning copies whenever it trains"
     fit(Regression(), regression_loader(40), [scaler], max_epochs=1)
-    pickle.loads(letter)
     assert scaler.batch_size == 4
 
 
-def test_a_letter_is_not_opened_where_it_was_written():
+def big_outcome(records=4096):
+    """What a long training has to show, with every kind of number in it."""
+    trained = BatchSizeScaler(measure_every=1)
+    fit(Regression(), regression_loader(80), [trained], max_epochs=1, accumulate_grad_batches=2)
+    made = replace(trained.history[-1], trace=math.nan, grad_sq=-math.inf, examples_seen=10**12)
+    shown = dict(noise=trained.noise_scale, lr_scale=0.1, examples_seen=10**12, decisions=trained.decisions)
+    return Outcome(batch_size=8, **shown, history=[trained.history[0], made] * (records // 2))
+
+
+def test_whatever_its_size_only_a_path_is_sent_and_the_file_is_private(temporary):
+    scaler, outcome = BatchSizeScaler(), big_outcome()
+    letter = letter_to(scaler, outcome, temporary)
+    (path,) = temporary.iterdir()
+    assert path.stat().st_size > 10**6
+    assert len(letter) < 512
+    assert path.stat().st_mode & 0o777 == 0o600
+    pickle.loads(letter)
+    assert repr(scaler._outcome) == repr(outcome)  # by their words, as nan is not equal to itself
+    assert not list(temporary.iterdir())
+
+
+def test_any_other_copy_of_the_state_is_empty_and_writes_no_file(temporary):
+    letter = _Letter(BatchSizeScaler()._way_back._name, big_outcome(), str(temporary))
+    assert pickle.loads(pickle.dumps(letter)) is None
+    assert copy.deepcopy(letter) is letter
+    assert not list(temporary.iterdir())
+
+
+def test_a_letter_to_nobody_is_thrown_away(temporary):
+    letter = letter_to(BatchSizeScaler(), Outcome(), temporary)  # the callback is gone by now
+    assert list(temporary.iterdir())
+    pickle.loads(letter)
+    assert not list(temporary.iterdir())
+
+
+def test_without_a_folder_for_temporary_files_it_is_written_beside_the_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     scaler = BatchSizeScaler()
-    pickle.loads(pickle.dumps(_Letter(scaler._way_back._name, Outcome(batch_size=8))))
-    assert scaler.batch_size is None
+    letter = letter_to(scaler, Outcome(batch_size=8), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    pickle.loads(letter)
+    assert scaler.batch_size == 8
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_training_left_is_replaced_and_a_failed_one_cleans_up(temporary):
+    scaler = BatchSizeScaler()
+    letter_to(scaler, Outcome(batch_size=8), temporary)
+    letter = letter_to(scaler, Outcome(batch_size=16), temporary)
+    pickle.loads(letter)
+    assert scaler.batch_size == 16
+    letter_to(scaler, Outcome(batch_size=8), temporary)
+    scaler._way_back.clean_up(pl.Trainer(**QUIET, default_root_dir=temporary))
+    assert not list(temporary.iterdir())
+
+
+# ---------------------------------------------------------------- much to send, and bad ends
+
+WINDOWS = 5000
+LAUNCHERS = STRATEGIES[1:]
+MUCH = [*(f"{strategy}:resumed" for strategy in LAUNCHERS), f"ddp_fork:{WINDOWS}"]
+BAD_ENDS = {
+    "ddp_fork:killed": "SIGKILL",
+    "ddp_fork:raises": "on purpose",
+    "ddp_fork:fails": "on purpose",
+    "ddp_fork:interrupted": "SystemExit",
+}
+
+
+def enlarged(path, to):
+    """A checkpoint as 10,000 measured windows leave it, of which 4,096 are kept, with 1,000 decisions."""
+    checkpoint = torch.load(path)
+    state = checkpoint["callbacks"]["BatchSizeScaler"]
+    history, decisions = state["measurement"]["history"], state["control"]["decisions"]["records"]
+    history[:] = [history[i % len(history)] for i in range(4090)]
+    decisions[:] = [decisions[i % len(decisions)] for i in range(1000)]
+    torch.save(checkpoint, to)
+
+
+def ended(folder, runs):
+    """What the script found at the end of each run; a hang ends it, and fails the test."""
+    script = started(folder, runs, ending_worker)
+    try:
+        assert script.wait(ending_worker.LIFE + GRACE) == 0, next(folder.glob("*.txt")).read_text()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
+        script.wait()
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in runs}
+
+
+@pytest.fixture(scope="module")
+def endings(folders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("endings")
+    enlarged(folders["ddp_fork"] / "last.ckpt", folder / "big.ckpt")
+    return folder, ended(folder, [*MUCH, *BAD_ENDS])
+
+
+def left_in(folder):
+    """What is left of ours; Lightning leaves its own empty folders, and the weights of a killed training."""
+    return [path.name for path in folder.rglob("*bsscale*")]
+
+
+@pytest.mark.parametrize("name", MUCH)
+def test_much_comes_back_and_nothing_is_left(endings, name):
+    folder, told = endings
+    assert told[name]["error"] is None
+    assert told[name]["same"]
+    assert told[name]["kept"] == [None]
+    if name.endswith("resumed"):
+        assert told[name]["history"] > 2048
+        assert told[name]["decisions"] >= 1000
+    else:
+        assert told[name]["steps"] == WINDOWS
+        assert told[name]["history"] > 2048, "older ones are thinned"
+    assert not left_in(folder / name)
+
+
+@pytest.mark.parametrize(("name", "error"), BAD_ENDS.items())
+def test_a_bad_end_leaves_no_file(endings, name, error):
+    folder, told = endings
+    assert error in told[name]["error"]
+    assert not left_in(folder / name)
+    if name.endswith("interrupted"):
+        assert (folder / name / "rank-0.json").exists(), "the children trained to their end"
+    if name.endswith("killed"):
+        assert (folder / name / "found.txt").read_text() == "0o600", "it was there, and private"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("strategy", LAUNCHERS)
+def test_ten_thousand_measured_windows_come_back(tmp_path, strategy):
+    (told,) = ended(tmp_path, [f"{strategy}:10000"]).values()
+    assert told["same"]
+    assert told["steps"] == 10_000
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -1,0 +1,134 @@
+"""Checkpoints within an epoch, resumed with other micro-batches: plan, schedulers and examples end together.
+
+Lightning restores the index in the epoch, whatever the micro-batch. Beyond the new length it begins the epoch anew;
+below it, it leaves out a part of the data, or takes a part of it again.
+"""
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_bsscale import BatchSizeScaler
+from tests.zoo import Regression, Scripted, fit, regression_loader
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*noise scale c"),
+    pytest.mark.filterwarnings("ignore:.*ckpt_path"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
+    pytest.mark.filterwarnings("ignore:bsscale. going on with"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved"),
+    pytest.mark.filterwarnings("ignore:.*max_epochs. was not set"),
+]
+
+EXAMPLES, EPOCHS = 84, 3
+LENGTH = EXAMPLES // 4  # micro-batches of 4
+STARTS = {"epochs": [1, 2], "steps": [1, 2]}
+POSITIONS = ["0-16", "0-21", "1-20", "1-end", "2-7"]
+# Micro-batch and accumulate_grad_batches of the resumed run; None keeps the number.
+SIZES = [(2, None), (3, None), (8, None), (40, None), (8, 3)]
+
+
+def limits(ends_with, accumulate):
+    """Three epochs, by their number or by that of their steps."""
+    if ends_with == "epochs":
+        return {"max_epochs": EPOCHS, "accumulate_grad_batches": accumulate}
+    return {"max_epochs": -1, "max_steps": planned(accumulate), "accumulate_grad_batches": accumulate}
+
+
+def planned(accumulate):
+    return EPOCHS * -(-LENGTH // accumulate)
+
+
+class Counts(Regression):
+    seen = 0
+
+    def training_step(self, batch, batch_idx):
+        self.seen += len(batch[0])
+        return super().training_step(batch, batch_idx)
+
+
+def one_cycle(optimizer, trainer):
+    """Built as Lightning's documentation says; a resumed run takes the first one's number from the checkpoint."""
+    total = trainer.estimated_stepping_batches
+    return {"scheduler": torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=total), "interval": "step"}
+
+
+class SavesAt(ModelCheckpoint):
+    """Saves at positions `EPOCH-INDEX` and `EPOCH-end`; a ModelCheckpoint, so that it comes last."""
+
+    def __init__(self, folder, positions):
+        super().__init__(folder, save_top_k=0)
+        self.positions = positions
+
+    def save(self, trainer, position):
+        name = f"{trainer.current_epoch}-{position}"
+        if name in self.positions:
+            trainer.save_checkpoint(f"{self.dirpath}/{name}.ckpt")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.save(trainer, batch_idx + 1)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.save(trainer, "end")
+
+
+def train(batches, batch_size, others=(), **settings):
+    scaler = BatchSizeScaler(policy=Scripted(batches), warmup=0, lr_rule="none", probe_every=0)
+    module = Counts(scheduler=one_cycle)
+    loader = regression_loader(EXAMPLES, batch_size=batch_size)
+    trainer = fit(module, loader, [scaler, *others], enable_checkpointing=bool(others), **settings)
+    return scaler, module, trainer
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with a checkpoint for every position, by limit and accumulation."""
+    folders = {}
+    for ends_with, numbers in STARTS.items():
+        for accumulate in numbers:
+            folders[ends_with, accumulate] = folder = tmp_path_factory.mktemp("saved")
+            train([8, 12, 8, 16], 4, [SavesAt(folder, POSITIONS)], **limits(ends_with, accumulate))
+    return folders
+
+
+def state_in(path):
+    return torch.load(path)["callbacks"]["BatchSizeScaler"]
+
+
+def assert_all_end_together(path, ends_with, accumulate, size, now, others=()):
+    before = sum(state_in(path)["examples"].values())
+    settings = limits(ends_with, accumulate) | {"accumulate_grad_batches": now or accumulate}
+    scaler, module, trainer = train([12, 16, 12, 20], size, others, ckpt_path=path, **settings)
+    case = f"{path.stem}, micro-batches of {size}, accumulate_grad_batches={now or accumulate}"
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == planned(accumulate), case
+    assert scaler.state_dict()["budget"]["planned"] == planned(accumulate), case
+    assert scaler.examples_seen == before + module.seen, case
+    if ends_with == "steps":  # whatever Lightning leaves out of an epoch: to a micro-batch at either end
+        lost = scaler.state_dict()["lost_examples"]
+        assert abs(scaler.examples_seen + lost - EPOCHS * EXAMPLES) <= 2 * max(size, 4 * accumulate), case
+    return scaler
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("ends_with", list(STARTS))
+def test_plan_scheduler_and_examples_end_together(saved, ends_with, accumulate, position):
+    for size, now in SIZES:
+        path = saved[ends_with, accumulate] / f"{position}.ckpt"
+        assert_all_end_together(path, ends_with, accumulate, size, now)
+
+
+def test_the_schedule_waits_while_an_epoch_is_repeated_and_does_so_after_another_resume(saved, tmp_path):
+    """16 of 21 micro-batches of 4, then 11 of 8: Lightning begins the epoch anew."""
+    positions = [f"0-{index}" for index in (1, 3, 6, 8, 10)]
+    first = saved["epochs", 1] / "0-16.ckpt"
+    assert_all_end_together(first, "epochs", 1, 8, None, [SavesAt(tmp_path, positions)])
+    steps = []
+    for position in positions:
+        path = tmp_path / f"{position}.ckpt"
+        steps.append(torch.load(path)["lr_schedulers"][0]["last_epoch"])
+        assert state_in(path)["budget"]["planned"] == steps[-1]
+        for size in (2, 8, 40):
+            assert_all_end_together(path, "epochs", 1, size, None)
+    assert steps == [15, 15, 15, 16, 20], "the window that ended last before the first checkpoint ended at 15"
