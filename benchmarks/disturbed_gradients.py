@@ -119,11 +119,21 @@ class ClipsEveryMicroBatch(TwoLayers):
         nn.utils.clip_grad_norm_(self.parameters(), 0.5)
 
 
+def halve(parameter: Tensor) -> None:
+    """Halve what is in `.grad`.
+
+    Args:
+        parameter: whose
+    """
+    if parameter.grad is not None:
+        parameter.grad *= 0.5
+
+
 class ScalesAfterAccumulation(TwoLayers):
     def __init__(self) -> None:
         super().__init__()
         for parameter in self.parameters():
-            parameter.register_post_accumulate_grad_hook(lambda p: p.grad.mul_(0.5))
+            parameter.register_post_accumulate_grad_hook(halve)
 
 
 class HooksWithinTheWindow(TwoLayers):
@@ -164,7 +174,10 @@ class ClipsInItsHook(TwoLayers):
 class ChangesInAnEarlyHook(TwoLayers):
     def __init__(self) -> None:
         super().__init__()
-        self.last.weight.register_hook(lambda gradient: 2 * gradient)
+        self.handle = self.last.weight.register_hook(lambda gradient: 2 * gradient)
+
+    def on_train_end(self) -> None:
+        self.handle.remove()
 
 
 class ClearsToZero(TwoLayers):
@@ -229,7 +242,7 @@ def run(name: str, windows: int) -> dict[str, Any]:
         "noise_scale": None if noise is None else noise.noise_scale,
         "low": None if noise is None else noise.low,
         "high": None if noise is None else noise.high,
-        "is_resolved": noise is not None and noise.is_resolved,
+        "is_resolved": noise is not None and noise.resolved,
         "says": sum(WORDS in str(warning.message) for warning in said),
     }
 

@@ -241,7 +241,7 @@ class GradientMeasurement:
             *(math.nan if value is None else value for value in seconds),
         ]
         of_host = torch.tensor(host, dtype=torch.float64).to(device, non_blocking=True)
-        return SummedVector(torch.cat([norms, of_host, difference.to(of_host)]))
+        return SummedVector(torch.cat([norms, of_host, difference[:-1].to(of_host)]))
 
     def flush(self) -> Measurement | None:
         """Reads the norms that are on their way, if any.

@@ -25,7 +25,7 @@ __all__ = ["Difference", "GradientSample", "not_compared"]
 SAMPLED = 4096
 # The differences are added up, with random signs, into so many numbers, whose squares sum to that of the differences on
 # average. Over ranks they can be summed: each rank's own differences are not zero, their sum over ranks is.
-SUMS = 16
+SUMS = 8
 # Rounding in float32 is far below, and a difference of this size changes the noise scale by less than its interval.
 SMALLEST_TOLERANCE = 1e-4
 # Under DDP a communication hook may round to half precision on the way.
@@ -33,7 +33,7 @@ TOLERANCE_ON_RANKS = 2e-2
 
 
 class Difference(NamedTuple):
-    """What a comparison found; the first two can be summed over ranks, and NaN says that there was none.
+    """What a comparison found; all but the last can be summed over ranks, and NaN says that there was none.
 
     Attributes:
         sums: of the sampled elements' differences
@@ -43,7 +43,7 @@ class Difference(NamedTuple):
 
     sums: tuple[float, ...]
     allowed: float
-    parameter: float
+    parameter: float = math.nan
 
     @property
     def is_explained(self) -> bool | None:
@@ -97,7 +97,7 @@ class GradientSample:
             for p, start, count in zip(parameters, starts.tolist(), counts, strict=False)
         }
         self._size = int(starts[-1])
-        self._owners = torch.repeat_interleave(torch.arange(len(parameters)), torch.tensor(counts)).to(home)
+        self._owners = torch.arange(len(parameters)).repeat_interleave(torch.tensor(counts, dtype=torch.long)).to(home)
         tolerances = torch.tensor([_tolerance(p.dtype, on_ranks) for p in parameters], dtype=sum_dtype(home))
         self._tolerances = tolerances.to(home)[self._owners]
         self._values = torch.zeros(self._size, dtype=sum_dtype(home), device=home)

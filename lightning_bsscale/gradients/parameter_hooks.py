@@ -157,7 +157,7 @@ class ParameterHooks:
         self._sq_norms = []
         self._of_each = torch.zeros(len(self._watched), dtype=sum_dtype(self._home), device=self._home)
         self._sample = None
-        if compared and self._part_of is None:
+        if compared and self._watched and self._part_of is None:
             on_ranks = self._num_replicas > 1
             self._sample = GradientSample(self._watched, self._home, turn=self._turn, on_ranks=on_ranks)
             self._turn += 1
@@ -223,7 +223,7 @@ class ParameterHooks:
             mean = self._mean_of_each()
             stepped = mean != 0  # NaN counts: the window is then dropped
             difference = not_compared(self._home)
-            if self._sample is not None and self._watched:
+            if self._sample is not None:
                 difference = self._sample.difference(self._watched, stepped, loss_scale)
             seen = torch.where(stepped, self._of_each, 0.0).sum()
             return StepSums(seen, mean.sum() / self._num_replicas, difference)
