@@ -16,7 +16,7 @@ from lightning_bsscale.theory.moments import window_moments
 from tests.zoo import fit
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-WINDOWS, ACCUMULATE, SIZE, HALF = 60, 4, 4, 32
+WINDOWS, ACCUMULATE, SIZE, HALF = 40, 4, 4, 32
 SAYS = "the gradient in .grad at the step"
 ALL, FIRST = torch.ones(2 * HALF), torch.cat([torch.ones(HALF), torch.zeros(HALF)])
 
@@ -91,7 +91,7 @@ def test_what_the_optimizer_sees_is_measured(disturbed, name, weights_of):
     assert is_measured
     one = train(module(), disturbed, before=[make() for make in others])
     assert_measured(one.history, by_hand(disturbed, weights_of))
-    if name != "early hook":  # its 90 % interval, of these 60 windows, is one of the others
+    if name != "early hook":  # its 90 % interval, of these 40 windows, is one of the others
         assert one.noise_scale.low < disturbed.NOISE_SCALE < one.noise_scale.high
 
 
@@ -211,21 +211,14 @@ def test_measuring_begins_again_where_it_agrees_and_ends_at_the_second_time(dist
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
 def test_resumed_it_stays_refused(disturbed, tmp_path):
-    """The checkpoint knows how often it was refused, and when it is compared again."""
-    save = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=10, save_top_k=-1, filename="{step}")
-    noise = NoiseIn(range(20))
-    refused(disturbed.TwoLayers(), disturbed, before=[noise, save], windows=100, enable_checkpointing=True)
-    one = train(
-        disturbed.TwoLayers(),
-        disturbed,
-        before=[noise, save],
-        windows=100,
-        enable_checkpointing=True,
-        ckpt_path=tmp_path / "step=10.ckpt",
-    )
-    expected = by_hand(disturbed, lambda window: ALL, 100)
-    again = 1 + 2 * COMPARED_EVERY
-    assert_measured(one.history, [expected[again], *expected[again + 2 :]])
+    """The checkpoint, in window 30, knows that it was refused, and that it is compared again in windows 35 and 52."""
+    save = pl.callbacks.ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+    settings = dict(before=[NoiseIn(range(40)), save], windows=30, max_epochs=3, enable_checkpointing=True)
+    first = refused(disturbed.TwoLayers(), disturbed, **settings)
+    resumed = train(disturbed.TwoLayers(), disturbed, **settings, ckpt_path=tmp_path / "epoch=0.ckpt")
+    expected, again = by_hand(disturbed, lambda window: ALL, 30) * 3, 1 + 3 * COMPARED_EVERY
+    for one in (first, resumed):
+        assert_measured(one.history, [expected[again], *expected[again + 2 :]])
 
 
 @pytest.mark.parametrize("accumulate", [4, 16])
