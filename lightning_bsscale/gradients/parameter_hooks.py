@@ -172,7 +172,7 @@ class ParameterHooks:
         if not self._open:
             raise RuntimeError("start_micro_batch was called outside a window: call start_window first")
         self._gathered = {}
-        self._unsteady.update(id(p) for p in self._watched if not p.requires_grad)
+        self._unsteady.update([id(p) for p in self._watched if not p.requires_grad])
         self._fresh = self._grad_is_own and all(p.grad is None for p in self._watched)
 
     def end_micro_batch(self) -> None:
