@@ -270,6 +270,12 @@ class NotFinite(Regression):
         return super().training_step(batch, batch_idx) * float("nan")
 
 
+class AddsNoise(Regression):
+    def on_after_backward(self):
+        for parameter in self.parameters():
+            parameter.grad += torch.randn_like(parameter.grad)
+
+
 class Claims(torch.utils.data.Dataset):
     """Says that it has twice the batches that it gives."""
 
@@ -283,6 +289,9 @@ class Claims(torch.utils.data.Dataset):
 
 
 TRIGGERS |= {
+    "bsscale: the gradient in .grad at the step… is not the mean of what the backward passes": lambda: train(
+        module=AddsNoise(), accumulate_grad_batches=2
+    ),
     "the ratio of the rule … must be a finite number above 0, got …": lambda: train(
         BatchSizeScaler(policy=Scripted([8]), lr_rule=Answers(0.0))
     ),
