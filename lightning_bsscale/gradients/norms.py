@@ -17,7 +17,7 @@ from torch import Tensor
 __all__ = ["moved", "norm_of_each", "real_and_dense", "squared_norm", "sum_dtype"]
 
 ROW = 4096
-# Below this the error is 2·10⁻⁶ at most, and the rows' extra launches would show.
+# Below this the error of random elements is 2·10⁻⁶ at most, and the rows' extra launches would show.
 LARGE = 131_073
 
 

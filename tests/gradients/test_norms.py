@@ -37,10 +37,10 @@ def strided(shape):
     "tensor",
     [
         strided((LARGER,)),
-        strided((300, 400)).t(),
+        strided((500, 400)).t(),
         strided((40, 30, 8, 9)).contiguous(memory_format=torch.channels_last),
-        strided((600, 400))[:, ::2],
-        strided((1,)).expand(300, 400),
+        strided((800, 400))[:, ::2],
+        strided((1,)).expand(500, 400),
         strided((LARGER,)).double(),
         torch.complex(strided((LARGER,)), strided((LARGER,)) + 1),
         torch.complex(strided((LARGER,)), strided((LARGER,))).conj(),
