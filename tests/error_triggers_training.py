@@ -345,6 +345,12 @@ class StepsItsScheduler(Regression):
         scheduler.step()
 
 
+class AddsNoise(Regression):
+    def on_after_backward(self):
+        for parameter in self.parameters():
+            parameter.grad += torch.randn_like(parameter.grad)
+
+
 class Claims(torch.utils.data.Dataset):
     """Says that it has twice the batches that it gives."""
 
@@ -358,6 +364,9 @@ class Claims(torch.utils.data.Dataset):
 
 
 TRIGGERS |= {
+    "bsscale: the gradient in .grad at the step… is not the mean of what the backward passes": lambda: train(
+        module=AddsNoise(), accumulate_grad_batches=2
+    ),
     "the ratio of the rule … must be a finite number above 0, got …": lambda: train(
         BatchSizeScaler(policy=Scripted([8]), lr_rule=Answers(0.0))
     ),

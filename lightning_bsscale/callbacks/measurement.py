@@ -7,7 +7,7 @@ window, so that no step waits for its own measurement.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -19,11 +19,13 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_bsscale.callbacks.agreement import Agreement
 from lightning_bsscale.callbacks.examples import ExamplesSeen
 from lightning_bsscale.callbacks.open_window import OpenWindow, WindowFacts
-from lightning_bsscale.callbacks.preflight import warn_of_dropped
+from lightning_bsscale.callbacks.preflight import warn_of_changed_gradients, warn_of_dropped
 from lightning_bsscale.callbacks.timing import StepTimes
 from lightning_bsscale.gradients.collective import SummedVector
+from lightning_bsscale.gradients.comparison import Difference, not_compared
 from lightning_bsscale.gradients.delayed import DelayedVector
 from lightning_bsscale.gradients.sharded import UnsupportedSharding, choose_watcher
 from lightning_bsscale.journal import Measurement, as_plain, from_plain
@@ -58,6 +60,7 @@ class RankSums(NamedTuple):
         examples: examples since the last message
         seconds_per_micro_batch: of each rank, or nan
         seconds_per_step: of each rank, or nan
+        difference: of `.grad` from what the hooks saw, as `gradients.comparison` puts it
     """
 
     sq_norms: float
@@ -67,6 +70,19 @@ class RankSums(NamedTuple):
     examples: float
     seconds_per_micro_batch: float
     seconds_per_step: float
+    difference: tuple[float, ...]
+
+    @classmethod
+    def read(cls, sums: Sequence[float]) -> RankSums:
+        """Take it from the numbers of a message.
+
+        Args:
+            sums: in the order of the fields
+
+        Returns:
+            the record
+        """
+        return cls._make([*sums[:7], tuple(sums[7:])])
 
 
 def _without_ranks(facts: WindowFacts, told: RankSums) -> WindowFacts:
@@ -109,6 +125,8 @@ class GradientMeasurement:
             )
         # Where a micro-batch's gradient is seen only as the mean over ranks, the ranks make no pairs.
         self.seen_at_once = 1 if self._watcher.micro_batch_is_global else self._world_size
+        self._module = trainer.lightning_module
+        self._agreement = Agreement()
         self._watching = False
         self._in_flight: Tensor | None = None
         self._pending: tuple[DelayedVector | SummedVector | list[float], WindowFacts] | None = None
@@ -156,10 +174,11 @@ class GradientMeasurement:
         """
         if self._watching:
             self._watcher.stop_window()
-        self._watching = self._was_measured = measured
+        self._was_measured = measured
         self._in_flight = None
-        if measured:
-            self._watcher.start_window()
+        self._watching, compared = self._agreement.next_window() if measured else (False, False)
+        if self._watching:
+            self._watcher.start_window(compared=compared)
 
     def before_backward(self) -> None:
         """A micro-batch's backward begins."""
@@ -181,20 +200,28 @@ class GradientMeasurement:
         if not self._watching:
             return
         self._watching = False
-        norms = self._watcher.stop_window()
+        ended = self._watcher.stop_window().numel()
         # A training_step that returned None had no backward: its micro-batch has no norm, the window no measurement.
-        if window.came * self.seen_at_once < 2 or norms.numel() != window.came:
+        # Nor has one in which nothing is stepped with: all gradients cancelled, or no parameter initialised yet.
+        if window.came * self.seen_at_once < 2 or ended != window.came:
             return
-        with self._explained():
-            mean = self._watcher.local_share_of_mean_squared_norm().to(norms)
+        if all(p.grad is None for p in self._watcher.watched):
+            return
+        scale = None
         if self._scaler is not None:
-            # The norms in the hooks are those of the scaled loss; the scale is constant within a window, and applied
-            # to a one on the device it needs no transfer. Optimizers that unscale for themselves scale the mean too.
-            squared = self._scaler.scale(torch.ones((), device=norms.device)).to(norms).square()
-            norms = norms / squared
-            if getattr(self._optimizer, "_step_supports_amp_scaling", False):
+            # The scale is constant within a window, and applied to a one on the device it needs no transfer.
+            scale = self._scaler.scale(torch.ones((), dtype=torch.float64, device=self._device))
+        # The hooks saw the gradient of the scaled loss, with which optimizers that unscale for themselves step too.
+        unscaled = scale is not None and not getattr(self._optimizer, "_step_supports_amp_scaling", False)
+        with self._explained():
+            sums = self._watcher.step_sums(scale if unscaled else None)
+        seen, mean = sums.sq_norms, sums.mean_sq_norm.to(sums.sq_norms)
+        if scale is not None:
+            squared = scale.to(seen).square()
+            seen = seen / squared
+            if not unscaled:
                 mean = mean / squared
-        self._in_flight = torch.stack([norms.sum(), mean])
+        self._in_flight = torch.cat([torch.stack([seen, mean]), sums.difference.to(seen)])
 
     def close(self, facts: WindowFacts) -> Measurement | None:
         """Ends a window: reads what the one before left, and sends this one's norms on their way.
@@ -216,9 +243,11 @@ class GradientMeasurement:
     def _message(self, facts: WindowFacts) -> SummedVector:
         # Every rank sends for every window that was to be measured, also one whose own measurement failed.
         device = self._device
-        norms = torch.full((2,), math.nan, dtype=torch.float64, device=device)
-        if self._in_flight is not None:
-            norms = self._in_flight.to(device, torch.float64)
+        if self._in_flight is None:
+            norms = torch.full((2,), math.nan, dtype=torch.float64, device=device)
+            difference = not_compared(device)
+        else:
+            norms, difference = self._in_flight.to(device, torch.float64).tensor_split([2])
         seconds = (self._times.seconds_per_micro_batch, self._times.seconds_per_step)
         host = [
             facts.sum_inverse_sizes,
@@ -226,7 +255,8 @@ class GradientMeasurement:
             self._examples.take_unsent(),
             *(math.nan if value is None else value for value in seconds),
         ]
-        return SummedVector(torch.cat([norms, torch.tensor(host, dtype=torch.float64).to(device, non_blocking=True)]))
+        of_host = torch.tensor(host, dtype=torch.float64).to(device, non_blocking=True)
+        return SummedVector(torch.cat([norms, of_host, difference[:-1].to(of_host)]))
 
     def flush(self) -> Measurement | None:
         """Reads the norms that are on their way, if any.
@@ -241,6 +271,8 @@ class GradientMeasurement:
         sums = vector if isinstance(vector, list) else vector.read()
         if self._world_size > 1:
             facts = self._of_all_ranks(sums, facts)
+        if not self._is_trusted(Difference.read(sums[7:] if self._world_size > 1 else sums[2:])):
+            return None
         seen, averaged = self.seen_at_once, self._world_size / self.seen_at_once
         if facts.num_micro_batches * seen < 2:  # cut short: it told its examples
             return None
@@ -256,8 +288,24 @@ class GradientMeasurement:
         )
         return self._take(moments, facts)
 
+    def _is_trusted(self, difference: Difference) -> bool:
+        # Whether the window is one to measure. Decided by numbers that are the same on all ranks.
+        explained = difference.is_explained
+        if explained is not None and self._agreement.take(explained):
+            self.averages = self.averages.emptied()
+            self.noise = None
+            self._in_flight = None
+            if self._agreement.changes == 1:
+                warn_of_changed_gradients(self._name_of(difference.parameter) if self._world_size == 1 else None)
+        return self._agreement.is_good
+
+    def _name_of(self, place: float) -> str | None:
+        watched = self._watcher.watched
+        named = {id(p): name for name, p in self._module.named_parameters()}
+        return named.get(id(watched[int(place)])) if place < len(watched) else None
+
     def _of_all_ranks(self, sums: list[float], facts: WindowFacts) -> WindowFacts:
-        told = RankSums(*sums)
+        told = RankSums.read(sums)
         seconds = (told.seconds_per_micro_batch, told.seconds_per_step)
         self._times.take_mean(*(None if math.isnan(value) else value / self._world_size for value in seconds))
         return replace(_without_ranks(facts, told), examples_seen=self._examples.arrived(round(told.examples)))
@@ -319,13 +367,14 @@ class GradientMeasurement:
             vector, facts = self._pending
             sums = vector if isinstance(vector, list) else vector.read()
             if self._world_size > 1:
-                facts = _without_ranks(facts, RankSums(*sums))
+                facts = _without_ranks(facts, RankSums.read(sums))
             self._pending = (sums, facts)
             pending = {"sums": sums, "facts": as_plain(facts), "world_size": self._world_size}
         return {
             "averages": self.averages.to_state(),
             "examples_at_last": self._examples_at_last,
             "dropped_in_a_row": self._dropped_in_a_row,
+            "agreement": self._agreement.state(),
             "pending": pending,
             "history": [as_plain(made) for made in self.history],
         }
@@ -340,11 +389,12 @@ class GradientMeasurement:
         self.noise = self.averages.noise_scale()
         self._examples_at_last = state["examples_at_last"]
         self._dropped_in_a_row = state["dropped_in_a_row"]
+        self._agreement = Agreement(**state["agreement"])
         self.history = [from_plain(Measurement, made) for made in state["history"]]
         pending = state["pending"]
         if pending is not None and pending["world_size"] != self._world_size:
             # A message of other ranks: one measurement less, but its examples count.
             if pending["world_size"] > 1:
-                self._examples.arrived(round(RankSums(*pending["sums"]).examples))
+                self._examples.arrived(round(RankSums.read(pending["sums"]).examples))
         elif pending is not None:
             self._pending = (list(pending["sums"]), from_plain(WindowFacts, pending["facts"]))

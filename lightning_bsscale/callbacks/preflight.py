@@ -474,3 +474,23 @@ def warn_of_dropped(many: int, *, has_scaler: bool) -> None:
         "operation. This is said once.",
         category=UserWarning,
     )
+
+
+def warn_of_changed_gradients(parameter: str | None) -> None:
+    """Say that nothing is measured where the step's gradient is not the mean of the micro-batches' gradients.
+
+    Args:
+        parameter: name of the one that differs most, where it is known
+    """
+    where = f" (most of all that of {parameter})" if parameter else ""
+    rank_zero_warn(
+        f"bsscale: the gradient in .grad at the step{where} is not the mean of what the backward passes of its "
+        "micro-batches gave: something else changes or adds to .grad, for example on_after_backward, an "
+        "on_before_optimizer_step of a callback listed before this one, a .backward() within training_step, or a "
+        "zero_grad that keeps old gradients. A noise scale of the two together would be wrong, so nothing is measured, "
+        "what was measured is discarded, and the batch stays. Change gradients in tensor hooks that are registered "
+        "before training, or after this callback, in on_before_optimizer_step or configure_gradient_clipping of the "
+        "module; return the whole loss from training_step. The comparison is repeated now and then, and measuring "
+        "begins again where it agrees. This is said once.",
+        category=UserWarning,
+    )

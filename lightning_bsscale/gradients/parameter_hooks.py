@@ -18,15 +18,22 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["ParameterHooks", "mean_squared_norm", "squared_norm", "sum_dtype"]
+from lightning_bsscale.gradients.comparison import GradientSample, not_compared
+from lightning_bsscale.gradients.norms import moved, norm_of_each, squared_norm, sum_dtype
+from lightning_bsscale.gradients.watcher import StepSums
+
+__all__ = ["ParameterHooks", "mean_squared_norm"]
 
 # A gathered gradient cannot be freed, and cannot become `.grad` without a copy: so many elements may wait at a time. On
 # an accelerator this is about 100 MB, and a handful of launches for a model of 100 million parameters.
 MAX_WAITING_ELEMENTS = 25_000_000
 # On a CPU a launch is cheap and cache misses are not: take the norms while the gradients are still in the cache.
 MAX_WAITING_ELEMENTS_CPU = 200_000
+# Orders in which a micro-batch's gradients arrive that are remembered: with routing each micro-batch may have another.
+MAX_PLACES = 64
 
 
 def mean_squared_norm(parameters: Iterable[Tensor]) -> Tensor:
@@ -58,9 +65,14 @@ class ParameterHooks:
     norm is then taken from `.grad`, and the hooks, which would keep autograd from handing the gradient over uncopied,
     hold nothing.
 
+    What the optimizer does not see is left out of both sums of a window: a parameter whose `.grad` is None or zero at
+    the step, as where a module cancels a layer's gradient, and one that did not require a gradient in some of the
+    window's micro-batches, whose gradient is no mean over examples. A parameter that a micro-batch does not use counts
+    as zero there. Parameters that are not initialised yet (of lazy modules) are watched from the window after they are.
+
     Args:
         parameters: the parameters to watch, or a function that gives them anew for each window. Those that require no
-            gradient when a window starts are left out of that window.
+            gradient when a window starts, or are not initialised, are left out of that window.
         grad_is_own: whether `.grad`, when a backward pass has filled it from none, is this process's own gradient: true
             on one device, false where a backward pass also reduces over processes.
         num_replicas: processes whose `.grad` is the same at a window's end, this one included
@@ -104,6 +116,7 @@ class ParameterHooks:
         self._num_replicas = num_replicas
         self._part_of = part_of
         self._watched: list[Tensor] = []
+        self._unsteady: set[int] = set()  # ids of those that did not require a gradient all the time
         self._bare: list[Tensor] = []
         self._fresh = False
         self._handles: list[RemovableHandle] = []
@@ -112,6 +125,10 @@ class ParameterHooks:
         self._open = False
         self._gathered: dict[torch.device, _Gathered] | None = None  # None: hooks do not count now
         self._sq_norms: list[Tensor] = []
+        self._of_each = torch.zeros(0)  # squared norms of each watched parameter's gradients, summed over micro-batches
+        self._places: dict[tuple[int, ...], Tensor] = {}
+        self._sample: GradientSample | None = None
+        self._turn = 0
         # Parameters that once came in parts too far apart, by id. Should an id be used again by another parameter, then
         # that one's gradient is merely kept a little longer.
         self._in_parts: set[int] = set()
@@ -121,16 +138,29 @@ class ParameterHooks:
         """Micro-batches that ended in the open window, or in the last one."""
         return len(self._sq_norms)
 
-    def start_window(self) -> None:
-        """Register the hooks, on every parameter that requires a gradient now. A window that was open is given up."""
+    def start_window(self, *, compared: bool = False) -> None:
+        """Register the hooks, on every parameter that requires a gradient now. A window that was open is given up.
+
+        Args:
+            compared: whether to compare `.grad` at the step with what the hooks saw
+        """
         self._remove_hooks()
-        watched = {id(p): p for p in self._parameters() if p.requires_grad}
+        watched = {id(p): p for p in self._parameters() if p.requires_grad and not is_lazy(p)}
         if watched and self._given_home is None:
             self._home = next(iter(watched.values())).device
+        if watched.keys() != {id(p) for p in self._watched}:
+            self._places = {}
         self._watched = list(watched.values())
+        self._unsteady = set()
         self._bare = [p for p in self._watched if p._backward_hooks is None]
         self._handles = [_registered(p, partial(self._gather, p)) for p in self._watched]
         self._sq_norms = []
+        self._of_each = torch.zeros(len(self._watched), dtype=sum_dtype(self._home), device=self._home)
+        self._sample = None
+        if compared and self._watched and self._part_of is None:
+            on_ranks = self._num_replicas > 1
+            self._sample = GradientSample(self._watched, self._home, turn=self._turn, on_ranks=on_ranks)
+            self._turn += 1
         self._open = True
 
     def start_micro_batch(self) -> None:
@@ -142,6 +172,7 @@ class ParameterHooks:
         if not self._open:
             raise RuntimeError("start_micro_batch was called outside a window: call start_window first")
         self._gathered = {}
+        self._unsteady.update([id(p) for p in self._watched if not p.requires_grad])
         self._fresh = self._grad_is_own and all(p.grad is None for p in self._watched)
 
     def end_micro_batch(self) -> None:
@@ -153,13 +184,18 @@ class ParameterHooks:
         if self._gathered is None:
             raise RuntimeError("end_micro_batch was called without a micro-batch: call start_micro_batch first")
         gathered, self._gathered = self._gathered, None
-        if self._fresh:
-            self._sq_norms.append(mean_squared_norm(self._watched))
-            return
         total = torch.zeros((), dtype=sum_dtype(self._home), device=self._home)
         with torch.no_grad():
+            if self._fresh:
+                grads = {id(p): p.grad for p in self._watched if p.grad is not None}
+                for device in {grad.device for grad in grads.values()}:
+                    on_device = {key: grad for key, grad in grads.items() if grad.device == device}
+                    gathered[device] = _Gathered(device, self._in_parts, self._sample, on_device)
             for part in gathered.values():
-                total = total + _moved(part.finish(), self._home)
+                keys, sq_norms = part.finish()
+                sq_norms = moved(sq_norms, self._home)
+                self._of_each.index_add_(0, self._place_of(keys), sq_norms)
+                total = total + sq_norms.sum()
         self._sq_norms.append(total)
 
     def stop_window(self) -> Tensor:
@@ -174,13 +210,54 @@ class ParameterHooks:
             return torch.zeros(0, dtype=sum_dtype(self._home), device=self._home)
         return torch.stack(self._sq_norms)
 
+    def step_sums(self, loss_scale: Tensor | None = None) -> StepSums:
+        """Compute the window's sums over the parameters that are stepped with, by what is in `.grad` now.
+
+        Args:
+            loss_scale: what the loss, but not `.grad`, is multiplied by
+
+        Returns:
+            The sums. Nothing waits for them.
+        """
+        with torch.no_grad():
+            mean = self._mean_of_each()
+            stepped = mean != 0  # NaN counts: the window is then dropped
+            difference = not_compared(self._home)
+            if self._sample is not None:
+                difference = self._sample.difference(self._watched, stepped, loss_scale)
+            seen = torch.where(stepped, self._of_each, 0.0).sum()
+            return StepSums(seen, mean.sum() / self._num_replicas, difference)
+
+    @property
+    def sq_norm_of_each(self) -> Tensor:
+        """For each watched parameter its squared norms, summed over the window's micro-batches."""
+        return self._of_each
+
+    @property
+    def watched(self) -> list[Tensor]:
+        """The parameters of the open window, or of the last one."""
+        return self._watched
+
     def local_share_of_mean_squared_norm(self) -> Tensor:
         """Compute this process's share of the squared norm of the mean, from `.grad`, at a window's end.
 
         Returns:
             A 0-d tensor, whose sum over processes is the squared norm. Nothing waits for it.
         """
-        return mean_squared_norm(self._parameters()) / self._num_replicas
+        with torch.no_grad():
+            return self._mean_of_each().sum() / self._num_replicas
+
+    def _mean_of_each(self) -> Tensor:
+        # The squared norm in the `.grad` of each watched parameter; zero for one that did not count all the time.
+        if not self._watched:
+            return torch.zeros(0, dtype=sum_dtype(self._home), device=self._home)
+        held = {id(p): p.grad for p in self._watched if p.grad is not None and id(p) not in self._unsteady}
+        norms = dict(zip(held, norm_of_each(held.values()), strict=True))
+        none = torch.zeros((), dtype=sum_dtype(self._home), device=self._home)
+        own = [norms.get(id(p), none) for p in self._watched]
+        if any(norm.device != self._home for norm in own):
+            own = [moved(norm, self._home) for norm in own]
+        return torch.stack(own).to(sum_dtype(self._home)).square()
 
     def _remove_hooks(self) -> None:
         for handle in self._handles:
@@ -192,7 +269,6 @@ class ParameterHooks:
                 parameter._backward_hooks = None
         self._handles = []
         self._bare = []
-        self._watched = []
         self._gathered = None
         self._open = False
 
@@ -204,27 +280,46 @@ class ParameterHooks:
             gradient = self._part_of(parameter, gradient)
         device = gradient.device
         if device not in self._gathered:
-            self._gathered[device] = _Gathered(device, self._in_parts)
+            self._gathered[device] = _Gathered(device, self._in_parts, self._sample)
         self._gathered[device].add(id(parameter), gradient)
+
+    def _place_of(self, keys: tuple[int, ...]) -> Tensor:
+        # The same in nearly every micro-batch. Kept, as what comes from the host takes a moment.
+        if keys not in self._places:
+            if len(self._places) >= MAX_PLACES:
+                self._places = {}
+            index = {id(p): place for place, p in enumerate(self._watched)}
+            places = torch.tensor([index[key] for key in keys], dtype=torch.long)
+            self._places[keys] = places.to(self._home, non_blocking=True)
+        return self._places[keys]
 
 
 class _Gathered:
-    """One micro-batch's gradients on one device: those that wait for their norm, and the sum of those that had it.
+    """One micro-batch's gradients on one device: those that wait for their norm, and the norms of those that had it.
 
     Args:
         device: where the gradients are
         in_parts: ids of the parameters whose gradients wait until the micro-batch's end; grows
+        sample: takes its elements of each gradient, or None
+        waiting: gradients to begin with, by id of the parameter
     """
 
-    def __init__(self, device: torch.device, in_parts: set[int]) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        in_parts: set[int],
+        sample: GradientSample | None,
+        waiting: dict[int, Tensor] | None = None,
+    ) -> None:
         self._device = device
         self._limit = MAX_WAITING_ELEMENTS_CPU if device.type == "cpu" else MAX_WAITING_ELEMENTS
         self._in_parts = in_parts
-        self._waiting: dict[int, Tensor] = {}
+        self._sample = sample
+        self._waiting = {} if waiting is None else waiting
         self._waiting_elements = 0
         self._held: dict[int, Tensor] = {}
-        self._done: set[int] = set()
-        self._sums: list[Tensor] = []
+        self._norms: dict[int, Tensor] = {}
+        self._lost: set[int] = set()
 
     def add(self, key: int, gradient: Tensor) -> None:
         """Gather one gradient, or the next part of one.
@@ -237,30 +332,38 @@ class _Gathered:
             self._held[key] = _added(self._held.get(key), gradient)
         elif key in self._waiting:
             self._waiting[key] = _added(self._waiting[key], gradient)
-        elif key in self._done:
-            # The first part's square is already in the sum, and its product with this part can no longer be told.
+        elif key in self._norms:
+            # The first part's square is already taken, and its product with this part can no longer be told.
             self._in_parts.add(key)
-            self._sums.append(torch.full((), math.nan, dtype=sum_dtype(self._device), device=self._device))
+            self._lost.add(key)
+            if self._sample is not None:
+                self._sample.take([(key, gradient)])
         else:
             self._waiting[key] = gradient
             self._waiting_elements += gradient.numel()
             if self._waiting_elements > self._limit:
                 self._take_norms()
 
-    def finish(self) -> Tensor:
+    def finish(self) -> tuple[tuple[int, ...], Tensor]:
         """Take the norms of all that still waits.
 
         Returns:
-            The micro-batch's squared norm on this device.
+            Ids of the parameters that had a gradient, and its squared norm for each.
         """
         self._waiting.update(self._held)
         self._take_norms()
-        return self._sums[0] if len(self._sums) == 1 else torch.stack(self._sums).sum()
+        if not self._norms:
+            return (), torch.zeros(0, dtype=sum_dtype(self._device), device=self._device)
+        for key in self._lost:
+            self._norms[key] = torch.full((), math.nan, dtype=sum_dtype(self._device), device=self._device)
+        return tuple(self._norms), torch.stack(list(self._norms.values())).to(sum_dtype(self._device)).square()
 
     def _take_norms(self) -> None:
         with torch.no_grad():
-            self._sums.append(squared_norm(self._waiting.values(), self._device))
-        self._done.update(self._waiting)
+            norms = norm_of_each(self._waiting.values())
+            if self._sample is not None:
+                self._sample.take(self._waiting.items())
+        self._norms.update(zip(self._waiting, norms, strict=True))
         self._waiting = {}
         self._waiting_elements = 0
 
@@ -276,53 +379,3 @@ def _added(first: Tensor | None, second: Tensor) -> Tensor:
     with torch.no_grad():
         # torch adds a sparse tensor to a dense one, not the other way round.
         return second + first if first.is_sparse else first + second
-
-
-def squared_norm(gradients: Iterable[Tensor], home: torch.device) -> Tensor:
-    """Sum the squares of all elements of all tensors.
-
-    Args:
-        gradients: tensors of any device, dtype and layout
-        home: where the sum is put
-
-    Returns:
-        A 0-d tensor on `home`, in float64 where it has that.
-    """
-    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for gradient in map(_real_and_dense, gradients):
-        groups.setdefault((gradient.device, gradient.dtype), []).append(gradient)
-    norms = []
-    for (device, dtype), group in groups.items():
-        # float16 would overflow, and bfloat16 has three digits: both are summed in float32.
-        summed_in = torch.promote_types(dtype, torch.float32)
-        of_group = torch.stack(torch._foreach_norm(group, 2, dtype=summed_in))
-        norms.append(_moved(of_group.to(sum_dtype(device)).square().sum(), home))
-    if not norms:
-        return torch.zeros((), dtype=sum_dtype(home), device=home)
-    return norms[0] if len(norms) == 1 else torch.stack(norms).sum()
-
-
-def _real_and_dense(gradient: Tensor) -> Tensor:
-    if gradient.is_sparse:
-        # Uncoalesced, one row may be given several times: it must be added up before it is squared.
-        gradient = gradient.coalesce().values()
-    elif gradient.layout is not torch.strided:
-        gradient = gradient.values()
-    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
-
-
-def _moved(norm: Tensor, home: torch.device) -> Tensor:
-    # A copy from an accelerator to the CPU that did not wait could be read before it has arrived.
-    return norm.to(home, sum_dtype(home), non_blocking=home.type != "cpu")
-
-
-def sum_dtype(device: torch.device) -> torch.dtype:
-    """Choose the widest type to sum in.
-
-    Args:
-        device: where the sum is
-
-    Returns:
-        float64, or float32 where the device has no float64.
-    """
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -14,7 +14,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightning_bsscale.gradients.parameter_hooks import squared_norm, sum_dtype
+from lightning_bsscale.gradients.comparison import not_compared
+from lightning_bsscale.gradients.norms import squared_norm, sum_dtype
+from lightning_bsscale.gradients.watcher import StepSums
 
 __all__ = [
     "ShardDifferences",
@@ -149,8 +151,17 @@ class ShardDifferences:
         """Micro-batches that ended in the open window, or in the last one."""
         return len(self._sq_norms)
 
-    def start_window(self) -> None:
-        """Begin to watch. A window that was open is given up."""
+    @property
+    def watched(self) -> list[Tensor]:
+        """The parameters of the open window, or of the last one."""
+        return self._sharded
+
+    def start_window(self, *, compared: bool = False) -> None:
+        """Begin to watch. A window that was open is given up.
+
+        Args:
+            compared: nothing is compared here: what was seen is what `.grad` gained
+        """
         self._sharded = [p for p in self._parameters() if p.requires_grad and is_dtensor(p)]
         self._before = None
         self._sq_norms = []
@@ -188,6 +199,19 @@ class ShardDifferences:
         self._before = None
         self._open = False
         return torch.stack(self._sq_norms) if self._sq_norms else torch.zeros(0, dtype=torch.float64)
+
+    def step_sums(self, loss_scale: Tensor | None = None) -> StepSums:
+        """Compute the window's sums.
+
+        Args:
+            loss_scale: not needed here
+
+        Returns:
+            The sums. Nothing waits for them.
+        """
+        mean = self.local_share_of_mean_squared_norm()
+        seen = torch.stack(self._sq_norms).sum() if self._sq_norms else torch.zeros_like(mean)
+        return StepSums(seen, mean, not_compared(mean.device))
 
     def local_share_of_mean_squared_norm(self) -> Tensor:
         """Compute this process's share of the squared norm of the mean, from the shards in `.grad`.

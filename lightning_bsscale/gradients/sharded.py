@@ -26,6 +26,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from lightning_bsscale.gradients.comparison import not_compared
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
 from lightning_bsscale.gradients.shard_differences import (
     ShardDifferences,
@@ -35,7 +36,7 @@ from lightning_bsscale.gradients.shard_differences import (
     share_of_shards,
     weighted_squared_norm,
 )
-from lightning_bsscale.gradients.watcher import GradientWatcher
+from lightning_bsscale.gradients.watcher import GradientWatcher, StepSums
 
 __all__ = ["FlatParameterHooks", "UnsupportedSharding", "WholeParameterHooks", "choose_watcher"]
 
@@ -96,6 +97,8 @@ class WholeParameterHooks:
         self._groups: list[Any] = []
         self._hooks = ParameterHooks(self._whole)
         self._sq_norms: list[Tensor] = []
+        self._of_each: list[tuple[list[int], Tensor]] = []  # of each micro-batch: ids of sharded parameters, their part
+        self._unsteady: set[int] = set()
         self._open = False
 
     @property
@@ -103,12 +106,23 @@ class WholeParameterHooks:
         """Micro-batches that ended in the open window, or in the last one."""
         return len(self._sq_norms)
 
-    def start_window(self) -> None:
-        """Begin to watch. A window that was open is given up."""
+    @property
+    def watched(self) -> list[Tensor]:
+        """The parameters of the open window, or of the last one."""
+        return list(self._sharded.values())
+
+    def start_window(self, *, compared: bool = False) -> None:
+        """Begin to watch. A window that was open is given up.
+
+        Args:
+            compared: not done here: whether `.grad` was changed since is not noticed
+        """
         self._hooks.stop_window()
         self._sharded = {key: p for key, p in _trained(self._parameters).items() if is_dtensor(p)}
         self._groups = _fsdp2_groups(self._model)
         self._sq_norms = []
+        self._of_each = []
+        self._unsteady = set()
         self._open = True
 
     def start_micro_batch(self) -> None:
@@ -119,6 +133,7 @@ class WholeParameterHooks:
         """
         if not self._open:
             raise RuntimeError("start_micro_batch was called outside a window: call start_window first")
+        self._unsteady.update(key for key, p in self._sharded.items() if not p.requires_grad)
         self._hooks.start_window()
         self._hooks.start_micro_batch()
 
@@ -126,6 +141,8 @@ class WholeParameterHooks:
         """Remove the hooks, and close the micro-batch."""
         self._hooks.end_micro_batch()
         self._sq_norms.append(self._hooks.stop_window()[0])
+        sharded = {id(p._unsharded_param): id(p.sharded_param) for p in self._held() if hasattr(p, "_unsharded_param")}
+        self._of_each.append(([sharded[id(p)] for p in self._hooks.watched], self._hooks.sq_norm_of_each))
 
     def stop_window(self) -> Tensor:
         """Stop watching.
@@ -136,6 +153,26 @@ class WholeParameterHooks:
         self._hooks.stop_window()
         self._open = False
         return torch.stack(self._sq_norms) if self._sq_norms else torch.zeros(0, dtype=torch.float64)
+
+    def step_sums(self, loss_scale: Tensor | None = None) -> StepSums:
+        """Compute the window's sums. A parameter whose `.grad` is None now is left out of both.
+
+        Args:
+            loss_scale: not needed here
+
+        Returns:
+            The sums. Nothing waits for them.
+        """
+        stepped = {key for key, p in self._sharded.items() if p.grad is not None} - self._unsteady
+        mean = self.local_share_of_mean_squared_norm()
+        seen = torch.zeros_like(mean)
+        for (keys, of_each), all_of_them in zip(self._of_each, self._sq_norms, strict=True):
+            if stepped.issuperset(keys):
+                seen = seen + all_of_them
+            else:
+                counted = torch.tensor([key in stepped for key in keys]).to(of_each.device, non_blocking=True)
+                seen = seen + torch.where(counted, of_each, 0.0).sum()
+        return StepSums(seen, mean, not_compared(mean.device))
 
     def local_share_of_mean_squared_norm(self) -> Tensor:
         """Compute this process's share of the squared norm of the mean, from the shards in `.grad`.
@@ -149,10 +186,14 @@ class WholeParameterHooks:
             if (divisor := _divisor(group)) is not None
             for p in group.fsdp_params
         }
-        return share_of_shards(self._sharded.values(), factors=factors)
+        steady = [p for key, p in self._sharded.items() if key not in self._unsteady]
+        return share_of_shards(steady, factors=factors)
+
+    def _held(self) -> list[Any]:
+        return [p for group in self._groups for p in group.fsdp_params if id(p.sharded_param) in self._sharded]
 
     def _whole(self) -> list[Tensor]:
-        held = [p for group in self._groups for p in group.fsdp_params if id(p.sharded_param) in self._sharded]
+        held = self._held()
         # A unit has them from its first forward pass on, and no gradient before.
         whole = [p._unsharded_param for p in held if hasattr(p, "_unsharded_param")]
         if self._sharded and not whole:
@@ -204,8 +245,17 @@ class FlatParameterHooks:
         """Micro-batches that ended in the open window, or in the last one."""
         return self._hooks.num_micro_batches
 
-    def start_window(self) -> None:
-        """Register the hooks. A window that was open is given up."""
+    @property
+    def watched(self) -> list[Tensor]:
+        """The parameters of the open window, or of the last one."""
+        return [p for unit in self._units.values() for p in unit.parameters]
+
+    def start_window(self, *, compared: bool = False) -> None:
+        """Register the hooks. A window that was open is given up.
+
+        Args:
+            compared: not done here: whether `.grad` was changed since is not noticed
+        """
         self._units = self._watched_units()
         self._hooks.start_window()
 
@@ -224,6 +274,18 @@ class FlatParameterHooks:
             One squared norm for each micro-batch that ended, of this process's own gradient.
         """
         return self._hooks.stop_window()
+
+    def step_sums(self, loss_scale: Tensor | None = None) -> StepSums:
+        """Compute the window's sums.
+
+        Args:
+            loss_scale: not needed here
+
+        Returns:
+            The sums. Nothing waits for them.
+        """
+        mean = self.local_share_of_mean_squared_norm()
+        return StepSums(self._hooks.sq_norm_of_each.sum(), mean, not_compared(mean.device))
 
     def local_share_of_mean_squared_norm(self) -> Tensor:
         """Compute this process's share of the squared norm of the mean, from the shards in `.grad`.

@@ -1,10 +1,25 @@
 """What every way of watching micro-batch gradients promises."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-__all__ = ["GradientWatcher"]
+__all__ = ["GradientWatcher", "StepSums"]
+
+
+class StepSums(NamedTuple):
+    """What one window's gradients say of the parameters that are stepped with: this process's sums.
+
+    Attributes:
+        sq_norms: squared norms of the micro-batches' gradients, 0-d
+        mean_sq_norm: this process's share of the squared norm of the mean, from `.grad`, 0-d
+        difference: the numbers of a `comparison.Difference` between `.grad` and what was seen, 1-d; NaN where it was
+            not asked for, or cannot be told
+    """
+
+    sq_norms: Tensor
+    mean_sq_norm: Tensor
+    difference: Tensor
 
 
 class GradientWatcher(Protocol):
@@ -18,8 +33,8 @@ class GradientWatcher(Protocol):
             watcher.start_micro_batch()
             loss.backward()
             watcher.end_micro_batch()
-        sq_norms = watcher.stop_window()
-        mean_sq_norm = watcher.local_share_of_mean_squared_norm()
+        watcher.stop_window()
+        sums = watcher.step_sums()
 
     Both are this process's: their sums over all processes are the sum over all micro-batches, and the squared norm of
     the mean that is stepped with. A watcher never changes a gradient, and never waits for the device or for another
@@ -39,8 +54,17 @@ class GradientWatcher(Protocol):
         """Micro-batches that ended in the open window, or in the last one."""
         ...
 
-    def start_window(self) -> None:
-        """Begin to watch. A window that was open is given up."""
+    @property
+    def watched(self) -> list[Tensor]:
+        """The parameters of the open window, or of the last one."""
+        ...
+
+    def start_window(self, *, compared: bool = False) -> None:
+        """Begin to watch. A window that was open is given up.
+
+        Args:
+            compared: whether to compare `.grad` at the step with what was seen, where that can be done
+        """
         ...
 
     def start_micro_batch(self) -> None:
@@ -56,6 +80,17 @@ class GradientWatcher(Protocol):
 
         Returns:
             One squared norm for each micro-batch that ended, in order, on the device; NaN where it could not be told.
+        """
+        ...
+
+    def step_sums(self, loss_scale: Tensor | None = None) -> StepSums:
+        """Compute the window's sums, after `stop_window` and before the step and clipping.
+
+        Args:
+            loss_scale: what the loss, but not `.grad`, is multiplied by
+
+        Returns:
+            The sums.
         """
         ...
 

@@ -67,11 +67,13 @@ class RobustAverages:
     Attributes:
         sums: The sums over all windows, as they entered.
         limited: Windows so far whose trace or squared norm was limited.
+        limited_in_start: Those of them that are in ``start``, which may be judged differently later.
         start: The first windows, while there are fewer than :data:`START`; they are in ``sums`` too.
     """
 
     sums: Averages = field(default_factory=Averages)
     limited: int = 0
+    limited_in_start: int = 0
     start: tuple[_Kept, ...] = ()
 
     @property
@@ -126,16 +128,32 @@ class RobustAverages:
         start = (*start, _Kept(moments=moments, age=0.0))
         together, limited = _judged_together(start, memory)
         sums = replace(together, dropped=sums.dropped)
-        return RobustAverages(sums=sums, limited=limited, start=start if len(start) < START else ())
+        before = self.limited - self.limited_in_start
+        if len(start) == START:
+            return RobustAverages(sums=sums, limited=before + limited)
+        return RobustAverages(sums=sums, limited=before + limited, limited_in_start=limited, start=start)
+
+    def emptied(self) -> RobustAverages:
+        """Forget all windows, and keep the counts of limited and dropped ones.
+
+        Returns:
+            A new record.
+        """
+        return RobustAverages(sums=Averages(dropped=self.sums.dropped), limited=self.limited)
 
     def to_state(self) -> dict[str, Any]:
         """Return the record as plain numbers, dicts and lists, for a checkpoint.
 
         Returns:
-            ``sums``, ``limited`` and ``start``.
+            One entry for each attribute.
         """
         start = [{**asdict(window.moments), "age": window.age} for window in self.start]
-        return {"sums": self.sums.to_state(), "limited": self.limited, "start": start}
+        return {
+            "sums": self.sums.to_state(),
+            "limited": self.limited,
+            "limited_in_start": self.limited_in_start,
+            "start": start,
+        }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> RobustAverages:
@@ -155,7 +173,8 @@ class RobustAverages:
             _Kept(age=window["age"], moments=WindowMoments(**{name: window[name] for name in _MOMENTS}))
             for window in state["start"]
         )
-        return cls(sums=Averages.from_state(state["sums"]), limited=state["limited"], start=start)
+        counts = {name: state[name] for name in ("limited", "limited_in_start")}
+        return cls(sums=Averages.from_state(state["sums"]), start=start, **counts)
 
 
 _MOMENTS = [attribute.name for attribute in fields(WindowMoments)]

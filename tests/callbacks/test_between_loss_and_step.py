@@ -318,7 +318,10 @@ def test_squared_part_by_part_it_would_be_wrong(monkeypatch):
     """The twin: the sum of the parts' squares is not the square of their sum."""
 
     def part_by_part(self, key, gradient):
-        self._waiting[len(self._waiting)] = gradient
+        before = self._norms.get(key, torch.zeros(()))
+        self._norms[key] = torch.hypot(before, gradient.norm())
+        if self._sample is not None:
+            self._sample.take([(key, gradient)])
 
     monkeypatch.setattr(parameter_hooks._Gathered, "add", part_by_part)
     one, loader = watching(GradientNoiseScaleMonitor), regression_loader(96)

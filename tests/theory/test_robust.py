@@ -122,6 +122,18 @@ def test_a_run_that_stops_and_resumes_is_the_same(values, stop):
     assert whole == resumed
 
 
+@pytest.mark.parametrize("count", [5, 30])
+def test_emptied_averages_keep_their_counts_and_start_anew(count):
+    windows = [*ordinary(count), window(8e6, 1e3), window(math.nan)]
+    emptied = averaged(RobustAverages, windows).emptied()
+    assert (emptied.limited, emptied.dropped, emptied.noise_scale()) == (1, 1, None)
+    again = emptied
+    for moments in windows:
+        again = again.updated(moments, examples_since_last=16, memory=math.inf)
+    assert (again.limited, again.dropped) == (2, 2)
+    assert again.noise_scale() == averaged(RobustAverages, windows).noise_scale()
+
+
 def test_the_state_is_bounded():
     short, long = (averaged(RobustAverages, ordinary(count), 400) for count in (50, 5000))
     assert len(json.dumps(long.to_state())) < 1.2 * len(json.dumps(short.to_state()))

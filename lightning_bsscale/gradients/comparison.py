@@ -1,0 +1,197 @@
+"""Whether `.grad` at the step is the sum of the gradients that the hooks saw: compared at a few thousand elements.
+
+What a module or another callback does to `.grad` between a backward pass and the step is seen by no hook: the squared
+norms of the micro-batches would then belong to other gradients than the squared norm of their mean. The sum is linear,
+so it can be compared element by element, and a sample is enough: every parameter has its elements in it, and each
+comparison takes others. Noise, clipping, a factor, or a second backward pass changes nearly all elements.
+
+What is kept is one number for each sampled element, never a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_bsscale.gradients.norms import moved, real_and_dense, sum_dtype
+
+__all__ = ["Difference", "GradientSample", "not_compared"]
+
+# Elements over all parameters, each of which has at least one.
+SAMPLED = 4096
+# The differences are added up, with random signs, into so many numbers, whose squares sum to that of the differences on
+# average. Over ranks they can be summed: each rank's own differences are not zero, their sum over ranks is.
+SUMS = 8
+# Rounding in float32 is far below, and a difference of this size changes the noise scale by less than its interval.
+SMALLEST_TOLERANCE = 1e-4
+# Under DDP a communication hook may round to half precision on the way.
+TOLERANCE_ON_RANKS = 2e-2
+
+
+class Difference(NamedTuple):
+    """What a comparison found; all but the last can be summed over ranks, and NaN says that there was none.
+
+    Attributes:
+        sums: of the sampled elements' differences
+        allowed: the square of what rounding can explain
+        parameter: index of the parameter whose elements differ most
+    """
+
+    sums: tuple[float, ...]
+    allowed: float
+    parameter: float = math.nan
+
+    @property
+    def is_explained(self) -> bool | None:
+        """Whether rounding explains it; None where nothing was compared, or a gradient was not finite."""
+        squared = sum(value * value for value in self.sums)
+        return squared <= self.allowed if math.isfinite(squared + self.allowed) else None
+
+    @classmethod
+    def read(cls, values: Sequence[float]) -> Difference:
+        """Take it from the numbers that were sent.
+
+        Args:
+            values: as `GradientSample.difference` puts them
+
+        Returns:
+            The record.
+        """
+        return cls(tuple(values[:SUMS]), *values[SUMS:])
+
+
+def not_compared(home: torch.device) -> Tensor:
+    """Make what stands for a `Difference` where there was no comparison.
+
+    Args:
+        home: the device
+
+    Returns:
+        As many numbers, all NaN.
+    """
+    return torch.full((SUMS + 2,), math.nan, dtype=sum_dtype(home), device=home)
+
+
+class GradientSample:
+    """The sums over a window's micro-batches of a few elements of every parameter's gradient.
+
+    Args:
+        parameters: those that are watched
+        home: where the sums are kept
+        turn: other elements are taken at each turn
+        on_ranks: whether `.grad` is a mean over processes
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], home: torch.device, *, turn: int, on_ranks: bool) -> None:
+        self._home = home
+        most = max(1, SAMPLED // max(1, len(parameters)))
+        self._lines = {id(p): _line(p, most, turn) for p in parameters}
+        counts = [self._lines[id(p)].elements for p in parameters]
+        starts = torch.tensor([0, *counts]).cumsum(0)
+        self._positions = {
+            id(p): range(int(start), int(start) + count)
+            for p, start, count in zip(parameters, starts.tolist(), counts, strict=False)
+        }
+        self._size = int(starts[-1])
+        self._owners = torch.arange(len(parameters)).repeat_interleave(torch.tensor(counts, dtype=torch.long)).to(home)
+        tolerances = torch.tensor([_tolerance(p.dtype, on_ranks) for p in parameters], dtype=sum_dtype(home))
+        self._tolerances = tolerances.to(home)[self._owners]
+        self._values = torch.zeros(self._size, dtype=sum_dtype(home), device=home)
+        self._sizes = torch.zeros_like(self._values)
+        self._places: dict[tuple[int, ...], Tensor] = {}
+        self._sparse: set[int] = set()
+
+    def take(self, gradients: Iterable[tuple[int, Tensor]]) -> None:
+        """Add gradients of a micro-batch, or parts of them. They are not needed afterwards.
+
+        Args:
+            gradients: pairs of a parameter's id and a gradient; all on one device
+        """
+        places, values = self._sampled(gradients)
+        if places is not None:
+            self._values.index_add_(0, places, values)
+            self._sizes.index_add_(0, places, values.abs())
+
+    def difference(self, parameters: Sequence[Tensor], counted: Tensor, loss_scale: Tensor | None) -> Tensor:
+        """Compare the sums with `.grad`.
+
+        Args:
+            parameters: as given at the start; those without a `.grad` must not be counted
+            counted: for each of them whether to compare it
+            loss_scale: what the loss, but not `.grad`, is multiplied by
+
+        Returns:
+            The numbers of a `Difference`. Nothing waits for them.
+        """
+        places, values = self._sampled((id(p), p.grad) for p in parameters if p.grad is not None)
+        found = torch.zeros_like(self._values)
+        if places is not None:
+            found.index_add_(0, places, values)
+        counted = counted[self._owners]
+        for key in self._sparse:  # its other elements, in micro-batches in which it was not sparse
+            own = self._positions[key]
+            counted[own.start : own.stop] = False
+        seen, sizes = self._values, self._sizes
+        if loss_scale is not None:
+            seen, sizes = seen / loss_scale, sizes / loss_scale
+        differences = torch.where(counted, found - seen, 0.0)
+        allowed = torch.where(counted, self._tolerances * sizes, 0.0).square().sum()
+        worst = torch.zeros((), dtype=allowed.dtype, device=self._home)
+        if self._size:
+            worst = self._owners[differences.abs().argmax()].to(allowed)
+        return torch.cat([self._summed(differences), torch.stack([allowed, worst])])
+
+    def _sampled(self, gradients: Iterable[tuple[int, Tensor]]) -> tuple[Tensor | None, Tensor]:
+        keys, values = [], []
+        for key, gradient in gradients:
+            if gradient.layout is not torch.strided:
+                self._sparse.add(key)
+            elif self._positions[key]:
+                keys.append(key)
+                values.append(real_and_dense(gradient)[self._lines[key].where].reshape(-1))
+        if not values:
+            return None, self._values
+        named = tuple(keys)
+        if named not in self._places:
+            places = [position for key in keys for position in self._positions[key]]
+            self._places[named] = torch.tensor(places).to(self._home, non_blocking=True)
+        return self._places[named], moved(torch.cat(values), self._home)
+
+    def _summed(self, differences: Tensor) -> Tensor:
+        rows = -(-self._size // SUMS)
+        generator = torch.Generator().manual_seed(0)  # the same signs on all ranks
+        signs = torch.randint(2, (self._size,), generator=generator).mul_(2).sub_(1)
+        padded = torch.zeros(rows * SUMS, dtype=differences.dtype, device=self._home)
+        padded[: self._size] = differences * signs.to(self._home, non_blocking=True)
+        return padded.view(rows, SUMS).sum(0)
+
+
+class _Line(NamedTuple):
+    # Which elements of a parameter are sampled: equally spaced ones along its longest dimension.
+    where: tuple[int | slice, ...]
+    elements: int
+
+
+def _line(parameter: Tensor, most: int, turn: int) -> _Line:
+    shape = [*parameter.shape, 2] if parameter.is_complex() else list(parameter.shape)
+    if 0 in shape:
+        return _Line((), 0)
+    if not shape:
+        return _Line((), 1)
+    # A prime number further at each turn, so that the turns do not repeat soon.
+    index: list[int | slice] = [7919 * turn % size for size in shape]
+    longest = max(range(len(shape)), key=shape.__getitem__)
+    count = min(shape[longest], most)
+    step = shape[longest] // count
+    start = 7919 * turn % step
+    index[longest] = slice(start, start + step * (count - 1) + 1, step)
+    return _Line(tuple(index), count)
+
+
+def _tolerance(dtype: torch.dtype, on_ranks: bool) -> float:
+    rounding = 4 * torch.finfo(dtype).eps
+    return max(rounding, TOLERANCE_ON_RANKS if on_ranks else SMALLEST_TOLERANCE)

@@ -1,0 +1,80 @@
+"""What docs/wrong_numbers.md says is off without a word: by how much, with a known truth."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_bsscale import GradientNoiseScaleMonitor
+from tests.callbacks.test_known_noise_scale import NOISE_SCALE, KnownNoise, gradients
+from tests.zoo import fit
+
+ACCUMULATE = 4
+
+
+def measured(module, loader, **options):
+    monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0, **options)
+    fit(module, loader, [monitor], max_epochs=1, accumulate_grad_batches=ACCUMULATE)
+    return monitor.noise_scale
+
+
+def in_parts(xs, sizes):
+    class Parts(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([part] for part in xs.split(sizes))
+
+    return DataLoader(Parts(), batch_size=None)
+
+
+class Summed(KnownNoise):
+    def training_step(self, batch, batch_idx):
+        return self.linear(batch[0]).sum()
+
+
+def test_a_sum_over_examples_is_right_at_one_size_and_off_at_several():
+    """A factor on all gradients leaves the noise scale; with sizes of 1 and 7 the sum is no mean any more."""
+    xs = gradients(16 * 200)
+    alike = [noise.noise_scale for noise in (measured(kind(), in_parts(xs, 4)) for kind in (KnownNoise, Summed))]
+    assert alike[1] == pytest.approx(alike[0], rel=1e-3)
+    sizes = [1, 7, 1, 7] * 200
+    unlike = [measured(kind(), in_parts(xs, sizes)) for kind in (KnownNoise, Summed)]
+    assert unlike[0].low < NOISE_SCALE < unlike[0].high
+    assert unlike[1].high < 0.75 * NOISE_SCALE
+
+
+def test_a_wrong_count_of_examples_is_the_factor_on_the_noise_scale():
+    xs = gradients(16 * 100)
+    right = measured(KnownNoise(), in_parts(xs, 4))
+    wrong = measured(KnownNoise(), in_parts(xs, 4), batch_size_fn=lambda batch: 3 * len(batch[0]))
+    assert wrong.noise_scale == pytest.approx(3 * right.noise_scale)
+
+
+class Centred(KnownNoise):
+    """What BatchNorm and contrastive losses do: an example's loss depends on the others of its micro-batch."""
+
+    def training_step(self, batch, batch_idx):
+        values = self.linear(batch[0])
+        return (values - values.mean()).square().mean() + values.mean()
+
+
+def test_a_loss_across_examples_depends_on_the_micro_batch():
+    """At weights of zero the spread has no gradient; away from it, it has: the number is that of one size only."""
+    xs = gradients(32 * 100)
+    found = []
+    for size in (2, 8):
+        module = Centred()
+        nn.init.constant_(module.linear.weight, 0.5)
+        found.append(measured(module, in_parts(xs, size)).noise_scale)
+    assert max(found) > 1.2 * min(found)
+
+
+def test_a_tiny_data_set_without_replacement_looks_noisier():
+    """Windows of all 16 examples: the pairs of different examples know nothing of an example's pair with itself."""
+    xs = gradients(16, seed=7) + gradients(1, seed=8)
+    deviations = xs - xs.mean(0)
+    trace = float(deviations.square().sum()) / 16
+    signal = float(xs.mean(0).square().sum())
+    again = torch.cat([xs[torch.randperm(16, generator=torch.Generator().manual_seed(k))] for k in range(60)])
+    found = measured(KnownNoise(), DataLoader(TensorDataset(again), batch_size=4))
+    assert found.trace / found.grad_sq == pytest.approx(trace * 16 / 15 / (signal - trace / 15), rel=0.05)
+    assert found.noise_scale > trace / signal
