@@ -78,6 +78,14 @@ def test_a_lasting_change_of_level_enters_within_a_memory(jump, memory_in_window
     assert robust.noise_scale().trace == pytest.approx(plain.noise_scale().trace, rel=0.25)
 
 
+def test_a_memory_of_few_windows_limits_nothing():
+    """What is usual cannot be told from less than four windows."""
+    windows = ordinary(30)
+    windows[20] = window(8e6, 1e3)
+    assert averaged(RobustAverages, windows, memory=16).limited == 0
+    assert averaged(RobustAverages, windows, memory=64).limited == 1
+
+
 def test_windows_that_are_all_the_same_limit_nothing():
     windows = [window(8.0)] * 30 + [window(9.0)]
     assert averaged(RobustAverages, windows).limited == 0
