@@ -202,10 +202,7 @@ class GradientMeasurement:
         self._watching = False
         ended = self._watcher.stop_window().numel()
         # A training_step that returned None had no backward: its micro-batch has no norm, the window no measurement.
-        # Nor has one in which nothing is stepped with: all gradients cancelled, or no parameter initialised yet.
         if window.came * self.seen_at_once < 2 or ended != window.came:
-            return
-        if all(p.grad is None for p in self._watcher.watched):
             return
         scale = None
         if self._scaler is not None:
@@ -275,6 +272,8 @@ class GradientMeasurement:
             return None
         seen, averaged = self.seen_at_once, self._world_size / self.seen_at_once
         if facts.num_micro_batches * seen < 2:  # cut short: it told its examples
+            return None
+        if sums[0] == sums[1] == 0:  # nothing is stepped with: all gradients cancelled, or no parameter initialised yet
             return None
         moments = moments_from_sums(
             # A rank's own loss is not divided by the number of ranks, the mean of their gradients is.

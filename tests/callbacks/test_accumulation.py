@@ -114,6 +114,7 @@ def test_one_hot_probe_over_random_runs(chunk):
     assert changed >= 20
 
 
+@pytest.mark.filterwarnings("ignore:.*is not the mean of what the backward passes.*")  # the callback sees it, too
 def test_the_probe_sees_a_window_placed_by_a_plain_integer(monkeypatch):
     """The twin: without the offset, old gradients are applied again, and the probe must say so."""
     monkeypatch.setattr(
