@@ -386,7 +386,7 @@ TRIGGERS |= {
     "….step was not called": lambda: train(
         BatchSizeScaler(policy=Scripted([8]), warmup=0, max_batch_size=8), module=StepsByItself(), max_epochs=6
     ),
-    "BatchSizeScaler sets the learning rate in the optimizer's parameter groups, and … computes it anew in each step": (
+    "bsscale: … computes its learning rate anew in each step": (
         lambda: train(BatchSizeScaler(max_batch_size=8), module=Regression(lambda p: ComputesItsOwn(p, lr=0.1)))
     ),
     "bsscale: ….lr_scheduler_step is overridden": lambda: train(

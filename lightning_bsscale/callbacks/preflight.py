@@ -216,19 +216,17 @@ def check_update(trainer: pl.Trainer, pl_module: pl.LightningModule, missed: int
     )
 
 
-def refuse_own_computation(optimizer: Optimizer) -> None:
-    """Refuses an optimizer in whose groups the factor has no effect.
+def warn_of_own_computation(optimizer: Optimizer) -> None:
+    """Say that the optimizer overwrites what the factor was put on.
 
     Args:
         optimizer: it
-
-    Raises:
-        MisconfigurationException: always
     """
-    raise MisconfigurationException(
-        f"BatchSizeScaler sets the learning rate in the optimizer's parameter groups, and {type(optimizer).__name__} "
-        "computes it anew in each step from a private counter, so the learning-rate factor has no effect. Turn that "
-        "off in the optimizer and use a scheduler, or use lr_rule='none' without a schedule."
+    rank_zero_warn(
+        f"bsscale: {type(optimizer).__name__} computes its learning rate anew in each step, so the learning-rate "
+        "factor has no effect. From here on the factor is 1, while the batch still grows. Turn the optimizer's own "
+        "schedule off and use a scheduler, or set lr_rule='none', and no schedule here. This is said once.",
+        category=UserWarning,
     )
 
 

@@ -26,7 +26,7 @@ from lightning_bsscale.callbacks.stop import StopRequest
 from lightning_bsscale.callbacks.timing import StepTimes
 from lightning_bsscale.callbacks.window_rate import WindowRate
 from lightning_bsscale.journal import Journal, describe_policy
-from lightning_bsscale.theory.rules import LearningRateRule
+from lightning_bsscale.theory.rules import Constant, LearningRateRule
 
 
 class ScaledRun:
@@ -79,6 +79,7 @@ class ScaledRun:
         self._said_scheduler_step = False
         self._missed = 0
         self._was_seen = False
+        self._is_overwritten = False
         self._optimizer = unwrapped(trainer.optimizers[0])
         self._rule_for = rule_for
         rule = rule_for(self._optimizer)
@@ -383,8 +384,11 @@ class ScaledRun:
         self._missed = self._missed + 1 if self.rate.was_missed else 0
         if self._missed:
             preflight.check_update(trainer, pl_module, self._missed, was_seen=self._was_seen)
-        if self.rate.is_overwritten():
-            preflight.refuse_own_computation(self._optimizer)
+        if not self._is_overwritten and self.rate.is_overwritten():
+            # Not an error: it may show only when the batch first grows, days into a training.
+            self._is_overwritten = True
+            preflight.warn_of_own_computation(self._optimizer)
+            self.control.use_rule(Constant(), self.measurement.noise)
 
     @property
     def planned_steps(self) -> int:

@@ -641,12 +641,21 @@ class ComputesItsOwn(SGD):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_an_optimizer_on_which_the_factor_has_no_effect_is_refused(first):
-    module = Regression(lambda p: ComputesItsOwn(p, first=first))
-    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[scripted(8, 8, 16)])
-    with pytest.raises(MisconfigurationException, match="ComputesItsOwn computes it anew in each step"):
-        trainer.fit(module, regression_loader(64))
-    assert_nothing_left(trainer, module, 1)
+def test_an_optimizer_on_which_the_factor_has_no_effect_is_told_of_and_trains_on(first):
+    scaler, logger = scripted(8, 8, 16), KeepSteps()
+    with pytest.warns(UserWarning, match="ComputesItsOwn computes its learning rate anew in each step") as said:
+        fit(
+            Regression(lambda p: ComputesItsOwn(p, first=first)),
+            regression_loader(160),
+            [scaler],
+            max_epochs=1,
+            logger=logger,
+            log_every_n_steps=1,
+        )
+    assert len([w for w in said if "anew in each step" in str(w.message)]) == 1
+    assert scaler.batch_size == 16
+    assert [values["bsscale/lr_scale"] for _, values in logger.logged][-3:] == [1.0] * 3
+    assert scaler.examples_seen == 160
     fit(
         Regression(lambda p: ComputesItsOwn(p, first=first)),
         regression_loader(64),
