@@ -71,6 +71,23 @@ def test_all_ranks_refuse_what_one_rank_changes(kind):
     assert [said for _, _, said, _ in results] == [1, 0]
 
 
+class Compresses(trained.Linear):
+    """By PowerSGD, which sends matrices of rank 1, from the third step on."""
+
+    def on_train_start(self):
+        from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+
+        state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
+        self.trainer.strategy.model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+
+
+def test_a_compression_that_loses_much_is_refused():
+    results = run(measured, 2, 2, Compresses, 2, "monitor", init=False)
+    assert [len(found) for found, *_ in results] == [2, 2]  # of the steps before it begins
+    assert [noise for _, noise, *_ in results] == [None, None]
+    assert [said for _, _, said, _ in results] == [1, 0]
+
+
 # ---------------------------------------------------------------- FSDP
 
 HALF, OUTPUTS, SIZE, NOISE_SCALE = 32, 3, 4, 64.0
