@@ -6,6 +6,10 @@ so it can be compared element by element, and a sample is enough: every paramete
 comparison takes others. Noise, clipping, a factor, or a second backward pass changes nearly all elements.
 
 What is kept is one number for each sampled element, never a gradient.
+
+On several ranks the sum over ranks is compared: of each rank's own gradients, and of what each holds of `.grad`. Where
+`.grad` is sharded, a sampled element is in the `.grad` of the ranks that hold its shard only, and the others add their
+own gradients alone.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from torch import Tensor
 
 from lightning_bsscale.gradients.norms import moved, real_and_dense, sum_dtype
 
-__all__ = ["Difference", "GradientSample", "not_compared"]
+__all__ = ["Compared", "Difference", "GradientSample", "Held", "not_compared"]
 
 # Elements over all parameters, each of which has at least one.
 SAMPLED = 4096
@@ -76,6 +80,44 @@ def not_compared(home: torch.device) -> Tensor:
     return torch.full((SUMS + 2,), math.nan, dtype=sum_dtype(home), device=home)
 
 
+class Compared(NamedTuple):
+    """What is compared of one parameter; the same on all ranks.
+
+    Attributes:
+        key: id of the parameter
+        shape: of its whole gradient
+        dtype: the one whose rounding is allowed
+        weight: what `.grad` is multiplied by, so that its sum over ranks is that of the ranks' own gradients
+        holders: ranks that have the same elements in `.grad`
+        dim: dimension along which `.grad` is sharded
+        shards: number of shards
+    """
+
+    key: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    weight: float = 1.0
+    holders: int = 1
+    dim: int = 0
+    shards: int = 1
+
+
+class Held(NamedTuple):
+    """What a rank has in one parameter's `.grad`.
+
+    Attributes:
+        key: id of the parameter
+        gradient: the elements
+        dim: dimension along which it is a part of the whole gradient
+        start: index of its first element along `dim`; None if it is the whole gradient
+    """
+
+    key: int
+    gradient: Tensor
+    dim: int = 0
+    start: int | None = None
+
+
 class GradientSample:
     """The sums over a window's micro-batches of a few elements of every parameter's gradient.
 
@@ -86,20 +128,21 @@ class GradientSample:
         on_ranks: whether `.grad` is a mean over processes
     """
 
-    def __init__(self, parameters: Sequence[Tensor], home: torch.device, *, turn: int, on_ranks: bool) -> None:
+    def __init__(self, parameters: Sequence[Compared], home: torch.device, *, turn: int, on_ranks: bool) -> None:
         self._home = home
         most = max(1, SAMPLED // max(1, len(parameters)))
-        self._lines = {id(p): _line(p, most, turn) for p in parameters}
-        counts = [self._lines[id(p)].elements for p in parameters]
+        self._grids = {p.key: _grid(p, most, turn) for p in parameters}
+        counts = [math.prod(self._grids[p.key].counts) for p in parameters]
         starts = torch.tensor([0, *counts]).cumsum(0)
         self._positions = {
-            id(p): range(int(start), int(start) + count)
+            p.key: range(int(start), int(start) + count)
             for p, start, count in zip(parameters, starts.tolist(), counts, strict=False)
         }
         self._size = int(starts[-1])
         self._owners = torch.arange(len(parameters)).repeat_interleave(torch.tensor(counts, dtype=torch.long)).to(home)
-        tolerances = torch.tensor([_tolerance(p.dtype, on_ranks) for p in parameters], dtype=sum_dtype(home))
-        self._tolerances = tolerances.to(home)[self._owners]
+        of_each = [(_tolerance(p.dtype, on_ranks), p.weight, p.holders) for p in parameters]
+        of_elements = torch.tensor(of_each, dtype=sum_dtype(home)).reshape(-1, 3).to(home)[self._owners]
+        self._tolerances, self._weights, self._holders = of_elements.unbind(1)
         self._values = torch.zeros(self._size, dtype=sum_dtype(home), device=home)
         self._sizes = torch.zeros_like(self._values)
         self._places: dict[tuple[int, ...], Tensor] = {}
@@ -116,22 +159,19 @@ class GradientSample:
             self._values.index_add_(0, places, values)
             self._sizes.index_add_(0, places, values.abs())
 
-    def difference(self, parameters: Sequence[Tensor], counted: Tensor, loss_scale: Tensor | None) -> Tensor:
+    def difference(self, held: Iterable[Held], counted: Tensor, loss_scale: Tensor | None) -> Tensor:
         """Compare the sums with `.grad`.
 
         Args:
-            parameters: as given at the start; those without a `.grad` must not be counted
-            counted: for each of them whether to compare it
+            held: what this rank has of `.grad`; what no rank has counts as zero
+            counted: for each parameter whether to compare it; the same on all ranks
             loss_scale: what the loss, but not `.grad`, is multiplied by
 
         Returns:
             The numbers of a `Difference`. Nothing waits for them.
         """
-        places, values = self._sampled((id(p), p.grad) for p in parameters if p.grad is not None)
-        found = torch.zeros_like(self._values)
-        if places is not None:
-            found.index_add_(0, places, values)
-        counted = counted[self._owners]
+        found = self._found(held) * self._weights
+        counted = counted.to(self._home, non_blocking=True)[self._owners]
         for key in self._sparse:  # its other elements, in micro-batches in which it was not sparse
             own = self._positions[key]
             counted[own.start : own.stop] = False
@@ -139,7 +179,9 @@ class GradientSample:
         if loss_scale is not None:
             seen, sizes = seen / loss_scale, sizes / loss_scale
         differences = torch.where(counted, found - seen, 0.0)
-        allowed = torch.where(counted, self._tolerances * sizes, 0.0).square().sum()
+        # The ranks' own gradients are rounded, and so are the sums of them on their way to `.grad`.
+        rounded = sizes.square() + self._holders * found.square()
+        allowed = torch.where(counted, self._tolerances.square() * rounded, 0.0).sum()
         worst = torch.zeros((), dtype=allowed.dtype, device=self._home)
         if self._size:
             worst = self._owners[differences.abs().argmax()].to(allowed)
@@ -152,7 +194,7 @@ class GradientSample:
                 self._sparse.add(key)
             elif self._positions[key]:
                 keys.append(key)
-                values.append(real_and_dense(gradient)[self._lines[key].where].reshape(-1))
+                values.append(real_and_dense(gradient)[self._grids[key].where].reshape(-1))
         if not values:
             return None, self._values
         named = tuple(keys)
@@ -160,6 +202,30 @@ class GradientSample:
             places = [position for key in keys for position in self._positions[key]]
             self._places[named] = torch.tensor(places).to(self._home, non_blocking=True)
         return self._places[named], moved(torch.cat(values), self._home)
+
+    def _found(self, held: Iterable[Held]) -> Tensor:
+        places: list[int] = []
+        values: list[Tensor] = []
+        for key, gradient, dim, start in held:
+            grid, where = self._grids[key], self._grids[key].where
+            own: Sequence[int] = self._positions[key]
+            if gradient.layout is not torch.strided:
+                self._sparse.add(key)
+                continue
+            if start is not None and own:
+                positions = torch.tensor(own).view(grid.counts)
+                where, inside = _within(grid, dim, start, gradient.shape[dim])
+                own = positions[inside].flatten().tolist()
+            if own:
+                places.extend(own)
+                values.append(real_and_dense(gradient)[where].reshape(-1))
+        found = torch.zeros_like(self._values)
+        if values:
+            at = torch.tensor(places).to(self._home, non_blocking=True)
+            if len({part.device for part in values}) > 1:
+                values = [moved(part, self._home) for part in values]
+            found.index_add_(0, at, moved(torch.cat(values), self._home))
+        return found
 
     def _summed(self, differences: Tensor) -> Tensor:
         rows = -(-self._size // SUMS)
@@ -170,26 +236,48 @@ class GradientSample:
         return padded.view(rows, SUMS).sum(0)
 
 
-class _Line(NamedTuple):
-    # Which elements of a parameter are sampled: equally spaced ones along its longest dimension.
+class _Grid(NamedTuple):
+    # Which elements of a parameter are sampled: equally spaced ones along its longest dimension, and along the one in
+    # which it is sharded, so that every shard has some.
     where: tuple[int | slice, ...]
-    elements: int
+    counts: tuple[int, ...]  # of each slice
 
 
-def _line(parameter: Tensor, most: int, turn: int) -> _Line:
-    shape = [*parameter.shape, 2] if parameter.is_complex() else list(parameter.shape)
+def _grid(parameter: Compared, most: int, turn: int) -> _Grid:
+    shape = [*parameter.shape, 2] if parameter.dtype.is_complex else list(parameter.shape)
     if 0 in shape:
-        return _Line((), 0)
+        return _Grid((), (0,))
     if not shape:
-        return _Line((), 1)
+        return _Grid((), ())
     # A prime number further at each turn, so that the turns do not repeat soon.
-    index: list[int | slice] = [7919 * turn % size for size in shape]
+    where: list[int | slice] = [7919 * turn % size for size in shape]
     longest = max(range(len(shape)), key=shape.__getitem__)
-    count = min(shape[longest], most)
-    step = shape[longest] // count
-    start = 7919 * turn % step
-    index[longest] = slice(start, start + step * (count - 1) + 1, step)
-    return _Line(tuple(index), count)
+    rows = 1
+    if parameter.shards > 1 and parameter.dim != longest:
+        size = shape[parameter.dim]
+        shard = -(-size // parameter.shards)
+        rows = -(-size // shard)
+        where[parameter.dim] = _spaced(size, shard * -(-rows // most), turn)
+    where[longest] = _spaced(shape[longest], -(-shape[longest] // max(1, most // rows)), turn)
+    sliced = ((index, size) for index, size in zip(where, shape, strict=True) if isinstance(index, slice))
+    return _Grid(tuple(where), tuple(len(range(*index.indices(size))) for index, size in sliced))
+
+
+def _spaced(size: int, step: int, turn: int) -> slice:
+    return slice(7919 * turn % min(step, size), size, step)
+
+
+def _within(grid: _Grid, dim: int, start: int, length: int) -> tuple[tuple[int | slice, ...], tuple[slice, ...]]:
+    # Where a grid's elements are in a part of the tensor, and which of its elements these are.
+    where, at = list(grid.where), grid.where[dim]
+    assert isinstance(at, slice)  # as it is sharded along this one
+    sliced = sum(isinstance(index, slice) for index in grid.where[:dim])
+    edges = (start, start + length)
+    first, end = (min(grid.counts[sliced], max(0, -(-(edge - at.start) // at.step))) for edge in edges)
+    begin = at.start + first * at.step - start
+    where[dim] = slice(begin, max(begin, begin + at.step * (end - first - 1) + 1), at.step)
+    inside = (*(slice(None) for _ in range(sliced)), slice(first, end))
+    return tuple(where), inside
 
 
 def _tolerance(dtype: torch.dtype, on_ranks: bool) -> float:

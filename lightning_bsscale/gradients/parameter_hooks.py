@@ -21,11 +21,14 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from lightning_bsscale.gradients.comparison import GradientSample, not_compared
+from lightning_bsscale.gradients.comparison import Compared, GradientSample, Held, not_compared
 from lightning_bsscale.gradients.norms import moved, norm_of_each, squared_norm, sum_dtype
 from lightning_bsscale.gradients.watcher import StepSums
 
-__all__ = ["ParameterHooks", "mean_squared_norm"]
+__all__ = ["ParameterHooks", "TakesGradients", "mean_squared_norm"]
+
+# Takes pairs of a parameter's id and a gradient of a micro-batch, or a part of one; all on one device.
+TakesGradients = Callable[[Iterable[tuple[int, Tensor]]], None]
 
 # A gathered gradient cannot be freed, and cannot become `.grad` without a copy: so many elements may wait at a time. On
 # an accelerator this is about 100 MB, and a handful of launches for a model of 100 million parameters.
@@ -128,6 +131,7 @@ class ParameterHooks:
         self._of_each = torch.zeros(0)  # squared norms of each watched parameter's gradients, summed over micro-batches
         self._places: dict[tuple[int, ...], Tensor] = {}
         self._sample: GradientSample | None = None
+        self._takes: TakesGradients | None = None
         self._turn = 0
         # Parameters that once came in parts too far apart, by id. Should an id be used again by another parameter, then
         # that one's gradient is merely kept a little longer.
@@ -138,11 +142,12 @@ class ParameterHooks:
         """Micro-batches that ended in the open window, or in the last one."""
         return len(self._sq_norms)
 
-    def start_window(self, *, compared: bool = False) -> None:
+    def start_window(self, *, compared: bool = False, takes: TakesGradients | None = None) -> None:
         """Register the hooks, on every parameter that requires a gradient now. A window that was open is given up.
 
         Args:
             compared: whether to compare `.grad` at the step with what the hooks saw
+            takes: called with what the hooks see, or `part_of` leaves of it, to compare elsewhere
         """
         self._remove_hooks()
         watched = {id(p): p for p in self._parameters() if p.requires_grad and not is_lazy(p)}
@@ -156,10 +161,12 @@ class ParameterHooks:
         self._handles = [_registered(p, partial(self._gather, p)) for p in self._watched]
         self._sq_norms = []
         self._of_each = torch.zeros(len(self._watched), dtype=sum_dtype(self._home), device=self._home)
-        self._sample = None
-        if compared and self._watched and self._part_of is None:
+        self._sample, self._takes = None, takes
+        if compared and self._watched:
             on_ranks = self._num_replicas > 1
-            self._sample = GradientSample(self._watched, self._home, turn=self._turn, on_ranks=on_ranks)
+            listed = [Compared(id(p), tuple(p.shape), p.dtype, holders=self._num_replicas) for p in self._watched]
+            self._sample = GradientSample(listed, self._home, turn=self._turn, on_ranks=on_ranks)
+            self._takes = self._sample.take
             self._turn += 1
         self._open = True
 
@@ -190,7 +197,7 @@ class ParameterHooks:
                 grads = {id(p): p.grad for p in self._watched if p.grad is not None}
                 for device in {grad.device for grad in grads.values()}:
                     on_device = {key: grad for key, grad in grads.items() if grad.device == device}
-                    gathered[device] = _Gathered(device, self._in_parts, self._sample, on_device)
+                    gathered[device] = _Gathered(device, self._in_parts, self._takes, on_device)
             for part in gathered.values():
                 keys, sq_norms = part.finish()
                 sq_norms = moved(sq_norms, self._home)
@@ -224,7 +231,8 @@ class ParameterHooks:
             stepped = mean != 0  # NaN counts: the window is then dropped
             difference = not_compared(self._home)
             if self._sample is not None:
-                difference = self._sample.difference(self._watched, stepped, loss_scale)
+                held = [Held(id(p), p.grad) for p in self._watched if p.grad is not None]
+                difference = self._sample.difference(held, stepped, loss_scale)
             seen = torch.where(stepped, self._of_each, 0.0).sum()
             return StepSums(seen, mean.sum() / self._num_replicas, difference)
 
@@ -280,7 +288,7 @@ class ParameterHooks:
             gradient = self._part_of(parameter, gradient)
         device = gradient.device
         if device not in self._gathered:
-            self._gathered[device] = _Gathered(device, self._in_parts, self._sample)
+            self._gathered[device] = _Gathered(device, self._in_parts, self._takes)
         self._gathered[device].add(id(parameter), gradient)
 
     def _place_of(self, keys: tuple[int, ...]) -> Tensor:
@@ -300,7 +308,7 @@ class _Gathered:
     Args:
         device: where the gradients are
         in_parts: ids of the parameters whose gradients wait until the micro-batch's end; grows
-        sample: takes its elements of each gradient, or None
+        takes: called with each gradient once, or None
         waiting: gradients to begin with, by id of the parameter
     """
 
@@ -308,13 +316,13 @@ class _Gathered:
         self,
         device: torch.device,
         in_parts: set[int],
-        sample: GradientSample | None,
+        takes: TakesGradients | None,
         waiting: dict[int, Tensor] | None = None,
     ) -> None:
         self._device = device
         self._limit = MAX_WAITING_ELEMENTS_CPU if device.type == "cpu" else MAX_WAITING_ELEMENTS
         self._in_parts = in_parts
-        self._sample = sample
+        self._takes = takes
         self._waiting = {} if waiting is None else waiting
         self._waiting_elements = 0
         self._held: dict[int, Tensor] = {}
@@ -336,8 +344,8 @@ class _Gathered:
             # The first part's square is already taken, and its product with this part can no longer be told.
             self._in_parts.add(key)
             self._lost.add(key)
-            if self._sample is not None:
-                self._sample.take([(key, gradient)])
+            if self._takes is not None:
+                self._takes([(key, gradient)])
         else:
             self._waiting[key] = gradient
             self._waiting_elements += gradient.numel()
@@ -361,8 +369,8 @@ class _Gathered:
     def _take_norms(self) -> None:
         with torch.no_grad():
             norms = norm_of_each(self._waiting.values())
-            if self._sample is not None:
-                self._sample.take(self._waiting.items())
+            if self._takes is not None:
+                self._takes(self._waiting.items())
         self._norms.update(zip(self._waiting, norms, strict=True))
         self._waiting = {}
         self._waiting_elements = 0

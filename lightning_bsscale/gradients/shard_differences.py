@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightning_bsscale.gradients.comparison import not_compared
+from lightning_bsscale.gradients.comparison import Compared, GradientSample, Held, not_compared
 from lightning_bsscale.gradients.norms import squared_norm, sum_dtype
 from lightning_bsscale.gradients.watcher import StepSums
 
@@ -22,7 +22,10 @@ __all__ = [
     "ShardDifferences",
     "UnsupportedSharding",
     "check_mesh",
+    "held_shard",
     "is_dtensor",
+    "num_holders",
+    "shards_of",
     "share_of_shards",
     "weighted_squared_norm",
 ]
@@ -71,6 +74,50 @@ def check_mesh(parameter: Any, world_size: int) -> None:
         )
 
 
+def num_holders(parameter: Any) -> int:
+    """Count the processes that hold the same shard as this one.
+
+    Args:
+        parameter: a DTensor
+
+    Returns:
+        The number, this process included.
+    """
+    sizes = zip(parameter.device_mesh.shape, parameter.placements, strict=True)
+    return math.prod(size for size, placement in sizes if placement.is_replicate())
+
+
+def held_shard(parameter: Any) -> Held:
+    """Tell which part of the gradient this process holds.
+
+    Args:
+        parameter: a DTensor with a gradient, placed as `check_mesh` allows
+
+    Returns:
+        The shard, and where it begins.
+    """
+    shard, mesh = parameter.grad.to_local(), parameter.device_mesh
+    dim, shards = shards_of(parameter)
+    if shards == 1:
+        return Held(id(parameter), shard)
+    # All shards are of one size, but the last ones, which may be smaller or empty.
+    size = -(-parameter.shape[dim] // shards)
+    return Held(id(parameter), shard, dim, mesh.get_local_rank(mesh.ndim - 1) * size)
+
+
+def shards_of(parameter: Any) -> tuple[int, int]:
+    """Tell how a parameter is sharded.
+
+    Args:
+        parameter: a DTensor, placed as `check_mesh` allows
+
+    Returns:
+        The dimension, and the number of shards; one if it is only replicated.
+    """
+    placement = parameter.placements[-1]
+    return (0, 1) if placement.is_replicate() else (placement.dim, parameter.device_mesh.shape[-1])
+
+
 def share_of_shards(
     parameters: Iterable[Any], *, factors: Mapping[int, float] = NONE, before: Mapping[int, Tensor] = NONE
 ) -> Tensor:
@@ -101,9 +148,7 @@ def share_of_shards(
             shard = p.grad.to_local()
             if id(p) in before:
                 shard = shard - before[id(p)]
-            sizes = zip(p.device_mesh.shape, p.placements, strict=True)
-            num_replicas = math.prod(size for size, placement in sizes if placement.is_replicate())
-            shards.append((shard, factors.get(id(p), 1.0) ** 2 / num_replicas))
+            shards.append((shard, factors.get(id(p), 1.0) ** 2 / num_holders(p)))
         return weighted_squared_norm(shards)
 
 
@@ -144,6 +189,8 @@ class ShardDifferences:
         self._sharded: list[Tensor] = []
         self._before: dict[int, Tensor] | None = None
         self._sq_norms: list[Tensor] = []
+        self._sample: GradientSample | None = None
+        self._turn = 0
         self._open = False
 
     @property
@@ -160,11 +207,12 @@ class ShardDifferences:
         """Begin to watch. A window that was open is given up.
 
         Args:
-            compared: nothing is compared here: what was seen is what `.grad` gained
+            compared: whether to compare `.grad` at the step with what the backward passes added to it
         """
         self._sharded = [p for p in self._parameters() if p.requires_grad and is_dtensor(p)]
         self._before = None
         self._sq_norms = []
+        self._sample = self._new_sample() if compared and self._sharded else None
         self._open = True
 
     def start_micro_batch(self) -> None:
@@ -189,6 +237,11 @@ class ShardDifferences:
             raise RuntimeError("end_micro_batch was called without a micro-batch: call start_micro_batch first")
         before, self._before = self._before, None
         self._sq_norms.append(share_of_shards(self._sharded, before=before))
+        if self._sample is not None:
+            with torch.no_grad():
+                self._sample.take(
+                    (key, shard - before[key] if key in before else shard) for key, shard, *_ in self._held()
+                )
 
     def stop_window(self) -> Tensor:
         """Stop watching, and forget the copies.
@@ -204,14 +257,19 @@ class ShardDifferences:
         """Compute the window's sums.
 
         Args:
-            loss_scale: not needed here
+            loss_scale: what the loss, but not `.grad` now, is multiplied by
 
         Returns:
             The sums. Nothing waits for them.
         """
         mean = self.local_share_of_mean_squared_norm()
         seen = torch.stack(self._sq_norms).sum() if self._sq_norms else torch.zeros_like(mean)
-        return StepSums(seen, mean, not_compared(mean.device))
+        difference = not_compared(mean.device)
+        if self._sample is not None:
+            with torch.no_grad():
+                counted = torch.ones(len(self._sharded), dtype=torch.bool)
+                difference = self._sample.difference(self._held(), counted, loss_scale)
+        return StepSums(seen, mean, difference)
 
     def local_share_of_mean_squared_norm(self) -> Tensor:
         """Compute this process's share of the squared norm of the mean, from the shards in `.grad`.
@@ -220,3 +278,15 @@ class ShardDifferences:
             A 0-d tensor, whose sum over processes is the squared norm. Nothing waits for it.
         """
         return share_of_shards(self._sharded)
+
+    def _new_sample(self) -> GradientSample:
+        # Each process compares its own shards with themselves.
+        shards: list[Tensor] = [p.detach().to_local() for p in self._sharded]  # type: ignore[attr-defined]
+        named = zip(self._sharded, shards, strict=True)
+        listed = [Compared(id(p), tuple(shard.shape), shard.dtype) for p, shard in named]
+        self._turn += 1
+        return GradientSample(listed, shards[0].device, turn=self._turn - 1, on_ranks=False)
+
+    def _held(self) -> list[Held]:
+        grads: Iterable[tuple[int, Any]] = ((id(p), p.grad) for p in self._sharded)
+        return [Held(key, grad.to_local()) for key, grad in grads if grad is not None]

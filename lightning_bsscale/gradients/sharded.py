@@ -12,6 +12,10 @@ The gradient that such a hook sees is this process's own, before it is reduced, 
 * FSDP1: one flat parameter a unit. There is no second way: between two backward passes that do not reduce, `.grad` is
   not what the next one adds to.
 
+What the hooks saw is compared with `.grad` element by element, as on one device: a rank compares the sampled elements
+that are in its shard. A parameter whose `.grad` is *zero* at the step is not left out, as one shard does not tell that
+of the whole: the comparison finds it.
+
 Every private name of torch's sharding that the package uses is in this file. Parameters that FSDP does not shard, and
 whose gradients it does not reduce, are left out of both sums, which agree without them.
 """
@@ -26,13 +30,16 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from lightning_bsscale.gradients.comparison import not_compared
+from lightning_bsscale.gradients.comparison import Compared, GradientSample, Held, not_compared
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
 from lightning_bsscale.gradients.shard_differences import (
     ShardDifferences,
     UnsupportedSharding,
     check_mesh,
+    held_shard,
     is_dtensor,
+    num_holders,
+    shards_of,
     share_of_shards,
     weighted_squared_norm,
 )
@@ -99,6 +106,9 @@ class WholeParameterHooks:
         self._sq_norms: list[Tensor] = []
         self._of_each: list[tuple[list[int], Tensor]] = []  # of each micro-batch: ids of sharded parameters, their part
         self._unsteady: set[int] = set()
+        self._compared = False
+        self._sample: GradientSample | None = None
+        self._turn = 0
         self._open = False
 
     @property
@@ -115,9 +125,10 @@ class WholeParameterHooks:
         """Begin to watch. A window that was open is given up.
 
         Args:
-            compared: not done here: whether `.grad` was changed since is not noticed
+            compared: whether to compare `.grad` at the step with what the hooks saw
         """
         self._hooks.stop_window()
+        self._compared, self._sample = compared, None
         self._sharded = {key: p for key, p in _trained(self._parameters).items() if is_dtensor(p)}
         self._groups = _fsdp2_groups(self._model)
         self._sq_norms = []
@@ -134,14 +145,16 @@ class WholeParameterHooks:
         if not self._open:
             raise RuntimeError("start_micro_batch was called outside a window: call start_window first")
         self._unsteady.update(key for key, p in self._sharded.items() if not p.requires_grad)
-        self._hooks.start_window()
+        self._hooks.start_window(takes=self._take if self._compared else None)
+        if self._compared and self._sample is None and self._hooks.watched:
+            self._sample = self._new_sample(self._hooks.watched[0].device)
         self._hooks.start_micro_batch()
 
     def end_micro_batch(self) -> None:
         """Remove the hooks, and close the micro-batch."""
         self._hooks.end_micro_batch()
         self._sq_norms.append(self._hooks.stop_window()[0])
-        sharded = {id(p._unsharded_param): id(p.sharded_param) for p in self._held() if hasattr(p, "_unsharded_param")}
+        sharded = self._ids_of_sharded()
         self._of_each.append(([sharded[id(p)] for p in self._hooks.watched], self._hooks.sq_norm_of_each))
 
     def stop_window(self) -> Tensor:
@@ -158,7 +171,7 @@ class WholeParameterHooks:
         """Compute the window's sums. A parameter whose `.grad` is None now is left out of both.
 
         Args:
-            loss_scale: not needed here
+            loss_scale: what the loss, but not `.grad`, is multiplied by
 
         Returns:
             The sums. Nothing waits for them.
@@ -172,7 +185,7 @@ class WholeParameterHooks:
             else:
                 counted = torch.tensor([key in stepped for key in keys]).to(of_each.device, non_blocking=True)
                 seen = seen + torch.where(counted, of_each, 0.0).sum()
-        return StepSums(seen, mean, not_compared(mean.device))
+        return StepSums(seen, mean, self._difference(stepped, loss_scale, mean.device))
 
     def local_share_of_mean_squared_norm(self) -> Tensor:
         """Compute this process's share of the squared norm of the mean, from the shards in `.grad`.
@@ -180,14 +193,42 @@ class WholeParameterHooks:
         Returns:
             A 0-d tensor, whose sum over processes is the squared norm. Nothing waits for it.
         """
-        factors = {
+        steady = [p for key, p in self._sharded.items() if key not in self._unsteady]
+        return share_of_shards(steady, factors=self._factors())
+
+    def _factors(self) -> dict[int, float]:
+        return {
             id(p.sharded_param): divisor / p.sharded_param.device_mesh.size()
             for group in self._groups
             if (divisor := _divisor(group)) is not None
             for p in group.fsdp_params
         }
-        steady = [p for key, p in self._sharded.items() if key not in self._unsteady]
-        return share_of_shards(steady, factors=factors)
+
+    def _new_sample(self, home: torch.device) -> GradientSample:
+        factors = self._factors()
+        listed: list[Compared] = []
+        for key, p in self._sharded.items():
+            holders, (dim, shards) = num_holders(p), shards_of(p)
+            weight = factors.get(key, 1.0) * p.device_mesh.size() / holders  # type: ignore[attr-defined]
+            listed.append(Compared(key, tuple(p.shape), _roughest(p), weight, holders, dim, shards))
+        self._turn += 1
+        return GradientSample(listed, home, turn=self._turn - 1, on_ranks=True)
+
+    def _take(self, gradients: Iterable[tuple[int, Tensor]]) -> None:
+        if self._sample is not None:
+            sharded = self._ids_of_sharded()
+            self._sample.take((sharded[key], gradient) for key, gradient in gradients)
+
+    def _difference(self, stepped: set[int], loss_scale: Tensor | None, device: torch.device) -> Tensor:
+        if self._sample is None:
+            return not_compared(device)
+        with torch.no_grad():
+            held = [held_shard(p) for key, p in self._sharded.items() if key in stepped]
+            counted = torch.tensor([key in stepped for key in self._sharded])
+            return self._sample.difference(held, counted, loss_scale)
+
+    def _ids_of_sharded(self) -> dict[int, int]:
+        return {id(p._unsharded_param): id(p.sharded_param) for p in self._held() if hasattr(p, "_unsharded_param")}
 
     def _held(self) -> list[Any]:
         return [p for group in self._groups for p in group.fsdp_params if id(p.sharded_param) in self._sharded]
@@ -239,6 +280,8 @@ class FlatParameterHooks:
             home=home,
             part_of=lambda flat, gradient: self._units[id(flat)].part_of(gradient),
         )
+        self._sample: GradientSample | None = None
+        self._turn = 0
 
     @property
     def num_micro_batches(self) -> int:
@@ -254,10 +297,13 @@ class FlatParameterHooks:
         """Register the hooks. A window that was open is given up.
 
         Args:
-            compared: not done here: whether `.grad` was changed since is not noticed
+            compared: whether to compare `.grad` at the step with what the hooks saw
         """
         self._units = self._watched_units()
-        self._hooks.start_window()
+        self._sample = None
+        if compared and self._units:
+            self._sample = self._new_sample(next(iter(self._units.values())).device)
+        self._hooks.start_window(takes=self._take if compared else None)
 
     def start_micro_batch(self) -> None:
         """Count gradients from now on. What a micro-batch that never ended had gathered is forgotten."""
@@ -279,13 +325,20 @@ class FlatParameterHooks:
         """Compute the window's sums.
 
         Args:
-            loss_scale: not needed here
+            loss_scale: what the loss, but not `.grad`, is multiplied by
 
         Returns:
             The sums. Nothing waits for them.
         """
         mean = self.local_share_of_mean_squared_norm()
-        return StepSums(self._hooks.sq_norm_of_each.sum(), mean, not_compared(mean.device))
+        difference = not_compared(mean.device)
+        if self._sample is not None:
+            with torch.no_grad():
+                held = [held for unit in self._units.values() for held in unit.held()]
+                # Whether no rank has any is not known: one without its elements holds None there too.
+                counted = torch.ones(len(self.watched), dtype=torch.bool)
+                difference = self._sample.difference(held, counted, loss_scale)
+        return StepSums(self._hooks.sq_norm_of_each.sum(), mean, difference)
 
     def local_share_of_mean_squared_norm(self) -> Tensor:
         """Compute this process's share of the squared norm of the mean, from the shards in `.grad`.
@@ -299,6 +352,19 @@ class FlatParameterHooks:
             for p in unit.parameters
             if p.grad is not None
         )
+
+    def _new_sample(self, home: torch.device) -> GradientSample:
+        listed: list[Compared] = []
+        for unit in self._units.values():
+            dtype, weight, holders = _roughest(unit.flat), self._world_size / unit.num_replicas, unit.num_replicas
+            named = zip(unit.parameters, unit.spans, strict=True)
+            listed += [Compared(id(p), (end - start,), dtype, weight, holders) for p, (start, end) in named]
+        self._turn += 1
+        return GradientSample(listed, home, turn=self._turn - 1, on_ranks=True)
+
+    def _take(self, gradients: Iterable[tuple[int, Tensor]]) -> None:
+        if self._sample is not None:
+            self._sample.take(piece for key, gradient in gradients for piece in self._units[key].pieces_of(gradient))
 
     def _watched_units(self) -> dict[int, _FlatUnit]:
         trained = _trained(self._parameters)
@@ -324,14 +390,30 @@ class _FlatUnit:
     # One unit of FSDP1, and what of it is watched.
     flat: Tensor
     parameters: list[Tensor]
-    spans: list[tuple[int, int]] | None  # where these are in the flat parameter; None if they are all of it
+    spans: list[tuple[int, int]]  # where these are in the flat parameter
+    is_whole: bool  # whether they are all of it
     num_replicas: int  # processes that hold the same shard
     device: torch.device  # of the computation; the parameters may wait elsewhere
+    shard_start: int  # where in the flat parameter this process's shard begins
 
     def part_of(self, gradient: Tensor) -> Tensor:
-        if self.spans is None:
+        if self.is_whole:
             return gradient
         return torch.cat([gradient[start:end] for start, end in self.spans])
+
+    def pieces_of(self, part: Tensor) -> Iterable[tuple[int, Tensor]]:
+        # Of what `part_of` gave, by id of the parameter.
+        offset = 0
+        for parameter, (start, end) in zip(self.parameters, self.spans, strict=True):
+            begin = start if self.is_whole else offset
+            yield id(parameter), part[begin : begin + end - start]
+            offset += end - start
+
+    def held(self) -> Iterable[Held]:
+        for parameter, (start, _) in zip(self.parameters, self.spans, strict=True):
+            if parameter.grad is not None:
+                begin = max(0, self.shard_start - start)
+                yield Held(id(parameter), parameter.grad.reshape(-1), start=begin)
 
 
 def _flat_unit(module: Any, trained: dict[int, Tensor], world_size: int) -> _FlatUnit | None:
@@ -339,7 +421,11 @@ def _flat_unit(module: Any, trained: dict[int, Tensor], world_size: int) -> _Fla
     if handle is None:  # all of its parameters are in units within it
         return None
     flat = handle.flat_param
-    parameters, spans = ([flat], None) if id(flat) in trained else _watched_part(flat, trained)
+    if id(flat) in trained:
+        parameters, spans, is_whole = [flat], [(0, sum(flat._numels_with_padding))], True
+    else:
+        parameters, spans = _watched_part(flat, trained)
+        is_whole = len(parameters) == len(flat._params or [])
     if not parameters:
         return None
     shards = handle.world_size if handle.uses_sharded_strategy else 1
@@ -350,10 +436,12 @@ def _flat_unit(module: Any, trained: dict[int, Tensor], world_size: int) -> _Fla
             f"a unit of FullyShardedDataParallel spans {processes} of {world_size} processes: all must see other data, "
             "and step with the mean over all"
         )
-    return _FlatUnit(flat, parameters, spans, world_size // shards, handle.device)
+    # All shards are of one size, and the last ones padded.
+    shard_start = handle.rank * -(-sum(flat._numels_with_padding) // shards) if shards > 1 else 0
+    return _FlatUnit(flat, parameters, spans, is_whole, world_size // shards, handle.device, shard_start)
 
 
-def _watched_part(flat: Any, trained: dict[int, Tensor]) -> tuple[list[Tensor], list[tuple[int, int]] | None]:
+def _watched_part(flat: Any, trained: dict[int, Tensor]) -> tuple[list[Tensor], list[tuple[int, int]]]:
     # Of the original parameters, if it is those that the user holds: the gradient of the flat one has the frozen ones
     # in it too.
     parameters: list[Tensor] = []
@@ -366,7 +454,7 @@ def _watched_part(flat: Any, trained: dict[int, Tensor]) -> tuple[list[Tensor], 
             parameters.append(original)
             spans.append((offset, offset + numel))
         offset += numel
-    return parameters, None if len(parameters) == len(flat._params or []) else spans
+    return parameters, spans
 
 
 def _fsdp1_units(model: nn.Module) -> list[Any]:
@@ -409,6 +497,11 @@ def _divisor(group: Any) -> float | None:
     # What the sum of the gradients is divided by, if not the number of processes; under its name now, or before.
     divisor = getattr(group, "gradient_divide_factor", getattr(group, "reduce_scatter_divide_factor", None))
     return None if divisor is None else float(divisor)
+
+
+def _roughest(parameter: Tensor) -> torch.dtype:
+    # FSDP may compute and reduce in another dtype than the parameters have: the rounding of the roughest is allowed.
+    return parameter.dtype if parameter.is_complex() else torch.bfloat16
 
 
 def _trained(parameters: Parameters) -> dict[int, Tensor]:

@@ -184,13 +184,13 @@ def shard_fsdp1(net, case):
     return FullyShardedDataParallel(net, auto_wrap_policy=policy, device_id=here().device, **options)
 
 
-def watch(net, held, watcher, batches, syncs, loss=loss_of, seen=None):
+def watch(net, held, watcher, batches, syncs, loss=loss_of, seen=None, **options):
     """One window; with `watcher=None` nobody looks. Gradients stay in `.grad` of the parameters that are held."""
     fsdp2 = hasattr(net, "set_requires_gradient_sync")
     for parameter in held:
         parameter.grad = None
     if watcher is not None:
-        watcher.start_window()
+        watcher.start_window(**options)
     for k, x in enumerate(batches):
         reduces = syncs == "every" or k == len(batches) - 1
         if fsdp2:
@@ -257,9 +257,15 @@ def run_case(rank, kind, case, chosen=None):
             for parameter in parameters:
                 parameter.requires_grad_(True)
     seen, seen_bare = [], []
-    found = watch(net, held, watcher, batches, case.syncs, loss, seen)
+    found = watch(net, held, watcher, batches, case.syncs, loss, seen, compared=True)
     watch(bare, held_bare, None, batches, case.syncs, loss, seen_bare)
     share = float(watcher.local_share_of_mean_squared_norm())
+    difference = watcher.step_sums().difference.tolist()
+    with torch.no_grad():
+        for parameter in held:
+            if parameter.grad is not None:
+                local(parameter.grad).mul_(0.25)
+    unscaled, changed = (watcher.step_sums(torch.tensor(scale)).difference.tolist() for scale in (4.0, 4.8))
     return dict(
         watcher=type(watcher).__name__,
         micro_batch_is_global=watcher.micro_batch_is_global,
@@ -268,6 +274,9 @@ def run_case(rank, kind, case, chosen=None):
         expected_global=expected_global,
         share=share,
         expected_mean=expected_mean,
+        difference=difference,
+        unscaled=unscaled,
+        changed=changed,
         same_bits=same_bits(seen, seen_bare),
         hooked=hooked(net),
         by_parameter_hooks=watch(net, held, ParameterHooks(held), batches, case.syncs, loss),

@@ -2,11 +2,21 @@
 
 import warnings
 
+import lightning.pytorch as pl
 import pytest
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch import nn
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale.callbacks import agreement
+from lightning_bsscale.gradients import sharded as watchers
+from lightning_bsscale.gradients.comparison import Difference
 from tests.distributed import trained
+from tests.distributed.places import here
 from tests.distributed.processes import run
+from tests.distributed.sharded_models import local
+from tests.zoo import QUIET
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
 SAYS = "the gradient in .grad at the step"
@@ -59,3 +69,219 @@ def test_all_ranks_refuse_what_one_rank_changes(kind):
         assert noise is None
         assert len(set(decided)) <= 1
     assert [said for _, _, said, _ in results] == [1, 0]
+
+
+class Compresses(trained.Linear):
+    """By PowerSGD, which sends matrices of rank 1, from the third step on."""
+
+    def on_train_start(self):
+        from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+
+        state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
+        self.trainer.strategy.model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+
+
+def test_a_compression_that_loses_much_is_refused():
+    results = run(measured, 2, 2, Compresses, 2, "monitor", init=False)
+    assert [len(found) for found, *_ in results] == [2, 2]  # of the steps before it begins
+    assert [noise for _, noise, *_ in results] == [None, None]
+    assert [said for _, _, said, _ in results] == [1, 0]
+
+
+# ---------------------------------------------------------------- FSDP
+
+HALF, OUTPUTS, SIZE, NOISE_SCALE = 32, 3, 4, 64.0
+MIXED = {"fsdp1": "bf16-mixed", "fsdp2": torch.bfloat16}
+
+
+class FsdpOfLayers(FSDPStrategy):
+    """Lightning refuses the class itself without a GPU, and wraps for the GPU."""
+
+    def _setup_model(self, model):
+        from torch.distributed.fsdp import FullyShardedDataParallel
+        from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+        return FullyShardedDataParallel(
+            model,
+            auto_wrap_policy=ModuleWrapPolicy({nn.Linear}),
+            device_id=here().device,
+            mixed_precision=self.mixed_precision_config,
+            use_orig_params=True,
+        )
+
+
+class Layers(nn.Module):
+    """Two layers whose gradients are the halves of x, and one that is frozen. No dimension divides by 2 ranks."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.frozen = (nn.Linear(HALF, OUTPUTS, bias=False) for _ in range(3))
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x):
+        outputs = self.first(x[:, :HALF]) + self.last(x[:, HALF:]) + self.frozen(x[:, HALF:]).detach()
+        return outputs.float().sum(1).mean()
+
+
+class Known(pl.LightningModule):
+    """The noise scale is 64 in each layer, and in both together, at any weights."""
+
+    def __init__(self, dtype=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = Layers()
+        self.dtype_of_computation = dtype
+
+    def configure_model(self):
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            from torch.distributed import fsdp
+
+            policy = fsdp.MixedPrecisionPolicy(param_dtype=self.dtype_of_computation)
+            for module in (self.net.first, self.net.last, self.net.frozen, self.net):
+                fsdp.fully_shard(module, mesh=self.device_mesh["data_parallel"], mp_policy=policy)
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch[0])
+
+    def trained(self, name=""):
+        """What this rank has of the gradients."""
+        named = [(found, p) for found, p in self.named_parameters() if name in found]
+        return [local(p.grad) for _, p in named if p.grad is not None]
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=1e-3)
+
+
+class AddsNoise(Known):
+    def on_after_backward(self):
+        for gradient in self.trained():
+            gradient += torch.randn_like(gradient)
+
+
+class Clips(Known):
+    """Each rank by the norm of its shards."""
+
+    def on_after_backward(self):
+        norm = sum(float(gradient.square().sum()) for gradient in self.trained()) ** 0.5
+        for gradient in self.trained():
+            gradient *= min(1.0, 0.5 / max(norm, 1e-9))
+
+
+class Scales(Known):
+    def on_after_backward(self):
+        for gradient in self.trained():
+            gradient *= 1.1
+
+
+class ScalesOnOneRank(Known):
+    def on_after_backward(self):
+        for gradient in self.trained() if self.global_rank == 1 else ():
+            gradient *= 1.5
+
+
+class Zeroes(Known):
+    def on_after_backward(self):
+        for gradient in self.trained("last"):
+            gradient.zero_()
+
+
+class CancelsLast(Known):
+    def on_after_backward(self):
+        for name, parameter in self.named_parameters():
+            if "last" in name:
+                parameter.grad = None
+
+
+CHANGES = {
+    "fsdp1": [AddsNoise, Clips, Scales, ScalesOnOneRank, Zeroes, CancelsLast],
+    "fsdp2": [AddsNoise, Clips, Scales, ScalesOnOneRank, Zeroes],
+    "fsdp2 of another torch": [AddsNoise, Clips, Scales, ScalesOnOneRank, Zeroes, CancelsLast],
+}
+
+
+def known_items(count):
+    """A mean of squared norm 1/2 in each half, of OUTPUTS equal rows; unit variance around it."""
+    generator = torch.Generator().manual_seed(0)
+    means = [torch.randn(HALF, generator=generator) for _ in range(2)]
+    mean = torch.cat([part / part.norm() * 0.5**0.5 for part in means])
+    return [(mean + torch.randn(SIZE, 2 * HALF, generator=generator),) for _ in range(count)]
+
+
+def sharded_run(rank, kind, module, windows, precision=None):
+    backend, settings = here().backend, here().trainer(2)
+    if kind == "fsdp1":
+        strategy = FsdpOfLayers(process_group_backend=backend)
+        settings |= {} if precision is None else {"precision": precision}
+    else:
+        strategy = ModelParallelStrategy(2, 1, process_group_backend=backend)
+    monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
+    trainer = pl.Trainer(
+        **{**QUIET, **settings},
+        strategy=strategy,
+        max_epochs=1,
+        accumulate_grad_batches=2,
+        use_distributed_sampler=False,
+        callbacks=[monitor],
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(
+            module(None if kind == "fsdp1" else precision),
+            trained.loader_of(known_items(4 * windows), rank, 2),
+        )
+    said = sum(SAYS in str(warning.message) for warning in caught)
+    return trained.moments_of(monitor), monitor.noise_scale, said
+
+
+def undisturbed(rank, kind, windows):
+    agreement.COMPARED_EVERY = 1
+    return sharded_run(rank, kind, Known, windows, MIXED[kind])
+
+
+@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+def test_undisturbed_sharded_training_is_never_refused(kind):
+    """In mixed precision, with a frozen layer and uneven shards, in 250 windows that are all compared."""
+    for found, noise, said in run(undisturbed, 2, kind, 250, init=False):
+        assert len(found) == 250
+        assert noise.low < NOISE_SCALE < noise.high
+        assert noise.noise_scale == pytest.approx(NOISE_SCALE, rel=0.15)
+        assert said == 0
+
+
+def disturbed(rank, kind):
+    if kind == "fsdp2 of another torch":
+        watchers._fsdp2_params = lambda model: None
+    return [sharded_run(rank, kind, module, 8) for module in CHANGES[kind]]
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_all_ranks_refuse_changed_shards(kind):
+    for rank, runs in enumerate(run(disturbed, 2, kind, init=False)):
+        for module, (found, noise, said) in zip(CHANGES[kind], runs, strict=True):
+            assert (module.__name__, found, noise) == (module.__name__, [], None)
+            assert said == (rank == 0)
+
+
+def not_compared(rank, kind):
+    Difference.is_explained = True
+    return sharded_run(rank, kind, Scales, 40)
+
+
+@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+def test_without_the_comparison_shards_would_be_wrong_and_resolved(kind):
+    """The twin."""
+    for _, noise, _ in run(not_compared, 2, kind, init=False):
+        assert noise.resolved
+        assert not noise.low < NOISE_SCALE < noise.high
+
+
+def cancelled(rank):
+    return sharded_run(rank, "fsdp2", CancelsLast, 100)
+
+
+def test_under_fsdp2_a_gradient_of_none_is_left_out():
+    for found, noise, said in run(cancelled, 2, init=False):
+        assert len(found) == 100
+        assert noise.low < NOISE_SCALE < noise.high
+        assert noise.trace == pytest.approx(HALF * OUTPUTS, rel=0.1)
+        assert said == 0

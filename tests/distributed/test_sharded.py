@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lightning_bsscale.gradients import sharded
+from lightning_bsscale.gradients.comparison import Difference
 from lightning_bsscale.gradients.shard_differences import ShardDifferences
 from lightning_bsscale.gradients.sharded import UnsupportedSharding, WholeParameterHooks, choose_watcher
 from tests.distributed.places import here
@@ -104,9 +105,16 @@ def check(kind, case, watcher):
         if case.shard.get("use_orig_params", True):
             assert found["by_parameter_hooks"] != pytest.approx(found["expected"], rel=0.1)
         assert found["expected_mean"] == ranks[0]["expected_mean"]
+    assert summed(found["difference"] for found in ranks).is_explained
+    assert summed(found["unscaled"] for found in ranks).is_explained
+    assert summed(found["changed"] for found in ranks).is_explained is False
     mean = sum(found["share"] for found in ranks)
     assert mean == pytest.approx(ranks[0]["expected_mean"], rel=tolerances(case)[1])
     return ranks
+
+
+def summed(differences):
+    return Difference.read([sum(values) for values in zip(*differences, strict=True)])
 
 
 @in_every_place

@@ -6,7 +6,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import GradientNoiseScaleMonitor
-from tests.callbacks.test_known_noise_scale import NOISE_SCALE, KnownNoise, gradients
+from lightning_bsscale.theory.moments import window_moments
+from tests.callbacks.test_known_noise_scale import DIMENSIONS, NOISE_SCALE, KnownNoise, gradients
 from tests.zoo import fit
 
 ACCUMULATE = 4
@@ -78,3 +79,75 @@ def test_a_tiny_data_set_without_replacement_looks_noisier():
     found = measured(KnownNoise(), DataLoader(TensorDataset(again), batch_size=4))
     assert found.trace / found.grad_sq == pytest.approx(trace * 16 / 15 / (signal - trace / 15), rel=0.05)
     assert found.noise_scale > trace / signal
+
+
+class DropsOut(KnownNoise):
+    """Half of the inputs are dropped, and the others doubled: of an example's squares as much again is noise."""
+
+    added = DIMENSIONS + 1.0
+
+    def training_step(self, batch, batch_idx):
+        return self.linear(nn.functional.dropout(batch[0], 0.5)).mean()
+
+
+class Augments(KnownNoise):
+    added = DIMENSIONS * 4.0
+
+    def training_step(self, batch, batch_idx):
+        return self.linear(batch[0] + 2.0 * torch.randn_like(batch[0])).mean()
+
+
+@pytest.mark.parametrize("kind", [DropsOut, Augments])
+def test_dropout_and_augmentation_are_noise_of_an_example(kind):
+    torch.manual_seed(0)
+    found = measured(kind(), in_parts(gradients(16 * 300), 4))
+    assert found.trace == pytest.approx(DIMENSIONS + kind.added, rel=0.05)
+    assert NOISE_SCALE < found.low < NOISE_SCALE + kind.added < found.high
+
+
+def correlated(correlations, windows):
+    """Examples of which those of a window depend on each other as given, and of two windows not at all."""
+    generator = torch.Generator().manual_seed(0)
+    independent = torch.randn(windows, 16, DIMENSIONS, generator=generator, dtype=torch.float64)
+    factor = torch.linalg.cholesky(correlations + 1e-9 * torch.eye(16))
+    return (DIMENSIONS**-0.5 + factor @ independent).float().flatten(0, 1)
+
+
+ONE, TWICE = torch.eye(8, dtype=torch.float64), torch.ones(2, 2, dtype=torch.float64)
+STEPS = torch.arange(16.0, dtype=torch.float64)
+DEPENDENT = {
+    "each example twice in a micro-batch": (torch.kron(ONE, TWICE), 128.0),
+    "each example in two micro-batches": (torch.kron(TWICE, ONE), 6.7),
+    "steps of one episode": (0.9 ** (STEPS[:, None] - STEPS).abs(), 2.62),
+}
+
+
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_examples_that_depend_on_each_other(name):
+    """Independent ones have a noise scale of 64; what is measured of these follows from their correlations."""
+    correlations, told = DEPENDENT[name]
+    of_micro_batch, of_window = (1 + DIMENSIONS * float(correlations[:n, :n].mean()) for n in (4, 16))
+    expected = window_moments([of_micro_batch] * ACCUMULATE, of_window, [4] * ACCUMULATE)
+    assert expected.trace / expected.grad_sq == pytest.approx(told, rel=0.02)
+    found = measured(KnownNoise(), in_parts(correlated(correlations, 400), 4))
+    assert found.trace == pytest.approx(expected.trace, rel=0.1)
+    assert found.noise_scale == pytest.approx(told, rel=0.2)
+    assert not found.low < NOISE_SCALE < found.high
+
+
+class Alike(KnownNoise):
+    """Gradients of which nearly all is their mean: a sum of them in bfloat16 stops growing at 256 times one of them."""
+
+    def training_step(self, batch, batch_idx):
+        return self.linear((1 + 0.1 * batch[0]).to(self.linear.weight.dtype)).mean()
+
+
+@pytest.mark.parametrize(
+    ("precision", "micro_batches", "refused"), [("bf16-true", 64, 0), ("bf16-true", 1024, 1), ("32-true", 1024, 0)]
+)
+def test_many_micro_batches_in_bfloat16_throughout(precision, micro_batches, refused, recwarn):
+    monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
+    loader = in_parts(gradients(2 * micro_batches), 1)
+    fit(Alike(), loader, [monitor], max_epochs=1, accumulate_grad_batches=micro_batches, precision=precision)
+    assert sum("the gradient in .grad at the step" in str(warning.message) for warning in recwarn) == refused
+    assert len(monitor.history) == (0 if refused else 2)
