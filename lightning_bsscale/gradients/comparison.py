@@ -126,10 +126,21 @@ class GradientSample:
         home: where the sums are kept
         turn: other elements are taken at each turn
         on_ranks: whether `.grad` is a mean over processes
+        peaks: whether the largest element of each gradient in the first micro-batch is compared too, as most of a
+            gradient may be zero (an embedding's). Other ranks would take other elements
     """
 
-    def __init__(self, parameters: Sequence[Compared], home: torch.device, *, turn: int, on_ranks: bool) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Compared],
+        home: torch.device,
+        *,
+        turn: int,
+        on_ranks: bool,
+        peaks: bool = False,
+    ) -> None:
         self._home = home
+        self._peaks = _Peaks(parameters, home, largest=turn % 2 == 0) if peaks else None
         most = max(1, SAMPLED // max(1, len(parameters)))
         self._grids = {p.key: _grid(p, most, turn) for p in parameters}
         counts = [math.prod(self._grids[p.key].counts) for p in parameters]
@@ -154,37 +165,53 @@ class GradientSample:
         Args:
             gradients: pairs of a parameter's id and a gradient; all on one device
         """
+        gradients = list(gradients)
+        if self._peaks is not None:
+            self._peaks.take(gradients)
         places, values = self._sampled(gradients)
         if places is not None:
             self._values.index_add_(0, places, values)
             self._sizes.index_add_(0, places, values.abs())
 
-    def difference(self, held: Iterable[Held], counted: Tensor, loss_scale: Tensor | None) -> Tensor:
+    def difference(
+        self, held: Iterable[Held], counted: Tensor, loss_scale: Tensor | None, *, scales: Tensor | None = None
+    ) -> Tensor:
         """Compare the sums with `.grad`.
 
         Args:
             held: what this rank has of `.grad`; what no rank has counts as zero
             counted: for each parameter whether to compare it; the same on all ranks
             loss_scale: what the loss, but not `.grad`, is multiplied by
+            scales: for each parameter the usual size of an element of `.grad`, the same on all ranks: differences are
+                taken relative to it, or a parameter of large gradients would hide the others. None to add them as they
+                are
 
         Returns:
             The numbers of a `Difference`. Nothing waits for them.
         """
+        held = list(held)
         found = self._found(held) * self._weights
-        counted = counted.to(self._home, non_blocking=True)[self._owners]
+        of_each = counted.to(self._home, non_blocking=True)
+        counted = of_each[self._owners]
         for key in self._sparse:  # its other elements, in micro-batches in which it was not sparse
             own = self._positions[key]
             counted[own.start : own.stop] = False
         seen, sizes = self._values, self._sizes
         if loss_scale is not None:
             seen, sizes = seen / loss_scale, sizes / loss_scale
-        differences = torch.where(counted, found - seen, 0.0)
+        relative = torch.ones_like(found) if scales is None else scales.to(found).reciprocal()[self._owners]
+        differences = torch.where(counted, (found - seen) * relative, 0.0)
         # The ranks' own gradients are rounded, and so are the sums of them on their way to `.grad`.
-        rounded = sizes.square() + self._holders * found.square()
+        rounded = (sizes.square() + self._holders * found.square()) * relative.square()
         allowed = torch.where(counted, self._tolerances.square() * rounded, 0.0).sum()
+        owners = self._owners
+        if self._peaks is not None:
+            of_peaks, allowed_of_peaks = self._peaks.difference(held, of_each, loss_scale)
+            differences, allowed = torch.cat([differences, of_peaks]), allowed + allowed_of_peaks
+            owners = torch.cat([owners, torch.arange(of_peaks.numel(), device=self._home)])
         worst = torch.zeros((), dtype=allowed.dtype, device=self._home)
-        if self._size:
-            worst = self._owners[differences.abs().argmax()].to(allowed)
+        if differences.numel():
+            worst = owners[differences.abs().argmax()].to(allowed)
         return torch.cat([self._summed(differences), torch.stack([allowed, worst])])
 
     def _sampled(self, gradients: Iterable[tuple[int, Tensor]]) -> tuple[Tensor | None, Tensor]:
@@ -228,12 +255,88 @@ class GradientSample:
         return found
 
     def _summed(self, differences: Tensor) -> Tensor:
-        rows = -(-self._size // SUMS)
+        size = differences.numel()
+        rows = -(-size // SUMS)
         generator = torch.Generator().manual_seed(0)  # the same signs on all ranks
-        signs = torch.randint(2, (self._size,), generator=generator).mul_(2).sub_(1)
+        signs = torch.randint(2, (size,), generator=generator).mul_(2).sub_(1)
         padded = torch.zeros(rows * SUMS, dtype=differences.dtype, device=self._home)
-        padded[: self._size] = differences * signs.to(self._home, non_blocking=True)
+        padded[:size] = differences * signs.to(self._home, non_blocking=True)
         return padded.view(rows, SUMS).sum(0)
+
+
+class _Peaks:
+    """One element of each parameter: the largest (or smallest) of its gradient in the first micro-batch.
+
+    Sparse gradients have it too, where one dimension is sparse, as an embedding's is.
+    """
+
+    def __init__(self, parameters: Sequence[Compared], home: torch.device, *, largest: bool) -> None:
+        self._home = home
+        self._largest = largest
+        self._order = {p.key: place for place, p in enumerate(parameters)}
+        tolerances = [_tolerance(p.dtype, on_ranks=False) for p in parameters]
+        self._tolerances = torch.tensor(tolerances, dtype=sum_dtype(home)).to(home)
+        self._index: dict[int, Tensor] = {}  # of the element in the flat gradient, on the gradient's device
+        self._values = torch.zeros_like(self._tolerances)
+        self._sizes = torch.zeros_like(self._tolerances)
+
+    def take(self, gradients: Iterable[tuple[int, Tensor]]) -> None:
+        for key, gradient in gradients:
+            if _has_peak(gradient) and key not in self._index:
+                self._index[key] = self._find(gradient)
+        places, values = self._at(gradients)
+        if places is not None:
+            self._values.index_add_(0, places, values)
+            self._sizes.index_add_(0, places, values.abs())
+
+    def difference(self, held: Iterable[Held], counted: Tensor, loss_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return each parameter's difference relative to its own size, and the square of what rounding can explain."""
+        places, values = self._at((key, gradient) for key, gradient, _, _ in held)
+        found = torch.zeros_like(self._values)
+        if places is not None:
+            found.index_add_(0, places, values)
+        seen, sizes = self._values, self._sizes
+        if loss_scale is not None:
+            seen, sizes = seen / loss_scale, sizes / loss_scale
+        counted = counted & (sizes > 0)
+        differences = torch.where(counted, (found - seen) / sizes, 0.0)
+        rounded = self._tolerances.square() * (1 + (found / sizes).square())
+        return differences, torch.where(counted, rounded, 0.0).sum()
+
+    def _find(self, gradient: Tensor) -> Tensor:
+        values = gradient._values() if gradient.is_sparse else real_and_dense(gradient)
+        flat = values.reshape(-1)
+        at = flat.argmax() if self._largest else flat.argmin()
+        if not gradient.is_sparse:
+            return at
+        width = flat.numel() // values.shape[0]
+        return gradient._indices()[0, at // width] * width + at % width
+
+    def _at(self, gradients: Iterable[tuple[int, Tensor]]) -> tuple[Tensor | None, Tensor]:
+        places, values = [], []
+        for key, gradient in gradients:
+            if not _has_peak(gradient) or key not in self._index:
+                continue
+            index = self._index[key]
+            places.append(self._order[key])
+            if gradient.is_sparse:
+                rows = gradient._values().reshape(gradient._values().shape[0], -1)
+                width = rows.shape[1]
+                column = rows.index_select(1, (index % width).reshape(1)).reshape(-1)
+                value = torch.where(gradient._indices()[0] == index // width, column, 0.0).sum()
+            else:
+                value = real_and_dense(gradient).reshape(-1).index_select(0, index.reshape(1)).reshape(())
+            values.append(moved(value, self._home))
+        if not values:
+            return None, self._values
+        return torch.tensor(places).to(self._home, non_blocking=True), torch.stack(values).to(self._values)
+
+
+def _has_peak(gradient: Tensor) -> bool:
+    if gradient.is_sparse:
+        is_simple = gradient.sparse_dim() == 1 and not gradient.is_complex()
+        return is_simple and gradient._values().numel() > 0
+    return gradient.layout is torch.strided and gradient.numel() > 0
 
 
 class _Grid(NamedTuple):

@@ -30,6 +30,11 @@ __all__ = ["ParameterHooks", "TakesGradients", "mean_squared_norm"]
 # Takes pairs of a parameter's id and a gradient of a micro-batch, or a part of one; all on one device.
 TakesGradients = Callable[[Iterable[tuple[int, Tensor]]], None]
 
+# The whole gradient of a parameter of so few elements may be zero by chance; that of a larger one is not.
+FEW_ELEMENTS = 16
+# The square of what is left of a sum that is zero but for rounding, relative to the sum of squares.
+ROUNDING = 1e-10
+
 # A gathered gradient cannot be freed, and cannot become `.grad` without a copy: so many elements may wait at a time. On
 # an accelerator this is about 100 MB, and a handful of launches for a model of 100 million parameters.
 MAX_WAITING_ELEMENTS = 25_000_000
@@ -133,6 +138,7 @@ class ParameterHooks:
         self._sample: GradientSample | None = None
         self._takes: TakesGradients | None = None
         self._turn = 0
+        self._signed: dict[int, Tensor] = {}  # sums over micro-batches of the gradients of parameters of a few elements
         # Parameters that once came in parts too far apart, by id. Should an id be used again by another parameter, then
         # that one's gradient is merely kept a little longer.
         self._in_parts: set[int] = set()
@@ -162,10 +168,13 @@ class ParameterHooks:
         self._sq_norms = []
         self._of_each = torch.zeros(len(self._watched), dtype=sum_dtype(self._home), device=self._home)
         self._sample, self._takes = None, takes
+        self._signed = {}
         if compared and self._watched:
             on_ranks = self._num_replicas > 1
             listed = [Compared(id(p), tuple(p.shape), p.dtype, holders=self._num_replicas) for p in self._watched]
-            self._sample = GradientSample(listed, self._home, turn=self._turn, on_ranks=on_ranks)
+            self._sample = GradientSample(
+                listed, self._home, turn=self._turn, on_ranks=on_ranks, peaks=self._grad_is_own
+            )
             self._takes = self._sample.take
             self._turn += 1
         self._open = True
@@ -180,7 +189,8 @@ class ParameterHooks:
             raise RuntimeError("start_micro_batch was called outside a window: call start_window first")
         self._gathered = {}
         self._unsteady.update([id(p) for p in self._watched if not p.requires_grad])
-        self._fresh = self._grad_is_own and all(p.grad is None for p in self._watched)
+        # Not where it is compared: `.grad` may have been changed before it is looked at.
+        self._fresh = self._grad_is_own and self._sample is None and all(p.grad is None for p in self._watched)
 
     def end_micro_batch(self) -> None:
         """Close the micro-batch; one without any gradient has norm zero.
@@ -195,6 +205,9 @@ class ParameterHooks:
         with torch.no_grad():
             if self._fresh:
                 grads = {id(p): p.grad for p in self._watched if p.grad is not None}
+                for p in self._watched:
+                    if p.grad is not None and p.numel() <= FEW_ELEMENTS:
+                        self._add_signed(p, p.grad)
                 for device in {grad.device for grad in grads.values()}:
                     on_device = {key: grad for key, grad in grads.items() if grad.device == device}
                     gathered[device] = _Gathered(device, self._in_parts, self._takes, on_device)
@@ -228,13 +241,35 @@ class ParameterHooks:
         """
         with torch.no_grad():
             mean = self._mean_of_each()
-            stepped = mean != 0  # NaN counts: the window is then dropped
+            stepped = (mean != 0) | self._may_be_zero()  # NaN counts: the window is then dropped
             difference = not_compared(self._home)
             if self._sample is not None:
                 held = [Held(id(p), p.grad) for p in self._watched if p.grad is not None]
-                difference = self._sample.difference(held, stepped, loss_scale)
+                difference = self._sample.difference(held, stepped, loss_scale, scales=self._usual_sizes(mean))
             seen = torch.where(stepped, self._of_each, 0.0).sum()
             return StepSums(seen, mean.sum() / self._num_replicas, difference)
+
+    def _usual_sizes(self, mean: Tensor) -> Tensor:
+        # Root mean square of the elements of each parameter's `.grad`; where that is zero, of all of them together.
+        numels = torch.tensor([max(1, p.numel()) for p in self._watched]).to(mean, non_blocking=True)
+        return torch.where(mean > 0, mean / numels, mean.sum() / numels.sum()).sqrt()
+
+    def _may_be_zero(self) -> Tensor:
+        # Parameters of a few elements whose `.grad` may be zero because the micro-batches' own gradients add up to it
+        # (those of an absolute error, +1 and -1, often do). To leave them out would be to choose windows by outcome.
+        few = [(place, p) for place, p in enumerate(self._watched) if p.numel() <= FEW_ELEMENTS and p.grad is not None]
+        found = torch.zeros(len(self._watched), dtype=torch.bool, device=self._home)
+        if not few:
+            return found
+        places = torch.tensor([place for place, _ in few]).to(self._home, non_blocking=True)
+        if not self._grad_is_own:  # only the ranks' sum could tell; where it was cancelled, the comparison does
+            found[places] = True
+            return found
+        none = torch.zeros((), device=self._home)
+        sums = [self._signed.get(id(p), none).abs().max() for _, p in few]
+        largest = torch.stack([moved(one, self._home) for one in sums])
+        found[places] = largest.square() <= ROUNDING * self._of_each[places]
+        return found
 
     @property
     def sq_norm_of_each(self) -> Tensor:
@@ -284,12 +319,20 @@ class ParameterHooks:
     def _gather(self, parameter: Tensor, gradient: Tensor) -> None:
         if self._gathered is None or self._fresh:
             return
+        if self._grad_is_own and parameter.numel() <= FEW_ELEMENTS:
+            self._add_signed(parameter, gradient)
         if self._part_of is not None:
             gradient = self._part_of(parameter, gradient)
         device = gradient.device
         if device not in self._gathered:
             self._gathered[device] = _Gathered(device, self._in_parts, self._takes)
         self._gathered[device].add(id(parameter), gradient)
+
+    def _add_signed(self, parameter: Tensor, gradient: Tensor) -> None:
+        if gradient.layout is torch.strided:
+            with torch.no_grad():
+                before = self._signed.get(id(parameter))
+                self._signed[id(parameter)] = gradient.clone() if before is None else before + gradient
 
     def _place_of(self, keys: tuple[int, ...]) -> Tensor:
         # The same in nearly every micro-batch. Kept, as what comes from the host takes a moment.

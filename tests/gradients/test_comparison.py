@@ -61,7 +61,7 @@ def test_a_change_of_any_one_shard_is_found(shape, dim):
 def test_a_reduction_in_bfloat16_over_many_ranks_is_no_change(ranks, signal):
     """One rank after the other adds its own gradient, and each sum is rounded; a factor of two is found all the same.
 
-    (Of 64 ranks with nearly the same gradient such a reduction gives 3 % too little, of 256 17 % too much: not explained.)
+    (Of 64 ranks with nearly the same gradient such a reduction gives 3 % too little, of 256 17 % too much.)
     """
     generator = torch.Generator().manual_seed(0)
     own = [(signal + torch.randn(512, 64, generator=generator)).bfloat16() for _ in range(ranks)]
