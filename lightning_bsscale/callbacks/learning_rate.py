@@ -88,12 +88,15 @@ class _OwnComputation:
         if undone == 0:
             self._usual = math.log(change)
         elif self._usual is not None and abs(undone) > 0.2:  # less could be a decay that varies
-            is_sign = abs(math.log(change) - self._usual - undone) < abs(undone) / 4
-            self._signs = self._signs + 1 if is_sign else 0
+            distance = abs(math.log(change) - self._usual - undone)
+            # One sign is enough of an optimizer that changes its learning rate in every step, and then undoes the
+            # factor exactly. One that changes it now and then may have done so by chance when the batch changed.
+            is_exact = self._usual != 0 and distance < 0.01 * abs(undone)
+            self._signs = self._signs + (2 if is_exact else 1) if distance < abs(undone) / 4 else 0
 
     @property
     def is_sure(self) -> bool:
-        return self._signs >= 2  # once can be a milestone that fell on a change of the batch
+        return self._signs >= 2
 
 
 class ScopedFactor:

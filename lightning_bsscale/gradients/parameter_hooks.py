@@ -206,7 +206,7 @@ class ParameterHooks:
             if self._fresh:
                 grads = {id(p): p.grad for p in self._watched if p.grad is not None}
                 for p in self._watched:
-                    if p.grad is not None and p.numel() <= FEW_ELEMENTS:
+                    if p.grad is not None and _is_small(p):
                         self._add_signed(p, p.grad)
                 for device in {grad.device for grad in grads.values()}:
                     on_device = {key: grad for key, grad in grads.items() if grad.device == device}
@@ -257,7 +257,7 @@ class ParameterHooks:
     def _may_be_zero(self) -> Tensor:
         # Parameters of a few elements whose `.grad` may be zero because the micro-batches' own gradients add up to it
         # (those of an absolute error, +1 and -1, often do). To leave them out would be to choose windows by outcome.
-        few = [(place, p) for place, p in enumerate(self._watched) if p.numel() <= FEW_ELEMENTS and p.grad is not None]
+        few = [(place, p) for place, p in enumerate(self._watched) if _is_small(p) and p.grad is not None]
         found = torch.zeros(len(self._watched), dtype=torch.bool, device=self._home)
         if not few:
             return found
@@ -319,7 +319,7 @@ class ParameterHooks:
     def _gather(self, parameter: Tensor, gradient: Tensor) -> None:
         if self._gathered is None or self._fresh:
             return
-        if self._grad_is_own and parameter.numel() <= FEW_ELEMENTS:
+        if self._grad_is_own and _is_small(parameter):
             self._add_signed(parameter, gradient)
         if self._part_of is not None:
             gradient = self._part_of(parameter, gradient)
@@ -343,6 +343,10 @@ class ParameterHooks:
             places = torch.tensor([index[key] for key in keys], dtype=torch.long)
             self._places[keys] = places.to(self._home, non_blocking=True)
         return self._places[keys]
+
+
+def _is_small(parameter: Tensor) -> bool:
+    return 0 < parameter.numel() <= FEW_ELEMENTS
 
 
 class _Gathered:

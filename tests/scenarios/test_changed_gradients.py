@@ -13,7 +13,7 @@ from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.agreement import COMPARED_EVERY
 from lightning_bsscale.gradients import comparison
 from lightning_bsscale.theory.moments import window_moments
-from tests.zoo import fit
+from tests.zoo import Regression, fit, regression_loader
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 WINDOWS, ACCUMULATE, SIZE, HALF = 40, 4, 4, 32
@@ -338,3 +338,112 @@ def test_the_scaler_trains_with_parameters_that_do_not_exist_yet(disturbed):
     scaler = BatchSizeScaler(measure_every=1, memory=1.0, warmup=0)
     fit(Lazy(), loader_of(disturbed), [scaler], max_epochs=1, accumulate_grad_batches=ACCUMULATE)
     assert scaler.history
+
+
+# ---------------------------------------------------------------- what is easily overlooked
+
+
+class Quantiles(pl.LightningModule):
+    """Scalars under an absolute error: their gradients are +1 and -1, and often add up to zero over a window."""
+
+    def __init__(self, batch_size):
+        super().__init__()
+        self.points = torch.nn.ParameterList([torch.nn.Parameter(torch.tensor(0.2 * i - 1)) for i in range(16)])
+        self.batch_size = batch_size
+
+    def training_step(self, batch, batch_idx):
+        return sum((batch - point).abs().mean() for point in self.points)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(1, 4), (2, 2)])
+def test_gradients_that_add_up_to_zero_by_chance_are_measured(batch_size, accumulate):
+    """Leaving such a parameter out would choose windows by their outcome: the trace would be far too low."""
+    examples = torch.randn(8192, generator=torch.Generator().manual_seed(0))
+    module = Quantiles(batch_size)
+    own = torch.stack([torch.sign(point.detach() - examples) for point in module.points])
+    trace = own.var(1).sum().item()
+    monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
+    fit(
+        module, DataLoader(examples, batch_size=batch_size), [monitor], max_epochs=1, accumulate_grad_batches=accumulate
+    )
+    assert monitor.noise_scale.trace == pytest.approx(trace, rel=0.05)
+
+
+class Words(pl.LightningModule):
+    """An embedding of which every micro-batch uses a few rows; `change` is made to its gradient after a backward."""
+
+    def __init__(self, change, *, sparse, rows=2000):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = torch.nn.Embedding(rows, 8, sparse=sparse)
+        self.others = torch.nn.ParameterList([torch.nn.Parameter(torch.ones(4)) for _ in range(100)])
+        self.change = change
+
+    def training_step(self, batch, batch_idx):
+        return (self.words(batch) ** 2).mean() + sum(
+            ((other - 0.1 * batch.float().mean()) ** 2).mean() for other in self.others
+        )
+
+    def on_after_backward(self):
+        self.change(self.words.weight)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def twice(weight):
+    weight.grad = weight.grad * 2
+
+
+def keep_only_new_rows(weight):
+    weight.grad[:-1] = 0
+
+
+@pytest.mark.parametrize(("change", "sparse"), [(twice, True), (twice, False), (keep_only_new_rows, False)])
+def test_a_change_to_an_embedding_is_found(change, sparse):
+    words = torch.randint(2000, (600,), generator=torch.Generator().manual_seed(0))
+    words[::4] = 1999  # the new row, in every micro-batch
+    monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
+    with pytest.warns(UserWarning, match="is not the mean of what the backward passes"):
+        fit(
+            Words(change, sparse=sparse),
+            DataLoader(words, batch_size=4),
+            [monitor],
+            max_epochs=1,
+            accumulate_grad_batches=4,
+        )
+    assert monitor.noise_scale is None
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_an_embedding_that_nobody_changes_is_measured(sparse):
+    words = torch.randint(2000, (600,), generator=torch.Generator().manual_seed(0))
+    monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
+    module = Words(lambda weight: None, sparse=sparse)
+    fit(module, DataLoader(words, batch_size=4), [monitor], max_epochs=1, accumulate_grad_batches=4)
+    assert len(monitor.history) == 38  # the last of them with two micro-batches
+
+
+class AddsOnce(pl.Callback):
+    """Changes `.grad` in the first micro-batch of each window only, before the monitor has looked at it."""
+
+    def on_after_backward(self, trainer, pl_module):
+        if trainer.fit_loop.epoch_loop.batch_idx % 4 == 0:
+            for parameter in pl_module.parameters():
+                parameter.grad += 0.5
+
+
+def test_a_change_in_the_first_micro_batch_of_each_window_is_found():
+    monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
+    with pytest.warns(UserWarning, match="is not the mean of what the backward passes"):
+        fit(
+            Regression(),
+            regression_loader(400),
+            [AddsOnce(), monitor],
+            max_epochs=1,
+            accumulate_grad_batches=4,
+        )
+    assert monitor.noise_scale is None

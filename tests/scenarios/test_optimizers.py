@@ -664,6 +664,24 @@ def test_an_optimizer_on_which_the_factor_has_no_effect_is_told_of_and_trains_on
     )
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_one_change_of_the_batch_is_enough_to_find_it(first):
+    """In a training whose batch grows once, the log must not show a factor that never acted."""
+    scaler, logger = scripted(4, 4, 4, 8), KeepSteps()
+    with pytest.warns(UserWarning, match="computes its learning rate anew in each step"):
+        fit(
+            Regression(lambda p: ComputesItsOwn(p, first=first)),
+            regression_loader(160),
+            [scaler],
+            max_epochs=1,
+            logger=logger,
+            log_every_n_steps=1,
+        )
+    factors = [values["bsscale/lr_scale"] for _, values in logger.logged]
+    assert max(factors) > 1
+    assert factors[-5:] == [1.0] * 5
+
+
 @pytest.mark.parametrize("decay", [0.5, 0.1])
 def test_one_that_multiplies_is_not_taken_for_it(decay):
     """Also where it falls by as much as the factor rises."""
