@@ -87,3 +87,16 @@ def test_a_parameter_of_large_gradients_does_not_hide_another():
         told = sample.difference(held, torch.ones(2, dtype=torch.bool), None, scales=scales)
         found[scales is None] = Difference.read(told.tolist()).is_explained
     assert found == {False: False, True: True}  # the twin without scales does not see it
+
+
+@pytest.mark.parametrize("on_ranks", [True, False])
+def test_sparse_gradients_are_compared_on_one_device_only(on_ranks):
+    """Between ranks the elements must be the same, and which rows a rank uses is its own."""
+    rows, values = torch.tensor([[3, 3, 900]]), torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    gradient = torch.sparse_coo_tensor(rows, values, (1000, 8), check_invariants=True)
+    embedding = Compared(KEY, (1000, 8), torch.float32)
+    for factor in (1, 2):
+        sample = GradientSample([embedding], CPU, turn=0, on_ranks=on_ranks, peaks=not on_ranks)
+        sample.take([(KEY, gradient)])
+        told = sample.difference([Held(KEY, factor * gradient)], torch.ones(1, dtype=torch.bool), None)
+        assert Difference.read(told.tolist()).is_explained == (factor == 1 or on_ranks)

@@ -151,3 +151,13 @@ def test_many_micro_batches_in_bfloat16_throughout(precision, micro_batches, ref
     fit(Alike(), loader, [monitor], max_epochs=1, accumulate_grad_batches=micro_batches, precision=precision)
     assert sum("the gradient in .grad at the step" in str(warning.message) for warning in recwarn) == refused
     assert len(monitor.history) == (0 if refused else 2)
+
+
+class Tiny(KnownNoise):
+    def training_step(self, batch, batch_idx):
+        return 1e-22 * super().training_step(batch, batch_idx)
+
+
+def test_gradients_whose_squares_leave_float32_are_measured_wrong():
+    found = measured(Tiny(), in_parts(gradients(16 * 100), 4))
+    assert not found.low <= NOISE_SCALE <= found.high
