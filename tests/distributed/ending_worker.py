@@ -133,6 +133,7 @@ def interrupt_when_trained(folder):
 
 def main():
     faulthandler.dump_traceback_later(LIFE, exit=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("runs", nargs="+")
