@@ -602,7 +602,7 @@ def _asked_again(policy: Any, record: DecisionRecord, where: str | None) -> Deci
     except (ArithmeticError, TypeError, ValueError) as error:
         if where is None:  # the user's own policy, and so the user's own error
             raise
-        # Each number was checked, but not what comes of them together.
+        # Each number was checked by itself, but not what they add up to.
         raise ValueError(
             f"{where} holds numbers that {type(policy).__name__} cannot work with ({error}). {_MEND}"
         ) from error

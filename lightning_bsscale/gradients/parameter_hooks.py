@@ -335,7 +335,7 @@ class ParameterHooks:
                 self._signed[id(parameter)] = gradient.clone() if before is None else before + gradient
 
     def _place_of(self, keys: tuple[int, ...]) -> Tensor:
-        # The same in nearly every micro-batch. Kept, as what comes from the host takes a moment.
+        # The same in nearly every micro-batch, so it is kept: a copy from the host costs a moment.
         if keys not in self._places:
             if len(self._places) >= MAX_PLACES:
                 self._places = {}
