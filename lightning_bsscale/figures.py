@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from lightning_bsscale.journal import DecisionRecord, Measurement
+from lightning_bsscale.theory.records import DecisionRecord, Measurement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

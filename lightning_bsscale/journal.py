@@ -19,7 +19,6 @@ import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -38,79 +37,16 @@ from lightning_bsscale.journal_file import (
     unlock,
 )
 from lightning_bsscale.theory.checks import found
-from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.policies import (
     POLICIES,
     Decision,
-    Limits,
-    Situation,
     hold_without_decision,
     recorded_decision,
 )
-from lightning_bsscale.theory.stored import check_stored
+from lightning_bsscale.theory.records import DecisionRecord, Measurement
+from lightning_bsscale.theory.stored import as_plain, check_stored, from_plain, plain_value
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """One measured window and what was known after it.
-
-    Attributes:
-        examples_seen: examples of all windows up to and including this one
-        optimizer_steps: optimizer steps up to and including this one
-        batch_size: the current batch size, in examples (a probe or an epoch's last window has another size);
-            in a dry run, the one that would be
-        accumulate_grad_batches: micro-batches of this window on one device
-        window_examples: examples of this window
-        trace: this window's estimate of tr Σ, gradient units squared; nan where the window was dropped
-        grad_sq: this window's estimate of ‖G‖², gradient units squared; may be negative
-        noise: the averaged estimate after this window, or None
-        lr: the learning rate that this step was made with (first parameter group)
-        lr_scale: the factor on it in this step, as it was applied; 1 in a dry run
-    """
-
-    examples_seen: int
-    optimizer_steps: int
-    batch_size: int
-    accumulate_grad_batches: int
-    window_examples: int
-    trace: float
-    grad_sq: float
-    noise: NoiseScale | None
-    lr: float
-    lr_scale: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecisionRecord:
-    """One answer of the policy, with everything it was asked with and what was made of it.
-
-    Attributes:
-        situation: the policy's input
-        limits: the policy's other input
-        decision: the policy's answer
-        batch_size: the batch from the next window on, in examples: the answer, rounded and within the limits
-        lr_scale: the factor on the rate from the next window on
-        lr_rule: the rule that changed the factor; one that had no resolved noise scale to work with names its stand-in
-    """
-
-    situation: Situation
-    limits: Limits
-    decision: Decision
-    batch_size: int
-    lr_scale: float
-    lr_rule: str
-
-    @property
-    def is_change(self) -> bool:
-        """Whether the batch changed."""
-        return self.batch_size != self.situation.batch_size
-
-    @property
-    def is_shrink(self) -> bool:
-        """Whether a smaller batch was asked for, so that `decision.bound` is an upper one."""
-        return self.decision.batch_size < self.situation.batch_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,9 +69,8 @@ class Replayed:
     @property
     def agrees(self) -> bool:
         """Whether batch and reason are the same, and the numbers behind them to rounding."""
-        return all(
-            _are_close(getattr(self.recorded, name), getattr(self.replayed, name)) for name in _field_names(Decision)
-        )
+        names = [field.name for field in dataclasses.fields(Decision)]
+        return all(_are_close(getattr(self.recorded, name), getattr(self.replayed, name)) for name in names)
 
 
 def _are_close(recorded: Any, replayed: Any) -> bool:
@@ -149,84 +84,10 @@ def _are_close(recorded: Any, replayed: Any) -> bool:
 Record = Measurement | DecisionRecord
 _EVENTS: dict[str, type[Record]] = {"measurement": Measurement, "decision": DecisionRecord}
 _NAMES: dict[type[Record], str] = {cls: name for name, cls in _EVENTS.items()}
-_NESTED: dict[str, Any] = {"noise": NoiseScale, "situation": Situation, "limits": Limits, "decision": Decision}
-
-
-_FIELD_NAMES: dict[type, tuple[str, ...]] = {}
-
-
-def _field_names(cls: Any) -> tuple[str, ...]:
-    names = _FIELD_NAMES.get(cls)
-    if names is None:
-        names = _FIELD_NAMES[cls] = tuple(field.name for field in dataclasses.fields(cls))
-    return names
-
-
-_PLAIN_ALREADY = frozenset({int, str, bool, type(None)})
-
-
-def _plain(value: Any) -> Any:
-    # JSON has no inf and no nan, so they travel as words; and neither it nor a checkpoint has NumPy's numbers.
-    kind = type(value)
-    if kind in _PLAIN_ALREADY:
-        return value
-    if kind is float:
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, Real) and kind.__module__ != "builtins":
-        value = int(value) if isinstance(value, Integral) else float(value)
-        return _plain(value)
-    if dataclasses.is_dataclass(kind):
-        return as_plain(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def as_plain(record: Any) -> dict[str, Any]:
-    """The fields of a record as strings, numbers, lists and dicts.
-
-    Args:
-        record: a dataclass instance, such as a `Measurement`
-
-    Returns:
-        a dict that JSON and `torch.load(weights_only=True)` can hold
-    """
-    # Not by dataclasses.asdict: it deep-copies every number, and a checkpoint holds thousands of records.
-    return {name: _plain(getattr(record, name)) for name in _field_names(type(record))}
-
-
-def from_plain(cls: Any, fields: dict[str, Any]) -> Any:
-    """The record back from `as_plain`.
-
-    Args:
-        cls: the record's class
-        fields: what `as_plain` gave
-
-    Returns:
-        an instance of `cls`
-    """
-    made: dict[str, Any] = {}
-    for name, nested, is_float in _fields_of(cls):
-        value = fields[name]
-        if nested is not None and isinstance(value, dict):
-            value = from_plain(nested, value)
-        elif is_float and isinstance(value, str):
-            value = float(value)
-        made[name] = value
-    return cls(**made)
-
-
 MAX_OPTIONS = 64
 MAX_OPTION_LENGTH = 200
 MAX_OPTION_BITS = 1024
 MAX_OPTION_ITEMS = 16
-
-
-@cache
-def _fields_of(cls: Any) -> tuple[tuple[str, Any, bool], ...]:
-    return tuple((f.name, _NESTED.get(f.name), "float" in str(f.type)) for f in dataclasses.fields(cls))
 
 
 def describe_policy(policy: Any) -> dict[str, Any]:
@@ -243,7 +104,7 @@ def describe_policy(policy: Any) -> dict[str, Any]:
     options: dict[str, Any] | None = None
     if dataclasses.is_dataclass(policy):
         options = {}
-        for name in _field_names(type(policy))[:MAX_OPTIONS]:
+        for name in [field.name for field in dataclasses.fields(policy)][:MAX_OPTIONS]:
             try:
                 options[name] = _option(getattr(policy, name))
             except Exception:  # whatever an attribute of the user's raises when it is looked at
@@ -261,7 +122,7 @@ def _option(value: Any, depth: int = 2) -> Any:
     if isinstance(value, Integral) and int(value).bit_length() <= MAX_OPTION_BITS:
         return int(value)
     if isinstance(value, Real) and not isinstance(value, Integral):
-        return _plain(float(value))
+        return plain_value(float(value))
     if isinstance(value, (list, tuple)) and len(value) <= MAX_OPTION_ITEMS and depth:
         return [_option(item, depth - 1) for item in value]
     kind = type(value)
@@ -324,7 +185,7 @@ class Journal:
         lock(self._file)
         self.id = uuid.uuid4().hex
         self.records = self._end = 0
-        told = {"id": self.id, "continues": None if resumes is None else dict(resumes), **_plain(header)}
+        told = {"id": self.id, "continues": None if resumes is None else dict(resumes), **plain_value(header)}
         if len(_encoded(told)) > MAX_LINE_BYTES // 2:  # such a header could not be read again
             told = {key: value if len(_encoded({key: value})) < 10_000 else None for key, value in told.items()}
         self._line({"event": "header", "schema": SCHEMA_VERSION, **told})

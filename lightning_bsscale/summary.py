@@ -6,8 +6,8 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-from lightning_bsscale.journal import DecisionRecord
 from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.records import DecisionRecord
 
 TABLE_WIDTH = 120
 MIN_REASON_WIDTH = 24

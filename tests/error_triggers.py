@@ -28,10 +28,11 @@ from lightning_bsscale import (
 from lightning_bsscale.cli import main
 from lightning_bsscale.figures import plot_noise_scale
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
-from lightning_bsscale.journal import DecisionRecord, Journal, describe_policy, read_journal, replay
+from lightning_bsscale.journal import Journal, describe_policy, read_journal, replay
 from lightning_bsscale.journal_file import MAX_LINE_BYTES
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.policies import Decision, Situation
+from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.schedules import WarmupStep
 
 TRIGGERS: dict[str, Callable[[], object]] = {}

@@ -18,9 +18,11 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor
-from lightning_bsscale.callbacks import accumulation, loaders, measurement, preflight
-from lightning_bsscale.callbacks.resume import Outcome
-from lightning_bsscale.callbacks.returned import _Letter
+from lightning_bsscale.callbacks import measurement
+from lightning_bsscale.callbacks.checks import preflight
+from lightning_bsscale.callbacks.state.resume import Outcome
+from lightning_bsscale.callbacks.state.spawn import _Letter
+from lightning_bsscale.callbacks.trainer import accumulation, loaders
 from lightning_bsscale.gradients.shard_differences import UnsupportedSharding
 from lightning_bsscale.journal import Journal
 from lightning_bsscale.theory.schedules import Schedule

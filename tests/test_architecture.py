@@ -202,9 +202,9 @@ def package_files() -> dict[PurePosixPath, str]:
 
 
 FILES = package_files()
-ACCUMULATION = PurePosixPath("callbacks/accumulation.py")
-LEARNING_RATE = PurePosixPath("callbacks/learning_rate.py")
-STOP = PurePosixPath("callbacks/stop.py")
+ACCUMULATION = PurePosixPath("callbacks/trainer/accumulation.py")
+LEARNING_RATE = PurePosixPath("callbacks/trainer/learning_rate.py")
+STOP = PurePosixPath("callbacks/trainer/stop.py")
 COLLECTIVE = PurePosixPath("gradients/collective.py")
 
 

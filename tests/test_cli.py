@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from lightning_bsscale.cli import main
-from lightning_bsscale.journal import DecisionRecord, Journal, describe_policy
+from lightning_bsscale.journal import Journal, describe_policy
 from lightning_bsscale.theory.policies import Decision, Limits, NoiseScalePolicy, Reason, Situation
+from lightning_bsscale.theory.records import DecisionRecord
 
 HELD = DecisionRecord(
     situation=Situation(batch_size=8, start_batch_size=8, examples_seen=100, total_examples=1000),

@@ -13,19 +13,12 @@ from pathlib import Path
 import pytest
 
 from lightning_bsscale.cli import main
-from lightning_bsscale.journal import (
-    DecisionRecord,
-    Journal,
-    Measurement,
-    as_plain,
-    describe_policy,
-    from_plain,
-    read_journal,
-    replay,
-)
+from lightning_bsscale.journal import Journal, describe_policy, read_journal, replay
 from lightning_bsscale.summary import describe_noise, summary_table
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.policies import Decision, Limits, NoiseScalePolicy, Reason, Situation
+from lightning_bsscale.theory.records import DecisionRecord, Measurement
+from lightning_bsscale.theory.stored import as_plain, from_plain
 
 NOISE = NoiseScale(
     noise_scale=math.inf,

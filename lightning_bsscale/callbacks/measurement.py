@@ -19,19 +19,20 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_bsscale.callbacks.agreement import Agreement
-from lightning_bsscale.callbacks.examples import ExamplesSeen
+from lightning_bsscale.callbacks.checks.preflight import warn_of_changed_gradients, warn_of_dropped
 from lightning_bsscale.callbacks.open_window import OpenWindow, WindowFacts
-from lightning_bsscale.callbacks.preflight import warn_of_changed_gradients, warn_of_dropped
-from lightning_bsscale.callbacks.timing import StepTimes
+from lightning_bsscale.callbacks.trainer.timing import StepTimes
 from lightning_bsscale.gradients.collective import SummedVector
 from lightning_bsscale.gradients.comparison import Difference, not_compared
 from lightning_bsscale.gradients.delayed import DelayedVector
 from lightning_bsscale.gradients.sharded import UnsupportedSharding, choose_watcher
-from lightning_bsscale.journal import Measurement, as_plain, from_plain
+from lightning_bsscale.theory.agreement import Agreement
 from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.example_count import ExamplesSeen
 from lightning_bsscale.theory.moments import WindowMoments, moments_from_sums
+from lightning_bsscale.theory.records import Measurement
 from lightning_bsscale.theory.robust import RobustAverages
+from lightning_bsscale.theory.stored import as_plain, from_plain
 
 HISTORY_LIMIT = 4096
 MANY_DROPPED = 10

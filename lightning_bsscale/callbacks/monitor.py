@@ -12,19 +12,23 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from lightning_bsscale.callbacks import loaders, neighbours, options, output, preflight
-from lightning_bsscale.callbacks.examples import ExamplesSeen
-from lightning_bsscale.callbacks.learning_rate import UnscaledRate
+from lightning_bsscale.callbacks.checks import compatibility as neighbours
+from lightning_bsscale.callbacks.checks import options, preflight
 from lightning_bsscale.callbacks.measurement import GradientMeasurement
-from lightning_bsscale.callbacks.open_run import OpenRun
 from lightning_bsscale.callbacks.open_window import OpenWindow
-from lightning_bsscale.callbacks.optimizer_step import unwrapped
-from lightning_bsscale.callbacks.resume import STATE_SCHEMA, Outcome, check_schema, outcome_of
-from lightning_bsscale.callbacks.returned import WayBack, without_module
-from lightning_bsscale.callbacks.timing import StepTimes
-from lightning_bsscale.journal import Journal, Measurement
+from lightning_bsscale.callbacks.output import logging as output
+from lightning_bsscale.callbacks.state.open_run import OpenRun
+from lightning_bsscale.callbacks.state.resume import STATE_SCHEMA, Outcome, check_schema, outcome_of
+from lightning_bsscale.callbacks.state.spawn import WayBack, without_module
+from lightning_bsscale.callbacks.trainer import loaders
+from lightning_bsscale.callbacks.trainer.learning_rate import UnscaledRate
+from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
+from lightning_bsscale.callbacks.trainer.timing import StepTimes
+from lightning_bsscale.journal import Journal
 from lightning_bsscale.theory.checks import check_integer
 from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.example_count import ExamplesSeen
+from lightning_bsscale.theory.records import Measurement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

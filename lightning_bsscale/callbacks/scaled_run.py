@@ -10,22 +10,25 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.optim import Optimizer
 
-from lightning_bsscale.callbacks import loaders, output, preflight, shown
-from lightning_bsscale.callbacks.accumulation import Accumulation, rescale_cut_window
+from lightning_bsscale.callbacks import shown
+from lightning_bsscale.callbacks.checks import preflight
+from lightning_bsscale.callbacks.checks.options import ScalerOptions
 from lightning_bsscale.callbacks.control import BatchControl
-from lightning_bsscale.callbacks.examples import ExamplesSeen
-from lightning_bsscale.callbacks.learning_rate import ExampleClock
 from lightning_bsscale.callbacks.measurement import GradientMeasurement, watched_parameters
 from lightning_bsscale.callbacks.next_window import WindowPlanner
 from lightning_bsscale.callbacks.open_window import OpenWindow
-from lightning_bsscale.callbacks.optimizer_step import unwrapped
-from lightning_bsscale.callbacks.options import ScalerOptions
-from lightning_bsscale.callbacks.plan import make_budget, read_plan
-from lightning_bsscale.callbacks.resume import STATE_SCHEMA, Start, read_start
-from lightning_bsscale.callbacks.stop import StopRequest
-from lightning_bsscale.callbacks.timing import StepTimes
+from lightning_bsscale.callbacks.output import logging as output
+from lightning_bsscale.callbacks.state.resume import STATE_SCHEMA, Start, read_start
+from lightning_bsscale.callbacks.trainer import loaders
+from lightning_bsscale.callbacks.trainer.accumulation import Accumulation, rescale_cut_window
+from lightning_bsscale.callbacks.trainer.learning_rate import ExampleClock
+from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
+from lightning_bsscale.callbacks.trainer.stop import StopRequest
+from lightning_bsscale.callbacks.trainer.timing import StepTimes
+from lightning_bsscale.callbacks.trainer.user_plan import make_budget, read_plan
 from lightning_bsscale.callbacks.window_rate import WindowRate
 from lightning_bsscale.journal import Journal, describe_policy
+from lightning_bsscale.theory.example_count import ExamplesSeen
 from lightning_bsscale.theory.rules import Constant, LearningRateRule
 
 

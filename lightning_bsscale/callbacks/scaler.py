@@ -11,22 +11,24 @@ import lightning.pytorch as pl
 import torch
 from torch.optim import Optimizer
 
-from lightning_bsscale.callbacks import neighbours, options, preflight, shown
-from lightning_bsscale.callbacks.accumulation import Accumulation
-from lightning_bsscale.callbacks.learning_rate import ExampleClock
-from lightning_bsscale.callbacks.loaders import batch_size_of
+from lightning_bsscale.callbacks import shown
+from lightning_bsscale.callbacks.checks import compatibility as neighbours
+from lightning_bsscale.callbacks.checks import options, preflight
+from lightning_bsscale.callbacks.checks.options import ScalerOptions
 from lightning_bsscale.callbacks.monitor import GradientNoiseScaleMonitor
-from lightning_bsscale.callbacks.open_run import OpenRun
-from lightning_bsscale.callbacks.options import ScalerOptions
-from lightning_bsscale.callbacks.resume import Outcome, check_schema, is_over, outcome_of, window_at_restart
-from lightning_bsscale.callbacks.returned import WayBack, without_module
 from lightning_bsscale.callbacks.scaled_run import ScaledRun
-from lightning_bsscale.callbacks.stop import StopRequest
-from lightning_bsscale.journal import DecisionRecord, Measurement
+from lightning_bsscale.callbacks.state.open_run import OpenRun
+from lightning_bsscale.callbacks.state.resume import Outcome, check_schema, is_over, outcome_of, window_at_restart
+from lightning_bsscale.callbacks.state.spawn import WayBack, without_module
+from lightning_bsscale.callbacks.trainer.accumulation import Accumulation
+from lightning_bsscale.callbacks.trainer.learning_rate import ExampleClock
+from lightning_bsscale.callbacks.trainer.loaders import batch_size_of
+from lightning_bsscale.callbacks.trainer.stop import StopRequest
 from lightning_bsscale.summary import summary_table
 from lightning_bsscale.theory.checks import check_integer
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.policies import Policy, resolve_policy
+from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.schedules import Schedule
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_bsscale.callbacks.resume import Outcome
+from lightning_bsscale.callbacks.state.resume import Outcome
 from lightning_bsscale.theory.policies import Situation
 
 if TYPE_CHECKING:

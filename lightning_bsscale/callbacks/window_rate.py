@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch.optim import Optimizer
 
 from lightning_bsscale.callbacks.control import BatchControl
-from lightning_bsscale.callbacks.learning_rate import ScopedFactor, UnscaledRate, relative_rate
-from lightning_bsscale.callbacks.plan import Plan
+from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor, UnscaledRate, relative_rate
+from lightning_bsscale.callbacks.trainer.user_plan import Plan
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.schedules import Schedule
 

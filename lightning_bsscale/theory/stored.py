@@ -1,4 +1,4 @@
-"""Fields of a record that come from outside (a file), checked against the annotations of its class.
+"""Records as checkpoints and journals hold them: made plain, checked, and made records again.
 
 A stored record is a dict as JSON gives it: numbers, strings, bools, None, dicts and lists. Infinity and NaN, which JSON
 does not have, are the words ``"inf"``, ``"-inf"`` and ``"nan"``.
@@ -7,21 +7,116 @@ does not have, are the words ``"inf"``, ``"-inf"`` and ``"nan"``.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import cache
+from numbers import Integral, Real
 from typing import Any
 
 from lightning_bsscale.theory.checks import found, quoted
 
-__all__ = ["check_stored"]
+__all__ = ["as_plain", "check_stored", "from_plain", "plain_value"]
 
 _WORDS = frozenset({"inf", "-inf", "nan"})
 _Check = Callable[[Any], "str | None"]
 """Given a value, what is wrong with it in words that follow the field's name, or None."""
+_Reader = Callable[[Any], Any]
+"""Given a plain value, the value of a field."""
+
+_PLAIN_ALREADY = frozenset({int, str, bool, type(None)})
+
+
+def plain_value(value: Any) -> Any:
+    """Return a value as JSON and `torch.load(weights_only=True)` can hold it.
+
+    Args:
+        value: numbers, strings, bools, None, dataclass instances, and dicts, lists and tuples of these; anything else
+            is returned as it is
+
+    Returns:
+        the same as numbers, strings, bools, None, dicts and lists
+    """
+    # JSON has no inf and no nan, so they travel as words; and neither it nor a checkpoint has NumPy's numbers.
+    kind = type(value)
+    if kind in _PLAIN_ALREADY:
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Real) and kind.__module__ != "builtins":
+        return plain_value(int(value) if isinstance(value, Integral) else float(value))
+    if dataclasses.is_dataclass(kind):
+        return as_plain(value)
+    if isinstance(value, dict):
+        return {key: plain_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_value(item) for item in value]
+    return value
+
+
+def as_plain(record: Any) -> dict[str, Any]:
+    """Return the fields of a record as numbers, strings, bools, None, dicts and lists.
+
+    Args:
+        record: a dataclass instance, such as a `Measurement`
+
+    Returns:
+        a dict that JSON and `torch.load(weights_only=True)` can hold
+    """
+    # Not by dataclasses.asdict: it deep-copies every number, and a checkpoint holds thousands of records.
+    cls: Any = type(record)
+    return {name: plain_value(getattr(record, name)) for name in _field_names(cls)}
+
+
+def from_plain(cls: Any, fields: Mapping[str, Any]) -> Any:
+    """Make a record from what `as_plain` returned.
+
+    Args:
+        cls: the record's class
+        fields: what `as_plain` returned
+
+    Returns:
+        an equal record
+    """
+    made = {}
+    for name, reader in _readers_of(cls):
+        value = fields[name]
+        made[name] = value if reader is None or value is None else reader(value)
+    return cls(**made)
+
+
+@cache
+def _field_names(cls: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls))
+
+
+@cache
+def _readers_of(cls: Any) -> tuple[tuple[str, _Reader | None], ...]:
+    hints = typing.get_type_hints(cls)
+    return tuple((name, _reader_of(hints[name])) for name in _field_names(cls))
+
+
+def _reader_of(annotation: Any) -> _Reader | None:
+    # None where the plain value is the field's own.
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in {typing.Union, types.UnionType}:
+        return next(filter(None, map(_reader_of, arguments)), None)
+    if origin in {list, tuple}:
+        items = [_reader_of(argument) for argument in arguments if argument is not Ellipsis]
+        if origin is tuple and Ellipsis not in arguments:
+            return lambda value: tuple(item(one) if item else one for item, one in zip(items, value, strict=True))
+        item = items[0]
+        return origin if item is None else lambda value: origin(map(item, value))
+    if dataclasses.is_dataclass(annotation):
+        return lambda value: from_plain(annotation, value)
+    return _float_of if annotation is float else None
+
+
+def _float_of(value: Any) -> Any:
+    return float(value) if isinstance(value, str) else value
 
 
 def check_stored(cls: type, fields: Mapping[str, Any], *, fractions: frozenset[tuple[str, str]] = frozenset()) -> None:

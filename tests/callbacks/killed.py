@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler
-from lightning_bsscale.journal import as_plain
+from lightning_bsscale.theory.stored import as_plain
 from tests.zoo import QUIET, KeepsRates, Regression
 
 EXAMPLES, MICRO_BATCH, EPOCHS = 1204, 4, 3

@@ -8,8 +8,8 @@ import warnings
 import pytest
 from torch.utils.data import DataLoader
 
-from lightning_bsscale.callbacks import accumulation
 from lightning_bsscale.callbacks.scaler import BatchSizeScaler
+from lightning_bsscale.callbacks.trainer import accumulation
 from tests.zoo import KeepSteps, Numbers, OneHot, Scripted, UnsizedNumbers, fit
 
 

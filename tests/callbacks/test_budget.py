@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_bsscale.callbacks.budget import Budget
+from lightning_bsscale.theory.plan import Budget
 
 
 def plan_by_hand(epochs, accumulate, max_steps, frequency):

@@ -9,7 +9,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.callbacks import preflight
+from lightning_bsscale.callbacks.checks import preflight
 from lightning_bsscale.theory.estimate import Averages
 from lightning_bsscale.theory.moments import WindowMoments
 from lightning_bsscale.theory.windows import windows_in_memory

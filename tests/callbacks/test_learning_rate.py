@@ -6,8 +6,8 @@ import torch
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 
-from lightning_bsscale.callbacks.learning_rate import ScopedFactor
 from lightning_bsscale.callbacks.scaler import BatchSizeScaler
+from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor
 from tests.zoo import QUIET, KeepsRates, Regression, Scripted, assert_nothing_left, fit, regression_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")

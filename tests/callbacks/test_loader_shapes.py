@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import CombinedLoader, data
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.callbacks import loaders
+from lightning_bsscale.callbacks.trainer import loaders
 from tests.callbacks.test_known_noise_scale import KnownNoise, gradients
 from tests.zoo import QUIET, KeepSteps, Numbers, OneHot, Scripted, assert_nothing_left, fit
 

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from lightning_bsscale import BatchSizeScaler
-from lightning_bsscale.callbacks.loaders import SizeCheck, batch_size_of
+from lightning_bsscale.callbacks.trainer.loaders import SizeCheck, batch_size_of
 from tests.zoo import Regression, Scripted, UnsizedNumbers, fit, regression_loader
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lightning_bsscale import GradientNoiseScaleMonitor
-from lightning_bsscale.journal import Measurement, read_journal
+from lightning_bsscale.journal import read_journal
+from lightning_bsscale.theory.records import Measurement
 from tests.zoo import KeepSteps, Regression, fit, regression_loader, weights_after
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import SGD, lr_scheduler
 
 from lightning_bsscale import GradientNoiseScaleMonitor
-from lightning_bsscale.callbacks import neighbours
+from lightning_bsscale.callbacks.checks import compatibility as neighbours
 from tests.callbacks.test_learning_rate import scripted
 from tests.zoo import QUIET, KeepSteps, Regression, assert_nothing_left, fit, regression_loader
 

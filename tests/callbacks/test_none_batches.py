@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.callbacks.accumulation import Accumulation
+from lightning_bsscale.callbacks.trainer.accumulation import Accumulation
 from tests.zoo import KeepSteps, OneHot, Scripted, fit
 
 pytestmark = [

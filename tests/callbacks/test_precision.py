@@ -10,7 +10,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.journal import Measurement, read_journal
+from lightning_bsscale.journal import read_journal
+from lightning_bsscale.theory.records import Measurement
 from tests.callbacks.test_known_noise_scale import NOISE_SCALE, KnownNoise, gradients
 from tests.zoo import KeepSteps, Regression, Scripted, fit, regression_loader
 

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, SingleDeviceStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor, NoiseScalePolicy
-from lightning_bsscale.callbacks.preflight import check_measurable
+from lightning_bsscale.callbacks.checks.preflight import check_measurable
 from tests.zoo import QUIET, Regression, assert_nothing_left, fit, regression_loader
 
 

@@ -23,7 +23,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, Decision, Policy
-from lightning_bsscale.journal import DecisionRecord, read_journal
+from lightning_bsscale.journal import read_journal
+from lightning_bsscale.theory.records import DecisionRecord
 from tests.zoo import KeepsRates, KeepSteps, Numbers, UnsizedNumbers, fit
 
 POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}

@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_bsscale import BatchSizeScaler, Decision, NoiseScalePolicy, Reason
-from lightning_bsscale.journal import DecisionRecord, Measurement, read_journal, replay
+from lightning_bsscale.journal import read_journal, replay
+from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.schedules import WarmupCosine
 from tests.zoo import (

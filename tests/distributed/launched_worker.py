@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.journal import as_plain
+from lightning_bsscale.theory.stored import as_plain
 from tests.zoo import QUIET, Regression
 
 LIFE = 90  # seconds: whatever hangs, this process ends, and says where it was

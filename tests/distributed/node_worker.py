@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, NoiseScalePolicy
 from lightning_bsscale.demo import DigitsModel
-from lightning_bsscale.journal import as_plain
+from lightning_bsscale.theory.stored import as_plain
 from tests.zoo import QUIET, KeepsRates
 
 TIME_OUT = 10  # seconds, of the process group

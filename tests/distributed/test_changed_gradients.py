@@ -9,9 +9,9 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.callbacks import agreement
 from lightning_bsscale.gradients import sharded as watchers
 from lightning_bsscale.gradients.comparison import Difference
+from lightning_bsscale.theory import agreement
 from tests.distributed import trained
 from tests.distributed.places import here
 from tests.distributed.processes import run

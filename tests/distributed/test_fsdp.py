@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.gradients import sharded as watchers
-from lightning_bsscale.journal import as_plain
+from lightning_bsscale.theory.stored import as_plain
 from tests.distributed.places import here
 from tests.distributed.processes import run
 from tests.distributed.sharded_models import WIDTH

@@ -21,9 +21,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from lightning_bsscale import BatchSizeScaler
-from lightning_bsscale.callbacks.resume import Outcome
-from lightning_bsscale.callbacks.returned import _Letter
-from lightning_bsscale.journal import DecisionRecord, as_plain, read_journal
+from lightning_bsscale.callbacks.state.resume import Outcome
+from lightning_bsscale.callbacks.state.spawn import _Letter
+from lightning_bsscale.journal import read_journal
+from lightning_bsscale.theory.records import DecisionRecord
+from lightning_bsscale.theory.stored import as_plain
 from tests.distributed import ending_worker, launched_worker
 from tests.distributed.launched_worker import LIFE, on_rank
 from tests.distributed.processes import GRACE, free_port, run

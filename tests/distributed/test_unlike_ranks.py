@@ -16,7 +16,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostL
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.journal import as_plain, read_journal
+from lightning_bsscale.journal import read_journal
+from lightning_bsscale.theory.stored import as_plain
 from tests.distributed.places import here
 from tests.distributed.processes import run
 from tests.distributed.trained import Linear, Script, counting, loader_of, regression_items, trainer_of

@@ -13,7 +13,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor, Policy
-from lightning_bsscale.journal import as_plain
+from lightning_bsscale.theory.stored import as_plain
 from tests.distributed.places import here
 from tests.zoo import QUIET, KeepsRates, KeepSteps
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.callbacks.agreement import COMPARED_EVERY
 from lightning_bsscale.gradients import comparison
+from lightning_bsscale.theory.agreement import COMPARED_EVERY
 from lightning_bsscale.theory.moments import window_moments
 from tests.zoo import Regression, fit, regression_loader
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from lightning_bsscale import BatchSizeScaler, Decision, NoiseScalePolicy
-from lightning_bsscale.callbacks.decision_log import CHANGES_LIMIT, HOLDS_LIMIT, DecisionLog
-from lightning_bsscale.journal import DecisionRecord, describe_policy, read_journal, replay
+from lightning_bsscale.journal import describe_policy, read_journal, replay
 from lightning_bsscale.summary import describe_grounds, describe_number, summary_table
+from lightning_bsscale.theory.decision_log import CHANGES_LIMIT, HOLDS_LIMIT, DecisionLog
 from lightning_bsscale.theory.estimate import noise_scale_from_means
 from lightning_bsscale.theory.policies import Limits, Situation
+from lightning_bsscale.theory.records import DecisionRecord
 from tests.zoo import Regression, fit, regression_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_bsscale.journal import DecisionRecord, as_plain, from_plain
+from lightning_bsscale.theory.records import DecisionRecord
+from lightning_bsscale.theory.stored import as_plain, from_plain
 
 CHANGES_LIMIT = 1024
 HOLDS_LIMIT = 1024

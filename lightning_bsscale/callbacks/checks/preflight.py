@@ -15,8 +15,8 @@ from torch.nn import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from lightning_bsscale.callbacks.optimizer_step import can_wrap_step, unwrapped
-from lightning_bsscale.callbacks.options import ScalerOptions
+from lightning_bsscale.callbacks.checks.options import ScalerOptions
+from lightning_bsscale.callbacks.trainer.optimizer_step import can_wrap_step, unwrapped
 from lightning_bsscale.theory.rules import LearningRateRule, resolve_rule, rule_for_optimizer
 from lightning_bsscale.theory.windows import windows_in_memory
 

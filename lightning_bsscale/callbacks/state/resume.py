@@ -8,12 +8,13 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_bsscale.callbacks.decision_log import DecisionLog
-from lightning_bsscale.callbacks.loaders import Loaders
-from lightning_bsscale.journal import DecisionRecord, Measurement, as_plain, from_plain
+from lightning_bsscale.callbacks.trainer.loaders import Loaders
 from lightning_bsscale.theory.checks import found
+from lightning_bsscale.theory.decision_log import DecisionLog
 from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.robust import RobustAverages
+from lightning_bsscale.theory.stored import as_plain, from_plain
 
 STATE_SCHEMA = 1
 

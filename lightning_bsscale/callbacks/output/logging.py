@@ -12,12 +12,13 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_bsscale.callbacks.checks.options import ScalerOptions, is_remote
 from lightning_bsscale.callbacks.measurement import GradientMeasurement
-from lightning_bsscale.callbacks.options import ScalerOptions, is_remote
-from lightning_bsscale.callbacks.resume import Start, describe_change
-from lightning_bsscale.journal import DecisionRecord, Journal, Measurement
+from lightning_bsscale.callbacks.state.resume import Start, describe_change
+from lightning_bsscale.journal import Journal
 from lightning_bsscale.summary import describe_grounds, describe_noise, describe_number, describe_reason
 from lightning_bsscale.theory.policies import Limits
+from lightning_bsscale.theory.records import DecisionRecord, Measurement
 
 JOURNAL_NAME = "bsscale.jsonl"
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from lightning_bsscale.callbacks.options import BatchSizeFn
+from lightning_bsscale.callbacks.checks.options import BatchSizeFn
 from lightning_bsscale.gradients.collective import extremes, sums
 from lightning_bsscale.theory.checks import found
 from lightning_bsscale.theory.windows import planned_examples

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import lightning.pytorch as pl
 
-from lightning_bsscale.callbacks import preflight
-from lightning_bsscale.callbacks.budget import Budget
-from lightning_bsscale.callbacks.loaders import Loaders, examples_in_plan
-from lightning_bsscale.callbacks.options import ScalerOptions
-from lightning_bsscale.callbacks.resume import Start
+from lightning_bsscale.callbacks.checks import preflight
+from lightning_bsscale.callbacks.checks.options import ScalerOptions
+from lightning_bsscale.callbacks.state.resume import Start
+from lightning_bsscale.callbacks.trainer.loaders import Loaders, examples_in_plan
+from lightning_bsscale.theory.plan import Budget
 from lightning_bsscale.theory.policies import Limits
 from lightning_bsscale.theory.windows import default_max_batch_size
 

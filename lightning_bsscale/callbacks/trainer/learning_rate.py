@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_bsscale.callbacks.optimizer_step import UpdateSpan
+from lightning_bsscale.callbacks.trainer.optimizer_step import UpdateSpan
 
 
 def _copy(rate: Any) -> Any:

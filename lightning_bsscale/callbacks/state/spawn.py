@@ -29,7 +29,7 @@ from weakref import WeakValueDictionary
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_bsscale.callbacks.resume import Outcome
+from lightning_bsscale.callbacks.state.resume import Outcome
 
 _waiting: WeakValueDictionary[str, WayBack] = WeakValueDictionary()
 

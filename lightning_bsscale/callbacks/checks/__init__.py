@@ -1,0 +1,1 @@
+"""What is refused, and the warnings, before the first step."""

@@ -1,0 +1,1 @@
+"""Loggers, log lines and the journal."""

@@ -1,0 +1,1 @@
+"""Checkpoints, and the results of workers."""

@@ -1,0 +1,1 @@
+"""What is read from the Trainer and its parts, and what is written to them."""
