@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lightning_bsscale.callbacks.budget import Budget
 from lightning_bsscale.callbacks.control import BatchControl
-from lightning_bsscale.theory.plan import Budget
 from lightning_bsscale.theory.windows import WindowPlan, plan_window
 
 

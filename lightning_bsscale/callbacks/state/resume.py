@@ -112,7 +112,8 @@ def window_at_restart(state: dict[str, Any]) -> tuple[int, int]:
     """
     window = state["window"]
     if window is None:
-        return state["budget"]["came"], max(1, state["control"]["batch_size"] // Start(**state["now"]).granularity)
+        length = state["control"]["batch_size"] // Start(**state["now"]).granularity
+        return state["budget"]["micro_batches"], max(1, length)
     return window["start"], window["planned"] + window["in_progress"]
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import lightning.pytorch as pl
 
+from lightning_bsscale.callbacks.budget import Budget
 from lightning_bsscale.callbacks.checks import preflight
 from lightning_bsscale.callbacks.checks.options import ScalerOptions
 from lightning_bsscale.callbacks.state.resume import Start
 from lightning_bsscale.callbacks.trainer.loaders import Loaders, examples_in_plan
-from lightning_bsscale.theory.plan import Budget
+from lightning_bsscale.theory.plan import UserPlan
 from lightning_bsscale.theory.policies import Limits
 from lightning_bsscale.theory.windows import default_max_batch_size
 
@@ -109,14 +110,17 @@ def make_budget(
     Returns:
         the counter, at its beginning
     """
-    return Budget(
+    user_plan = UserPlan(
         accumulate=first.accumulate,
         max_steps=plan.max_steps,
         total_examples=plan.total_examples if options.total_examples is not None else None,
         granularity=now.granularity,
-        epoch_batches=found.batches,
-        frequencies=frequencies,
         plan_granularity=first.granularity,
-        epoch_examples=found.epoch_examples(now.granularity),
         ends_with_epochs=plan.ends_with_epochs,
+    )
+    return Budget(
+        user_plan,
+        epoch_batches=found.batches,
+        epoch_examples=found.epoch_examples(now.granularity),
+        frequencies=frequencies,
     )
