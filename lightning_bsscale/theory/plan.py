@@ -23,7 +23,7 @@ class PlanPosition:
         before: (scheduler frequency, steps of the plan before this epoch); frequency 1, all optimizer steps, is first
         reached: (scheduler frequency, steps of the plan when Lightning began to repeat an epoch)
         ready: the plan's micro-batches of this epoch so far
-        is_last: whether the last window ended the epoch
+        is_last: whether the last window ended the epoch; False where the plan ended earlier in it
         micro_batches: loader batches of this epoch so far
         expected: loader batches expected in this epoch: fewer than announced where the last epoch ended early; None for
             a loader without a length

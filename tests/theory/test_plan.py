@@ -134,6 +134,7 @@ def test_resumed_within_an_epoch_with_other_micro_batches(
     *_, after = by_hand([*epochs, seen], size, accumulate, frequency)
     for ready in range(done + 1, batches_now + 1):
         position = plan.advance(position, ready, is_last=ready == batches_now)
+        assert plan.steps(position) <= after[seen][0]
         passed = done * size + (ready - done) * now
         if ready == batches_now or passed < seen:
             passed = seen if ready == batches_now else passed
@@ -156,6 +157,13 @@ def test_steps_never_fall_while_an_epoch_is_repeated(size, now, accumulate, freq
         position = plan.advance(position, ready, is_last=ready == batches_now)
         made = (plan.steps(position), plan.steps(position, frequency))
         assert made == tuple(map(max, reached, after[min(ready * now, examples)]))
+
+
+def test_steps_count_on_in_a_repeated_epoch_where_they_end_the_training():
+    plan = make(2, ends_with_epochs=False)
+    position = plan.advance(plan.begin(epoch_batches=8, epoch_examples=8), 4, is_last=False)
+    position = plan.start_epoch(position, 8, micro_batches=4, epoch_examples=8, is_repeated=True)
+    assert [plan.steps_after(position, ready, is_last=False) for ready in (0, 2, 7)] == [2, 3, 5]
 
 
 @given(EPOCHS, SIZES, ACCUMULATE, st.data())
@@ -193,9 +201,10 @@ def test_a_resumed_run_may_begin_an_epoch_within_it():
 
 
 def test_one_loader_batch_after_the_end_of_an_epoch_without_max_epochs():
-    plan = make(ends_with_epochs=False)
+    plan = make(ends_with_epochs=False, max_steps=4)
     position = plan.advance(plan.begin(epoch_batches=3, epoch_examples=3), 3, is_last=True)
     position = plan.resumed(position, epoch_batches=3, epoch_examples=3)
+    assert plan.batches_left(position, 3, 0) == 1
     position = plan.start_epoch(position, 3, micro_batches=3, epoch_examples=3, first=3)
     assert plan.epoch_length(position, 3) == 4
     assert plan.steps(plan.advance(position, 4, is_last=True)) == 4
@@ -214,6 +223,8 @@ def test_the_length_of_an_epoch_is_what_the_last_one_showed():
     assert make(size=2, plan_size=1).resumed(stored(position), **loader).expected == 30
     position = plan.start_epoch(position, 12, micro_batches=30)
     assert plan.epoch_length(position, 0) == 12
+    position = plan.start_epoch(position, 40, micro_batches=12)
+    assert plan.epoch_length(position, 0) == 40, "not shorter than announced: the loader has grown"
 
 
 def test_an_explicit_budget_counts_examples():
