@@ -22,15 +22,16 @@ from torch.optim import Optimizer
 from lightning_bsscale.callbacks.checks.preflight import warn_of_changed_gradients, warn_of_dropped
 from lightning_bsscale.callbacks.open_window import OpenWindow, WindowFacts
 from lightning_bsscale.callbacks.trainer.timing import StepTimes
-from lightning_bsscale.gradients.collective import SummedVector
+from lightning_bsscale.gradients.choose import UnsupportedSharding, choose_watcher
 from lightning_bsscale.gradients.comparison import Difference, not_compared
-from lightning_bsscale.gradients.delayed import DelayedVector
-from lightning_bsscale.gradients.sharded import UnsupportedSharding, choose_watcher
+from lightning_bsscale.gradients.norms import sum_dtype
+from lightning_bsscale.gradients.reduce import PendingSums
+from lightning_bsscale.gradients.watcher import WindowShare
 from lightning_bsscale.theory.agreement import Agreement
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.example_count import ExamplesSeen
-from lightning_bsscale.theory.moments import WindowMoments, moments_from_sums
-from lightning_bsscale.theory.records import Measurement
+from lightning_bsscale.theory.moments import WindowMoments, moments_of
+from lightning_bsscale.theory.records import Measurement, WindowSums
 from lightning_bsscale.theory.robust import RobustAverages
 from lightning_bsscale.theory.stored import as_plain, from_plain
 
@@ -54,20 +55,15 @@ class RankSums(NamedTuple):
     """What a message brings: sums over ranks.
 
     Attributes:
-        sq_norms: squared norms of the micro-batches' gradients
-        mean_sq_norm: each rank's share of the squared norm of their mean
-        inverse_sizes: one over the examples of each micro-batch
-        window_examples: examples of the window
+        window: the five numbers of a `WindowSums`
         examples: examples since the last message
         seconds_per_micro_batch: of each rank, or nan
         seconds_per_step: of each rank, or nan
-        difference: of `.grad` from what the hooks saw, as `gradients.comparison` puts it
+        difference: of `.grad` from what was seen, as `gradients.comparison` puts it; with several ranks its last number
+            says nothing
     """
 
-    sq_norms: float
-    mean_sq_norm: float
-    inverse_sizes: float
-    window_examples: float
+    window: tuple[float, ...]
     examples: float
     seconds_per_micro_batch: float
     seconds_per_step: float
@@ -83,12 +79,19 @@ class RankSums(NamedTuple):
         Returns:
             the record
         """
-        return cls._make([*sums[:7], tuple(sums[7:])])
+        return cls._make([tuple(sums[:5]), *sums[5:8], tuple(sums[8:])])
 
+    def facts_of_all(self, facts: WindowFacts) -> WindowFacts:
+        """Replace what is of one rank in a window's facts.
 
-def _without_ranks(facts: WindowFacts, told: RankSums) -> WindowFacts:
-    # The same on all ranks.
-    return replace(facts, sum_inverse_sizes=told.inverse_sizes, window_examples=round(told.window_examples))
+        Args:
+            facts: of this rank
+
+        Returns:
+            those that are the same on all ranks
+        """
+        *_, inverse_sizes, examples = self.window
+        return replace(facts, sum_inverse_sizes=inverse_sizes, window_examples=round(examples))
 
 
 class GradientMeasurement:
@@ -125,12 +128,12 @@ class GradientMeasurement:
                 world_size=trainer.world_size,
             )
         # Where a micro-batch's gradient is seen only as the mean over ranks, the ranks make no pairs.
-        self.seen_at_once = 1 if self._watcher.micro_batch_is_global else self._world_size
+        self.seen_at_once = 1 if self._watcher.sees_mean_over_ranks else self._world_size
         self._module = trainer.lightning_module
         self._agreement = Agreement()
         self._watching = False
-        self._in_flight: Tensor | None = None
-        self._pending: tuple[DelayedVector | SummedVector | list[float], WindowFacts] | None = None
+        self._in_flight: WindowShare | None = None
+        self._pending: tuple[PendingSums | list[float], WindowFacts] | None = None
         self._was_measured = False
         self._sends = True
         self._examples_at_last = 0.0
@@ -185,12 +188,16 @@ class GradientMeasurement:
         """A micro-batch's backward begins."""
         if self._watching:
             with self._explained():
-                self._watcher.start_micro_batch()
+                self._watcher.start_sample()
 
-    def after_backward(self) -> None:
-        """A micro-batch's backward has ended."""
+    def after_backward(self, examples: int) -> None:
+        """A micro-batch's backward has ended.
+
+        Args:
+            examples: its size
+        """
         if self._watching:
-            self._watcher.end_micro_batch()
+            self._watcher.end_sample(examples)
 
     def before_step(self, window: OpenWindow) -> None:
         """Takes the norms of a complete window, before anything clips the gradient.
@@ -201,7 +208,7 @@ class GradientMeasurement:
         if not self._watching:
             return
         self._watching = False
-        ended = self._watcher.stop_window().numel()
+        ended = self._watcher.stop_window()
         # A training_step that returned None had no backward: its micro-batch has no norm, the window no measurement.
         if window.came * self.seen_at_once < 2 or ended != window.came:
             return
@@ -209,17 +216,12 @@ class GradientMeasurement:
         if self._scaler is not None:
             # The scale is constant within a window, and applied to a one on the device it needs no transfer.
             scale = self._scaler.scale(torch.ones((), dtype=torch.float64, device=self._device))
-        # The hooks saw the gradient of the scaled loss, with which optimizers that unscale for themselves step too.
-        unscaled = scale is not None and not getattr(self._optimizer, "_step_supports_amp_scaling", False)
+        # Optimizers that unscale for themselves step with the gradient of the scaled loss.
+        is_scaled = scale is not None and bool(getattr(self._optimizer, "_step_supports_amp_scaling", False))
         with self._explained():
-            sums = self._watcher.step_sums(scale if unscaled else None)
-        seen, mean = sums.sq_norms, sums.mean_sq_norm.to(sums.sq_norms)
-        if scale is not None:
-            squared = scale.to(seen).square()
-            seen = seen / squared
-            if not unscaled:
-                mean = mean / squared
-        self._in_flight = torch.cat([torch.stack([seen, mean]), sums.difference.to(seen)])
+            self._in_flight = self._watcher.window_share(
+                loss_divisor=window.loss_divisor, loss_scale=scale, is_grad_scaled=is_scaled
+            )
 
     def close(self, facts: WindowFacts) -> Measurement | None:
         """Ends a window: reads what the one before left, and sends this one's norms on their way.
@@ -231,30 +233,26 @@ class GradientMeasurement:
             the measurement that has arrived, if one has
         """
         arrived = self.flush()
-        if self._world_size > 1:
-            self._pending = (self._message(facts), facts) if self._was_measured and self._sends else None
-        elif self._in_flight is not None:
-            self._pending = (DelayedVector(self._in_flight), facts)
+        # Every rank sends for every window that was to be measured, also one whose own measurement failed.
+        sends = self._in_flight is not None if self._world_size == 1 else self._was_measured and self._sends
+        if sends:
+            self._pending = (PendingSums(self._message(facts), world_size=self._world_size), facts)
         self._in_flight = None
         return arrived
 
-    def _message(self, facts: WindowFacts) -> SummedVector:
-        # Every rank sends for every window that was to be measured, also one whose own measurement failed.
-        device = self._device
-        if self._in_flight is None:
-            norms = torch.full((2,), math.nan, dtype=torch.float64, device=device)
-            difference = not_compared(device)
-        else:
-            norms, difference = self._in_flight.to(device, torch.float64).tensor_split([2])
+    def _message(self, facts: WindowFacts) -> Tensor:
+        device, dtype = self._device, sum_dtype(self._device)
         seconds = (self._times.seconds_per_micro_batch, self._times.seconds_per_step)
-        host = [
-            facts.sum_inverse_sizes,
-            facts.window_examples,
-            self._examples.take_unsent(),
-            *(math.nan if value is None else value for value in seconds),
-        ]
-        of_host = torch.tensor(host, dtype=torch.float64).to(device, non_blocking=True)
-        return SummedVector(torch.cat([norms, of_host, difference[:-1].to(of_host)]))
+        host = [self._examples.take_unsent(), *(math.nan if value is None else value for value in seconds)]
+        if self._in_flight is None:
+            ranks_in_sample = self._world_size / self.seen_at_once
+            samples, inverse_sizes = facts.num_micro_batches / ranks_in_sample, facts.sum_inverse_sizes
+            known = [math.nan, math.nan, samples, inverse_sizes / ranks_in_sample**2, facts.window_examples]
+            window, difference = torch.tensor(known, dtype=dtype), not_compared(device)
+        else:
+            window, difference = self._in_flight
+        parts = (window, torch.tensor(host, dtype=dtype), difference)
+        return torch.cat([part.to(device, dtype, non_blocking=True) for part in parts])
 
     def flush(self) -> Measurement | None:
         """Reads the norms that are on their way, if any.
@@ -267,26 +265,16 @@ class GradientMeasurement:
         vector, facts = self._pending
         self._pending = None
         sums = vector if isinstance(vector, list) else vector.read()
-        if self._world_size > 1:
-            facts = self._of_all_ranks(sums, facts)
-        if not self._is_trusted(Difference.read(sums[7:] if self._world_size > 1 else sums[2:])):
+        told = RankSums.read(sums)
+        facts = self._of_all_ranks(told, facts)
+        if not self._is_trusted(Difference.read(told.difference)):
             return None
-        seen, averaged = self.seen_at_once, self._world_size / self.seen_at_once
-        if facts.num_micro_batches * seen < 2:  # cut short: it told its examples
+        window = WindowSums.read(told.window)
+        if window.num_samples < 2:  # cut short: it told its examples
             return None
-        if sums[0] == sums[1] == 0:  # nothing is stepped with: all gradients cancelled, or no parameter initialised yet
-            return None
-        moments = moments_from_sums(
-            # A rank's own loss is not divided by the number of ranks, the mean of their gradients is.
-            sum_sq_norms=sums[0] / seen**2,
-            mean_sq_norm=sums[1],
-            # The mean over ranks has the variance of a micro-batch with the ranks' sizes together.
-            sum_inverse_sizes=facts.sum_inverse_sizes / averaged**2,
-            num_micro_batches=facts.num_micro_batches * seen,
-            examples=facts.window_examples,
-            loss_divisor=facts.loss_divisor * seen,
-        )
-        return self._take(moments, facts)
+        if window.sum_sq_norms == window.mean_sq_norm == 0:
+            return None  # nothing is stepped with: all gradients cancelled, or no parameter initialised yet
+        return self._take(moments_of(window), facts)
 
     def _is_trusted(self, difference: Difference) -> bool:
         # Whether the window is one to measure. Decided by numbers that are the same on all ranks.
@@ -304,17 +292,18 @@ class GradientMeasurement:
         named = {id(p): name for name, p in self._module.named_parameters()}
         return named.get(id(watched[int(place)])) if place < len(watched) else None
 
-    def _of_all_ranks(self, sums: list[float], facts: WindowFacts) -> WindowFacts:
-        told = RankSums.read(sums)
+    def _of_all_ranks(self, told: RankSums, facts: WindowFacts) -> WindowFacts:
+        if self._world_size == 1:
+            return facts
         seconds = (told.seconds_per_micro_batch, told.seconds_per_step)
         self._times.take_mean(*(None if math.isnan(value) else value / self._world_size for value in seconds))
-        return replace(_without_ranks(facts, told), examples_seen=self._examples.arrived(round(told.examples)))
+        return replace(told.facts_of_all(facts), examples_seen=self._examples.arrived(round(told.examples)))
 
     def give_up_waiting(self) -> None:
         """After an error another rank may be gone: what has not arrived is left, and nothing more is sent."""
         self._sends = False
         vector = None if self._pending is None else self._pending[0]
-        if isinstance(vector, SummedVector) and not vector.has_arrived:
+        if self._world_size > 1 and isinstance(vector, PendingSums) and not vector.has_arrived:
             self._pending = None
         if self._pending is None:  # now, or as reading it was what failed
             self._examples.give_up_waiting()
@@ -366,8 +355,7 @@ class GradientMeasurement:
         if self._pending is not None:
             vector, facts = self._pending
             sums = vector if isinstance(vector, list) else vector.read()
-            if self._world_size > 1:
-                facts = _without_ranks(facts, RankSums.read(sums))
+            facts = RankSums.read(sums).facts_of_all(facts)
             self._pending = (sums, facts)
             pending = {"sums": sums, "facts": as_plain(facts), "world_size": self._world_size}
         return {

@@ -229,8 +229,8 @@ class GradientNoiseScaleMonitor(pl.Callback):
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Watching ends."""
-        if self._measurement is not None:
-            self._measurement.after_backward()
+        if self._measurement is not None and self._window is not None:
+            self._measurement.after_backward(self._window.sizes[-1])
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer

@@ -278,6 +278,11 @@ class ScaledRun:
             if self._window is not None:
                 self._window.start += 1
 
+    def after_backward(self) -> None:
+        """`on_after_backward`: watching ends."""
+        if self._window is not None:
+            self.measurement.after_backward(self._window.sizes[-1])
+
     def before_step(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """`on_before_optimizer_step`: the gradient is complete, not yet clipped.
 

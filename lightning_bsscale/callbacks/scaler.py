@@ -310,7 +310,7 @@ class BatchSizeScaler(pl.Callback):
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Watching ends."""
         if self._run is not None:
-            self._run.measurement.after_backward()
+            self._run.after_backward()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
