@@ -203,8 +203,8 @@ TRIGGERS |= {
     RULE: lambda: functional.scale_learning_rate(0.1, 64, 128, "auto"),
     "… must be a finite number above 0, got …": lambda: functional.steps_and_examples(0, 64),
     "lr must be a finite number at least 0, got …": lambda: functional.scale_learning_rate(-0.1, 64, 128),
-    "start_micro_batch was called outside a window": lambda: ParameterHooks([]).start_micro_batch(),
-    "end_micro_batch was called without a micro-batch": lambda: ParameterHooks([]).end_micro_batch(),
+    "start_sample was called outside a window": lambda: ParameterHooks([]).start_sample(),
+    "end_sample was called without a sample": lambda: ParameterHooks([]).end_sample(1),
 }
 
 # ---------------------------------------------------------------- on the command line

@@ -24,8 +24,8 @@ SAYS = {"rank_zero_warn", "warnings.warn", "warn"}
 ARGUMENT_OR_COMBINATION = {TypeError, ValueError, MisconfigurationException}
 OTHER_CLASSES = {
     "Plots need matplotlib": ModuleNotFoundError,
-    "start_micro_batch was called outside a window": RuntimeError,
-    "end_micro_batch was called without a micro-batch": RuntimeError,
+    "start_sample was called outside a window": RuntimeError,
+    "end_sample was called without a sample": RuntimeError,
     "no such journal: …": Said,
     "… cannot be read: …": Said,
     "… is not a journal": Said,
@@ -35,7 +35,7 @@ OTHER_CLASSES = {
 # Sentences of the source that have no row, and why.
 EXEMPT = {
     ("__init__.py", "module … has no attribute …"): "Python's own words for a misspelt name",
-    ("gradients/delayed.py", "tensor must be 1-d, found … dimensions"): "measurement.py stacks that vector itself",
+    ("gradients/reduce.py", "vector must be 1-d, found … dimensions"): "measurement.py makes that vector itself",
     ("journal.py", "a number of … digits is too large"): "part of `…, line … is no JSON: …`",
     ("journal.py", "… is no number of JSON's, and is written as a string"): "the same",
     ("theory/stored.py", "…"): "part of `…, line … is no whole …: …`",

@@ -14,7 +14,7 @@ from tests.theory.simulated import gaussian_norms, z_score
 
 
 def window(trace, grad_sq, examples=16.0) -> WindowMoments:
-    return WindowMoments(trace=trace, grad_sq=grad_sq, num_micro_batches=2, examples=examples, harmonic_size=8.0)
+    return WindowMoments(trace=trace, grad_sq=grad_sq, num_samples=2, examples=examples, harmonic_size=8.0)
 
 
 def averaged(windows, memory=math.inf) -> Averages:

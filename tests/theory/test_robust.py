@@ -16,7 +16,7 @@ from tests.theory.simulated import heavy_tailed_windows
 
 
 def window(trace, grad_sq=1.0, examples=16.0) -> WindowMoments:
-    return WindowMoments(trace=trace, grad_sq=grad_sq, num_micro_batches=2, examples=examples, harmonic_size=8.0)
+    return WindowMoments(trace=trace, grad_sq=grad_sq, num_samples=2, examples=examples, harmonic_size=8.0)
 
 
 def averaged(kind, windows, memory=math.inf, since=16):

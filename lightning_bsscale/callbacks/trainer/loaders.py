@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_bsscale.callbacks.checks.options import BatchSizeFn
-from lightning_bsscale.gradients.collective import extremes, sums
+from lightning_bsscale.gradients.reduce import extremes, sums
 from lightning_bsscale.theory.checks import found
 from lightning_bsscale.theory.windows import planned_examples
 

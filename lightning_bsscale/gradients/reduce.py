@@ -1,8 +1,9 @@
-"""The only collectives: sums of one small vector over ranks, sent at a window's end and read at the next one's.
+"""Numbers on their way to the host, summed over ranks: the only collectives, and the only delayed reading.
 
-Every rank must send the same messages in the same order, so whoever sends decides by numbers that are the same on all
-ranks, and a rank that has nothing to say sends all the same. Nothing here waits for another rank but `extremes` and
-`sums`, at the start, and `read`, for a message that was sent a window ago.
+They are sent at a window's end and read at the next one's, so that no step waits for its own measurement. Every rank
+must send the same messages in the same order, so whoever sends decides by numbers that are the same on all ranks, and a
+rank that has nothing to say sends all the same. Nothing here waits for another rank but `extremes` and `sums`, at the
+start, and `read`, for a message that was sent a window ago.
 """
 
 from __future__ import annotations
@@ -14,37 +15,64 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["SummedVector", "extremes", "sums"]
+__all__ = ["PendingSums", "extremes", "sums"]
 
 
-class SummedVector:
-    """A small vector on its way to be summed over all ranks of the default process group.
+class PendingSums:
+    """A small vector on its way to the host; with several ranks, its sum over all of the default process group.
 
-    On CUDA the sum and its copy to the host run on a stream of their own, so that the computation that is queued behind
-    does not wait for the other ranks, nor `read` for the computation. Later changes of the tensor do not show.
+    On CUDA the copy to the host runs beside the computation into pinned memory, and `read` waits for that copy alone,
+    not for what was queued after it. With several ranks the sum and its copy run on a stream of their own, so that the
+    computation that is queued behind does not wait for the other ranks either. On other accelerators `read` waits as
+    any transfer does. Later changes of the tensor do not show.
 
     Args:
-        tensor: 1-d, float64
+        vector: 1-d, of any real type; float64 with several ranks
+        world_size: number of ranks
+
+    Raises:
+        ValueError: If the vector is not 1-d.
+
+    Example:
+        >>> PendingSums(torch.tensor([1.0, 2.0]), world_size=1).read()
+        [1.0, 2.0]
     """
 
-    def __init__(self, tensor: Tensor) -> None:
-        # Copied before anything else is queued: on the stream aside it would race with later changes.
-        summed = tensor.detach().to(_device_of_sums(tensor.device), copy=True)
+    def __init__(self, vector: Tensor, *, world_size: int) -> None:
+        if vector.dim() != 1:
+            raise ValueError(f"vector must be 1-d, found {vector.dim()} dimensions")
         self._arrived: torch.cuda.Event | None = None
         self._work: dist.Work | None = None
+        if world_size == 1:
+            self._copy(vector.detach())
+        else:
+            self._reduce(vector.detach())
+
+    def _copy(self, vector: Tensor) -> None:
+        if vector.device.type == "cuda":
+            self._copy_to_host(vector, torch.cuda.current_stream(vector.device))
+        else:
+            self._values = vector.clone()
+
+    def _reduce(self, vector: Tensor) -> None:
+        # Copied before anything else is queued: on the stream aside it would race with later changes.
+        summed = vector.to(_device_of_sums(vector.device), copy=True)
         if summed.device.type != "cuda":
             self._values = summed
             self._work = dist.all_reduce(self._values, async_op=True)
             return
         aside = _stream_aside(summed.device)
         aside.wait_stream(torch.cuda.current_stream(summed.device))
-        self._values = torch.empty(summed.shape, dtype=summed.dtype, pin_memory=True)
         with torch.cuda.stream(aside):
             dist.all_reduce(summed)
-            self._values.copy_(summed, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record(aside)
+            self._copy_to_host(summed, aside)
         summed.record_stream(aside)
+
+    def _copy_to_host(self, vector: Tensor, stream: torch.cuda.Stream) -> None:
+        self._values = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True)
+        self._values.copy_(vector, non_blocking=True)
+        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._arrived.record(stream)
 
     @property
     def has_arrived(self) -> bool:
@@ -59,7 +87,7 @@ class SummedVector:
         return self._work is None
 
     def read(self) -> list[float]:
-        """Wait for the slowest rank's message, and for nothing else.
+        """Wait for the slowest rank's message, or for the copy, and for nothing else.
 
         Returns:
             The sums; the same on all ranks, and at every call.
@@ -104,7 +132,7 @@ def sums(values: Sequence[float], device: torch.device, world_size: int) -> list
     """
     if world_size == 1:
         return list(values)
-    return SummedVector(torch.tensor(values, dtype=torch.float64, device=device)).read()
+    return PendingSums(torch.tensor(values, dtype=torch.float64, device=device), world_size=world_size).read()
 
 
 @cache
