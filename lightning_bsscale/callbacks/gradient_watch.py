@@ -17,14 +17,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_bsscale.gradients.choose import choose_watcher
+from lightning_bsscale.gradients.choose import UnsupportedSharding, choose_watcher
 from lightning_bsscale.gradients.comparison import Difference, not_compared
-from lightning_bsscale.gradients.shard_differences import UnsupportedSharding
 from lightning_bsscale.gradients.reduce import PendingSums
 from lightning_bsscale.gradients.shares import share_of_sums
 from lightning_bsscale.gradients.watcher import WindowShare
 from lightning_bsscale.theory.measured import Arrived
-from lightning_bsscale.theory.moments import WindowSums
+from lightning_bsscale.theory.records import WindowSums
 from lightning_bsscale.theory.state import OpenWindow
 
 # A message: the sums, what the host adds, the comparison (without its last number, which names a parameter).

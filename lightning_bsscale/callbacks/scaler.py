@@ -201,7 +201,10 @@ class BatchSizeScaler(WindowCallback):
 
     def _check_trainer(self, trainer: pl.Trainer) -> None:
         preflight.check_trainer_for_scaler(trainer)
-        others = {GradientNoiseScaleMonitor: "the scaler measures the same itself", **compatibility.REFUSED_NEIGHBOURS}
+        others: dict[type[Any], str] = {
+            GradientNoiseScaleMonitor: "the scaler measures the same itself",
+            **compatibility.REFUSED_NEIGHBOURS,
+        }
         compatibility.check_alone(trainer, self._options.callback, others)
         compatibility.check_finders(trainer, self._options.callback)
 

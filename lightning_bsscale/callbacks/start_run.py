@@ -96,8 +96,7 @@ def start_run(
         usual_size = micro_batch_size if stored is None else now.own_micro_batch_size
         sizes = SizeCheck(usual_size if options.decides else None)
         actuator.attach(optimizer, settings.plan, state.position)
-        loop = WindowLoop(settings, state, actuator, gradients, loaders, Reports(options, settings, journal, sizes))
-    return loop
+        return WindowLoop(settings, state, actuator, gradients, loaders, Reports(options, settings, journal, sizes))
 
 
 def _first_state(

@@ -218,7 +218,7 @@ class WindowCallback(pl.Callback):
     # ------------------------------------------------------------------ copies and checkpoints
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled or copied: options and results, but no Trainer."""  # noqa: DOC201
+        """Return what is pickled or copied: options and results, but no Trainer."""
         return without_module(self) | {
             "_loop": None,
             "_actuator": None,

@@ -2,8 +2,8 @@
 
     begin_micro_batch → before_backward → after_backward → … → before_step → end_micro_batch
 
-What happens is decided by the pure functions of `theory.state`, seen by the `GradientWatch`, done by the `Actuator`, and
-shown by the `Reports`. Here is the order alone.
+The pure functions of `theory.state` decide, the `GradientWatch` sees, the `Actuator` acts, and the `Reports` show. Here
+is the order alone.
 """
 
 from __future__ import annotations

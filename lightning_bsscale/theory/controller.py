@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from lightning_bsscale.theory.estimate import NoiseScale
@@ -45,7 +45,7 @@ class BatchState:
     batch_size: int
     start_batch_size: int
     examples_at_last_change: float | None = None
-    path: RatePath = RatePath()
+    path: RatePath = field(default_factory=RatePath)
     lr_scale: float = 1.0
 
     @classmethod

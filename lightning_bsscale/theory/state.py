@@ -7,6 +7,7 @@ is this record made plain (`theory.stored`), beside the schema and what a policy
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -56,6 +57,7 @@ class RunSettings:
         limits: Between which sizes the batch may move.
         policy: Any object with `decide(situation, limits)`.
         rule: How the learning rate follows the batch.
+        rule_for: Makes the rule that fits another optimizer.
         schedule: The callback's own schedule; None where the user's scheduler owns the learning rate.
         total_examples: The budget in examples, or None where it is unknown.
         warmup_examples: Examples before the batch may grow.
@@ -73,6 +75,7 @@ class RunSettings:
     limits: Limits
     policy: Any
     rule: LearningRateRule
+    rule_for: Callable[[Any], LearningRateRule]
     schedule: Schedule | None
     total_examples: float | None
     warmup_examples: float

@@ -406,7 +406,12 @@ def warn_of_batch_norm(pl_module: pl.LightningModule, world_size: int) -> None:
 
 
 def warn_of_single_micro_batch(
-    options: RunOptions, *, accumulate: int, epoch_batches: int | None, samples_per_micro_batch: int, is_smoke_test: bool
+    options: RunOptions,
+    *,
+    accumulate: int,
+    epoch_batches: int | None,
+    samples_per_micro_batch: int,
+    is_smoke_test: bool,
 ) -> None:
     """Warn once that nothing can be measured while a step has one micro-batch.
 

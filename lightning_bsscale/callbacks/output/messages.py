@@ -17,17 +17,17 @@ from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.start import Start, describe_change
 
 
-def say_start(batch_size: int, limits: Limits, options: RunOptions, *, goes_on: bool) -> None:
+def say_start(batch_size: int, limits: Limits, options: RunOptions, *, is_resumed: bool) -> None:
     """Says once where the batch begins, and how far it may go where the user did not choose.
 
     Args:
         batch_size: the batch in force
         limits: of the batch
         options: the scaler's
-        goes_on: whether this is a resumed run
+        is_resumed: whether this is a resumed run
     """
     if options.max_batch_size is None:
-        begins = "going on" if goes_on else "starting"
+        begins = "going on" if is_resumed else "starting"
         grows = "would grow" if options.dry_run else "grows"
         rank_zero_info(
             f"bsscale: {begins} at a batch of {batch_size} examples; it {grows} to at most {limits.max_batch_size} "

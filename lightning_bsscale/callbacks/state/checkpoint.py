@@ -1,4 +1,4 @@
-"""A run as a checkpoint holds it: the `RunState` made plain, what the policy keeps for itself, and the journal's place."""
+"""A run as a checkpoint holds it: the `RunState` made plain, the policy's own state, and the journal's place."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ import os
 import tempfile
 import uuid
 from contextlib import suppress
-from copy import copy
 from dataclasses import dataclass
 from multiprocessing import active_children
 from multiprocessing.reduction import ForkingPickler
