@@ -141,6 +141,14 @@ def test_resumed_within_an_epoch_with_other_micro_batches(
             assert (plan.steps(position), plan.steps(position, frequency)) == after[passed]
 
 
+def test_a_repeated_part_of_an_epoch_makes_no_more_steps_than_the_epoch_has():
+    """9 of 10 micro-batches of 4, then from index 9 on those of 1: most of the epoch is trained on again."""
+    first, plan, loader = make(size=4), make(size=1, plan_size=4), {"epoch_batches": 40, "epoch_examples": 40}
+    position = first.advance(first.begin(epoch_batches=10, epoch_examples=40), 9, is_last=False)
+    position = plan.resumed(position, **loader)
+    assert [plan.steps_after(position, ready, is_last=ready == 40) for ready in (12, 13, 30, 40)] == [9, 10, 10, 10]
+
+
 @given(SIZES, SIZES, ACCUMULATE, FREQUENCY, st.integers(1, 40), st.data())
 def test_steps_never_fall_while_an_epoch_is_repeated(size, now, accumulate, frequency, examples, data):
     first, loader = make(accumulate, size=size), {"epoch_examples": examples}
