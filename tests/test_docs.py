@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 import lightning_bsscale
+from tests.helpers.training import QUIET, Regression, regression_loader
 from tests.test_surface import LOGGED_KEYS
-from tests.zoo import QUIET, Regression, regression_loader
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ def test_python_blocks_run_in_order(capsys, monkeypatch):
 
 
 def test_yaml_blocks_make_the_callback():
-    from tests.test_cli_yaml import callbacks_from
+    from tests.scenarios.test_lightning_cli import callbacks_from
 
     (text,) = blocks("yaml")
     config = yaml.safe_load(text)

@@ -17,7 +17,7 @@ from lightning_bsscale.journal import read_journal, replay
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.schedules import WarmupCosine
-from tests.zoo import (
+from tests.helpers.training import (
     QUIET,
     KeepsRates,
     KeepSteps,

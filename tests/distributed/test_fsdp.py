@@ -13,12 +13,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.gradients import sharded as watchers
 from lightning_bsscale.theory.stored import as_plain
-from tests.distributed.places import here
-from tests.distributed.processes import run
-from tests.distributed.sharded_models import WIDTH
 from tests.distributed.test_sharded_training import STRATEGIES, Training
-from tests.distributed.trained import Script, loader_of
-from tests.zoo import QUIET
+from tests.helpers.ddp_runs import Script, loader_of
+from tests.helpers.places import here
+from tests.helpers.processes import run
+from tests.helpers.sharded_models import WIDTH
+from tests.helpers.training import QUIET
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
 

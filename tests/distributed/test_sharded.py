@@ -12,9 +12,9 @@ from lightning_bsscale.gradients import sharded
 from lightning_bsscale.gradients.comparison import Difference
 from lightning_bsscale.gradients.shard_differences import ShardDifferences
 from lightning_bsscale.gradients.sharded import UnsupportedSharding, WholeParameterHooks, choose_watcher
-from tests.distributed.places import here
-from tests.distributed.processes import run
-from tests.distributed.sharded_models import (
+from tests.helpers.places import here
+from tests.helpers.processes import run
+from tests.helpers.sharded_models import (
     WIDTH,
     Case,
     Net,

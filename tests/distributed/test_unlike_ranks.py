@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.stored import as_plain
-from tests.distributed.places import here
-from tests.distributed.processes import run
-from tests.distributed.trained import Linear, Script, counting, loader_of, regression_items, trainer_of
+from tests.helpers.ddp_runs import Linear, Script, counting, loader_of, regression_items, trainer_of
+from tests.helpers.places import here
+from tests.helpers.processes import run
 
 pytestmark = pytest.mark.timeout(180)
 in_every_place = pytest.mark.usefixtures("place")
