@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from tests.scenarios.test_lightning_cli import callbacks_from
+from tests.helpers.lightning_cli import callbacks_from
 
 
 def from_yaml(text, name="BatchSizeScaler"):

@@ -18,7 +18,7 @@ import pytest
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.figures import plot_noise_scale, plot_run
 from tests.helpers import inline_backend
-from tests.test_journal import DECISION, MEASUREMENT, NOISE
+from tests.helpers.records import DECISION, MEASUREMENT, NOISE
 
 KNOWN = replace(NOISE, noise_scale=100.0, low=50.0, high=200.0, resolved=True)
 

@@ -26,6 +26,7 @@ from tests.helpers.training import (
     assert_nothing_left,
     fit,
     regression_loader,
+    scripted,
     weights_after,
 )
 
@@ -43,11 +44,6 @@ KEYS = {
     ),
     *("batch_size", "accumulate_grad_batches", "lr_scale", "lr", "examples_seen"),
 }
-
-
-def scripted(*batches, **options):
-    defaults = dict(policy=Scripted(batches), warmup=0, memory=1.0, max_batch_size=64, lr_rule="linear", probe_every=0)
-    return BatchSizeScaler(**{**defaults, **options})
 
 
 def grown(**options):
@@ -386,7 +382,7 @@ def test_an_answer_that_is_no_decision_holds_and_is_named_once(answer):
 
 
 def test_answers_are_rounded_down_and_clipped():
-    scaler = scripted(11, 1000, 1)
+    scaler = scripted(11, 1000, 1, max_batch_size=64)
     fit(Regression(), regression_loader(400), [scaler], max_epochs=1)
     assert [record.batch_size for record in scaler.decisions if record.is_change] == [8, 64, 4]
 

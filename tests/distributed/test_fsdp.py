@@ -6,42 +6,19 @@ import warnings
 
 import lightning.pytorch as pl
 import pytest
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.gradients import sharded as watchers
 from lightning_bsscale.theory.stored import as_plain
-from tests.distributed.test_sharded_training import STRATEGIES, Training
 from tests.helpers.ddp_runs import Script, loader_of
 from tests.helpers.places import here
 from tests.helpers.processes import run
-from tests.helpers.sharded_models import WIDTH
+from tests.helpers.sharded_runs import STRATEGIES, Trains, items
 from tests.helpers.training import QUIET
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
-
-
-class Trains(Training):
-    """The sharded model, with a rate and data that it does not keep."""
-
-    lr = 0.0
-
-    def training_step(self, batch, batch_idx):
-        return (self.net(batch[0]) - batch[1]).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.lr)
-
-
-def items(count, sizes=(4,)):
-    generator = torch.Generator().manual_seed(3)
-    made = []
-    for index in range(count):
-        x = torch.randn(sizes[index % len(sizes)], WIDTH, generator=generator)
-        made.append((x, torch.randn(x.shape, generator=generator)))
-    return made
 
 
 def trainer_of(strategy, callbacks, **settings):

@@ -13,12 +13,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_bsscale import BatchSizeScaler, Decision, Policy
-from tests.distributed.test_fsdp import Trains, items
-from tests.distributed.test_sharded_training import FsdpOnCpu
 from tests.helpers.ddp_runs import MicroBatches, Script
 from tests.helpers.places import here
 from tests.helpers.processes import run
 from tests.helpers.sharded_models import Block
+from tests.helpers.sharded_runs import FsdpOnCpu, Trains, items
 from tests.helpers.training import QUIET
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]

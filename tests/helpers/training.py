@@ -8,9 +8,12 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
+from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.theory.policies import Decision, Policy
 
 QUIET = dict(
@@ -111,6 +114,35 @@ class Scripted(Policy):
         return Decision(batch_size=wanted, reason="as scripted")
 
 
+class ByStep(Policy):
+    """Asks for a batch by the number of optimizer steps made, so a resumed run needs no state of it."""
+
+    def __init__(self, batches):
+        self.batches = list(batches)
+
+    def decide(self, situation, limits):
+        reason = f"step {situation.optimizer_steps}"
+        wanted = self.batches[situation.optimizer_steps % len(self.batches)]
+        return Decision(batch_size=wanted, reason=reason, code=reason)
+
+
+def scripted(*batches, **options):
+    """A scaler that takes these batch sizes one after the other, then holds the last."""
+    defaults = dict(policy=Scripted(batches), warmup=0, memory=1.0, max_batch_size=400, lr_rule="linear", probe_every=0)
+    return BatchSizeScaler(**{**defaults, **options})
+
+
+def watching(callback):
+    """A callback of this class that measures every window and changes nothing."""
+    scaler_only = dict(policy=Scripted([]), warmup=0) if callback is BatchSizeScaler else {}
+    return callback(measure_every=1, memory=1.0, **scaler_only)
+
+
+def gradient_scaler(init_scale=2.0**8, **options):
+    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, **options)
+    return dict(plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+
+
 class KeepSteps(Logger):
     """Keeps what was logged, and at which step."""
 
@@ -154,6 +186,33 @@ class Regression(pl.LightningModule):
         if self.make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer, self.trainer)}
+
+
+class Watched(Regression):
+    """Validates, keeps the examples seen by each step, and fails where it is told to."""
+
+    breaks_at = None
+    clock = 0.0  # in which every micro-batch takes a second
+
+    def __init__(self, **options):
+        super().__init__(
+            lambda p: SGD(p, lr=0.05), lambda o, t: {"scheduler": lr_scheduler.StepLR(o, 3, 0.9), "interval": "step"}
+        )
+        self.seen, self.examples_at = 0, {0: 0}
+        self.__dict__.update(options)
+
+    def training_step(self, batch, batch_idx):
+        if (self.current_epoch, batch_idx) == self.breaks_at:
+            raise RuntimeError("on purpose")
+        self.seen += len(batch[0])
+        self.clock += 1.0
+        return super().training_step(batch, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer):
+        self.examples_at[self.global_step + 1] = self.seen
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", 1.0)
 
 
 class KeepsRates(torch.optim.SGD):

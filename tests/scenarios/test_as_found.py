@@ -11,8 +11,7 @@ from torch.optim import SGD, lr_scheduler
 
 from lightning_bsscale import GradientNoiseScaleMonitor
 from lightning_bsscale.journal import Journal
-from tests.callbacks.trainer.test_learning_rate import scripted
-from tests.helpers.training import QUIET, KeepSteps, Regression, Scripted, regression_loader
+from tests.helpers.training import QUIET, KeepSteps, Regression, Scripted, regression_loader, scripted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),

@@ -12,19 +12,17 @@ from torch.utils.data import DataLoader
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.gradients import parameter_hooks
 from lightning_bsscale.theory.moments import window_moments
-from tests.helpers.training import QUIET, Regression, Scripted, assert_nothing_left, fit, regression_loader
+from tests.helpers.training import (
+    QUIET,
+    Regression,
+    assert_nothing_left,
+    fit,
+    regression_loader,
+    scripted,
+    watching,
+)
 
 CALLBACKS = pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
-
-
-def scripted(*batches, **options):
-    defaults = dict(policy=Scripted(batches), warmup=0, memory=1.0, max_batch_size=64, lr_rule="linear", probe_every=0)
-    return BatchSizeScaler(**{**defaults, "measure_every": 1, **options})
-
-
-def watching(callback):
-    """Measures every window; the scaler holds its batch."""
-    return scripted() if callback is BatchSizeScaler else GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
 
 
 def standing_still(parameters):
@@ -125,7 +123,7 @@ def test_a_window_that_was_cut_is_clipped_as_the_mean_that_it_is():
     trainer = fit(
         module,
         DataLoader(Stream(), batch_size=4),
-        [scripted(total_examples=1000)],
+        [scripted(total_examples=1000, measure_every=1)],
         max_epochs=1,
         accumulate_grad_batches=4,
         gradient_clip_val=0.01,
@@ -160,7 +158,7 @@ def test_groups_decay_and_rates_are_those_of_a_hand_written_loop(optimizer):
     """Every group steps with its own rate × the factor, decay included, as a loop by hand would."""
     loader, batches = regression_loader(64), list(regression_loader(64))
     module, reference = Standing(optimizer), Standing(optimizer)
-    trainer = fit(module, loader, [scripted(8, 16, 12, lr_rule="sqrt")], max_epochs=1)
+    trainer = fit(module, loader, [scripted(8, 16, 12, lr_rule="sqrt", measure_every=1)], max_epochs=1)
     ours = optimizer(reference.parameters())
     start = 0
     for count in (1, 2, 4, 3, 3, 3):

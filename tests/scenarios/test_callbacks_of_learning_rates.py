@@ -5,8 +5,7 @@ from lightning.pytorch.callbacks import LambdaCallback, LearningRateMonitor
 from torch.optim import lr_scheduler
 
 from lightning_bsscale import GradientNoiseScaleMonitor
-from tests.callbacks.trainer.test_learning_rate import scripted
-from tests.helpers.training import KeepsRates, KeepSteps, Regression, fit, regression_loader
+from tests.helpers.training import KeepsRates, KeepSteps, Regression, fit, regression_loader, scripted
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
 

@@ -7,10 +7,9 @@ from lightning.pytorch import callbacks
 from torch import nn
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from tests.callbacks.trainer.test_learning_rate import scripted
-from tests.helpers.training import KeepsRates, Regression, fit, regression_loader
-from tests.scenarios.test_lightning_callbacks import GROWTH, Watched
+from tests.helpers.training import KeepsRates, Regression, Watched, fit, regression_loader, scripted
 
+GROWTH = (8, 16, 12)
 pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
 
 # ---------------------------------------------------------------- averages of the weights

@@ -8,8 +8,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 
 from lightning_bsscale import GradientNoiseScaleMonitor
-from tests.callbacks.trainer.test_learning_rate import scripted
-from tests.helpers.training import QUIET, Regression, assert_nothing_left, regression_loader
+from tests.helpers.training import QUIET, Regression, assert_nothing_left, regression_loader, scripted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),

@@ -1,37 +1,15 @@
 """The measured noise scale against a known one, through the real Trainer."""
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale.callbacks.monitor import GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.scaler import BatchSizeScaler
+from tests.helpers.known_noise import DIMENSIONS, NOISE_SCALE, KnownNoise, gradients
 from tests.helpers.training import fit
 
-DIMENSIONS = 64
-NOISE_SCALE = 64.0  # tr Sigma = 64 (unit variance in 64 dimensions) over ||G||^2 = 1
 WINDOWS = 1000
-
-
-class KnownNoise(pl.LightningModule):
-    """The gradient of example i is x_i = G + noise, at any weights; through a Linear, so that autocast acts."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = torch.nn.Linear(DIMENSIONS, 1, bias=False)
-
-    def training_step(self, batch, batch_idx):
-        return self.linear(batch[0]).mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.0)
-
-
-def gradients(examples, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    direction = torch.randn(DIMENSIONS, generator=generator)
-    return direction / direction.norm() + torch.randn(examples, DIMENSIONS, generator=generator)
 
 
 def assert_close_to_truth(noise):

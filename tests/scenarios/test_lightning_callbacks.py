@@ -12,12 +12,19 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer, model_checkpoint
 from torch import nn
-from torch.optim import SGD, lr_scheduler
 
 from lightning_bsscale import GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.checks import compatibility as neighbours
-from tests.callbacks.trainer.test_learning_rate import scripted
-from tests.helpers.training import QUIET, KeepSteps, Regression, assert_nothing_left, fit, regression_loader
+from tests.helpers.training import (
+    QUIET,
+    KeepSteps,
+    Regression,
+    Watched,
+    assert_nothing_left,
+    fit,
+    regression_loader,
+    scripted,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
@@ -77,33 +84,6 @@ def test_no_callback_of_lightning_is_forgotten():
 
 
 # ---------------------------------------------------------------- checkpoints
-
-
-class Watched(Regression):
-    """Validates, keeps the examples seen by each step, and fails where it is told to."""
-
-    breaks_at = None
-    clock = 0.0  # in which every micro-batch takes a second
-
-    def __init__(self, **options):
-        super().__init__(
-            lambda p: SGD(p, lr=0.05), lambda o, t: {"scheduler": lr_scheduler.StepLR(o, 3, 0.9), "interval": "step"}
-        )
-        self.seen, self.examples_at = 0, {0: 0}
-        self.__dict__.update(options)
-
-    def training_step(self, batch, batch_idx):
-        if (self.current_epoch, batch_idx) == self.breaks_at:
-            raise RuntimeError("on purpose")
-        self.seen += len(batch[0])
-        self.clock += 1.0
-        return super().training_step(batch, batch_idx)
-
-    def on_before_optimizer_step(self, optimizer):
-        self.examples_at[self.global_step + 1] = self.seen
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", 1.0)
 
 
 # Windows of 1, 2, 4, 3, 3, 3, 3 and 1 micro-batches, then of 3, 3, 3, 3, 3, 3 and 2: 15 steps.

@@ -1,24 +1,12 @@
 """The callback from a YAML file and from flags, through LightningCLI."""
 
-import sys
-from unittest import mock
-
 import pytest
 import yaml
-from lightning.pytorch.cli import LightningCLI
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor, NoiseScalePolicy, Power
 from lightning_bsscale.theory.rules import Capped, Sqrt
 from lightning_bsscale.theory.schedules import WarmupCosine
-from tests.helpers.training import QUIET, Regression
-
-
-def callbacks_from(config=None, *flags):
-    """The Trainer's callbacks as LightningCLI makes them, with the door's names as class paths."""
-    args = {"trainer": {**QUIET, "callbacks": config}} if config is not None else list(flags)
-    with mock.patch.object(sys, "argv", ["main.py"]):  # else LightningCLI warns of pytest's own arguments
-        cli = LightningCLI(Regression, run=False, args=args, save_config_callback=None, seed_everything_default=False)
-    return [c for c in cli.trainer.callbacks if isinstance(c, BatchSizeScaler | GradientNoiseScaleMonitor)]
+from tests.helpers.lightning_cli import callbacks_from
 
 
 def test_without_options():

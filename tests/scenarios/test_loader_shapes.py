@@ -14,10 +14,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import CombinedLoader, data
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale import GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.trainer import loaders
-from tests.helpers.training import QUIET, KeepSteps, Numbers, OneHot, Scripted, assert_nothing_left, fit
-from tests.scenarios.test_known_noise_scale import KnownNoise, gradients
+from tests.helpers.known_noise import KnownNoise, gradients
+from tests.helpers.training import QUIET, KeepSteps, Numbers, OneHot, assert_nothing_left, fit, scripted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
@@ -36,16 +36,15 @@ class ByIndex(OneHot):
         return self.weight[self.epoch * self.epoch_length + batch_idx]
 
 
-def scripted(*micro_batches, size=3, **options):
-    """Windows of so many micro-batches, one after the other."""
-    defaults = dict(policy=Scripted([size * n for n in micro_batches]), warmup=0, memory=1.0, measure_every=1)
-    return BatchSizeScaler(**{**defaults, "max_batch_size": 99, "lr_rule": "none", "probe_every": 0, **options})
+def windows_of(*micro_batches, size=3, **options):
+    """Windows of so many micro-batches of `size` examples, one after the other, each measured."""
+    return scripted(*(size * n for n in micro_batches), **{"measure_every": 1, "lr_rule": "none", **options})
 
 
 def check_exact(loader, sizes, *, epochs=2, callback=None, **settings):
     """Trains with windows of 2, 1, 3, 4, 2, 5 … micro-batches of so many examples, and looks at every step."""
     module, logger, start = ByIndex(epochs, len(sizes)), KeepSteps(), settings.pop("accumulate_grad_batches", 2)
-    scaler = callback or scripted(1, 3, 4, 2, 5, 3, size=sizes[0])
+    scaler = callback or windows_of(1, 3, 4, 2, 5, 3, size=sizes[0])
     trainer = fit(
         module,
         loader,
@@ -168,11 +167,11 @@ def test_combined_loaders(mode, length, given):
         def count(batch):
             return sum(len(part) for part in batch.values() if part is not None)
 
-        check_exact(combined(mode), sizes, callback=scripted(1, 3, 4, 2, 5, 3, size=5, batch_size_fn=count))
+        check_exact(combined(mode), sizes, callback=windows_of(1, 3, 4, 2, 5, 3, size=5, batch_size_fn=count))
 
 
 def test_sequential_combined_loaders_are_refused_by_lightning():
-    module, scaler = ByIndex(1, 11), scripted(2)
+    module, scaler = ByIndex(1, 11), windows_of(2)
     trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[scaler], accumulate_grad_batches=2)
     with pytest.raises(ValueError, match=r'does not support the `CombinedLoader\(mode="sequential"\)` mode'):
         trainer.fit(module, combined("sequential"))
@@ -292,7 +291,7 @@ def test_lightnings_warning_of_an_ambiguous_batch_is_not_repeated():
     loaders._said_ambiguous.clear()
     options = dict(size=UNEQUAL[0], batch_size_fn=lambda batch: len(batch["x"]))
     check_exact(
-        Shaped(lambda x: {"x": x, "anchors": torch.zeros(7)}), UNEQUAL, callback=scripted(1, 3, 4, 2, **options)
+        Shaped(lambda x: {"x": x, "anchors": torch.zeros(7)}), UNEQUAL, callback=windows_of(1, 3, 4, 2, **options)
     )
     assert not loaders._said_ambiguous
 
@@ -335,7 +334,7 @@ def test_what_lightning_cannot_count_is_refused_and_a_function_counts_it(make):
 def test_tokens():
     """Micro-batches of so many tokens: budget, limits and the noise scale are counted in them."""
     loader = Shaped(lambda x: {"ids": torch.ones(4, len(x)), "mask": torch.ones(4, len(x))})
-    scaler = scripted(1, 3, 4, 2, 5, 3, size=12, batch_size_fn=lambda batch: int(batch["mask"].sum()))
+    scaler = windows_of(1, 3, 4, 2, 5, 3, size=12, batch_size_fn=lambda batch: int(batch["mask"].sum()))
     _, scaler, _ = check_exact(loader, [4 * size for size in UNEQUAL], callback=scaler)
     assert scaler.examples_seen == 8 * sum(UNEQUAL)
     assert scaler.decisions[0].limits.granularity == 12
@@ -388,7 +387,7 @@ def test_unequal_micro_batches_are_unbiased(callback):
             return iter([part] for part in xs.split(sizes))
 
     if callback == "scaler":
-        one = scripted(*[3, 5, 2, 2, 3] * windows, size=sizes[0])
+        one = windows_of(*[3, 5, 2, 2, 3] * windows, size=sizes[0])
     else:
         one = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
     with warnings.catch_warnings():

@@ -11,8 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.optim import SGD
 
 from lightning_bsscale import GradientNoiseScaleMonitor
-from tests.callbacks.trainer.test_learning_rate import scripted
-from tests.helpers.training import KeepSteps, Regression, fit, regression_loader
+from tests.helpers.training import KeepSteps, Regression, fit, regression_loader, scripted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),

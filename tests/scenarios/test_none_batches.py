@@ -7,20 +7,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale import GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.trainer.accumulation import Accumulation
-from tests.helpers.training import KeepSteps, OneHot, Scripted, fit
+from tests.helpers.training import KeepSteps, OneHot, fit, scripted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
     pytest.mark.filterwarnings("ignore:train_dataloader yielded None"),
 ]
-
-
-def scripted(*micro_batches, **options):
-    defaults = dict(policy=Scripted(micro_batches), warmup=0, memory=1.0, measure_every=1, max_batch_size=99)
-    return BatchSizeScaler(**{**defaults, "lr_rule": "none", "probe_every": 0, **options})
 
 
 class WithNone(torch.utils.data.Dataset):
@@ -78,7 +73,7 @@ def assert_measured_right(one):
 
 def check(length, none, sized, windows, epochs=2, start=2):
     """Every micro-batch in one step with weight 1/K, but for an unfinished window before a None that ends the epoch."""
-    scaler = scripted(*windows)
+    scaler = scripted(*windows, measure_every=1, lr_rule="none")
     steps, trainer, logger, said = run(scaler, length, none, sized, epochs, start)
     came = [length * epoch + i for epoch in range(epochs) for i in range(length) if i not in none]
     entered = [i for step in steps for i in step]
@@ -132,7 +127,9 @@ def test_the_probe_sees_a_window_that_is_not_moved(monkeypatch):
         check(12, {3}, True, [4] * 9, start=4)
 
 
-@pytest.mark.parametrize("make", [lambda: scripted(dry_run=True), lambda: GradientNoiseScaleMonitor(measure_every=1)])
+@pytest.mark.parametrize(
+    "make", [lambda: scripted(dry_run=True, measure_every=1), lambda: GradientNoiseScaleMonitor(measure_every=1)]
+)
 @pytest.mark.parametrize("none", [{0}, {3}, {4}, {3, 4}, {7, 11}, {0, 3, 4, 11}, {0, 1, 2, 3, 4}, {11}, set(range(12))])
 def test_who_only_looks_changes_nothing_and_measures_no_window_that_lightning_broke(make, none):
     """A None loses gradients there, or an old one is stepped with again; no such window is a measurement."""

@@ -8,9 +8,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.theory.policies import Decision, Policy
-from tests.helpers.training import QUIET, Numbers, Regression, fit, regression_loader
+from tests.helpers.training import QUIET, ByStep, Numbers, Regression, fit, regression_loader, scripted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
@@ -21,20 +20,9 @@ pytestmark = [
 ]
 
 
-class ByStep(Policy):
-    """Micro-batches by the number of steps made."""
-
-    def __init__(self, windows, size=4):
-        self.windows, self.size = windows, size
-
-    def decide(self, situation, limits):
-        wanted = self.windows[situation.optimizer_steps % len(self.windows)]
-        return Decision(batch_size=wanted * self.size, reason="as scripted")
-
-
-def scripted(*windows, **options):
-    defaults = dict(policy=ByStep(windows), warmup=0, memory=1.0, max_batch_size=400, lr_rule="linear", probe_every=0)
-    return BatchSizeScaler(**{**defaults, **options})
+def by_step(*windows, **options):
+    """Windows of so many micro-batches of four, by the number of steps made."""
+    return scripted(**{"policy": ByStep([4 * n for n in windows]), **options})
 
 
 class Counts(Regression):
@@ -85,9 +73,9 @@ def one_cycle(total):
 )
 def test_a_run_that_is_over_stays_over(tmp_path, settings, options):
     module = Counts()
-    trainer = fit(module, regression_loader(200), [scripted(2, 4, **options)], **settings)
+    trainer = fit(module, regression_loader(200), [by_step(2, 4, **options)], **settings)
     trainer.save_checkpoint(tmp_path / "end.ckpt")
-    again, scaler = Counts(), scripted(2, 4, **options)
+    again, scaler = Counts(), by_step(2, 4, **options)
     resumed = fit(again, regression_loader(200), [scaler], ckpt_path=tmp_path / "end.ckpt", **settings)
     assert again.windows == []
     assert scaler.examples_seen == 80
@@ -99,7 +87,7 @@ def test_a_run_that_is_over_stays_over(tmp_path, settings, options):
     assert module.windows == []
     if "max_steps" in settings:
         more = Counts()
-        fit(more, regression_loader(200), [scripted(4)], ckpt_path=tmp_path / "end.ckpt", max_steps=28)
+        fit(more, regression_loader(200), [by_step(4)], ckpt_path=tmp_path / "end.ckpt", max_steps=28)
         assert sum(more.windows) == 8
 
 
@@ -108,7 +96,7 @@ def test_a_checkpoint_of_a_run_without_the_scaler(tmp_path, settings):
     """Its schedulers are where its own steps took them, and end where the plan ends."""
     path = tmp_path / "bare.ckpt"
     fit(Regression(scheduler=one_cycle(150)), regression_loader(200), [SavesLast(path, 29, 1)], **SAVING, **settings)
-    scaler = scripted(5, 3, 8)
+    scaler = by_step(5, 3, 8)
     trainer = fit(Regression(scheduler=one_cycle(150)), regression_loader(200), [scaler], ckpt_path=path, **settings)
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 150
     assert scaler.examples_seen == (150 - 80) * 4
@@ -123,10 +111,10 @@ def test_saved_by_a_callback_before_the_scaler(tmp_path, saves):
     path, at = tmp_path / "before.ckpt", 12  # windows of 1, 3, 4, 4: the fourth ends there
     saving = SAVING if saves is SavesLast else {}
     whole = Counts(scheduler=one_cycle(50))
-    callbacks = [saves(path, at - 1), scripted(1, 3, 4, 4)]
+    callbacks = [saves(path, at - 1), by_step(1, 3, 4, 4)]
     fit(whole, regression_loader(200), callbacks, max_epochs=1, **saving)
     assert whole.windows[:4] == [1, 3, 4, 4]
-    module, scaler = Counts(scheduler=one_cycle(50)), scripted(1, 3, 4, 4)
+    module, scaler = Counts(scheduler=one_cycle(50)), by_step(1, 3, 4, 4)
     trainer = fit(module, regression_loader(200), [scaler], max_epochs=1, ckpt_path=path)
     assert scaler.state_dict()["lost_micro_batches"] == 0
     assert scaler.examples_seen == 200
@@ -141,11 +129,11 @@ def test_lost_micro_batches_are_gone_from_the_budget_too(tmp_path):
     fit(
         Regression(scheduler=one_cycle(100)),
         regression_loader(2000),
-        [scripted(4, **options), SavesLast(path, 6)],
+        [by_step(4, **options), SavesLast(path, 6)],
         max_epochs=9,
         **SAVING,
     )
-    module, scaler = Counts(scheduler=one_cycle(100)), scripted(4, **options)
+    module, scaler = Counts(scheduler=one_cycle(100)), by_step(4, **options)
     trainer = fit(module, regression_loader(2000), [scaler], max_epochs=9, ckpt_path=path)
     lost = scaler.state_dict()["lost_micro_batches"]
     assert lost == 2
@@ -158,9 +146,9 @@ def test_lost_micro_batches_are_gone_from_the_budget_too(tmp_path):
 def test_lost_micro_batches_keep_their_examples_when_a_micro_batch_has_others(tmp_path, size):
     """The budget is 400, and two micro-batches of 4 are lost."""
     path, options = tmp_path / "mid.ckpt", {"total_examples": 400}
-    callbacks = [scripted(4, **options), SavesLast(path, 6)]
+    callbacks = [by_step(4, **options), SavesLast(path, 6)]
     fit(Regression(), regression_loader(2000), callbacks, max_epochs=9, **SAVING)
-    scaler = scripted(4, **options)
+    scaler = by_step(4, **options)
     fit(Regression(), regression_loader(2000, batch_size=size), [scaler], max_epochs=9, ckpt_path=path)
     assert scaler.state_dict()["lost_micro_batches"] == 2
     assert 0 <= scaler.examples_seen - (400 - 2 * 4) < size
@@ -179,7 +167,7 @@ class GrowsAfterAStepless(Counts):
 def test_loaders_that_were_made_anew_count_also_before_the_first_step():
     module = GrowsAfterAStepless()
     settings = dict(max_epochs=3, accumulate_grad_batches=4, reload_dataloaders_every_n_epochs=1)
-    trainer = pl.Trainer(**QUIET, **settings, callbacks=[scripted(4)])
+    trainer = pl.Trainer(**QUIET, **settings, callbacks=[by_step(4)])
     trainer.fit(module)
     assert module.windows == [1 + 4, 4, 2, 4, 4, 2], "with the first epoch's one micro-batch, which was lost"
 
@@ -189,7 +177,7 @@ def test_a_changed_micro_batch_is_said_to_the_last_digit(tmp_path):
     path, tokens = tmp_path / "mid.ckpt", 1_048_576
 
     def counted(unit):
-        return scripted(1, batch_size_fn=lambda batch: unit * len(batch[0]), max_batch_size=10**9)
+        return by_step(1, batch_size_fn=lambda batch: unit * len(batch[0]), max_batch_size=10**9)
 
     fit(Regression(), regression_loader(200), [counted(tokens), SavesLast(path, 6)], max_epochs=1, **SAVING)
     loader = regression_loader(200, batch_size=8)
@@ -200,8 +188,8 @@ def test_a_changed_micro_batch_is_said_to_the_last_digit(tmp_path):
 @pytest.mark.parametrize(("size", "left"), [(4, 3), (2, 6), (8, 2), (64, 1)])
 def test_in_mid_window_with_another_micro_batch_the_rest_keeps_its_examples(tmp_path, size, left):
     path = tmp_path / "mid.ckpt"
-    fit(Counts(), regression_loader(1200), [scripted(8), SavesLast(path, 5)], max_epochs=1, **SAVING)
-    module, scaler = Counts(), scripted(8, policy=ByStep([8]))
+    fit(Counts(), regression_loader(1200), [by_step(8), SavesLast(path, 5)], max_epochs=1, **SAVING)
+    module, scaler = Counts(), by_step(8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit(module, regression_loader(1200, batch_size=size), [scaler], max_epochs=1, ckpt_path=path)
@@ -232,7 +220,7 @@ class SavesOnException(pl.Callback):
 def test_interrupted_within_a_step_the_checkpoint_has_the_users_rate(tmp_path):
     path = tmp_path / "broken.ckpt"
     module = Regression(lambda p: BreaksInStep(p, lr=0.05))
-    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[SavesOnException(path), scripted(2)])
+    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[SavesOnException(path), by_step(2)])
     with pytest.raises(SystemExit):
         trainer.fit(module, regression_loader(80))
     saved = torch.load(path, weights_only=True)
@@ -261,9 +249,9 @@ class OnlyB(OnlyA):
 
 def test_another_policys_state_is_left_alone(tmp_path):
     path = tmp_path / "one.ckpt"
-    fit(Regression(), regression_loader(80), [scripted(policy=OnlyA())], max_epochs=1).save_checkpoint(path)
+    fit(Regression(), regression_loader(80), [by_step(policy=OnlyA())], max_epochs=1).save_checkpoint(path)
     for policy, loaded in ((OnlyA(), 1), (OnlyB(), None)):
-        fit(Regression(), regression_loader(80), [scripted(policy=policy)], max_epochs=2, ckpt_path=path)
+        fit(Regression(), regression_loader(80), [by_step(policy=policy)], max_epochs=2, ckpt_path=path)
         assert getattr(policy, "loaded", None) == loaded
 
 
@@ -284,13 +272,13 @@ class NoneAt(Numbers):
 def test_none_before_the_first_micro_batch():
     """Lightning steps schedulers for it, so their clock is held from the start of training."""
     loader = DataLoader(NoneAt(60, {0, 1}), batch_size=None)
-    trainer = fit(Regression(scheduler=one_cycle(60)), loader, [scripted(2, 3)], max_epochs=1)
+    trainer = fit(Regression(scheduler=one_cycle(60)), loader, [by_step(2, 3)], max_epochs=1)
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 60
 
 
 def test_a_dry_run_says_of_a_cut_window_what_is_true(tmp_path):
     path = tmp_path / "mid.ckpt"
     settings = dict(max_epochs=1, accumulate_grad_batches=4)
-    fit(Counts(), regression_loader(80), [scripted(4, dry_run=True), SavesLast(path, 5)], **SAVING, **settings)
+    fit(Counts(), regression_loader(80), [by_step(4, dry_run=True), SavesLast(path, 5)], **SAVING, **settings)
     with pytest.warns(UserWarning, match="first 2 micro-batches; the others are stepped with, divided as before"):
-        fit(Counts(), regression_loader(80), [scripted(4, dry_run=True)], ckpt_path=path, **settings)
+        fit(Counts(), regression_loader(80), [by_step(4, dry_run=True)], ckpt_path=path, **settings)

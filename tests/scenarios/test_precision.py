@@ -6,31 +6,15 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.records import Measurement
-from tests.helpers.training import KeepSteps, Regression, Scripted, fit, regression_loader
-from tests.scenarios.test_known_noise_scale import NOISE_SCALE, KnownNoise, gradients
+from tests.helpers.known_noise import NOISE_SCALE, KnownNoise, gradients
+from tests.helpers.training import KeepSteps, Regression, fit, gradient_scaler, regression_loader, scripted, watching
 
 CALLBACKS = pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
-
-
-def scripted(*batches, **options):
-    defaults = dict(policy=Scripted(batches), warmup=0, memory=1.0, max_batch_size=64, lr_rule="linear", probe_every=0)
-    return BatchSizeScaler(**{**defaults, "measure_every": 1, **options})
-
-
-def watching(callback):
-    """Measures every window; the scaler holds its batch."""
-    return scripted() if callback is BatchSizeScaler else GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-
-
-def gradient_scaler(init_scale=2.0**8, **options):
-    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, **options)
-    return dict(plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
 
 
 # ---------------------------------------------------------------- the same gradients in every precision
@@ -167,7 +151,7 @@ def test_skipped_steps_leave_the_factors_path_and_the_users_rate(fused):
 
     runs = {}
     for name, settings in {"skips": gradient_scaler(2.0**24), "does not": gradient_scaler(2.0**8)}.items():
-        scaler, logger = scripted(8, 16, 16, 16, 32), KeepSteps()
+        scaler, logger = scripted(8, 16, 16, 16, 32, measure_every=1), KeepSteps()
         module = Steps(lambda p: torch.optim.SGD(p, lr=0.01, fused=fused), make)
         trainer = fit(
             module, regression_loader(400), [scaler], max_epochs=1, logger=logger, log_every_n_steps=1, **settings
@@ -230,7 +214,7 @@ def test_a_window_with_a_micro_batch_that_is_not_finite_is_dropped_and_counted(c
 
 
 def test_dropped_windows_in_the_journal_the_state_and_the_picture(tmp_path):
-    scaler = scripted(record=tmp_path / "journal.jsonl")
+    scaler = scripted(record=tmp_path / "journal.jsonl", measure_every=1)
     module = Breaks({12, 30}, float("nan"))
     fit(module, regression_loader(160), [scaler], max_epochs=1, accumulate_grad_batches=4)
     _, records = read_journal(tmp_path / "journal.jsonl")
@@ -244,7 +228,7 @@ def test_dropped_windows_in_the_journal_the_state_and_the_picture(tmp_path):
 
 
 def warnings_of(broken, settings=None, **options):
-    scaler = scripted(**options)
+    scaler = scripted(**{"measure_every": 1, **options})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(
@@ -279,7 +263,7 @@ def test_the_count_of_dropped_windows_goes_on_after_a_resume():
     state = scaler.state_dict()
     # The fifth is on its way, as at any window's end.
     assert state["measurement"]["dropped_in_a_row"] == state["measurement"]["averages"]["sums"]["dropped"] == 4
-    again = scripted()
+    again = scripted(measure_every=1)
 
     class Loads(pl.Callback):
         def on_fit_start(self, trainer, pl_module):

@@ -10,8 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.optim import SGD, lr_scheduler, swa_utils
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from tests.callbacks.trainer.test_learning_rate import scripted
-from tests.helpers.training import QUIET, KeepsRates, Regression, fit, regression_loader
+from tests.helpers.training import QUIET, KeepsRates, Regression, fit, regression_loader, scripted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),

@@ -5,11 +5,10 @@ import warnings
 
 import pytest
 import torch
-from lightning.pytorch.plugins import MixedPrecision
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from tests.helpers.training import KeepSteps, Numbers, OneHot, Scripted, UnsizedNumbers, fit
+from tests.helpers.training import KeepSteps, Numbers, OneHot, UnsizedNumbers, fit, gradient_scaler, scripted, watching
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
@@ -19,24 +18,10 @@ pytestmark = [
 CALLBACKS = pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
 
 
-def scripted(*batches, **options):
-    defaults = dict(policy=Scripted(batches), warmup=0, memory=1.0, max_batch_size=64, lr_rule="linear", probe_every=0)
-    return BatchSizeScaler(**{**defaults, "measure_every": 1, **options})
-
-
-def watching(callback):
-    """Measures every window; the scaler holds its batch."""
-    return scripted() if callback is BatchSizeScaler else GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-
-
 def assert_measured_right(one):
     """Micro-batches with orthogonal gradients of length one: whatever the window, tr Σ = 1 and ‖G‖² = 0."""
     for made in one.history:
         assert (made.trace, made.grad_sq) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
-
-
-def gradient_scaler():
-    return dict(plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**8))])
 
 
 # ---------------------------------------------------------------- training_step returns None
@@ -66,7 +51,7 @@ class WithNone(OneHot):
 )
 def test_the_others_keep_their_weight(none, sized):
     """Windows 4, 4, 4, 2 of 14: K is the number of micro-batches that came, as in Lightning's own divisor."""
-    module, scaler, logger = WithNone(28, 14, none), scripted(), KeepSteps()
+    module, scaler, logger = WithNone(28, 14, none), scripted(measure_every=1), KeepSteps()
     dataset = Numbers(14) if sized else UnsizedNumbers(14)
     trainer = fit(
         module,
@@ -139,7 +124,7 @@ def flat(steps):
     "leave", [{0: 0}, {0: 1}, {0: 4}, {0: 6}, {0: 9}, {1: 6}, {2: 6}, {0: 6, 1: 6}, {0: 6, 1: 3, 2: 9}]
 )
 def test_an_epoch_that_is_left_drops_its_window_and_the_next_is_exact(leave, sized):
-    module, scaler, logger = Leaves(30, 10, leave), scripted(), KeepSteps()
+    module, scaler, logger = Leaves(30, 10, leave), scripted(measure_every=1), KeepSteps()
     dataset = Numbers(10) if sized else UnsizedNumbers(10)
     settings = dict(max_epochs=3, accumulate_grad_batches=4, logger=logger, log_every_n_steps=1)
     with warnings.catch_warnings(record=True) as caught:
@@ -160,7 +145,9 @@ def test_an_epoch_that_is_left_drops_its_window_and_the_next_is_exact(leave, siz
     assert next(len(step) for step in module.steps if min(step) >= 20) == (3 if sized and leave.get(1, 10) < 4 else 4)
 
 
-@pytest.mark.parametrize("callback", [lambda: scripted(dry_run=True), lambda: watching(GradientNoiseScaleMonitor)])
+@pytest.mark.parametrize(
+    "callback", [lambda: scripted(dry_run=True, measure_every=1), lambda: watching(GradientNoiseScaleMonitor)]
+)
 @pytest.mark.parametrize(
     "make",
     [lambda: Leaves(30, 10, {0: 6, 1: 3, 2: 9}), lambda: WithNone(30, 10, {4, 9, 11, 15, 16, 17, 18, 19, 23})],

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Timer
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from tests.helpers.training import QUIET, KeepSteps, Numbers, OneHot, Scripted, UnsizedNumbers, fit
+from tests.helpers.training import QUIET, KeepSteps, Numbers, OneHot, UnsizedNumbers, fit, scripted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
@@ -21,11 +21,7 @@ pytestmark = [
 needs_warning = pytest.mark.xfail(strict=False, reason="the scaler does not say it yet")
 
 WINDOWS = [1, 3, 4, 2, 5, 3]
-
-
-def scripted(*micro_batches, **options):
-    defaults = dict(policy=Scripted(micro_batches or WINDOWS), warmup=0, memory=1.0, measure_every=1, lr_rule="none")
-    return BatchSizeScaler(**{**defaults, "max_batch_size": 99, "probe_every": 0, **options})
+MEASURED = dict(measure_every=1, lr_rule="none")
 
 
 class Probe(OneHot):
@@ -51,7 +47,7 @@ def loader(length, sized=True):
 def run(source, callback=None, **settings):
     """A training of micro-batches of one example, from windows of two on; looks at every step."""
     module, logger = Probe(), KeepSteps()
-    scaler = callback or scripted()
+    scaler = callback or scripted(*WINDOWS, **MEASURED)
     settings = {"max_epochs": 3, "accumulate_grad_batches": 2, "log_every_n_steps": 1, "logger": logger, **settings}
     trainer = fit(module, source, [scaler], val=loader(2), **settings)
     steps = module.steps
@@ -111,7 +107,7 @@ def test_a_part_of_the_epoch(settings, epoch):
 @pytest.mark.parametrize("length", [1, 2, 3])
 @pytest.mark.filterwarnings("ignore:.*an epoch has one.*")
 def test_epochs_shorter_than_the_window(sized, length):
-    module, _, _ = run(loader(length, sized), scripted(8, 8, 8), max_epochs=5)
+    module, _, _ = run(loader(length, sized), scripted(8, 8, 8, **MEASURED), max_epochs=5)
     assert module.came == 5 * length
     # The first window is the user's own, of two.
     assert sizes(module)[-4:] == [length] * 4
@@ -168,7 +164,7 @@ class Reloads(pl.LightningDataModule):
 def test_epochs_of_changing_length(sized, every, lengths):
     settings = dict(max_epochs=4, reload_dataloaders_every_n_epochs=every)
     source = Reloads(lengths, sized)
-    module, scaler = Probe(), scripted(4, 4, 4)
+    module, scaler = Probe(), scripted(4, 4, 4, **MEASURED)
     trainer = fit(module, source, [scaler], accumulate_grad_batches=4, **settings)
     epochs = [length for length in lengths for _ in range(every)]
     assert [i for step in module.steps for i in step] == [*range(sum(epochs))]
@@ -204,7 +200,11 @@ def test_fast_dev_run(accumulate, steps, sized):
 
 def test_fast_dev_run_with_growth_and_record(tmp_path):
     module, _, _ = run(
-        loader(12), scripted(2, 3, record=tmp_path / "journal.jsonl"), fast_dev_run=7, logger=False, max_epochs=None
+        loader(12),
+        scripted(2, 3, record=tmp_path / "journal.jsonl", **MEASURED),
+        fast_dev_run=7,
+        logger=False,
+        max_epochs=None,
     )
     assert sizes(module) == [2, 2, 3]
     assert (tmp_path / "journal.jsonl").exists()
@@ -226,7 +226,7 @@ class Clock(pl.Callback):
 @pytest.mark.parametrize(("after", "lost"), [(2, 0), (4, 2), (12, 0), (14, 2), (24, 0)])
 def test_max_time(after, lost):
     """Lightning stops after the micro-batch, and the unfinished window's gradient is gone: said, and counted."""
-    module, scaler = Probe(), scripted(3, 3, 4, 4)
+    module, scaler = Probe(), scripted(3, 3, 4, 4, **MEASURED)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = fit(
@@ -253,7 +253,9 @@ def test_max_time_alone_plans_nothing():
     trainer = pl.Trainer(**QUIET, max_time={"hours": 1}, callbacks=[BatchSizeScaler()])
     with pytest.raises(MisconfigurationException, match=r"number of examples of this training is unknown.*total_exam"):
         trainer.fit(Probe(), loader(12), loader(2))
-    module, _, _ = run(loader(12), scripted(total_examples=40), max_epochs=None, max_time={"hours": 1})
+    module, _, _ = run(
+        loader(12), scripted(*WINDOWS, total_examples=40, **MEASURED), max_epochs=None, max_time={"hours": 1}
+    )
     assert module.came == 40
 
 
@@ -261,7 +263,7 @@ def test_max_time_alone_plans_nothing():
 @pytest.mark.parametrize("sized", [True, False])
 @pytest.mark.parametrize("total", [2, 12, 29])
 def test_a_budget_ends_an_endless_training_exactly(settings, sized, total):
-    module, _, _ = run(loader(12, sized), scripted(total_examples=total), **settings)
+    module, _, _ = run(loader(12, sized), scripted(*WINDOWS, total_examples=total, **MEASURED), **settings)
     assert module.came == total
 
 

@@ -57,7 +57,7 @@ def test_the_foreign_trainer_is_refused_before_anything_else(cls, call):
 @pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`")
 def test_a_subclass_of_the_foreign_trainer_is_told_where_it_comes_from():
     trainer = Mine(**QUIET, max_epochs=1, callbacks=[BatchSizeScaler()])
-    with pytest.raises(TypeError, match=SENTENCE.format("BatchSizeScaler", r"\S*test_namespaces\.Mine")):
+    with pytest.raises(TypeError, match=SENTENCE.format("BatchSizeScaler", r"\S*test_compatibility\.Mine")):
         trainer.fit(Module(), regression_loader(40))
 
 

@@ -6,16 +6,18 @@ import torch
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 
-from lightning_bsscale.callbacks.scaler import BatchSizeScaler
 from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor
-from tests.helpers.training import QUIET, KeepsRates, Regression, Scripted, assert_nothing_left, fit, regression_loader
+from tests.helpers.training import (
+    QUIET,
+    KeepsRates,
+    Regression,
+    assert_nothing_left,
+    fit,
+    regression_loader,
+    scripted,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
-
-
-def scripted(*batches, **options):
-    defaults = dict(policy=Scripted(batches), warmup=0, memory=1.0, max_batch_size=64, lr_rule="linear", probe_every=0)
-    return BatchSizeScaler(**{**defaults, **options})
 
 
 def p_groups(parameters):
