@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.gradients import sharded as watchers
 from lightning_bsscale.theory.stored import as_plain
-from tests.helpers.ddp_runs import Script, loader_of
+from tests.helpers.ddp_runs import loader_of
 from tests.helpers.places import here
 from tests.helpers.processes import run
 from tests.helpers.sharded_runs import STRATEGIES, Trains, items
-from tests.helpers.training import QUIET
+from tests.helpers.training import QUIET, ByStep
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
 
@@ -56,7 +56,7 @@ def monitored_without_private_names(rank, accumulate):
 def scaled(rank, strategy, folder=None, ckpt=None, epochs=2):
     warnings.simplefilter("ignore")
     scaler = BatchSizeScaler(
-        policy=Script([1, 3, 2, 4], 8), warmup=0, memory=1.0, measure_every=1, max_batch_size=99, probe_every=0
+        policy=ByStep([8, 24, 16, 32]), warmup=0, memory=1.0, measure_every=1, max_batch_size=99, probe_every=0
     )
     module = Trains()
     module.lr = 0.01

@@ -12,10 +12,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor, Policy
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.theory.stored import as_plain
 from tests.helpers.places import here
-from tests.helpers.training import QUIET, KeepsRates, KeepSteps
+from tests.helpers.training import QUIET, ByStep, KeepsRates, KeepSteps, scripted
 
 SETTINGS = {**QUIET, "enable_model_summary": False}
 
@@ -42,18 +42,6 @@ def trainer_of(ranks, callbacks, strategy=None, **settings):
     strategy = (strategy or DDPStrategy(process_group_backend=here().backend)) if ranks > 1 else "auto"
     settings = {**SETTINGS, **here().trainer(ranks), "use_distributed_sampler": False, **settings}
     return pl.Trainer(**settings, strategy=strategy, callbacks=callbacks)
-
-
-class Script(Policy):
-    """Micro-batches a rank, by the number of steps made."""
-
-    def __init__(self, windows, granularity):
-        self.windows, self.granularity = windows, granularity
-
-    def decide(self, situation, limits):
-        wanted = self.windows[situation.optimizer_steps % len(self.windows)]
-        told = f"step {situation.optimizer_steps}"
-        return Decision(batch_size=wanted * self.granularity, reason=told, code=told)
 
 
 class OneHots(pl.LightningModule):
@@ -87,9 +75,7 @@ class OneHots(pl.LightningModule):
 
 
 def one_hots(rank, ranks, total, windows, epochs, accumulate):
-    scaler = BatchSizeScaler(
-        policy=Script(windows, ranks), warmup=0, memory=1.0, lr_rule="none", max_batch_size=999, probe_every=0
-    )
+    scaler = scripted(policy=ByStep([ranks * n for n in windows]), lr_rule="none", max_batch_size=999)
     logger, module = KeepSteps(), OneHots(total, epochs)
     items = [torch.tensor([i]) for i in range(total)]
     trainer = trainer_of(
@@ -201,7 +187,7 @@ def grows(rank, ranks, items, disturbed=None, folder=None, ckpt=None, epochs=3, 
         for name in ("all_reduce", "barrier", "broadcast", "broadcast_object_list", "all_gather", "all_gather_object"):
             setattr(distributed, name, counting(name, getattr(distributed, name), calls))
     if script is not None:
-        options.update(policy=Script(script, 4), lr_rule="none")
+        options.update(policy=ByStep([4 * n for n in script]), lr_rule="none")
     scaler = BatchSizeScaler(**{"measure_every": 2, "warmup": 0.05, "record": False, **options})
     module = Linear(lr=0.01, optimizer=KeepsRates, **(disturbed or {}))
     keep = [] if folder is None else [ModelCheckpoint(folder, every_n_epochs=1, save_top_k=-1, filename="{epoch}")]

@@ -188,6 +188,21 @@ class Regression(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer, self.trainer)}
 
 
+class CountsWindows(Regression):
+    """Counts the examples of each window."""
+
+    def on_fit_start(self):
+        self.windows, self.seen = [], 0
+
+    def training_step(self, batch, batch_idx):
+        self.seen += len(batch[0])
+        return super().training_step(batch, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer):
+        self.windows.append(self.seen)
+        self.seen = 0
+
+
 class Watched(Regression):
     """Validates, keeps the examples seen by each step, and fails where it is told to."""
 

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.policies import Decision, Policy
-from tests.helpers.training import QUIET, Regression, Scripted, fit, regression_loader
+from tests.helpers.training import QUIET, CountsWindows, Regression, Scripted, fit, regression_loader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
@@ -32,19 +32,6 @@ def one_cycle_of(total):
         return {"scheduler": scheduler, "interval": "step"}
 
     return make
-
-
-class CountsWindows(Regression):
-    def on_fit_start(self):
-        self.windows, self.seen = [], 0
-
-    def training_step(self, batch, batch_idx):
-        self.seen += len(batch[0])
-        return super().training_step(batch, batch_idx)
-
-    def on_before_optimizer_step(self, optimizer):
-        self.windows.append(self.seen)
-        self.seen = 0
 
 
 def from_another_start(tmp_path, before, after, match, batches=(24,), **settings):

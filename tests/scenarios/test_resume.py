@@ -17,9 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_bsscale import BatchSizeScaler
-from lightning_bsscale.theory.policies import Decision, Policy
-from tests.helpers.training import KeepSteps, Numbers, fit
+from tests.helpers.training import ByStep, KeepSteps, Numbers, fit, scripted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
@@ -58,13 +56,6 @@ class ByIndex(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-class ByStep(Policy):
-    """Asks for the window of a script by the number of steps made, so it needs no state."""
-
-    def decide(self, situation, limits):
-        return Decision(batch_size=WINDOWS[situation.optimizer_steps % len(WINDOWS)], reason="as scripted")
-
-
 def windows_from(first, interrupted=0, steps=0):
     """What should enter each step, from micro-batch `first` on; `interrupted` are to come of an unfinished window."""
     planned, position = [], first
@@ -83,7 +74,7 @@ def ends(windows):
 
 
 def train(module, callbacks=(), **settings):
-    scaler = BatchSizeScaler(policy=ByStep(), warmup=0, memory=1.0, max_batch_size=6, lr_rule="none", probe_every=0)
+    scaler = scripted(policy=ByStep(WINDOWS), max_batch_size=6, lr_rule="none")
     logger = KeepSteps()
     settings = {"enable_checkpointing": bool(callbacks), **settings}
     try:
