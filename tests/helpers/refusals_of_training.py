@@ -26,7 +26,7 @@ from lightning_bsscale.callbacks.trainer import accumulation, loaders
 from lightning_bsscale.gradients.shard_differences import UnsupportedSharding
 from lightning_bsscale.journal import Journal
 from lightning_bsscale.theory.schedules import Schedule
-from tests.helpers.error_triggers import TRIGGERS, trigger
+from tests.helpers.refusals import TRIGGERS, trigger
 from tests.helpers.training import QUIET, Regression, Scripted, UnsizedNumbers, assert_nothing_left, regression_loader
 
 

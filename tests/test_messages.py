@@ -12,8 +12,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 import lightning_bsscale
 from lightning_bsscale.theory.schedules import SCHEDULES
-from tests.helpers.error_triggers import Said
-from tests.helpers.error_triggers_training import TRIGGERS
+from tests.helpers.refusals import Said
+from tests.helpers.refusals_of_training import TRIGGERS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_bsscale"
