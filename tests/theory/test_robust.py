@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lightning_bsscale.theory.estimate import Averages
 from lightning_bsscale.theory.moments import WindowMoments
 from lightning_bsscale.theory.robust import START, RobustAverages
-from tests.theory.simulated import heavy_tailed_windows
+from tests.helpers.simulated import heavy_tailed_windows
 
 
 def window(trace, grad_sq=1.0, examples=16.0) -> WindowMoments:
