@@ -4,9 +4,9 @@ import time
 
 import pytest
 import torch
+from lightning_bsscale.gradients.collective import SummedVector, _device_of_sums, extremes
 from torch import distributed
 
-from lightning_bsscale.gradients.collective import SummedVector, _device_of_sums, extremes
 from tests.helpers.places import CUDA, at, here
 from tests.helpers.processes import run
 

@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from lightning_bsscale.gradients.delayed import DelayedVector
 
 
