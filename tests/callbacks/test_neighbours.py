@@ -1,4 +1,4 @@
-"""Lightning's own callbacks beside the scaler: each composes, or is refused in a sentence: see docs/neighbours.md."""
+"""Lightning's own callbacks beside the scaler: each composes, or is refused in a sentence: see docs/compatibility.md."""
 
 import re
 from datetime import timedelta
@@ -31,7 +31,7 @@ pytestmark = [
 
 # ---------------------------------------------------------------- the table in the docs
 
-PAGE = Path(__file__).parents[2] / "docs" / "neighbours.md"
+PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 HERE, WEIGHTS, RATES = "test_neighbours", "test_neighbours_of_weights", "test_neighbours_of_rates"
 FINDERS, PREFLIGHT = "test_finders", "test_preflight"
 # Row of the table -> whether it works, and the test that says so.
