@@ -4,8 +4,8 @@
     all_reduce = 2 (R - 1) / R * bytes / bandwidth + 2 (R - 1) * latency          (a ring of R ranks)
 
 The window is the number of micro-batches of one rank in a step; DDP sends the gradient once per step, whatever the
-window. As written, nothing is sent while the last backward pass runs. DDP overlaps the two, and at best hides as much of
-the all-reduce as one backward pass lasts, two thirds of a micro-batch: `overlap=1`. The truth lies in between.
+window. As written, nothing is sent while the last backward pass runs. DDP overlaps the two, and at best hides as much
+of the all-reduce as one backward pass lasts, two thirds of a micro-batch: `overlap=1`. The truth lies in between.
 
 Limits: on many ranks NCCL uses trees, whose latency grows with log R instead of R. Waiting for the slowest rank, data
 loading and checkpoints are left out.

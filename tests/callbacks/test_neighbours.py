@@ -1,4 +1,4 @@
-"""Lightning's own callbacks beside the scaler: each composes, or is refused in a sentence: see docs/compatibility.md."""
+"""Lightning's own callbacks beside the scaler: each works, or is refused with a reason: see docs/compatibility.md."""
 
 import re
 from datetime import timedelta
