@@ -60,7 +60,7 @@ def main() -> None:
             f"{epoch:5d}  {sum(losses) / len(losses):.4f}  {found.noise_scale:.1f} [{found.low:.1f}, {found.high:.1f}]"
         )
     doubled = scale_learning_rate(rate, batch_size, 2 * batch_size, rule="saturating", noise_scale=found)
-    print(f"batch {batch_size} at learning rate {rate:g}; for batch {2 * batch_size} the learning rate would be {doubled:.3g}")
+    print(f"learning rate {rate:g} at batch {batch_size}; at batch {2 * batch_size} it would be {doubled:.3g}")
 
 
 if __name__ == "__main__":
