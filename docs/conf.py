@@ -27,7 +27,7 @@ myst_heading_anchors = 3
 # Otherwise lines break anywhere within type unions.
 python_maximum_signature_line_length = 100
 
-# Inventories come from the network, and a failed fetch is a warning, which is an error here: fetch them only on request.
+# Inventories come from the network, and a failed fetch is a warning, so an error here: fetch them only on request.
 if os.environ.get("DOCS_ONLINE") or os.environ.get("READTHEDOCS"):
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {
