@@ -3,7 +3,7 @@
 Counts: `BatchSizeScaler` trains through the real Trainer under DDP (gloo, processes on this machine) on 1, 2 and 4
 ranks, with models of 10^4 to 10^7 parameters and windows that grow from 1 to 4 micro-batches per rank. Every collective
 called from Python is counted, with its bytes and its caller. The package must make one all_reduce of 16 float64 numbers
-for each measured window and two of 2 and 3 at the start, all from gradients/collective.py, for any number of ranks and
+for each measured window and two of 2 and 3 at the start, all from gradients/reduce.py, for any number of ranks and
 parameters. Lightning must make as many calls as without the callback. Otherwise the exit status is 1.
 
 Times: steps of plain torch DDP, with the gradient sent in one piece after the last backward pass, at 2 and 4 ranks,
@@ -208,7 +208,7 @@ def problems(by_rank: list[dict[str, Any]]) -> list[str]:
         if record["calls"] != promised:
             kinds = sorted({f"{name} of {size} {kind}" for name, size, kind in record["calls"]})
             found.append(f"{where}: {len(record['calls'])} calls instead of {len(promised)}: {', '.join(kinds)}")
-        if record["files"] not in ([], ["gradients/collective.py"]):
+        if record["files"] not in ([], ["gradients/reduce.py"]):
             found.append(f"{where}: called from {record['files']}")
         if record["others"] != record["others_without"]:
             found.append(f"{where}: {len(record['others'])} other collectives, {len(record['others_without'])} without")

@@ -205,7 +205,7 @@ FILES = package_files()
 ACCUMULATION = PurePosixPath("callbacks/trainer/accumulation.py")
 LEARNING_RATE = PurePosixPath("callbacks/trainer/learning_rate.py")
 STOP = PurePosixPath("callbacks/trainer/stop.py")
-COLLECTIVE = PurePosixPath("gradients/collective.py")
+COLLECTIVE = PurePosixPath("gradients/reduce.py")
 
 
 def test_the_package_was_found():

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_bsscale.theory.estimate import noise_scale_from_means
 from lightning_bsscale.theory.rules import (
     RULES,
     Capped,
@@ -21,19 +20,7 @@ from lightning_bsscale.theory.rules import (
     rule_for_optimizer,
     uses_fallback,
 )
-
-
-def noise_of(scale, resolved=True):
-    return noise_scale_from_means(
-        trace=scale,
-        grad_sq=1.0,
-        trace_variance=0.0,
-        grad_sq_variance=0.0 if resolved else 100.0,
-        covariance=0.0,
-        effective_windows=50.0,
-        confidence=0.9,
-    )
-
+from tests.helpers.simulated import noise_of
 
 NOISES = [None, noise_of(512.0, resolved=False), noise_of(1e-9), noise_of(512.0), noise_of(1e15)]
 NOISE_IDS = ["none", "unresolved", "tiny", "512", "huge"]
