@@ -10,9 +10,8 @@ from lightning_bsscale.theory.checks import found
 from lightning_bsscale.theory.decision_log import DecisionLog
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.policies import Decision, Limits, Situation, hold_without_decision, recorded_decision
-from lightning_bsscale.theory.rate_path import RatePath
 from lightning_bsscale.theory.records import DecisionRecord
-from lightning_bsscale.theory.rules import LearningRateRule, uses_fallback
+from lightning_bsscale.theory.rules import LearningRateRule, RatePath, uses_fallback
 from lightning_bsscale.theory.stored import as_plain, from_plain
 
 

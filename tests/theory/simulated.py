@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lightning_bsscale.theory.estimate import NoiseScale, noise_scale_from_means
+
 
 def z_score(sample: np.ndarray, truth: float) -> float:
     """How many standard errors the sample's mean lies from the truth."""
@@ -72,3 +74,16 @@ def heavy_tailed_windows(
     gradients[..., 0] += math.sqrt(grad_sq)
     mean_of_squares, square_of_mean = (gradients**2).sum(-1).mean(1), (gradients.mean(1) ** 2).sum(-1)
     return 2 * size * (mean_of_squares - square_of_mean), 2 * square_of_mean - mean_of_squares
+
+
+def noise_of(scale: float, *, spread: float = 0.0, resolved: bool = True) -> NoiseScale:
+    """A noise scale whose mean squared norm is uncertain by `spread` (relative)."""
+    return noise_scale_from_means(
+        trace=float(scale),
+        grad_sq=1.0,
+        trace_variance=0.0,
+        grad_sq_variance=spread**2 if resolved else 100.0,
+        covariance=0.0,
+        effective_windows=50.0,
+        confidence=0.9,
+    )

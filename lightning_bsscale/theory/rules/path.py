@@ -11,7 +11,7 @@ from typing import final
 
 from lightning_bsscale.theory.checks import check_number
 from lightning_bsscale.theory.estimate import NoiseScale
-from lightning_bsscale.theory.rules import LearningRateRule
+from lightning_bsscale.theory.rules.rule import LearningRateRule
 
 __all__ = ["RatePath"]
 

@@ -2,9 +2,8 @@ import math
 
 import pytest
 
-from lightning_bsscale.theory.rate_path import RatePath
-from lightning_bsscale.theory.rules import Capped, Linear, Saturating, Surge, resolve_rule
-from tests.theory.test_rules import noise_of
+from lightning_bsscale.theory.rules import Capped, Linear, RatePath, Saturating, Surge, resolve_rule
+from tests.theory.simulated import noise_of
 
 
 def test_a_path_is_the_product_of_its_growths_each_at_its_own_noise():
