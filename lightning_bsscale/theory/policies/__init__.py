@@ -1,6 +1,6 @@
-"""When to grow and to what: one file per policy, one table of names in ``choose.py``.
+"""When the batch size changes, and to what: one file per policy, one table of names in ``choose.py``.
 
-A policy is a pure function of what it is shown: the same situation and limits give the same decision.
+A policy is a pure function: the same situation and limits give the same decision.
 
 Other folders import from here; the files of this folder import each other.
 """

@@ -1,4 +1,4 @@
-"""The policy by name, or the user's own object."""
+"""Choose a policy: by name, or the user's own object."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POLICIES: dict[str, type[Policy]] = {"noise_scale": NoiseScalePolicy}
 
 
 def resolve_policy(policy: object) -> SupportsDecide:
-    """Make a policy from what the user gave: a name, or any object with a ``decide`` method.
+    """Return the policy for a name, or any object with a ``decide`` method as it is.
 
     Args:
         policy: A key of :data:`POLICIES`, or an object.

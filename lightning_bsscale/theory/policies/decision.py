@@ -1,4 +1,4 @@
-"""What a policy answers, and what is recorded of it."""
+"""A policy's decision, and what is recorded of it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Reason(str, Enum):
     IN_WARMUP = "hold: still in warmup"
     NO_ESTIMATE = "hold: no estimate of the noise scale yet"
     UNRESOLVED = "hold: the noise scale is not resolved (its interval has no upper end, or reaches zero)"
-    DWELLING = "hold: too soon after the last change"
+    COOLING_DOWN = "hold: cooling down after the last change"
     AT_LIMIT = "hold: the batch is as large as the limits allow"
     NEAR_END = "hold: too near the end of the budget for a change to pay"
-    CLOSE_ENOUGH = "hold: the target is not far enough from the present batch"
+    CLOSE_ENOUGH = "hold: the target is not far enough from the current batch size"
     GROW = "grow: the noise scale's lower bound allows a larger batch"
     SHRINK = "shrink: the noise scale's upper bound asks for a smaller batch"
 
@@ -42,23 +42,23 @@ class Reason(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """A policy's answer, and the numbers that it was decided by.
+    """A policy's decision and the numbers behind it.
 
-    :class:`NoiseScalePolicy` compares ``target = target_ratio * bound`` with what a change needs: to grow, the target
-    of the lower bound must be at least ``needed = hysteresis * batch``; to shrink, that of the upper bound must be at
-    most ``needed = batch / hysteresis``. A policy that decides by other numbers leaves these at None.
+    :class:`NoiseScalePolicy` compares ``target = target_ratio * bound`` with ``needed``. To grow, the target of the
+    lower bound must be at least ``needed = hysteresis * batch_size``. To shrink, the target of the upper bound must be
+    at most ``needed = batch_size / hysteresis``. A policy that decides by other numbers leaves these at None.
 
     Attributes:
-        batch_size: The batch from the next window on, in examples; the present one to hold.
+        batch_size: The batch size from the next window on, in examples; the current one to hold.
         reason: Why, as a sentence; the built-in ones are the values of :class:`Reason`. Cut at 500 characters in a
             record.
         code: The kind of reason, as a short string that stays the same while the kind does: a run of holds with one
             code is one record, whatever numbers the sentence holds. None takes :attr:`Reason.code` where the reason is
-            one of its sentences, else ``"hold"``, ``"grow"`` or ``"shrink"``, by the batch that was asked for.
-        bound: The one-sided bound of the noise scale that decided, in examples: the upper one where the batch
-            shrinks, else the lower one.
+            one of its sentences, else ``"hold"``, ``"grow"`` or ``"shrink"``, by the requested batch size.
+        bound: The one-sided bound of the noise scale that decided, in examples: the upper one to shrink, else the lower
+            one.
         confidence: One-sided confidence of ``bound``, as a share; 0.5 is the estimate itself.
-        target: The batch that the bound justifies, in examples.
+        target: The batch size that the bound justifies, in examples.
         needed: What the target was compared with, in examples: at least this to grow, at most this to shrink.
     """
 
@@ -75,14 +75,14 @@ _CODES = {reason.value: reason.code for reason in Reason}
 
 
 def recorded_decision(answer: object, situation: Situation) -> Decision | None:
-    """Make of a policy's answer what is recorded: Python's own numbers, a code, and texts of bounded length.
+    """Turn a policy's answer into what is recorded: Python numbers, a code, and texts of bounded length.
 
     Args:
         answer: What ``decide`` returned.
-        situation: What it was asked with.
+        situation: The situation it answered.
 
     Returns:
-        The decision; None where the answer is no :class:`Decision` with a finite positive batch.
+        The decision; None where the answer is no :class:`Decision` with a finite positive batch size.
 
     Example:
         >>> now = Situation(batch_size=8, start_batch_size=8, examples_seen=0)
@@ -107,10 +107,10 @@ def recorded_decision(answer: object, situation: Situation) -> Decision | None:
 
 
 def hold_without_decision(situation: Situation) -> Decision:
-    """Hold, where a policy's answer was no decision.
+    """Hold the batch size because a policy's answer was no decision.
 
     Args:
-        situation: What the policy was asked with.
+        situation: The situation it answered.
 
     Returns:
         The hold that is recorded.
@@ -121,7 +121,7 @@ def hold_without_decision(situation: Situation) -> Decision:
 
 
 def _positive_number(value: Any) -> Any:
-    # In a checkpoint and a journal only Python's own numbers can be read again, not NumPy's.
+    # Checkpoints and journals hold Python numbers, not NumPy's.
     if isinstance(value, bool) or not isinstance(value, Real):
         return None
     as_float = _float_or_none(value)

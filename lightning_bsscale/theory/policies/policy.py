@@ -1,4 +1,4 @@
-"""What a policy is."""
+"""The interface of a policy."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ __all__ = ["Policy", "SupportsDecide"]
 
 
 class SupportsDecide(Protocol):
-    """Anything that can decide; a user's policy need not inherit from anything."""
+    """Any object that can decide; a user's policy need not inherit from :class:`Policy`."""
 
     def decide(self, situation: Situation, limits: Limits) -> Decision:
-        """Decide on the next batch."""
+        """Decide on the next batch size."""
         ...
 
 
 class Policy(ABC):
-    """When to grow and to what. Pure: the same situation and limits give the same decision.
+    """Decides when the batch size changes, and to what. Pure: the same situation and limits give the same decision.
 
-    On several devices every process asks its own copy. One that answered by anything else (a random number, what one
-    process alone knows) would leave them with windows of different length, in which they wait for each other for ever.
+    On several devices every process asks its own copy. A policy that used anything else (a random number, a value known
+    to one process only) would give the processes windows of different lengths, and they would wait for each other
+    forever.
     """
 
     __slots__ = ()
@@ -35,12 +36,12 @@ class Policy(ABC):
 
     @abstractmethod
     def decide(self, situation: Situation, limits: Limits) -> Decision:
-        """Decide on the batch from the next window on.
+        """Decide on the batch size from the next window on.
 
         Args:
-            situation: What is known at the end of a window.
-            limits: Which batches are possible.
+            situation: The state of training at the end of a window.
+            limits: The possible batch sizes.
 
         Returns:
-            The decision; its batch is the present one to hold.
+            The decision; to hold, its batch size is the current one.
         """

@@ -1,4 +1,4 @@
-"""What a policy is asked with."""
+"""A policy's input: the situation at the end of a window, and the limits of the batch size."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["Limits", "Situation"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """What a policy is shown at the end of a window.
+    """The state of training at the end of a window.
 
     Attributes:
-        batch_size: The present batch, in examples over all ranks.
-        start_batch_size: The batch that training started with, in examples.
+        batch_size: The current batch size, in examples over all ranks.
+        start_batch_size: The batch size at the start of training, in examples.
         examples_seen: Examples seen so far.
         total_examples: The budget in examples; None when unknown.
         warmup_examples: Length of the warmup, in examples.
         optimizer_steps: Optimizer steps taken so far.
-        schedule_factor: The schedule's present factor on the rate (1 at its peak), without the rule's.
-        examples_at_last_change: Examples seen when the batch last changed; None when it never did.
-        noise: The present estimate; None when there is none.
+        schedule_factor: The schedule's current factor on the learning rate (1 at its peak), without the rule's.
+        examples_at_last_change: Examples seen when the batch size last changed; None when it never did.
+        noise: The current estimate; None when there is none.
         seconds_per_micro_batch: Measured seconds of one micro-batch; None when unknown.
         seconds_per_step: Measured seconds of one optimizer step beyond its micro-batches; None when unknown.
     """
@@ -43,12 +43,12 @@ class Situation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Which batches are possible: multiples of ``granularity`` within the bounds.
+    """The possible batch sizes: multiples of ``granularity`` within the bounds.
 
     Attributes:
         granularity: Examples of one micro-batch over all ranks, at least 1.
-        min_batch_size: Smallest batch, in examples, at least 1.
-        max_batch_size: Largest batch, in examples.
+        min_batch_size: Smallest batch size, in examples, at least 1.
+        max_batch_size: Largest batch size, in examples.
     """
 
     granularity: int
@@ -79,13 +79,13 @@ class Limits:
         return self.max_batch_size // self.granularity * self.granularity
 
     def clip(self, batch_size: float) -> int:
-        """Round to the multiple below (never more than was asked for) and clip to the bounds.
+        """Round down to a multiple of the granularity and clip to the bounds.
 
         Args:
-            batch_size: Any batch in examples, at least 0; infinity gives the largest.
+            batch_size: Any batch size in examples, at least 0; infinity gives the largest.
 
         Returns:
-            A possible batch.
+            A possible batch size.
 
         Example:
             >>> limits = Limits(granularity=8, min_batch_size=8, max_batch_size=100)

@@ -1,7 +1,7 @@
-"""Learning rate against batch size: one file per family of rules, one table of names in ``choose.py``.
+"""The learning rate as a function of the batch size: one file per family of rules, one table of names in ``choose.py``.
 
-A rule's ``ratio(old, new, noise)`` is what the rate is multiplied by when the batch goes from ``old`` to ``new``
-examples. Rules that use the noise scale are integrated along the path (``path.py``): every growth multiplies
+A rule's ``ratio(old, new, noise)`` multiplies the learning rate when the batch size changes from ``old`` to ``new``
+examples. Rules that use the noise scale are integrated along the path (``path.py``): every change multiplies the factor
 by the ratio at the noise scale of that moment, and a later estimate never rewrites the past. Without a resolved
 estimate such a rule uses the square root, the middle between doing nothing and the linear rule.
 

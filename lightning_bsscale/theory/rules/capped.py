@@ -18,11 +18,11 @@ class Capped(LearningRateRule):
     """Any rule with a ceiling: ``min(rule, cap)`` on the factor since the start.
 
     The ceiling is on the whole factor, not on a single growth, and the path below it is remembered: a batch that
-    shrinks again comes back to the factor that it had.
+    shrinks again returns to the factor that it had.
 
     Args:
         rule: The rule to cap.
-        cap: Largest factor on the rate, at least 1.
+        cap: Largest factor on the learning rate, at least 1.
 
     Example:
         >>> from lightning_bsscale.theory.rules import Sqrt

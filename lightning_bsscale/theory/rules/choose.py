@@ -1,4 +1,4 @@
-"""The rule by name, by optimizer, or by the user's own object."""
+"""Choose a rule: by name, by optimizer, or the user's own object."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def rule_for_optimizer(class_names_along_mro: Sequence[str]) -> LearningRateRule
 
 
 def resolve_rule(rule: object, *, cap: float | None = None, name: str = "lr_rule", auto: str = "") -> LearningRateRule:
-    """Make a rule from what the user gave: a name, a rule, or any object with a ``ratio`` method.
+    """Return the rule for a name, a rule, or any object with a ``ratio`` method.
 
     Args:
         rule: A key of :data:`RULES`, or an object. ``"auto"`` is no rule: see :func:`rule_for_optimizer`.
-        cap: Largest factor on the rate since the start, at least 1; None for no ceiling.
+        cap: Largest factor on the learning rate since the start, at least 1; None for no ceiling.
         name: The argument's name, for the message.
-        auto: What the caller allows besides, for the message.
+        auto: What else the caller allows, for the message.
 
     Returns:
         The rule, inside a :class:`Capped` if there is a ceiling.

@@ -14,7 +14,7 @@ __all__ = ["Constant"]
 @final
 @dataclass(frozen=True, slots=True)
 class Constant(LearningRateRule):
-    """No rule: the rate stays as it is.
+    """No rule: the learning rate stays as it is.
 
     For experiments; growth without rescaling loses accuracy with SGD.
 

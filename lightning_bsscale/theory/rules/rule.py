@@ -1,4 +1,4 @@
-"""What a learning-rate rule is, and what the rules that use the noise scale share."""
+"""The interface of a learning-rate rule, and what the rules share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["LearningRateRule", "batch_ratio", "resolved_scale", "uses_fallback"]
 
 
 class LearningRateRule(ABC):
-    """What the learning rate is multiplied by when the batch changes."""
+    """The factor on the learning rate when the batch size changes."""
 
     __slots__ = ()
 
@@ -27,24 +27,24 @@ class LearningRateRule(ABC):
 
     @property
     def has_peak(self) -> bool:
-        """Whether the rate may fall again when the batch grows."""
+        """Whether the learning rate may fall again when the batch grows."""
         return False
 
     @abstractmethod
     def ratio(self, old_batch: float, new_batch: float, noise: NoiseScale | None) -> float:
-        """Compute the factor on the rate for one change of the batch.
+        """Compute the factor on the learning rate for one change of the batch size.
 
         Args:
-            old_batch: Batch before, in examples, above 0.
-            new_batch: Batch after, in examples, above 0.
-            noise: The present estimate, or None where there is none.
+            old_batch: Batch size before, in examples, above 0.
+            new_batch: Batch size after, in examples, above 0.
+            noise: The current estimate, or None where there is none.
 
         Returns:
-            The factor, above 0; 1 when the batch does not change.
+            The factor, above 0; 1 when the batch size does not change.
         """
 
     def applied(self, path_factor: float) -> float:
-        """Compute the factor that is put on the rate from the product of all ratios so far.
+        """Compute the factor on the learning rate from the product of all ratios so far.
 
         Args:
             path_factor: Product of the ratios along the path.
@@ -56,11 +56,11 @@ class LearningRateRule(ABC):
 
 
 def batch_ratio(old_batch: float, new_batch: float) -> float:
-    """Divide the new batch by the old one, and refuse impossible ones.
+    """Divide the new batch size by the old one; refuse impossible ones.
 
     Args:
-        old_batch: Batch before, in examples.
-        new_batch: Batch after, in examples.
+        old_batch: Batch size before, in examples.
+        new_batch: Batch size after, in examples.
 
     Returns:
         ``new / old``, above 0.
@@ -75,17 +75,17 @@ def resolved_scale(noise: NoiseScale | None) -> float | None:
         noise: The current estimate, or None.
 
     Returns:
-        The noise scale in examples; None where a rule must do without.
+        The noise scale in examples; None where it is unknown.
     """
     return noise.noise_scale if noise is not None and noise.resolved else None
 
 
 def uses_fallback(rule: LearningRateRule, noise: NoiseScale | None) -> bool:
-    """Say whether the rule must use the square root now, for the record.
+    """Return whether the rule must use the square root now.
 
     Args:
         rule: The rule.
-        noise: The present estimate, or None.
+        noise: The current estimate, or None.
 
     Returns:
         True when the rule needs a noise scale and there is no resolved one.

@@ -17,8 +17,8 @@ __all__ = ["Saturating"]
 class Saturating(LearningRateRule):
     """Saturating rule: ``(1 + B_noise/old) / (1 + B_noise/new)``.
 
-    For SGD, whose best rate is ``eps_max / (1 + B_noise/B)``: linear far below the noise scale, constant above. The
-    same number as AdaScale's gain. Derived for one step on a quadratic, without momentum.
+    For SGD, whose best learning rate is ``eps_max / (1 + B_noise/B)``: linear far below the noise scale,
+    constant above. The same number as AdaScale's gain. Derived for one step on a quadratic, without momentum.
 
     Source: McCandlish et al. 2018, arXiv 1812.06162, eq. 2.6; Johnson et al. 2020, arXiv 2007.05105.
     """

@@ -33,7 +33,7 @@ BLOCKS = [
     (Reason.IN_WARMUP, {"warmup_examples": 9950}),
     (Reason.NO_ESTIMATE, {"noise": None}),
     (Reason.UNRESOLVED, {"noise": noise_of(1000, resolved=False)}),
-    (Reason.DWELLING, {"examples_at_last_change": 9899}),
+    (Reason.COOLING_DOWN, {"examples_at_last_change": 9899}),
     (Reason.AT_LIMIT, {"batch_size": 256}),
     (Reason.NEAR_END, {"examples_seen": 9901}),
 ]
@@ -41,7 +41,7 @@ BLOCKS = [
 
 @pytest.mark.parametrize(("reason", "change"), BLOCKS[:-1], ids=lambda value: getattr(value, "name", ""))
 def test_each_gate_holds_by_itself(reason, change):
-    if reason is Reason.DWELLING:
+    if reason is Reason.COOLING_DOWN:
         change = {"examples_at_last_change": 4901}
     decision = decide(replace(READY, **change))
     assert (decision.batch_size, decision.reason) == (change.get("batch_size", 32), reason.value)
@@ -80,7 +80,7 @@ def test_open_gates_let_it_grow():
         ({"warmup_examples": 5000}, Reason.GROW),  # the warmup ends with its last example
         ({"warmup_examples": 5001}, Reason.IN_WARMUP),
         ({"examples_at_last_change": 4900}, Reason.GROW),  # one hundredth of the budget ago
-        ({"examples_at_last_change": 4901}, Reason.DWELLING),
+        ({"examples_at_last_change": 4901}, Reason.COOLING_DOWN),
         ({"examples_at_last_change": None}, Reason.GROW),
         ({"batch_size": 248}, Reason.GROW),
         ({"total_examples": None, "examples_at_last_change": 4999}, Reason.GROW),  # shares of nothing hold nothing
@@ -171,7 +171,7 @@ policies = st.builds(
     confidence=st.floats(0.5, 0.99),
     max_growth=st.floats(1.01, 8),
     hysteresis=st.floats(1, 4),
-    dwell=st.floats(0, 0.5),
+    cooldown=st.floats(0, 0.5),
     allow_shrink=st.booleans(),
 )
 
@@ -208,7 +208,7 @@ def test_the_same_estimate_leads_to_rest(options):
 
 def test_only_shares_need_a_budget():
     assert NoiseScalePolicy().needs_budget
-    assert not NoiseScalePolicy(dwell=0).needs_budget
+    assert not NoiseScalePolicy(cooldown=0).needs_budget
 
 
 def test_policies_are_frozen_and_copied_whole():
@@ -229,7 +229,7 @@ def test_policies_are_frozen_and_copied_whole():
         ({"max_growth": 1}, ValueError, "max_growth must be a finite number above 1, got 1"),
         ({"max_growth": True}, TypeError, "max_growth .* got True"),
         ({"hysteresis": 0.9}, ValueError, "hysteresis must be a finite number at least 1, got 0.9"),
-        ({"dwell": 1}, ValueError, "dwell must be a finite number at least 0 and below 1, got 1"),
+        ({"cooldown": 1}, ValueError, "cooldown must be a finite number at least 0 and below 1, got 1"),
         ({"allow_shrink": 1}, TypeError, "allow_shrink must be True or False, got 1"),
     ],
 )
