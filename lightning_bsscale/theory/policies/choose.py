@@ -12,7 +12,9 @@ from lightning_bsscale.theory.policies.policy import Policy, SupportsDecide
 __all__ = ["POLICIES", "resolve_policy"]
 
 
-POLICIES: dict[str, type[Policy]] = {"noise_scale": NoiseScalePolicy}
+POLICIES: dict[str, type[Policy]] = {
+    "noise_scale": NoiseScalePolicy,
+}
 """Policies by name; each can be made without an argument."""
 
 
