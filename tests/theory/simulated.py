@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightning_bsscale.theory.estimate import NoiseScale, noise_scale_from_means
+from lightning_bsscale.theory.rules import LearningRateRule
 
 
 def z_score(sample: np.ndarray, truth: float) -> float:
@@ -87,3 +88,8 @@ def noise_of(scale: float, *, spread: float = 0.0, resolved: bool = True) -> Noi
         effective_windows=50.0,
         confidence=0.9,
     )
+
+
+def ratios(rule: LearningRateRule, *, old: float = 64, scale: float = 512.0) -> list[float]:
+    """The rule's ratios when the batch grows from `old` to 1, 2, 4 and 8 times that, at this noise scale."""
+    return [rule.ratio(old, old * growth, noise_of(scale)) for growth in (1, 2, 4, 8)]
