@@ -42,7 +42,7 @@ EXEMPT = {
     ("theory/windows.py", "start must be below epoch_batches (…), got …"): (
         "Lightning gives no micro-batch after the announced last one"
     ),
-    ("callbacks/checks/preflight.py", "…"): "hands on the sentence of theory/rules.py, as another class",
+    ("callbacks/checks/preflight.py", "…"): "hands on the sentence of theory/rules/choose.py, as another class",
 }
 
 

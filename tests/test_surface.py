@@ -66,7 +66,7 @@ CONSTRUCTORS = {
         "confidence": 0.9,
         "max_growth": 2.0,
         "hysteresis": 2.0,
-        "dwell": 0.01,
+        "cooldown": 0.01,
         "allow_shrink": False,
     },
     "WarmupCosine": {"final": 0.0},

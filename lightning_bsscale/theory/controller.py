@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.policies import Limits, Situation, hold_without_decision, recorded_decision
-from lightning_bsscale.theory.rate_path import RatePath
 from lightning_bsscale.theory.records import DecisionRecord
-from lightning_bsscale.theory.rules import LearningRateRule, uses_fallback
+from lightning_bsscale.theory.rules import LearningRateRule, RatePath, uses_fallback
 
 __all__ = ["BatchState", "Decided"]
 

@@ -89,7 +89,7 @@ TRIGGERS |= {
     "confidence must be a finite number at least 0.5 and below 1, got …": lambda: NoiseScalePolicy(confidence=90),
     "max_growth must be a finite number above 1, got …": lambda: NoiseScalePolicy(max_growth=1),
     "hysteresis must be a finite number at least 1, got …": lambda: NoiseScalePolicy(hysteresis=0.5),
-    "dwell must be a finite number at least 0 and below 1, got …": lambda: NoiseScalePolicy(dwell=1000),
+    "cooldown must be a finite number at least 0 and below 1, got …": lambda: NoiseScalePolicy(cooldown=1000),
     "allow_shrink must be True or False, got …": lambda: NoiseScalePolicy(allow_shrink=1),
     "exponent must be a finite number at least 0 and at most 1, got …": lambda: Power(exponent=2),
     "rule must be a LearningRateRule such as Sqrt(), got …": lambda: Capped("sqrt", 8),
@@ -146,7 +146,7 @@ def replay_overflow():
     noise = NoiseScale(**dict.fromkeys((field.name for field in fields(NoiseScale)), 1e300) | {"resolved": True})
     situation = Situation(batch_size=8, start_batch_size=8, examples_seen=8, noise=noise)
     with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder, "run.jsonl"), {"policy": describe_policy(NoiseScalePolicy(dwell=0))})
+        journal = Journal(Path(folder, "run.jsonl"), {"policy": describe_policy(NoiseScalePolicy(cooldown=0))})
         journal.write(replace(HELD, situation=situation))
         journal.close()
         return list(replay(journal.path))

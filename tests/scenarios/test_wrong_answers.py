@@ -262,7 +262,9 @@ def options_from_numpy(path):
     "more",
     [
         dict(policy=NumpyPolicy(), lr_rule=Rule(np.float32(1.5)), total_examples=np.int64(320)),
-        dict(policy=NoiseScalePolicy(target_ratio=np.float32(0.5), dwell=np.float16(0)), lr_rule=Rule(np.float64(1))),
+        dict(
+            policy=NoiseScalePolicy(target_ratio=np.float32(0.5), cooldown=np.float16(0)), lr_rule=Rule(np.float64(1))
+        ),
     ],
     ids=["own", "built-in"],
 )

@@ -149,7 +149,7 @@ def test_an_unknown_budget_where_one_is_needed():
 
 
 def free_of_shares(**options):
-    return BatchSizeScaler(warmup=8, memory=1.0, policy=NoiseScalePolicy(dwell=0), **options)
+    return BatchSizeScaler(warmup=8, memory=1.0, policy=NoiseScalePolicy(cooldown=0), **options)
 
 
 @pytest.mark.parametrize("scaler", [free_of_shares(), BatchSizeScaler(total_examples=1000)])

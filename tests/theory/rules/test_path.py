@@ -2,8 +2,7 @@ import math
 
 import pytest
 
-from lightning_bsscale.theory.rate_path import RatePath
-from lightning_bsscale.theory.rules import Capped, Linear, Saturating, Surge, resolve_rule
+from lightning_bsscale.theory.rules import Capped, Linear, RatePath, Saturating, Surge, resolve_rule
 from tests.helpers.simulated import noise_of
 
 
@@ -45,30 +44,23 @@ def test_the_path_below_a_ceiling_is_remembered():
 
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf])
-def test_a_users_rule_cannot_put_nonsense_on_the_rate(wrong):
-    class Broken:
+def test_a_users_rule_cannot_put_nonsense_on_the_learning_rate(wrong):
+    class BrokenRatio:
         def ratio(self, old_batch, new_batch, noise):
             return wrong
 
-    rule = resolve_rule(Broken())
-    with pytest.raises(ValueError, match="the ratio of the rule 'Broken' must be a finite number above 0, got"):
-        RatePath().grown(rule, 4, 8, None)
-    with pytest.raises(ValueError, match="the ratio of the rule 'Broken'"):
-        RatePath().factor_at(rule, 4, 8, None)
-
-
-@pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf])
-def test_nor_can_a_ceiling_of_the_users(wrong):
-    class Broken:
+    class BrokenCeiling:
         def ratio(self, old_batch, new_batch, noise):
             return 2.0
 
         def applied(self, path_factor):
             return wrong
 
-    rule = resolve_rule(Broken())
-    path = RatePath().grown(rule, 4, 8, None)
-    with pytest.raises(ValueError, match="the factor that the rule 'Broken' applies must be a finite number above 0"):
-        path.factor(rule)
-    with pytest.raises(ValueError, match="the factor that the rule 'Broken' applies"):
-        path.factor_at(rule, 8, 4, None)
+    rule, path = resolve_rule(BrokenRatio()), RatePath()
+    for ask in (path.grown, path.factor_at):
+        with pytest.raises(ValueError, match="the ratio of the rule 'BrokenRatio' must be a finite number above 0"):
+            ask(rule, 4, 8, None)
+    rule = resolve_rule(BrokenCeiling())
+    for ask in (path.grown(rule, 4, 8, None).factor, lambda rule: path.factor_at(rule, 8, 4, None)):
+        with pytest.raises(ValueError, match="the factor that the rule 'BrokenCeiling' applies must be a finite"):
+            ask(rule)

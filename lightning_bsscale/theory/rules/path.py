@@ -1,7 +1,7 @@
-"""The factor on the rate along a run: a rule's ratios, multiplied growth by growth.
+"""The factor on the learning rate along a run: the product of a rule's ratios.
 
-Each growth is judged by the noise scale of its own moment, and a later estimate never rewrites the past: the factor
-changes only when the batch does.
+Each change of the batch size uses the noise scale of that moment. A later estimate never rewrites the past: the factor
+changes only when the batch size does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import final
 
 from lightning_bsscale.theory.checks import check_number
 from lightning_bsscale.theory.estimate import NoiseScale
-from lightning_bsscale.theory.rules import LearningRateRule
+from lightning_bsscale.theory.rules.rule import LearningRateRule
 
 __all__ = ["RatePath"]
 
@@ -19,7 +19,7 @@ __all__ = ["RatePath"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RatePath:
-    """The product of a rule's ratios along the growths so far.
+    """The product of a rule's ratios along the changes so far.
 
     Attributes:
         product: Product of the ratios, before any ceiling.
@@ -28,16 +28,16 @@ class RatePath:
     product: float = 1.0
 
     def grown(self, rule: LearningRateRule, old_batch: float, new_batch: float, noise: NoiseScale | None) -> RatePath:
-        """Go one change of the batch further.
+        """Return the path after one more change of the batch size.
 
         Args:
             rule: The rule.
-            old_batch: Batch before, in examples.
-            new_batch: Batch after, in examples.
+            old_batch: Batch size before, in examples.
+            new_batch: Batch size after, in examples.
             noise: The estimate of this moment, or None.
 
         Returns:
-            A new record.
+            The new path.
 
         Example:
             >>> from lightning_bsscale.theory.rules import Linear, Sqrt
@@ -47,7 +47,7 @@ class RatePath:
         return RatePath(product=self.product * _checked_ratio(rule, old_batch, new_batch, noise))
 
     def factor(self, rule: LearningRateRule) -> float:
-        """Compute the factor on the rate for windows of the present batch.
+        """Compute the factor on the learning rate for windows of the current batch size.
 
         Args:
             rule: The rule.
@@ -60,13 +60,13 @@ class RatePath:
     def factor_at(
         self, rule: LearningRateRule, batch_size: float, window_batch: float, noise: NoiseScale | None
     ) -> float:
-        """Compute the factor for one window of another size (a probe, a ragged end), which leaves no trace.
+        """Compute the factor for one window of another size (a probe, a ragged end); the path stays as it is.
 
         Args:
             rule: The rule.
-            batch_size: The present batch, in examples.
+            batch_size: The current batch size, in examples.
             window_batch: Examples in this window.
-            noise: The present estimate, or None.
+            noise: The current estimate, or None.
 
         Returns:
             The factor, after any ceiling.
@@ -74,7 +74,7 @@ class RatePath:
         return _checked_factor(rule, self.product * _checked_ratio(rule, batch_size, window_batch, noise))
 
 
-# A user's rule is asked here for the first time: a rate of 0 or NaN must not reach the optimizer.
+# A user's rule is first called here: a learning rate of 0 or NaN must not reach the optimizer.
 
 
 def _checked_factor(rule: LearningRateRule, path_factor: float) -> float:
