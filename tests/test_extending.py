@@ -15,7 +15,7 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from tests.zoo import QUIET, KeepsRates, Regression, regression_loader
+from tests.helpers.training import QUIET, KeepsRates, Regression, regression_loader
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(?:# (\S+\.py)\n)?(.*?)^```$", PAGE, flags=re.M
 TRAINED = """
 import json
 import lightning_bsscale
-from tests.zoo import Regression, fit, regression_loader
+from tests.helpers.training import Regression, fit, regression_loader
 
 scaler = lightning_bsscale.BatchSizeScaler(policy="double_every", lr_rule="logarithmic", warmup=0)
 fit(Regression(), regression_loader(800), [scaler], max_epochs=1)

@@ -50,7 +50,7 @@ def start_run(
 
     What cannot work raises MisconfigurationException; nothing is held then but what `actuator.release` gives back.
     """
-    stored = None if checkpoint is None else read_run(checkpoint)
+    stored = None if checkpoint is None else read_run(checkpoint, options.callback)
     optimizer = unwrapped(trainer.optimizers[0])
     rule = options.rule_for(optimizer)
     loaders = ask_all_ranks(trainer, micro_batch_size, options.batch_size_fn)

@@ -13,7 +13,7 @@ from lightning_bsscale.callbacks.actuator import Actuator
 from lightning_bsscale.callbacks.checks import compatibility, preflight
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.start_run import start_run
-from lightning_bsscale.callbacks.state.checkpoint import check_schema, read_run, to_checkpoint
+from lightning_bsscale.callbacks.state.checkpoint import read_run, to_checkpoint
 from lightning_bsscale.callbacks.state.open_run import OpenRun
 from lightning_bsscale.callbacks.state.spawn import Outcome, WayBack, without_module
 from lightning_bsscale.callbacks.trainer.loaders import batch_size_of
@@ -112,7 +112,7 @@ class WindowCallback(pl.Callback):
         self._open.is_training = True
         self._actuator = self._make_actuator(trainer, pl_module)
         if self._checkpoint is not None:
-            run = read_run(self._checkpoint)
+            run = read_run(self._checkpoint, self._options.callback)
             self._actuator.place_window(*run.window_at_restart())
             # A micro-batch that is loaded is trained on, so a run that was over must not load one.
             if run.is_over(trainer.max_steps, self._options.total_examples):
@@ -255,8 +255,8 @@ class WindowCallback(pl.Callback):
         Args:
             state_dict: what `state_dict` returned; of a schema that this version does not read, it is refused
         """
-        check_schema(state_dict, self._options.callback)
+        run = read_run(state_dict, self._options.callback)
         if self._open.is_training:
             return  # another Trainer validates a checkpoint within this training
         self._checkpoint = state_dict
-        self._outcome, self._way_back.outcome = Outcome(run=read_run(state_dict)), None
+        self._outcome, self._way_back.outcome = Outcome(run=run), None

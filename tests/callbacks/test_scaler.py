@@ -464,7 +464,7 @@ def test_policies_may_answer_with_numpy_and_with_reasons(tmp_path):
     assert scaler.batch_size == 8
     torch.save(scaler.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    decided = state["control"]["decisions"]["records"][0]["decision"]
+    decided = state["run"]["decisions"]["records"][0]["decision"]
     assert {name: value for name, value in decided.items() if value is not None} == {
         "batch_size": 8,
         "reason": Reason.GROW.value,

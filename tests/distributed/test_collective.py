@@ -4,7 +4,6 @@ import time
 
 import pytest
 import torch
-from lightning_bsscale.gradients.collective import extremes
 from torch import distributed
 
 from lightning_bsscale.gradients.reduce import PendingSums, extremes

@@ -15,13 +15,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from lightning_bsscale.callbacks.state.resume import Outcome
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks import measurement
 from lightning_bsscale.callbacks.checks import preflight
-from lightning_bsscale.callbacks.state.spawn import _Letter
+from lightning_bsscale.callbacks.state.spawn import Outcome, _Letter
 from lightning_bsscale.callbacks.trainer import accumulation, loaders
 from lightning_bsscale.gradients.shard_differences import UnsupportedSharding
 from lightning_bsscale.journal import Journal
@@ -448,8 +447,8 @@ TRIGGERS |= {
     "The checkpoint holds a … state of schema …; this version reads …": lambda: go_on(
         lambda state: state.update(schema=99)
     ),
-    "the state of Averages must hold …, got …": lambda: go_on(
-        lambda state: state["measurement"]["averages"]["sums"].pop("weight")
+    "The checkpoint holds a damaged … state: …": lambda: go_on(
+        lambda state: state["run"]["measured"]["averages"]["sums"].pop("weight")
     ),
     "bsscale: going on with …. The batch of … examples …": lambda: go_on(batch_size=2),
     "bsscale: the checkpoint was saved after … micro-batches of an epoch that now has …": lambda: go_on(

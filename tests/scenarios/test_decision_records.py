@@ -65,7 +65,7 @@ def test_a_number_in_the_reason_makes_no_record_of_its_own(tmp_path):
     (held,) = scaler.decisions
     assert held.decision.reason == "hold: 4 examples are too few"
     assert held.decision.code == "hold"
-    assert len(pickle.dumps(scaler.state_dict()["control"])) < 3000
+    assert len(pickle.dumps(scaler.state_dict()["run"]["decisions"])) < 3000
     assert "Kept are" not in scaler.summary()
     records = read_journal(tmp_path / "run.jsonl")[1]
     assert [record for record in records if isinstance(record, DecisionRecord)] == [held]

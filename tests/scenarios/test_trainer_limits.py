@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Timer
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from tests.helpers.training import QUIET, KeepSteps, Numbers, OneHot, UnsizedNumbers, fit, scripted
+from tests.helpers.training import QUIET, KeepSteps, Numbers, OneHot, UnsizedNumbers, fit, run_of, scripted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
@@ -241,7 +241,7 @@ def test_max_time(after, lost):
     assert module.came == after
     assert [i for step in module.steps for i in step] == [*range(after - lost)]
     assert scaler.examples_seen == after - lost
-    assert scaler.state_dict()["lost_micro_batches"] == lost
+    assert run_of(scaler).lost_micro_batches == lost
     said = [str(warning.message) for warning in caught if "not stepped with" in str(warning.message)]
     assert len(said) == (lost > 0)
     assert all("max_time" in text for text in said)

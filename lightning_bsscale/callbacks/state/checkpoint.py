@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_bsscale.theory.checks import found
 from lightning_bsscale.theory.state import RunState
-from lightning_bsscale.theory.stored import as_plain, from_plain
+from lightning_bsscale.theory.stored import FRACTIONS, as_plain, check_stored, from_plain
 
 STATE_SCHEMA = 2
 
@@ -33,10 +33,33 @@ def to_checkpoint(state: RunState, policy: Any, journal: dict[str, Any] | None) 
     }
 
 
-def read_run(checkpoint: dict[str, Any]) -> RunState:
-    """Return the run that a checkpoint holds."""
-    state: RunState = from_plain(RunState, checkpoint["run"])
-    return state
+def read_run(checkpoint: dict[str, Any], callback: str) -> RunState:
+    """Read the run that a checkpoint holds.
+
+    Args:
+        checkpoint: what it holds for the callback
+        callback: whose it is
+
+    Returns:
+        the run at the last window's end
+
+    Raises:
+        MisconfigurationException: the state is of another schema, or damaged
+    """
+    if checkpoint.get("schema") != STATE_SCHEMA:
+        raise MisconfigurationException(
+            f"The checkpoint holds a {callback} state of schema {found(checkpoint.get('schema'))}; this version reads "
+            f"{STATE_SCHEMA}. Continue with the version of lightning-bsscale that wrote it, or start without ckpt_path."
+        )
+    try:
+        check_stored(RunState, checkpoint.get("run"), fractions=FRACTIONS)
+    except ValueError as error:
+        raise MisconfigurationException(
+            f"The checkpoint holds a damaged {callback} state: {error}. Resume from another checkpoint, or start "
+            "without ckpt_path."
+        ) from error
+    run: RunState = from_plain(RunState, checkpoint["run"])
+    return run
 
 
 def restore_policy(policy: Any, checkpoint: dict[str, Any]) -> None:
@@ -44,20 +67,3 @@ def restore_policy(policy: Any, checkpoint: dict[str, Any]) -> None:
     stored, load = checkpoint["policy"], getattr(policy, "load_state_dict", None)
     if stored["class"] == type(policy).__qualname__ and stored["state"] is not None and callable(load):
         load(stored["state"])
-
-
-def check_schema(checkpoint: dict[str, Any], callback: str) -> None:
-    """Refuse a state that this version cannot read.
-
-    Args:
-        checkpoint: what a checkpoint holds for the callback
-        callback: whose it is
-
-    Raises:
-        MisconfigurationException: the state is of another schema
-    """
-    if checkpoint.get("schema") != STATE_SCHEMA:
-        raise MisconfigurationException(
-            f"The checkpoint holds a {callback} state of schema {found(checkpoint.get('schema'))}; this version reads "
-            f"{STATE_SCHEMA}. Continue with the version of lightning-bsscale that wrote it, or start without ckpt_path."
-        )

@@ -128,7 +128,7 @@ def test_the_probe_sees_a_window_placed_by_a_plain_integer(monkeypatch):
 
 
 def test_the_probe_sees_an_unsized_end_without_rescaling(monkeypatch):
-    monkeypatch.setattr("lightning_bsscale.callbacks.scaled_run.rescale_cut_window", lambda *_: None)
+    monkeypatch.setattr("lightning_bsscale.callbacks.actuator.rescale_cut_window", lambda *_: None)
     run = draw_run(random.Random(5)) | {
         **{"length": 10, "taken": 10, "limit": None, "sized": False, "max_steps": -1, "sizes": [4] * 9, "epochs": 1},
         **{"start": 4, "probe_every": 0, "validate_every": None},
