@@ -17,12 +17,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_bsscale.callbacks.trainer.timing import StepTimes
 from lightning_bsscale.gradients.choose import UnsupportedSharding, choose_watcher
 from lightning_bsscale.gradients.comparison import Difference, not_compared
 from lightning_bsscale.gradients.reduce import PendingSums
 from lightning_bsscale.gradients.shares import share_of_sums
 from lightning_bsscale.gradients.watcher import WindowShare
-from lightning_bsscale.theory.measured import Arrived
+from lightning_bsscale.theory.measured import Arrived, ClosedWindow
 from lightning_bsscale.theory.records import WindowSums
 from lightning_bsscale.theory.state import OpenWindow
 
@@ -55,6 +56,7 @@ class GradientWatch:
         """
         self.optimizer = optimizer
         self.sends = True
+        self.times = StepTimes(world_size=trainer.world_size)
         self.unsent_examples = 0.0
         self._trainer = trainer
         with self._explained():
@@ -152,28 +154,26 @@ class GradientWatch:
         """Whether the gradients of the window that just ended were seen."""
         return self._share is not None
 
-    def receive(self) -> Arrived | None:
-        """Read the sums that are on their way, if any.
+    def receive(self, pending: ClosedWindow | None) -> Arrived | None:
+        """Return the sums of the pending window: those that a checkpoint held, or those on their way.
+
+        Args:
+            pending: the window, or None
 
         Returns:
-            the record, the same on all ranks
+            the record, the same on all ranks; None where nothing is on its way
         """
-        numbers, self._in_flight = self._read(), None
-        return None if numbers is None else self._arrived(numbers)
+        arrived = self.look() if pending is None or pending.arrived is None else pending.arrived
+        self._in_flight = None
+        if arrived is not None:
+            self.times.share((arrived.seconds_per_micro_batch, arrived.seconds_per_step))
+        return arrived
 
     def look(self) -> Arrived | None:
-        """Read the sums that are on their way, and leave them there: for a checkpoint.
-
-        Returns:
-            the record, the same on all ranks
-        """
-        numbers = self._read()
-        return None if numbers is None else self._arrived(numbers)
-
-    def _read(self) -> list[float] | None:
-        return None if self._in_flight is None else self._in_flight.read()
-
-    def _arrived(self, numbers: list[float]) -> Arrived:
+        """Return the sums on their way, and leave them there: for a checkpoint."""
+        if self._in_flight is None:
+            return None
+        numbers = self._in_flight.read()
         sums, of_host, compared = numbers[:_SUMS], numbers[_SUMS : _SUMS + _OF_HOST], numbers[_SUMS + _OF_HOST :]
         difference = Difference.read(compared)
         self._worst = difference.parameter
@@ -201,20 +201,19 @@ class GradientWatch:
         """Discard what was seen of the window that just ended: its gradients cannot be trusted."""
         self._share = None
 
-    def end_window(self, window: OpenWindow, *, is_sent: bool, seconds: tuple[float | None, float | None]) -> None:
+    def end_window(self, window: OpenWindow, *, is_sent: bool) -> None:
         """End a window, and send its sums on their way.
 
         Args:
             window: the window
             is_sent: whether to send anything
-            seconds: of this rank, per micro-batch and per step
         """
         self.unsent_examples += window.examples
         share, self._share = self._share, None
         if not is_sent:
             return
         share = share or self._unseen(window)
-        of_host = [self.unsent_examples, *(math.nan if value is None else value for value in seconds)]
+        of_host = [self.unsent_examples, *(math.nan if value is None else value for value in self.times.own)]
         self.unsent_examples = 0.0
         sums, difference = share.sums, share.difference.to(share.sums)
         host = torch.tensor(of_host, dtype=sums.dtype).to(sums.device, non_blocking=True)

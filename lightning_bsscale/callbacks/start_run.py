@@ -22,8 +22,9 @@ from lightning_bsscale.callbacks.window_loop import WindowLoop
 from lightning_bsscale.journal import describe_policy
 from lightning_bsscale.theory.plan import PlanPosition
 from lightning_bsscale.theory.rules import LearningRateRule
+from lightning_bsscale.theory.run import begin_run, resume_run
 from lightning_bsscale.theory.start import Start, read_unit
-from lightning_bsscale.theory.state import RunSettings, RunState, begin_run, resume_run
+from lightning_bsscale.theory.state import RunSettings, RunState
 
 
 def start_run(

@@ -140,12 +140,12 @@ class WindowCallback(pl.Callback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         """Begin to watch: gradients made before, in the training step, do not count."""
         if self._loop is not None:
-            self._loop.before_backward()
+            self._loop.gradients.before_backward()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop watching."""
         if self._loop is not None:
-            self._loop.after_backward(self._size)
+            self._loop.gradients.after_backward(self._size)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer

@@ -2,14 +2,14 @@
 
     begin_micro_batch → before_backward → after_backward → … → before_step → end_micro_batch
 
-The pure functions of `theory.state` decide, the `GradientWatch` sees, the `Actuator` acts, and the `Reports` show. Here
+The pure functions of `theory.run` decide, the `GradientWatch` sees, the `Actuator` acts, and the `Reports` show. Here
 is the order alone.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import lightning.pytorch as pl
 from torch.optim import Optimizer
@@ -20,30 +20,16 @@ from lightning_bsscale.callbacks.output import messages
 from lightning_bsscale.callbacks.output.reports import Reports
 from lightning_bsscale.callbacks.trainer.loaders import Loaders
 from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
-from lightning_bsscale.callbacks.trainer.timing import StepTimes
-from lightning_bsscale.theory.measured import Arrived
+from lightning_bsscale.theory import run
 from lightning_bsscale.theory.rules import Constant, LearningRateRule
-from lightning_bsscale.theory.state import (
-    Asked,
-    Conditions,
-    OpenWindow,
-    RunSettings,
-    RunState,
-    WindowEnd,
-    ask_policy,
-    close_window,
-    drop_window,
-    learning_rate_factors,
-    open_window,
-    start_epoch,
-    take_arrived,
-)
+from lightning_bsscale.theory.state import OpenWindow, RunSettings, RunState
 
 
+@dataclass(eq=False)
 class WindowLoop:
     """Takes one run from window to window.
 
-    Args:
+    Attributes:
         settings: what the run is done with
         state: the run, before its next window
         actuator: what touches the Trainer
@@ -52,23 +38,13 @@ class WindowLoop:
         reports: what shows the run
     """
 
-    def __init__(
-        self,
-        settings: RunSettings,
-        state: RunState,
-        actuator: Actuator,
-        gradients: GradientWatch,
-        loaders: Loaders,
-        reports: Reports,
-    ) -> None:
-        self.settings = settings
-        self.state = state
-        self.actuator = actuator
-        self.gradients = gradients
-        self.reports = reports
-        self._loaders = loaders
-        self._times = StepTimes()
-        self._in_progress: tuple[pl.Trainer, pl.LightningModule, int] | None = None
+    settings: RunSettings
+    state: RunState
+    actuator: Actuator
+    gradients: GradientWatch
+    loaders: Loaders
+    reports: Reports
+    _in_progress: tuple[pl.Trainer, pl.LightningModule, int] | None = None
 
     # ------------------------------------------------------------------ a window's life
 
@@ -87,17 +63,17 @@ class WindowLoop:
         window = self.state.window or self._open_window(trainer, batch_idx)
         window = replace(window, begun=window.begun + 1, examples=window.examples + size)
         self.state = replace(self.state, window=window, is_resumed=False)
-        self._times.start()
+        self.gradients.times.start()
 
     def _start_epoch(self, trainer: pl.Trainer, size: int, *, first: int = 0) -> None:
-        if self._loaders.are_old(trainer):
-            self._loaders = self._loaders.asked_again(trainer, size)
-        started = start_epoch(
+        if self.loaders.are_old(trainer):
+            self.loaders = self.loaders.asked_again(trainer, size)
+        started = run.start_epoch(
             self.settings,
             self.state,
             epoch=trainer.current_epoch,
-            epoch_batches=self._loaders.batches,
-            epoch_examples=self._loaders.epoch_examples(self.settings.now.granularity),
+            epoch_batches=self.loaders.batches,
+            epoch_examples=self.loaders.epoch_examples(self.settings.now.granularity),
             first=first,
         )
         self.state = started.state
@@ -105,7 +81,7 @@ class WindowLoop:
 
     def _open_window(self, trainer: pl.Trainer, batch_idx: int) -> OpenWindow:
         cut, accumulate = self.state.cut, self.actuator.accumulate
-        self.state = open_window(
+        self.state = run.open_window(
             self.settings, self.state, batch_idx, accumulate=accumulate, steps_before=trainer.global_step
         )
         window = self.state.window
@@ -118,16 +94,8 @@ class WindowLoop:
         return window
 
     def _scale_learning_rate(self, micro_batches: int, *, has_usual_size: bool) -> None:
-        factors = learning_rate_factors(self.settings, self.state, micro_batches, has_usual_size=has_usual_size)
+        factors = run.learning_rate_factors(self.settings, self.state, micro_batches, has_usual_size=has_usual_size)
         self.actuator.scale_learning_rate(*factors)
-
-    def before_backward(self) -> None:
-        """Begin to watch: gradients made before, in the training step, do not count."""
-        self.gradients.before_backward()
-
-    def after_backward(self, size: int) -> None:
-        """Stop watching a micro-batch of `size` examples."""
-        self.gradients.after_backward(size)
 
     def before_step(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """Take the sums: the gradient is complete and not yet clipped."""
@@ -145,7 +113,7 @@ class WindowLoop:
         """End a micro-batch, and with the optimizer's step its window."""
         window = self.state.window
         has_stepped = window is not None and trainer.global_step > window.steps_before
-        self._times.stop(stepped=has_stepped)
+        self.gradients.times.stop(stepped=has_stepped)
         if window is not None:
             window = replace(window, ended=window.ended + 1)
         self.state = replace(self.state, window=window, micro_batches_in_epoch=batch_idx + 1)
@@ -156,8 +124,8 @@ class WindowLoop:
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, window: OpenWindow, batch_idx: int
     ) -> None:
         self.actuator.end_step()
-        arrived = self._receive()
-        end = WindowEnd(
+        arrived = self.gradients.receive(self.state.pending)
+        end = run.WindowEnd(
             ready=batch_idx + 1,
             is_last=self._is_epochs_end(trainer, batch_idx),
             lr=self.actuator.lr,
@@ -165,12 +133,12 @@ class WindowLoop:
             has_sums=self.gradients.has_sums,
             sends=self.gradients.sends,
         )
-        closed = close_window(self.settings, self.state, end, arrived)
+        closed = run.close_window(self.settings, self.state, end, arrived)
         self.state, self._in_progress = closed.state, None
         if closed.found_changed:
             self.gradients.discard()
             self.reports.once(messages.warn_of_changed_gradients, self.gradients.most_changed)
-        self.gradients.end_window(window, is_sent=closed.state.pending is not None, seconds=self._times.own)
+        self.gradients.end_window(window, is_sent=closed.state.pending is not None)
         self.reports.window_closed(window, closed, has_gradient_scaler=self.gradients.has_gradient_scaler)
         self._step_schedulers(pl_module)
         asked = self._ask_policy()
@@ -180,13 +148,6 @@ class WindowLoop:
             messages.warn_of_own_computation(self.gradients.optimizer)
             self._use_rule(Constant())
 
-    def _receive(self) -> Arrived | None:
-        pending = self.state.pending
-        arrived = self.gradients.receive() if pending is None or pending.arrived is None else pending.arrived
-        if arrived is not None:
-            self._times.take_mean(arrived.seconds_per_micro_batch, arrived.seconds_per_step)
-        return arrived
-
     def _is_epochs_end(self, trainer: pl.Trainer, batch_idx: int) -> bool:
         return trainer.is_last_batch or batch_idx + 1 >= (self.state.position.epoch_batches or math.inf)
 
@@ -195,9 +156,9 @@ class WindowLoop:
         if nobody_asked and self.settings.limits.max_batch_size > self.settings.first.batch_size:
             self.reports.once(messages.warn_of_scheduler_step, pl_module)
 
-    def _ask_policy(self) -> Asked:
-        per_micro_batch, per_step = self._times.to_decide_by(self.settings.now.world_size)
-        asked = ask_policy(self.settings, self.state, Conditions(self.actuator.relative_lr, per_micro_batch, per_step))
+    def _ask_policy(self) -> run.Asked:
+        conditions = run.Conditions(self.actuator.relative_lr, *self.gradients.times.shared)
+        asked = run.ask_policy(self.settings, self.state, conditions)
         self.state = asked.state
         self.reports.decided(asked)
         if self.settings.acts and self.settings.plan.is_used_up(self.state.position, self.state.used_examples):
@@ -225,8 +186,8 @@ class WindowLoop:
         if rule.name != self.settings.rule.name:
             self.settings = replace(self.settings, rule=rule)
             self.state = replace(self.state, batch=self.state.batch.with_rule(rule, self.state.noise))
-        window = self.state.window
-        if window is not None:
+        if self.state.window is not None:
+            window = self.state.window
             self._scale_learning_rate(window.planned, has_usual_size=window.has_usual_size)
 
     def skip_micro_batch(self, trainer: pl.Trainer, batch_idx: int) -> None:
@@ -241,7 +202,7 @@ class WindowLoop:
 
     def drop_window(self) -> None:
         """Leave a window that no step ended, as Lightning does at an epoch's end."""
-        self.state, dropped = drop_window(self.settings, self.state)
+        self.state, dropped = run.drop_window(self.settings, self.state)
         self.reports.window_dropped(self.state, dropped)
 
     def close_stepped(self) -> None:
@@ -293,5 +254,6 @@ class WindowLoop:
 
     def flush(self) -> None:
         """Take what is still on its way, and close the journal."""
-        self.state, measurement, _ = take_arrived(self.settings, self.state, self._receive())
-        self.reports.end(measurement)
+        arrived = self.gradients.receive(self.state.pending)
+        self.state, measurement, found_changed = run.take_arrived(self.settings, self.state, arrived)
+        self.reports.end(measurement, found_changed=found_changed, parameter=self.gradients.most_changed)

@@ -21,11 +21,13 @@ class DecisionLog:
             second one, so the first and the latest are always there, and a long run keeps its whole course.
         changes: Changes in all.
         holds: Runs of holds in all.
+        kept_changes: Changes among those kept.
     """
 
     records: tuple[DecisionRecord, ...] = ()
     changes: int = 0
     holds: int = 0
+    kept_changes: int = 0
 
     def continues(self, record: DecisionRecord) -> bool:
         """Return whether a decision only continues the present run of holds, and so is not kept."""
@@ -46,10 +48,17 @@ class DecisionLog:
         Returns:
             A new log.
         """
-        is_change = record.is_change
-        records = (*self.records, record)
-        alike = [place for place, kept in enumerate(records) if kept.is_change is is_change]
-        if len(alike) > (CHANGES_LIMIT if is_change else HOLDS_LIMIT):
-            dropped = set(alike[: len(alike) // 2][1::2])
+        records, is_change = (*self.records, record), record.is_change
+        changes = self.kept_changes + is_change
+        kept, limit = (changes, CHANGES_LIMIT) if is_change else (len(records) - changes, HOLDS_LIMIT)
+        if kept > limit:
+            places = [place for place, kept in enumerate(records) if kept.is_change is is_change]
+            dropped = set(places[: len(places) // 2][1::2])
             records = tuple(kept for place, kept in enumerate(records) if place not in dropped)
-        return DecisionLog(records=records, changes=self.changes + is_change, holds=self.holds + (not is_change))
+            changes -= len(dropped) if is_change else 0
+        return DecisionLog(
+            records=records,
+            changes=self.changes + is_change,
+            holds=self.holds + (not is_change),
+            kept_changes=changes,
+        )

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor
-from lightning_bsscale.callbacks import measurement
+from lightning_bsscale.callbacks import gradient_watch
 from lightning_bsscale.callbacks.checks import preflight
 from lightning_bsscale.callbacks.state.spawn import Outcome, _Letter
 from lightning_bsscale.callbacks.trainer import accumulation, loaders
@@ -163,7 +163,7 @@ def _():
 
 @trigger("The gradients cannot be measured with … here")
 def _():
-    with mock.patch.object(measurement, "choose_watcher", mock.Mock(side_effect=UnsupportedSharding("why"))):
+    with mock.patch.object(gradient_watch, "choose_watcher", mock.Mock(side_effect=UnsupportedSharding("why"))):
         train()
 
 
