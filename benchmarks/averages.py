@@ -130,7 +130,7 @@ def window_of(trace: float, grad_sq: float, size: int) -> WindowMoments:
         The record.
     """
     return WindowMoments(
-        trace=float(trace), grad_sq=float(grad_sq), num_micro_batches=2, examples=2 * size, harmonic_size=size
+        trace=float(trace), grad_sq=float(grad_sq), num_samples=2, examples=2 * size, harmonic_size=size
     )
 
 

@@ -3,7 +3,7 @@
 Counted: `BatchSizeScaler` trains through the real Trainer under DDP (gloo, processes on this machine) on 1, 2 and 4
 ranks, models of 10^4 to 10^7 parameters, with windows that grow from 1 to 4 micro-batches a rank. Every collective that
 Python calls is counted, with its bytes and its caller. The package's own must be one all_reduce of 16 float64 for each
-measured window and two of 2 and 3 at the start, all from gradients/collective.py, whatever the ranks and the
+measured window and two of 2 and 3 at the start, all from gradients/reduce.py, whatever the ranks and the
 parameters; and Lightning's must be as many as without the callback. The exit status is 1 where they are not.
 
 Timed: steps of plain torch DDP, gradients sent in one piece after the last backward, at 2 and 4 ranks, four sizes and
@@ -208,7 +208,7 @@ def problems(by_rank: list[dict[str, Any]]) -> list[str]:
         if record["calls"] != promised:
             kinds = sorted({f"{name} of {size} {kind}" for name, size, kind in record["calls"]})
             found.append(f"{where}: {len(record['calls'])} calls for {len(promised)} promised: {', '.join(kinds)}")
-        if record["files"] not in ([], ["gradients/collective.py"]):
+        if record["files"] not in ([], ["gradients/reduce.py"]):
             found.append(f"{where}: called from {record['files']}")
         if record["others"] != record["others_without"]:
             found.append(f"{where}: {len(record['others'])} other collectives, {len(record['others_without'])} without")

@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 import lightning_bsscale
-from tests.test_surface import LOGGED_KEYS
-from tests.zoo import QUIET, Regression, regression_loader
+from tests.helpers.training import QUIET, Regression, regression_loader
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,7 +40,7 @@ def test_python_blocks_run_in_order(capsys, monkeypatch):
 
 
 def test_yaml_blocks_make_the_callback():
-    from tests.test_cli_yaml import callbacks_from
+    from tests.helpers.lightning_cli import callbacks_from
 
     (text,) = blocks("yaml")
     config = yaml.safe_load(text)
@@ -64,11 +63,6 @@ def test_options_table_is_the_constructor():
     assert rows == expected
     policy = inspect.signature(lightning_bsscale.NoiseScalePolicy).parameters
     assert f"NoiseScalePolicy({', '.join(f'{n}={p.default}' for n, p in policy.items())})" in section
-
-
-def test_logged_keys_table_is_what_is_logged():
-    section = README.split("## Logged keys")[1].split("\n## ")[0]
-    assert set(re.findall(r"`bsscale/(\w+)`", section)) == LOGGED_KEYS
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions.md"])

@@ -107,10 +107,10 @@ class RobustAverages:
             Sixteen windows, and one whose gradient is a thousand times larger:
 
             >>> usual = [
-            ...     WindowMoments(trace=8 + i % 3, grad_sq=1.0, num_micro_batches=2, examples=16, harmonic_size=8.0)
+            ...     WindowMoments(trace=8 + i % 3, grad_sq=1.0, num_samples=2, examples=16, harmonic_size=8.0)
             ...     for i in range(16)
             ... ]
-            >>> spike = WindowMoments(trace=8e6, grad_sq=1e3, num_micro_batches=2, examples=16, harmonic_size=8.0)
+            >>> spike = WindowMoments(trace=8e6, grad_sq=1e3, num_samples=2, examples=16, harmonic_size=8.0)
             >>> averages = RobustAverages()
             >>> for window in [*usual, spike]:
             ...     averages = averages.updated(window, examples_since_last=16, memory=math.inf)

@@ -14,8 +14,8 @@ import pytest
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from tests.distributed.processes import run
-from tests.distributed.trained import Linear, loader_of, regression_items, trainer_of
+from tests.helpers.ddp_runs import Linear, loader_of, regression_items, trainer_of
+from tests.helpers.processes import run
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -13,13 +13,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_bsscale import BatchSizeScaler, Decision, Policy
-from tests.distributed.places import here
-from tests.distributed.processes import run
-from tests.distributed.sharded_models import Block
-from tests.distributed.test_fsdp import Trains, items
-from tests.distributed.test_sharded_training import FsdpOnCpu
-from tests.distributed.trained import MicroBatches, Script
-from tests.zoo import QUIET
+from tests.helpers.ddp_runs import MicroBatches
+from tests.helpers.places import here
+from tests.helpers.processes import run
+from tests.helpers.sharded_models import Block
+from tests.helpers.sharded_runs import FsdpOnCpu, Trains, items
+from tests.helpers.training import QUIET, ByStep
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
 
@@ -150,7 +149,7 @@ def trained(rank, ranks, kind, policy, folder=None, ckpt=None, epochs=2):
 
 def on(ranks, kind, *args, policy=None, **options):
     bound = functools.partial(trained, **options)
-    return run(bound, ranks, ranks, kind, policy or Script(WINDOWS, SIZE), *args, init=False)
+    return run(bound, ranks, ranks, kind, policy or ByStep([SIZE * n for n in WINDOWS]), *args, init=False)
 
 
 def after_first_epoch(folder):

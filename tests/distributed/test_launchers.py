@@ -26,10 +26,10 @@ from lightning_bsscale.callbacks.state.spawn import _Letter
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.stored import as_plain
-from tests.distributed import ending_worker, launched_worker
-from tests.distributed.launched_worker import LIFE, on_rank
-from tests.distributed.processes import GRACE, free_port, run
-from tests.zoo import QUIET, Regression, fit, regression_loader
+from tests.helpers import ending_worker, launched_worker
+from tests.helpers.launched_worker import LIFE, on_rank
+from tests.helpers.processes import GRACE, free_port, run
+from tests.helpers.training import QUIET, Regression, fit, regression_loader
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

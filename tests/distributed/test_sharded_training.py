@@ -1,84 +1,31 @@
 """The watchers of sharded gradients in a Lightning training, which calls training_step past every module's forward."""
 
-import copy
 import warnings
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import distributed
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_bsscale.gradients.sharded import choose_watcher
+<<<<<<< HEAD
+from lightning_bsscale.gradients.choose import choose_watcher
 from tests.distributed.places import here
 from tests.distributed.processes import run
 from tests.distributed.sharded_models import WIDTH, Block, Net, hooked, true_mean_sq_norm
 from tests.oracles import own_sq_norms
 from tests.zoo import QUIET
+=======
+from lightning_bsscale.gradients.sharded import choose_watcher
+from tests.helpers.oracles import own_sq_norms
+from tests.helpers.places import here
+from tests.helpers.processes import run
+from tests.helpers.sharded_models import WIDTH, hooked, true_mean_sq_norm
+from tests.helpers.sharded_runs import STRATEGIES, Training
+from tests.helpers.training import QUIET
+>>>>>>> wt-tests
 
 WINDOW = 3
-
-
-class FsdpOnCpu(FSDPStrategy):
-    """Lightning refuses the class itself without a GPU, and wraps for the GPU."""
-
-    def _setup_model(self, model):
-        from torch.distributed.fsdp import FullyShardedDataParallel
-        from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-
-        cpu = torch.device("cpu")
-        return FullyShardedDataParallel(
-            model, auto_wrap_policy=ModuleWrapPolicy({Block}), device_id=cpu, use_orig_params=True
-        )
-
-
-def ddp():
-    return DDPStrategy(process_group_backend=here().backend)
-
-
-def fsdp1():
-    if here().device.type == "cpu":
-        return FsdpOnCpu()
-    return FSDPStrategy(auto_wrap_policy={Block}, process_group_backend=here().backend)
-
-
-def fsdp2():
-    return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend=here().backend)
-
-
-STRATEGIES = {
-    "ddp": ("ParameterHooks", ddp),
-    "fsdp1": ("FlatParameterHooks", fsdp1),
-    "fsdp2": ("WholeParameterHooks", fsdp2),
-}
-
-
-class Training(pl.LightningModule):
-    """Keeps an unsharded copy of its network, and each window's data."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = Net(frozen=True)
-        self.plain = [copy.deepcopy(self.net)]  # in a list: it is nobody's parameter
-        self.batches = []
-
-    def configure_model(self):
-        from torch.distributed.fsdp import fully_shard
-
-        if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.net.scale.__class__ is torch.nn.Parameter:
-            mesh = self.device_mesh["data_parallel"]
-            for block in self.net.blocks:
-                fully_shard(block, mesh=mesh)
-            fully_shard(self.net, mesh=mesh)
-
-    def training_step(self, batch, batch_idx):
-        self.batches.append(batch[0])
-        return self.net(batch[0]).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.0)
 
 
 class Watching(pl.Callback):
@@ -97,19 +44,19 @@ class Watching(pl.Callback):
 
     def on_before_backward(self, trainer, module, loss):
         if self.watched:
-            self.watcher.start_micro_batch()
+            self.watcher.start_sample()
 
     def on_after_backward(self, trainer, module):
         if self.watched:
-            self.watcher.end_micro_batch()
+            self.watcher.end_sample(4)
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         held = [p for group in optimizer.param_groups for p in group["params"]]
         shards = [p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad for p in held if p.grad is not None]
         self.gradients.append([shard.clone() for shard in shards])
         if self.watched:
-            norms = self.watcher.stop_window().tolist()
-            self.windows.append((norms, float(self.watcher.local_share_of_mean_squared_norm())))
+            assert self.watcher.stop_window() == WINDOW
+            self.windows.append(self.watcher.window_share(loss_divisor=WINDOW).sums.tolist())
 
 
 def train(strategy, watched):
@@ -133,7 +80,7 @@ def train_twice(rank, strategy):
     windows = [module.batches[k : k + WINDOW] for k in range(0, len(module.batches), WINDOW)]
     plain = module.plain[0].to(here().device)
     expected = [
-        (own_sq_norms(plain, window, loss_of), true_mean_sq_norm(plain, window), len(window)) for window in windows
+        (sum(own_sq_norms(plain, window, loss_of)), true_mean_sq_norm(plain, window), len(window)) for window in windows
     ]
     left = hooked(module)
     _, bare = train(strategy, False)
@@ -161,10 +108,10 @@ def test_norms_in_a_training(strategy):
         assert found["same_bits"]
         assert found["left"] == 0
         assert len(found["found"]) == len(found["expected"]) == 2
-        for (norms, _), (expected, _, length) in zip(found["found"], found["expected"], strict=True):
-            assert length == WINDOW
-            assert norms == pytest.approx([norm / WINDOW**2 for norm in expected], rel=1e-5)
+        for (sq_norms, _, *known), (expected, _, length) in zip(found["found"], found["expected"], strict=True):
+            assert known == [length, length / 4, 4 * length] == [WINDOW, WINDOW / 4, 4 * WINDOW]
+            assert sq_norms == pytest.approx(expected, rel=1e-5)
     for window in range(2):
-        share = sum(found["found"][window][1] for found in ranks)
-        # Lightning has divided each loss by the window's length, as true_mean_sq_norm has not.
-        assert share == pytest.approx(ranks[0]["expected"][window][1] / WINDOW**2, rel=1e-5)
+        mean = sum(found["found"][window][1] for found in ranks)
+        # The mean over the window, whose sum over ranks true_mean_sq_norm has.
+        assert mean == pytest.approx(ranks[0]["expected"][window][1] / WINDOW**2, rel=1e-5)

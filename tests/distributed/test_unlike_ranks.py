@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.stored import as_plain
-from tests.distributed.places import here
-from tests.distributed.processes import run
-from tests.distributed.trained import Linear, Script, counting, loader_of, regression_items, trainer_of
+from tests.helpers.ddp_runs import Linear, counting, loader_of, regression_items, trainer_of
+from tests.helpers.places import here
+from tests.helpers.processes import run
+from tests.helpers.training import ByStep
 
 pytestmark = pytest.mark.timeout(180)
 in_every_place = pytest.mark.usefixtures("place")
@@ -82,7 +83,7 @@ def test_with_loaders_of_their_own_all_ranks_plan_and_step_alike(loaders, option
 @in_every_place
 def test_a_micro_batch_of_all_ranks_has_the_examples_of_all():
     """Where one rank's are larger the unit is their sum."""
-    first, _ = on(2, trained, [(800, 16), (100, 2)], policy=Script([2], 18), lr_rule="none", warmup=0, epochs=1)
+    first, _ = on(2, trained, [(800, 16), (100, 2)], policy=ByStep([36]), lr_rule="none", warmup=0, epochs=1)
     assert first["batch_size"] == 36
     whole = [made for made in first["history"] if made["accumulate_grad_batches"] == 2]
     assert whole

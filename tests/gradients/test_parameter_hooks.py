@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_bsscale.gradients import parameter_hooks
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks, mean_squared_norm
-from tests.oracles import own_sq_norms, sq_norm
+from tests.helpers.oracles import own_sq_norms, sq_norm
 
 WIDTH = 6
 

@@ -17,7 +17,7 @@ from lightning_bsscale.theory.decision_log import CHANGES_LIMIT, HOLDS_LIMIT, De
 from lightning_bsscale.theory.estimate import noise_scale_from_means
 from lightning_bsscale.theory.policies import Limits, Situation
 from lightning_bsscale.theory.records import DecisionRecord
-from tests.zoo import Regression, fit, regression_loader
+from tests.helpers.training import Regression, fit, regression_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler
-from tests.zoo import Regression, Scripted, fit, regression_loader
+from tests.helpers.training import Regression, Scripted, fit, regression_loader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale c"),

@@ -10,11 +10,11 @@ from scipy import stats
 from lightning_bsscale.theory.estimate import SUM_NAMES, Averages, NoiseScale, noise_scale_from_means, sums_of
 from lightning_bsscale.theory.moments import WindowMoments, moments_from_sums
 from lightning_bsscale.theory.policies import Limits, NoiseScalePolicy, Situation
-from tests.theory.simulated import gaussian_norms, z_score
+from tests.helpers.simulated import gaussian_norms, z_score
 
 
 def window(trace, grad_sq, examples=16.0) -> WindowMoments:
-    return WindowMoments(trace=trace, grad_sq=grad_sq, num_micro_batches=2, examples=examples, harmonic_size=8.0)
+    return WindowMoments(trace=trace, grad_sq=grad_sq, num_samples=2, examples=examples, harmonic_size=8.0)
 
 
 def averaged(windows, memory=math.inf) -> Averages:

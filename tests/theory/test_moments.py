@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_bsscale.theory.moments import WindowMoments, moments_from_sums, window_moments
-from tests.theory.simulated import gaussian_norms, pairwise_grad_sq, pairwise_trace, z_score
+from tests.helpers.simulated import gaussian_norms, pairwise_grad_sq, pairwise_trace, z_score
 
 
 def of_gradients(gradients, sizes) -> WindowMoments:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from lightning_bsscale.theory.estimate import Averages
 from lightning_bsscale.theory.moments import WindowMoments
 from lightning_bsscale.theory.robust import START, RobustAverages
-from tests.theory.simulated import heavy_tailed_windows
+from tests.helpers.simulated import heavy_tailed_windows
 
 
 def window(trace, grad_sq=1.0, examples=16.0) -> WindowMoments:
-    return WindowMoments(trace=trace, grad_sq=grad_sq, num_micro_batches=2, examples=examples, harmonic_size=8.0)
+    return WindowMoments(trace=trace, grad_sq=grad_sq, num_samples=2, examples=examples, harmonic_size=8.0)
 
 
 def averaged(kind, windows, memory=math.inf, since=16):

@@ -16,7 +16,7 @@ class StepTimes:
 
     def __init__(self) -> None:
         """Begins without a value."""
-        self.shared: tuple[float | None, float | None] | None = None
+        self.shared: tuple[float | None, float | None] = (None, None)
         self.seconds_per_micro_batch: float | None = None
         self._stepping: float | None = None
         self._began: float | None = None
@@ -48,25 +48,17 @@ class StepTimes:
             self.seconds_per_micro_batch = self._mean(self.seconds_per_micro_batch, seconds)
 
     def take_mean(self, seconds_per_micro_batch: float | None, seconds_per_step: float | None) -> None:
-        """Notes the means over ranks: decisions are taken by them alone, as every rank has times of its own.
-
-        Args:
-            seconds_per_micro_batch: the mean over ranks, or None
-            seconds_per_step: the mean over ranks, or None
-        """
+        """Note the means over ranks: with several ranks decisions depend on these alone."""
         self.shared = (seconds_per_micro_batch, seconds_per_step)
 
+    @property
+    def own(self) -> tuple[float | None, float | None]:
+        """Seconds per micro-batch and per step of this rank."""
+        return self.seconds_per_micro_batch, self.seconds_per_step
+
     def to_decide_by(self, world_size: int) -> tuple[float | None, float | None]:
-        """The times that are the same on all ranks.
-
-        Args:
-            world_size: ranks
-
-        Returns:
-            seconds per micro-batch and per step: one rank's own, or the last means over ranks
-        """
-        own = (self.seconds_per_micro_batch, self.seconds_per_step)
-        return own if world_size == 1 else self.shared or (None, None)
+        """Return seconds per micro-batch and per step that are the same on all ranks."""
+        return self.own if world_size == 1 else self.shared
 
     @staticmethod
     def _mean(before: float | None, seconds: float) -> float:

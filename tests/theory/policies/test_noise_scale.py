@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_bsscale.theory.policies import Decision, Limits, NoiseScalePolicy, Reason, Situation
-from tests.theory.simulated import noise_of
+from tests.helpers.simulated import noise_of
 
 LIMITS = Limits(granularity=8, min_batch_size=8, max_batch_size=256)
 READY = Situation(

@@ -1,7 +1,7 @@
 import pytest
 
 from lightning_bsscale.theory.rules import Constant
-from tests.theory.simulated import ratios
+from tests.helpers.simulated import ratios
 
 
 @pytest.mark.parametrize("scale", [1e-6, 512.0, 1e12])

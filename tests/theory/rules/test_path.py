@@ -3,7 +3,7 @@ import math
 import pytest
 
 from lightning_bsscale.theory.rules import Capped, Linear, RatePath, Saturating, Surge, resolve_rule
-from tests.theory.simulated import noise_of
+from tests.helpers.simulated import noise_of
 
 
 def test_a_path_is_the_product_of_its_growths_each_at_its_own_noise():
@@ -58,13 +58,9 @@ def test_a_users_rule_cannot_put_nonsense_on_the_learning_rate(wrong):
 
     rule, path = resolve_rule(BrokenRatio()), RatePath()
     for ask in (path.grown, path.factor_at):
-        with pytest.raises(
-            ValueError, match="the ratio of the rule 'BrokenRatio' must be a finite number above 0"
-        ):
+        with pytest.raises(ValueError, match="the ratio of the rule 'BrokenRatio' must be a finite number above 0"):
             ask(rule, 4, 8, None)
     rule = resolve_rule(BrokenCeiling())
     for ask in (path.grown(rule, 4, 8, None).factor, lambda rule: path.factor_at(rule, 8, 4, None)):
-        with pytest.raises(
-            ValueError, match="the factor that the rule 'BrokenCeiling' applies must be a finite"
-        ):
+        with pytest.raises(ValueError, match="the factor that the rule 'BrokenCeiling' applies must be a finite"):
             ask(rule)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_bsscale.theory.rules import Power, Sqrt
-from tests.theory.simulated import ratios
+from tests.helpers.simulated import ratios
 
 
 @pytest.mark.parametrize("scale", [1e-6, 512.0, 1e12])

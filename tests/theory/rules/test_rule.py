@@ -19,7 +19,7 @@ from lightning_bsscale.theory.rules import (
     Surge,
     uses_fallback,
 )
-from tests.theory.simulated import noise_of
+from tests.helpers.simulated import noise_of
 
 NOISES = {
     "none": None,

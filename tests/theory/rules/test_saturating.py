@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_bsscale.theory.rules import Saturating
-from tests.theory.simulated import noise_of, ratios
+from tests.helpers.simulated import noise_of, ratios
 
 
 def test_golden_row():

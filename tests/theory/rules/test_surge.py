@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_bsscale.theory.rules import Surge
-from tests.theory.simulated import noise_of, ratios
+from tests.helpers.simulated import noise_of, ratios
 
 ROOTS = (1, 2**0.5, 2, 8**0.5)
 
