@@ -18,10 +18,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from lightning_bsscale.callbacks.state.resume import Outcome
 from torch import nn
 
 from lightning_bsscale import BatchSizeScaler
-from lightning_bsscale.callbacks.state.resume import Outcome
 from lightning_bsscale.callbacks.state.spawn import _Letter
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.records import DecisionRecord

@@ -11,17 +11,9 @@ from torch import nn
 from lightning_bsscale.gradients import choose, fsdp1
 from lightning_bsscale.gradients.choose import UnsupportedSharding, choose_watcher
 from lightning_bsscale.gradients.comparison import Difference
-<<<<<<< HEAD
-from tests.distributed.places import here
-from tests.distributed.processes import run
-from tests.distributed.sharded_models import (
-=======
-from lightning_bsscale.gradients.shard_differences import ShardDifferences
-from lightning_bsscale.gradients.sharded import UnsupportedSharding, WholeParameterHooks, choose_watcher
 from tests.helpers.places import here
 from tests.helpers.processes import run
 from tests.helpers.sharded_models import (
->>>>>>> wt-tests
     WIDTH,
     Case,
     Net,

@@ -8,22 +8,13 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, TensorDataset
 
-<<<<<<< HEAD
 from lightning_bsscale.gradients.choose import choose_watcher
-from tests.distributed.places import here
-from tests.distributed.processes import run
-from tests.distributed.sharded_models import WIDTH, Block, Net, hooked, true_mean_sq_norm
-from tests.oracles import own_sq_norms
-from tests.zoo import QUIET
-=======
-from lightning_bsscale.gradients.sharded import choose_watcher
 from tests.helpers.oracles import own_sq_norms
 from tests.helpers.places import here
 from tests.helpers.processes import run
 from tests.helpers.sharded_models import WIDTH, hooked, true_mean_sq_norm
 from tests.helpers.sharded_runs import STRATEGIES, Training
 from tests.helpers.training import QUIET
->>>>>>> wt-tests
 
 WINDOW = 3
 

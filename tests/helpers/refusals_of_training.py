@@ -15,12 +15,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning_bsscale.callbacks.state.resume import Outcome
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks import measurement
 from lightning_bsscale.callbacks.checks import preflight
-from lightning_bsscale.callbacks.state.resume import Outcome
 from lightning_bsscale.callbacks.state.spawn import _Letter
 from lightning_bsscale.callbacks.trainer import accumulation, loaders
 from lightning_bsscale.gradients.shard_differences import UnsupportedSharding

@@ -14,14 +14,8 @@ from lightning_bsscale.gradients.choose import choose_watcher
 from lightning_bsscale.gradients.fsdp1 import fsdp1_units
 from lightning_bsscale.gradients.fsdp2 import fsdp2_groups
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
-<<<<<<< HEAD:tests/distributed/sharded_models.py
-from tests.distributed.places import here
-from tests.oracles import own_sq_norms
-=======
-from lightning_bsscale.gradients.sharded import choose_watcher
 from tests.helpers.oracles import own_sq_norms
 from tests.helpers.places import here
->>>>>>> wt-tests:tests/helpers/sharded_models.py
 
 WIDTH = 5  # not a multiple of 2 or 4: every shard is uneven
 

@@ -1,4 +1,4 @@
-"""Lightning's own callbacks beside the scaler: each composes, or is refused in a sentence: see docs/neighbours.md."""
+"""Lightning's own callbacks beside the scaler: each works, or is refused with a reason: see docs/compatibility.md."""
 
 import re
 from datetime import timedelta
@@ -38,7 +38,7 @@ pytestmark = [
 
 # ---------------------------------------------------------------- the table in the docs
 
-PAGE = Path(__file__).parents[2] / "docs" / "neighbours.md"
+PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 STORIES, PREFLIGHT = "scenarios", "callbacks/checks/test_preflight"
 HERE, FINDERS = f"{STORIES}/test_lightning_callbacks", f"{STORIES}/test_finders"
 WEIGHTS, RATES = f"{STORIES}/test_callbacks_of_weights", f"{STORIES}/test_callbacks_of_learning_rates"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lightning_bsscale.theory.estimate import SUM_NAMES, Averages, NoiseScale, noise_scale_from_means, sums_of
-from lightning_bsscale.theory.moments import WindowMoments, moments_from_sums
+from lightning_bsscale.theory.moments import WindowMoments, WindowSums, moments_of
 from lightning_bsscale.theory.policies import Limits, NoiseScalePolicy, Situation
 from tests.helpers.simulated import gaussian_norms, z_score
 
@@ -244,14 +244,14 @@ def repeated_estimates(batch_over_noise_scale, seed=1) -> list[NoiseScale]:
     for window_sums, window_means in zip(sums.tolist(), means.tolist(), strict=True):
         averages = Averages()
         for sum_sq_norms, mean_sq_norm in zip(window_sums, window_means, strict=True):
-            moments = moments_from_sums(
+            window = WindowSums(
                 sum_sq_norms=sum_sq_norms,
                 mean_sq_norm=mean_sq_norm,
                 sum_inverse_sizes=NUM_MICRO / SIZE,
-                num_micro_batches=NUM_MICRO,
+                num_samples=NUM_MICRO,
                 examples=BATCH,
             )
-            averages = averages.updated(moments, examples_since_last=BATCH, memory=math.inf)
+            averages = averages.updated(moments_of(window), examples_since_last=BATCH, memory=math.inf)
         found.append(averages.noise_scale(0.9))
     return found
 
@@ -326,14 +326,16 @@ def scaled_run(seed) -> list[tuple[NoiseScale, int]]:
                 trace=1.0,
                 grad_sq=1 / TRUTH,
             )
-            moments = moments_from_sums(
+            window = WindowSums(
                 sum_sq_norms=float(sums),
                 mean_sq_norm=float(mean),
                 sum_inverse_sizes=count / MICRO,
-                num_micro_batches=count,
+                num_samples=count,
                 examples=count * MICRO,
             )
-            averages = averages.updated(moments, examples_since_last=seen - measured_at, memory=0.05 * BUDGET)
+            averages = averages.updated(
+                moments_of(window), examples_since_last=seen - measured_at, memory=0.05 * BUDGET
+            )
             measured_at, noise = seen, averages.noise_scale()
             situation = Situation(
                 batch_size=batch,
