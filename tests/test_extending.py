@@ -1,4 +1,4 @@
-"""docs/extending.md: its policy and its rule train, as a user's own and as files of the package."""
+"""docs/extending.md: its policy, rule and estimator train, as a user's own and as files of the package."""
 
 import importlib
 import json
@@ -15,7 +15,8 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from tests.helpers.training import QUIET, KeepsRates, Regression, regression_loader
+from lightning_bsscale import BatchSizeScaler
+from tests.helpers.training import QUIET, KeepsRates, Regression, fit, regression_loader
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -30,7 +31,8 @@ from tests.helpers.training import Regression, fit, regression_loader
 scaler = lightning_bsscale.BatchSizeScaler(policy="double_every", lr_rule="logarithmic", warmup=0)
 fit(Regression(), regression_loader(800), [scaler], max_epochs=1)
 changes = [record.batch_size for record in scaler.decisions if record.is_change]
-print(json.dumps([lightning_bsscale.__file__, changes, scaler.lr_scale]))
+sums = [(one.trace, one.grad_sq) for one in scaler.history]
+print(json.dumps([lightning_bsscale.__file__, changes, scaler.lr_scale, sums]))
 """
 
 
@@ -78,11 +80,11 @@ def test_a_users_yaml_file():
     assert_it_doubled_at_each_quarter(scaler, module)
 
 
-def test_a_file_and_a_line_in_a_table(tmp_path):
+def test_a_file_and_a_line_in_a_table(tmp_path, growth):
     """In a copy of the package, since that is what a contributor changes."""
     shutil.copytree(ROOT / "lightning_bsscale", tmp_path / "lightning_bsscale", ignore=shutil.ignore_patterns("*.pyc"))
     changed = [(language, tmp_path / path, text) for language, path, text in BLOCKS if path.startswith("lightning_")]
-    assert len(changed) == 4
+    assert len(changed) == 6
     for language, path, text in changed:
         if language == "python":
             path.write_text(text)
@@ -97,7 +99,13 @@ def test_a_file_and_a_line_in_a_table(tmp_path):
     command = [sys.executable, "-c", TRAINED]
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
     assert run.returncode == 0, run.stderr[-3000:]
-    file, changes, factor = json.loads(run.stdout.splitlines()[-1])
+    file, changes, factor, sums = json.loads(run.stdout.splitlines()[-1])
     assert Path(file).is_relative_to(tmp_path)
     assert changes == [8, 16, 32, 64]
     assert factor == pytest.approx(1.1**4)
+    # The package's own estimator sees the same gradients.
+    scaler = BatchSizeScaler(policy=growth.DoubleEvery(), lr_rule=growth.Logarithmic(), warmup=0)
+    fit(Regression(), regression_loader(800), [scaler], max_epochs=1)
+    assert len(sums) == len(scaler.history) > 10
+    for found, one in zip(sums, scaler.history, strict=True):
+        assert found == pytest.approx((one.trace, one.grad_sq), rel=1e-4)
