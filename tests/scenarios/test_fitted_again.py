@@ -258,7 +258,7 @@ def test_the_monitor_goes_on(tmp_path):
 
 @pytest.mark.parametrize("make", [BatchSizeScaler, GradientNoiseScaleMonitor])
 def test_a_state_of_another_schema_is_refused(make):
-    with pytest.raises(MisconfigurationException, match=r"schema 99; this version reads 1. Continue with the version"):
+    with pytest.raises(MisconfigurationException, match=r"schema 99; this version reads 2. Continue with the version"):
         make().load_state_dict({"schema": 99})
 
 

@@ -49,8 +49,7 @@ def scaler(**options):
 
 
 def monitor(**options):
-    made = GradientNoiseScaleMonitor(**options)
-    return type("Options", (), {name: getattr(made, f"_{name}") for name in options})
+    return GradientNoiseScaleMonitor(**options)._options
 
 
 def capped(cap):
@@ -213,7 +212,7 @@ KEPT = [
 @pytest.mark.parametrize(("make", "option", "given", "kept"), KEPT)
 def test_numbers_are_kept_as_pythons_own(make, option, given, kept):
     made = make(**{option: given})
-    found = getattr(made, "_lr_cap" if option == "lr_cap" else option)
+    found = made._options.rule_for.args[1] if option == "lr_cap" else getattr(made, option)
     assert found == kept
     assert type(found) is type(kept)
     if isinstance(kept, tuple):
