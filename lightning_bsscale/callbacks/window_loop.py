@@ -9,6 +9,7 @@ is the order alone.
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import lightning.pytorch as pl
@@ -254,6 +255,9 @@ class WindowLoop:
 
     def flush(self) -> None:
         """Take what is still on its way, and close the journal."""
-        arrived = self.gradients.receive(self.state.pending)
-        self.state, measurement, found_changed = run.take_arrived(self.settings, self.state, arrived)
-        self.reports.end(measurement, found_changed=found_changed, parameter=self.gradients.most_changed)
+        with closing(self.reports.journal):
+            arrived = self.gradients.receive(self.state.pending)
+            self.state, measurement, found_changed = run.take_arrived(self.settings, self.state, arrived)
+            if found_changed:
+                self.reports.once(messages.warn_of_changed_gradients, self.gradients.most_changed)
+            self.reports.journal.write(measurement)

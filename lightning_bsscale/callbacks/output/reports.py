@@ -13,7 +13,6 @@ from lightning_bsscale.callbacks.output import logging, messages
 from lightning_bsscale.callbacks.output.journal import RunJournal
 from lightning_bsscale.callbacks.trainer.loaders import SizeCheck
 from lightning_bsscale.theory.measured import MANY_DROPPED
-from lightning_bsscale.theory.records import Measurement
 from lightning_bsscale.theory.run import Asked, Closed, EpochStarted
 from lightning_bsscale.theory.state import CutWindow, OpenWindow, RunSettings, RunState
 
@@ -100,10 +99,3 @@ class Reports:
         if self._settings.decides:
             values |= {"lr_scale": actuator.shown_lr_scale(state.batch.lr_scale), "lr": actuator.lr}
         logging.log_values(trainer, pl_module, self._options.log_prefix, values, show=self._options.progress_bar)
-
-    def end(self, measurement: Measurement | None, *, found_changed: bool, parameter: str | None) -> None:
-        """Record the last measurement, and close the journal."""
-        if found_changed:
-            self.once(messages.warn_of_changed_gradients, parameter)
-        self.journal.write(measurement)
-        self.journal.close()
