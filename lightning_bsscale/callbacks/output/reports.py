@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch as pl
-
 from lightning_bsscale.callbacks.actuator import Actuator
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.output import logging, messages
@@ -78,16 +76,9 @@ class Reports:
             self.journal.write(asked.record)
             messages.say_decision(asked.record, self._options)
 
-    def log(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        state: RunState,
-        actuator: Actuator,
-        asked: Asked,
-        window: OpenWindow,
-    ) -> None:
+    def log(self, state: RunState, actuator: Actuator, asked: Asked, window: OpenWindow) -> None:
         """Log at an optimizer step, where it is due or the batch changed."""
+        trainer = actuator.trainer
         if not (logging.is_log_due(trainer) or (asked.record is not None and asked.record.is_change)):
             return
         values = {
@@ -98,4 +89,4 @@ class Reports:
         }
         if self._settings.decides:
             values |= {"lr_scale": actuator.shown_lr_scale(state.batch.lr_scale), "lr": actuator.lr}
-        logging.log_values(trainer, pl_module, self._options.log_prefix, values, show=self._options.progress_bar)
+        logging.log_values(trainer, self._options.log_prefix, values, show=self._options.progress_bar)
