@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,7 @@ import pytest
 import yaml
 
 import lightning_bsscale
-from tests.test_surface import LOGGED_KEYS
-from tests.zoo import QUIET, Regression, regression_loader
+from tests.helpers.training import QUIET, Regression, regression_loader
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ def test_python_blocks_run_in_order(capsys, monkeypatch):
 
 
 def test_yaml_blocks_make_the_callback():
-    from tests.test_cli_yaml import callbacks_from
+    from tests.helpers.lightning_cli import callbacks_from
 
     (text,) = blocks("yaml")
     config = yaml.safe_load(text)
@@ -66,11 +66,6 @@ def test_options_table_is_the_constructor():
     assert f"NoiseScalePolicy({', '.join(f'{n}={p.default}' for n, p in policy.items())})" in section
 
 
-def test_logged_keys_table_is_what_is_logged():
-    section = README.split("## Logged keys")[1].split("\n## ")[0]
-    assert set(re.findall(r"`bsscale/(\w+)`", section)) == LOGGED_KEYS
-
-
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions.md"])
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -84,6 +79,26 @@ def test_figures_are_those_of_the_benchmarks():
         [sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"], capture_output=True, text=True, check=False
     )
     assert made.returncode == 0, made.stdout + made.stderr
+
+
+def test_the_picture_of_the_package_is_up_to_date():
+    drawing = runpy.run_path(str(ROOT / "docs" / "draw_architecture.py"))
+    drawn = drawing["drawn_table"]((ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8"))
+    assert drawn == drawing["table"](), "run python docs/draw_architecture.py"
+
+
+def test_the_picture_follows_the_imports(tmp_path):
+    drawing = runpy.run_path(str(ROOT / "docs" / "draw_architecture.py"))
+    package = tmp_path / "lightning_bsscale"
+    (package / "theory" / "rules").mkdir(parents=True)
+    (package / "theory" / "rules" / "linear.py").touch()
+    (package / "new.py").write_text("def f():\n    from lightning_bsscale.theory.rules import linear\n")
+    drawing["table"].__globals__["ROOT"] = tmp_path
+    expected = {"files": {"new": ["new.py"], "theory": ["theory/rules/linear.py"]}, "imports": {"new -> theory": 1}}
+    assert drawing["table"]() == expected
+    (package / "theory" / "rules" / "linear.py").write_text("import lightning_bsscale.new\n")
+    with pytest.raises(SystemExit, match="in a circle"):
+        drawing["draw"](drawing["table"]())
 
 
 def test_readme_has_no_placeholder():

@@ -17,8 +17,8 @@ import pytest
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.figures import plot_noise_scale, plot_run
-from tests import inline_backend
-from tests.test_journal import DECISION, MEASUREMENT, NOISE
+from tests.helpers import inline_backend
+from tests.helpers.records import DECISION, MEASUREMENT, NOISE
 
 KNOWN = replace(NOISE, noise_scale=100.0, low=50.0, high=200.0, resolved=True)
 
@@ -109,7 +109,7 @@ def pyplot():
 @pytest.mark.parametrize("name", PLOTS)
 def test_a_notebook_shows_each_figure_once_at_the_end_of_its_cell(name, pyplot):
     plot, panels = PLOTS[name]
-    pyplot.switch_backend("module://tests.inline_backend")
+    pyplot.switch_backend("module://tests.helpers.inline_backend")
     plot()
     assert inline_backend.end_of_cell() == [panels]
     assert inline_backend.end_of_cell() == []
@@ -119,7 +119,7 @@ def test_a_notebook_shows_each_figure_once_at_the_end_of_its_cell(name, pyplot):
 
 
 def test_given_axes_are_shown_with_their_own_figure_only(pyplot):
-    pyplot.switch_backend("module://tests.inline_backend")
+    pyplot.switch_backend("module://tests.helpers.inline_backend")
     figure, axes = pyplot.subplots(3)
     assert plot_run(history(), decisions(), ax=axes[0])[0] is figure
     assert BatchSizeScaler().plot(ax=axes[1])[0] is figure

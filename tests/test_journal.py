@@ -15,46 +15,10 @@ import pytest
 from lightning_bsscale.cli import main
 from lightning_bsscale.journal import Journal, describe_policy, read_journal, replay
 from lightning_bsscale.summary import describe_noise, summary_table
-from lightning_bsscale.theory.estimate import NoiseScale
-from lightning_bsscale.theory.policies import Decision, Limits, NoiseScalePolicy, Reason, Situation
+from lightning_bsscale.theory.policies import Decision, NoiseScalePolicy, Reason
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.stored import as_plain, from_plain
-
-NOISE = NoiseScale(
-    noise_scale=math.inf,
-    low=3.5,
-    high=math.inf,
-    trace=2.0,
-    grad_sq=-0.1,
-    effective_windows=7.5,
-    resolved=False,
-    trace_variance=0.1,
-    grad_sq_variance=0.2,
-    covariance=-0.01,
-    confidence=0.9,
-)
-SITUATION = Situation(batch_size=8, start_batch_size=8, examples_seen=100, total_examples=1000, noise=NOISE)
-LIMITS = Limits(granularity=8, min_batch_size=8, max_batch_size=64)
-DECISION = DecisionRecord(
-    situation=SITUATION,
-    limits=LIMITS,
-    decision=NoiseScalePolicy().decide(SITUATION, LIMITS),
-    batch_size=8,
-    lr_scale=1.0,
-    lr_rule="sqrt",
-)
-MEASUREMENT = Measurement(
-    examples_seen=100,
-    optimizer_steps=12,
-    batch_size=8,
-    accumulate_grad_batches=2,
-    window_examples=16,
-    trace=math.nan,
-    grad_sq=-math.inf,
-    noise=None,
-    lr=0.1,
-    lr_scale=1.5,
-)
+from tests.helpers.records import DECISION, LIMITS, MEASUREMENT, NOISE, SITUATION
 
 
 @pytest.mark.parametrize("record", [DECISION, NOISE, SITUATION])

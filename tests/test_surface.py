@@ -2,13 +2,16 @@
 
 import inspect
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import lightning_bsscale
 
+ROOT = Path(__file__).parents[1]
 PUBLIC_NAMES = {
     "BatchSizeScaler",
     "Capped",
@@ -63,7 +66,7 @@ CONSTRUCTORS = {
         "confidence": 0.9,
         "max_growth": 2.0,
         "hysteresis": 2.0,
-        "dwell": 0.01,
+        "cooldown": 0.01,
         "allow_shrink": False,
     },
     "WarmupCosine": {"final": 0.0},
@@ -233,6 +236,11 @@ def test_logged_keys_are_deliberate(fitted):
     trainer, _ = fitted
     logged = {key for key in trainer.callback_metrics if key.startswith("bsscale/")}
     assert logged == {f"bsscale/{key}" for key in LOGGED_KEYS}
+
+
+def test_the_readmes_table_of_logged_keys():
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Logged keys")[1].split("\n## ")[0]
+    assert set(re.findall(r"`bsscale/(\w+)`", section)) == LOGGED_KEYS
 
 
 def test_state_keys_are_deliberate(fitted):

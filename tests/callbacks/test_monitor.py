@@ -6,7 +6,7 @@ import torch
 from lightning_bsscale import GradientNoiseScaleMonitor
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.records import Measurement
-from tests.zoo import KeepSteps, Regression, fit, regression_loader, weights_after
+from tests.helpers.training import KeepSteps, Regression, fit, regression_loader, weights_after
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])

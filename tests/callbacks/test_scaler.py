@@ -17,8 +17,9 @@ from lightning_bsscale.journal import read_journal, replay
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.schedules import WarmupCosine
-from tests.zoo import (
+from tests.helpers.training import (
     QUIET,
+    CountsWindows,
     KeepsRates,
     KeepSteps,
     Regression,
@@ -26,6 +27,7 @@ from tests.zoo import (
     assert_nothing_left,
     fit,
     regression_loader,
+    scripted,
     weights_after,
 )
 
@@ -43,11 +45,6 @@ KEYS = {
     ),
     *("batch_size", "accumulate_grad_batches", "lr_scale", "lr", "examples_seen"),
 }
-
-
-def scripted(*batches, **options):
-    defaults = dict(policy=Scripted(batches), warmup=0, memory=1.0, max_batch_size=64, lr_rule="linear", probe_every=0)
-    return BatchSizeScaler(**{**defaults, **options})
 
 
 def grown(**options):
@@ -110,22 +107,8 @@ def test_accumulation_of_the_user_is_the_start():
 # ---------------------------------------------------------------- the budget
 
 
-class Counts(Regression):
-    """Counts the examples of each window."""
-
-    def on_fit_start(self):
-        self.seen, self.windows = 0, []
-
-    def training_step(self, batch, batch_idx):
-        self.seen += len(batch[0])
-        return super().training_step(batch, batch_idx)
-
-    def on_before_optimizer_step(self, optimizer):
-        self.windows.append(self.seen - sum(self.windows))
-
-
 def test_max_steps_ends_when_the_planned_examples_are_used_up():
-    module = Counts()
+    module = CountsWindows()
     trainer = fit(module, regression_loader(400), [scripted(20, 32, 28)], max_steps=75)
     assert sum(module.windows) == 75 * 4
     assert module.windows == [4, 20, 32, *[28] * 8, 20]
@@ -134,7 +117,7 @@ def test_max_steps_ends_when_the_planned_examples_are_used_up():
 
 def test_the_smaller_of_two_plans_holds():
     for settings, examples in (({"max_epochs": 2, "max_steps": 75}, 200), ({"max_epochs": 5, "max_steps": 30}, 120)):
-        module, scaler = Counts(), scripted(20)
+        module, scaler = CountsWindows(), scripted(20)
         fit(module, regression_loader(100), [scaler], **settings)
         assert sum(module.windows) == examples
         assert scaler.decisions[0].situation.total_examples == examples
@@ -142,33 +125,33 @@ def test_the_smaller_of_two_plans_holds():
 
 def test_ragged_epochs_count_as_the_plan_counts_them():
     """30 examples an epoch: 4,4,4,4,4,4,4,2. A plan of 20 steps is two epochs of 8 steps and 4 more: 76 examples."""
-    module, scaler = Counts(), scripted(12)
+    module, scaler = CountsWindows(), scripted(12)
     fit(module, regression_loader(30), [scaler], max_steps=20)
     assert sum(module.windows) == 76 == scaler.examples_seen
     assert scaler.decisions[0].situation.total_examples == 76
 
 
 def test_total_examples_is_the_budget():
-    module = Counts()
+    module = CountsWindows()
     fit(module, regression_loader(100), [scripted(24, total_examples=160)], max_epochs=10)
     assert sum(module.windows) == 160
     assert module.windows[-1] == 12
 
 
 def test_total_examples_replaces_the_plan_of_max_steps():
-    module = Counts()
+    module = CountsWindows()
     fit(module, regression_loader(100), [scripted(8, total_examples=160)], max_steps=30)
     assert sum(module.windows) == 160
 
 
 def test_with_max_steps_the_batch_never_falls_below_the_start():
-    module = Counts()
+    module = CountsWindows()
     fit(module, regression_loader(400), [scripted(4, 4, 4)], max_steps=10, accumulate_grad_batches=3)
     assert module.windows == [12] * 10
 
 
 def test_without_max_steps_it_may():
-    module = Counts()
+    module = CountsWindows()
     fit(module, regression_loader(48), [scripted(4, 8)], max_epochs=1, accumulate_grad_batches=3)
     assert module.windows == [12, 4, *[8] * 4]
 
@@ -206,7 +189,7 @@ def test_warmup_measures_every_window_and_later_one_in_measure_every():
 
 
 def test_probe_windows_until_a_window_has_two_micro_batches():
-    module = Counts()
+    module = CountsWindows()
     scaler = scripted(4, 4, 4, 4, 4, 4, 8, probe_every=3, measure_every=100, lr_rule="sqrt")
     fit(module, regression_loader(100), [scaler], max_epochs=1)
     assert module.windows == [4, 4, 8, 4, 4, 8, 4, *[8] * 8]
@@ -386,7 +369,7 @@ def test_an_answer_that_is_no_decision_holds_and_is_named_once(answer):
 
 
 def test_answers_are_rounded_down_and_clipped():
-    scaler = scripted(11, 1000, 1)
+    scaler = scripted(11, 1000, 1, max_batch_size=64)
     fit(Regression(), regression_loader(400), [scaler], max_epochs=1)
     assert [record.batch_size for record in scaler.decisions if record.is_change] == [8, 64, 4]
 
@@ -481,7 +464,7 @@ def test_policies_may_answer_with_numpy_and_with_reasons(tmp_path):
     assert scaler.batch_size == 8
     torch.save(scaler.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    decided = state["control"]["decisions"]["records"][0]["decision"]
+    decided = state["run"]["decisions"]["records"][0]["decision"]
     assert {name: value for name, value in decided.items() if value is not None} == {
         "batch_size": 8,
         "reason": Reason.GROW.value,
@@ -531,7 +514,7 @@ def test_unsized_loader_with_max_steps():
             generator = torch.Generator().manual_seed(0)
             return ((torch.randn(8, generator=generator), torch.randn(2, generator=generator)) for _ in range(10_000))
 
-    module = Counts()
+    module = CountsWindows()
     scaler = scripted(20, max_batch_size=None)
     fit(module, DataLoader(Stream(), batch_size=4), [scaler], max_steps=100)
     assert sum(module.windows) == 400

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.distributed.places import CPU, CUDA, SHARED_CUDA, at
+from tests.helpers.places import CPU, CUDA, SHARED_CUDA, at
 
 PLACES = [
     pytest.param(CPU, id="cpu"),

@@ -12,17 +12,17 @@ from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.gradients import choose as watchers
 from lightning_bsscale.gradients.comparison import Difference
 from lightning_bsscale.theory import agreement
-from tests.distributed import trained
-from tests.distributed.places import here
-from tests.distributed.processes import run
-from tests.distributed.sharded_models import local
-from tests.zoo import QUIET
+from tests.helpers import ddp_runs
+from tests.helpers.places import here
+from tests.helpers.processes import run
+from tests.helpers.sharded_models import local
+from tests.helpers.training import QUIET
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
 SAYS = "the gradient in .grad at the step"
 
 
-class Cancels(trained.Linear):
+class Cancels(ddp_runs.Linear):
     """Its first layer is trained from the fourth step on."""
 
     def on_after_backward(self):
@@ -31,7 +31,7 @@ class Cancels(trained.Linear):
                 parameter.grad = None
 
 
-class ChangesOnOneRank(trained.Linear):
+class ChangesOnOneRank(ddp_runs.Linear):
     def on_after_backward(self):
         if self.global_rank == 1:
             for parameter in self.parameters():
@@ -43,14 +43,14 @@ def measured(rank, ranks, module, accumulate, kind):
         callback = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
     else:
         callback = BatchSizeScaler(measure_every=1, memory=1.0, warmup=0)
-    trainer = trained.trainer_of(ranks, [callback], max_epochs=1, accumulate_grad_batches=accumulate)
-    items = trained.regression_items(80, [4])
+    trainer = ddp_runs.trainer_of(ranks, [callback], max_epochs=1, accumulate_grad_batches=accumulate)
+    items = ddp_runs.regression_items(80, [4])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer.fit(module(), trained.loader_of(items, rank, ranks))
+        trainer.fit(module(), ddp_runs.loader_of(items, rank, ranks))
     said = sum(SAYS in str(warning.message) for warning in caught)
     decided = [record.batch_size for record in getattr(callback, "decisions", [])]
-    return trained.moments_of(callback), callback.noise_scale, said, decided
+    return ddp_runs.moments_of(callback), callback.noise_scale, said, decided
 
 
 def test_a_cancelled_layer_is_left_out_on_all_ranks():
@@ -71,7 +71,7 @@ def test_all_ranks_refuse_what_one_rank_changes(kind):
     assert [said for _, _, said, _ in results] == [1, 0]
 
 
-class Compresses(trained.Linear):
+class Compresses(ddp_runs.Linear):
     """By PowerSGD, which sends matrices of rank 1, from the third step on."""
 
     def on_train_start(self):
@@ -227,10 +227,10 @@ def sharded_run(rank, kind, module, windows, precision=None):
         warnings.simplefilter("always")
         trainer.fit(
             module(None if kind == "fsdp1" else precision),
-            trained.loader_of(known_items(4 * windows), rank, 2),
+            ddp_runs.loader_of(known_items(4 * windows), rank, 2),
         )
     said = sum(SAYS in str(warning.message) for warning in caught)
-    return trained.moments_of(monitor), monitor.noise_scale, said
+    return ddp_runs.moments_of(monitor), monitor.noise_scale, said
 
 
 def undisturbed(rank, kind, windows):

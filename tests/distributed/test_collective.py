@@ -7,8 +7,8 @@ import torch
 from torch import distributed
 
 from lightning_bsscale.gradients.reduce import PendingSums, extremes
-from tests.distributed.places import CUDA, at, here
-from tests.distributed.processes import run
+from tests.helpers.places import CUDA, at, here
+from tests.helpers.processes import run
 
 pytestmark = pytest.mark.timeout(120)
 

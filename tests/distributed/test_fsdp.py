@@ -6,42 +6,19 @@ import warnings
 
 import lightning.pytorch as pl
 import pytest
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.gradients import choose as watchers
 from lightning_bsscale.theory.stored import as_plain
-from tests.distributed.places import here
-from tests.distributed.processes import run
-from tests.distributed.sharded_models import WIDTH
-from tests.distributed.test_sharded_training import STRATEGIES, Training
-from tests.distributed.trained import Script, loader_of
-from tests.zoo import QUIET
+from tests.helpers.ddp_runs import loader_of
+from tests.helpers.places import here
+from tests.helpers.processes import run
+from tests.helpers.sharded_runs import STRATEGIES, Trains, items
+from tests.helpers.training import QUIET, ByStep
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
-
-
-class Trains(Training):
-    """The sharded model, with a rate and data that it does not keep."""
-
-    lr = 0.0
-
-    def training_step(self, batch, batch_idx):
-        return (self.net(batch[0]) - batch[1]).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.lr)
-
-
-def items(count, sizes=(4,)):
-    generator = torch.Generator().manual_seed(3)
-    made = []
-    for index in range(count):
-        x = torch.randn(sizes[index % len(sizes)], WIDTH, generator=generator)
-        made.append((x, torch.randn(x.shape, generator=generator)))
-    return made
 
 
 def trainer_of(strategy, callbacks, **settings):
@@ -79,7 +56,7 @@ def monitored_without_private_names(rank, accumulate):
 def scaled(rank, strategy, folder=None, ckpt=None, epochs=2):
     warnings.simplefilter("ignore")
     scaler = BatchSizeScaler(
-        policy=Script([1, 3, 2, 4], 8), warmup=0, memory=1.0, measure_every=1, max_batch_size=99, probe_every=0
+        policy=ByStep([8, 24, 16, 32]), warmup=0, memory=1.0, measure_every=1, max_batch_size=99, probe_every=0
     )
     module = Trains()
     module.lr = 0.01

@@ -13,13 +13,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lightning_bsscale import BatchSizeScaler, Decision, Policy
-from tests.distributed.places import here
-from tests.distributed.processes import run
-from tests.distributed.sharded_models import Block
-from tests.distributed.test_fsdp import Trains, items
-from tests.distributed.test_sharded_training import FsdpOnCpu
-from tests.distributed.trained import MicroBatches, Script
-from tests.zoo import QUIET
+from tests.helpers.ddp_runs import MicroBatches
+from tests.helpers.places import here
+from tests.helpers.processes import run
+from tests.helpers.sharded_models import Block
+from tests.helpers.sharded_runs import FsdpOnCpu, Trains, items
+from tests.helpers.training import QUIET, ByStep, run_of
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
 
@@ -150,7 +149,7 @@ def trained(rank, ranks, kind, policy, folder=None, ckpt=None, epochs=2):
 
 def on(ranks, kind, *args, policy=None, **options):
     bound = functools.partial(trained, **options)
-    return run(bound, ranks, ranks, kind, policy or Script(WINDOWS, SIZE), *args, init=False)
+    return run(bound, ranks, ranks, kind, policy or ByStep([SIZE * n for n in WINDOWS]), *args, init=False)
 
 
 def after_first_epoch(folder):
@@ -199,9 +198,9 @@ def test_the_state_is_plain_and_with_lightnings_own(whole, kind):
     ended, path = whole(kind, 2)
     saved = torch.load(path / "meta.pt" if path.is_dir() else path, weights_only=True)
     state = saved["callbacks"]["BatchSizeScaler"]
-    assert state["optimizer_steps"] == saved["global_step"]
-    assert sum(state["examples"].values()) == MICRO_BATCHES * SIZE
-    assert state["control"]["batch_size"] == dict(ended.decisions)[saved["global_step"]]
+    assert run_of(state).windows == saved["global_step"]
+    assert run_of(state).examples.total == MICRO_BATCHES * SIZE
+    assert run_of(state).batch.batch_size == dict(ended.decisions)[saved["global_step"]]
 
 
 @pytest.mark.parametrize("kind", ["weights forgotten", "momentum forgotten"])

@@ -10,13 +10,12 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lightning_bsscale import GradientNoiseScaleMonitor
-from tests.distributed.places import here
-from tests.distributed.processes import run
-from tests.distributed.sharded_models import Block, Net
-from tests.distributed.test_fsdp import Trains, items
-from tests.distributed.test_sharded_training import FsdpOnCpu
-from tests.distributed.trained import loader_of
-from tests.zoo import QUIET
+from tests.helpers.ddp_runs import loader_of
+from tests.helpers.places import here
+from tests.helpers.processes import run
+from tests.helpers.sharded_models import Block, Net
+from tests.helpers.sharded_runs import FsdpOnCpu, Trains, items
+from tests.helpers.training import QUIET
 
 pytestmark = pytest.mark.timeout(180)
 ONE_PROCESS = {"accelerator": "cpu", "devices": 1}

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from lightning_bsscale.demo import digits_data
-from tests.distributed.node_worker import LAST_WINDOW, LIFE, TIME_OUT
-from tests.distributed.processes import free_port
+from tests.helpers.node_worker import LAST_WINDOW, LIFE, TIME_OUT
+from tests.helpers.processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -61,7 +61,7 @@ def end(processes):
 def two_nodes(folder, *options):
     """Trains on two nodes; the launchers' exit codes, and what each rank wrote."""
     launcher = [sys.executable, "-m", "torch.distributed.run", *torchrun_of_readme(free_port())]
-    worker = ["-m", "tests.distributed.node_worker", str(folder), *options]
+    worker = ["-m", "tests.helpers.node_worker", str(folder), *options]
     nodes = []
     try:
         for node in range(2):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import distributed
 
-from tests.distributed import places, processes, trained
-from tests.distributed.processes import RankTraceback, run
+from tests.helpers import ddp_runs, places, processes
+from tests.helpers.processes import RankTraceback, run
 
 
 def sum_of_ranks(rank, add):
@@ -117,7 +117,7 @@ def test_without_enough_gpus_the_test_is_skipped_and_says_so(monkeypatch, place,
 
 
 def test_two_nodes_of_one_device_measure_as_one_of_two():
-    arguments = (trained.monitored, 2, 2, 2, (24, [2, 6, 3, 8]))
+    arguments = (ddp_runs.monitored, 2, 2, 2, (24, [2, 6, 3, 8]))
     one_node = run(*arguments, init=False)
     with places.at(places.CPU_NODES):
         assert run(*arguments, init=False) == one_node

@@ -11,9 +11,9 @@ from torch import nn
 from lightning_bsscale.gradients import choose, fsdp1
 from lightning_bsscale.gradients.choose import UnsupportedSharding, choose_watcher
 from lightning_bsscale.gradients.comparison import Difference
-from tests.distributed.places import here
-from tests.distributed.processes import run
-from tests.distributed.sharded_models import (
+from tests.helpers.places import here
+from tests.helpers.processes import run
+from tests.helpers.sharded_models import (
     WIDTH,
     Case,
     Net,

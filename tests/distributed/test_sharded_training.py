@@ -1,84 +1,22 @@
 """The watchers of sharded gradients in a Lightning training, which calls training_step past every module's forward."""
 
-import copy
 import warnings
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import distributed
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale.gradients.choose import choose_watcher
-from tests.distributed.places import here
-from tests.distributed.processes import run
-from tests.distributed.sharded_models import WIDTH, Block, Net, hooked, true_mean_sq_norm
-from tests.oracles import own_sq_norms
-from tests.zoo import QUIET
+from tests.helpers.oracles import own_sq_norms
+from tests.helpers.places import here
+from tests.helpers.processes import run
+from tests.helpers.sharded_models import WIDTH, hooked, true_mean_sq_norm
+from tests.helpers.sharded_runs import STRATEGIES, Training
+from tests.helpers.training import QUIET
 
 WINDOW = 3
-
-
-class FsdpOnCpu(FSDPStrategy):
-    """Lightning refuses the class itself without a GPU, and wraps for the GPU."""
-
-    def _setup_model(self, model):
-        from torch.distributed.fsdp import FullyShardedDataParallel
-        from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-
-        cpu = torch.device("cpu")
-        return FullyShardedDataParallel(
-            model, auto_wrap_policy=ModuleWrapPolicy({Block}), device_id=cpu, use_orig_params=True
-        )
-
-
-def ddp():
-    return DDPStrategy(process_group_backend=here().backend)
-
-
-def fsdp1():
-    if here().device.type == "cpu":
-        return FsdpOnCpu()
-    return FSDPStrategy(auto_wrap_policy={Block}, process_group_backend=here().backend)
-
-
-def fsdp2():
-    return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend=here().backend)
-
-
-STRATEGIES = {
-    "ddp": ("ParameterHooks", ddp),
-    "fsdp1": ("FlatParameterHooks", fsdp1),
-    "fsdp2": ("WholeParameterHooks", fsdp2),
-}
-
-
-class Training(pl.LightningModule):
-    """Keeps an unsharded copy of its network, and each window's data."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = Net(frozen=True)
-        self.plain = [copy.deepcopy(self.net)]  # in a list: it is nobody's parameter
-        self.batches = []
-
-    def configure_model(self):
-        from torch.distributed.fsdp import fully_shard
-
-        if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.net.scale.__class__ is torch.nn.Parameter:
-            mesh = self.device_mesh["data_parallel"]
-            for block in self.net.blocks:
-                fully_shard(block, mesh=mesh)
-            fully_shard(self.net, mesh=mesh)
-
-    def training_step(self, batch, batch_idx):
-        self.batches.append(batch[0])
-        return self.net(batch[0]).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.0)
 
 
 class Watching(pl.Callback):

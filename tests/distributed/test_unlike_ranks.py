@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.stored import as_plain
-from tests.distributed.places import here
-from tests.distributed.processes import run
-from tests.distributed.trained import Linear, Script, counting, loader_of, regression_items, trainer_of
+from tests.helpers.ddp_runs import Linear, counting, loader_of, regression_items, trainer_of
+from tests.helpers.places import here
+from tests.helpers.processes import run
+from tests.helpers.training import ByStep, run_of
 
 pytestmark = pytest.mark.timeout(180)
 in_every_place = pytest.mark.usefixtures("place")
@@ -82,7 +83,7 @@ def test_with_loaders_of_their_own_all_ranks_plan_and_step_alike(loaders, option
 @in_every_place
 def test_a_micro_batch_of_all_ranks_has_the_examples_of_all():
     """Where one rank's are larger the unit is their sum."""
-    first, _ = on(2, trained, [(800, 16), (100, 2)], policy=Script([2], 18), lr_rule="none", warmup=0, epochs=1)
+    first, _ = on(2, trained, [(800, 16), (100, 2)], policy=ByStep([36]), lr_rule="none", warmup=0, epochs=1)
     assert first["batch_size"] == 36
     whole = [made for made in first["history"] if made["accumulate_grad_batches"] == 2]
     assert whole
@@ -139,7 +140,7 @@ def slow_at_the_end(rank, kind):
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=1))
     trainer = trainer_of(2, [SlowAtTheEnd(), callback], strategy, max_epochs=1)
     trainer.fit(Linear(lr=0.01), loader_of(regression_items(44, [4, 4, 1, 1]), rank, 2))
-    return callback.state_dict()["examples"]
+    return as_plain(run_of(callback).examples)
 
 
 @pytest.mark.parametrize("kind", ["scaler", "monitor"])
@@ -195,7 +196,7 @@ def watched(rank, ranks, epochs, folder=None, ckpt=None):
         ranks, [monitor, *keep], max_epochs=epochs, accumulate_grad_batches=2, enable_checkpointing=bool(keep)
     )
     trainer.fit(Linear(lr=0.01), loader_of(regression_items(48, [4]), rank, ranks), ckpt_path=ckpt)
-    return sum(monitor.state_dict()["examples"].values())
+    return run_of(monitor).examples.total
 
 
 @in_every_place

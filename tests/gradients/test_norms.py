@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_bsscale.gradients.norms import LARGE, ROW, norm_of_each, squared_norm
-from tests.oracles import sq_norm
+from tests.helpers.oracles import sq_norm
 
 CPU = torch.device("cpu")
 

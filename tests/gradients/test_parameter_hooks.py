@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_bsscale.gradients import tensor_hooks
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks, mean_squared_norm
 from tests.helpers.gradient_models import WIDTH, ZOO, Frozen, Mlp, Tied, loss_of, micro_batches
-from tests.oracles import own_sq_norms, sq_norm
+from tests.helpers.oracles import own_sq_norms, sq_norm
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
 from lightning_bsscale.gradients.shard_differences import ShardDifferences
 from lightning_bsscale.theory.records import WindowSums
 from tests.helpers.gradient_models import WIDTH, ZOO, Mlp, loss_of, micro_batches
-from tests.oracles import own_sq_norms, sq_norm
+from tests.helpers.oracles import own_sq_norms, sq_norm
 
 # Without those of low precision, whose rounding another order of sums changes, and those that the oracle cannot divide.
 MODELS = [name for name in ZOO if name not in {"half", "mixed_dtypes", "sparse", "reentrant_shared"}]

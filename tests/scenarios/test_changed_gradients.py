@@ -13,7 +13,7 @@ from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.gradients import comparison
 from lightning_bsscale.theory.agreement import COMPARED_EVERY
 from lightning_bsscale.theory.moments import window_moments
-from tests.zoo import Regression, fit, regression_loader
+from tests.helpers.training import Regression, fit, regression_loader
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 WINDOWS, ACCUMULATE, SIZE, HALF = 40, 4, 4, 32

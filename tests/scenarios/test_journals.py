@@ -18,8 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor, journal_file
 from lightning_bsscale.journal import Journal, read_journal
 from lightning_bsscale.theory.records import DecisionRecord
-from tests.callbacks.test_learning_rate import scripted
-from tests.zoo import QUIET, Regression, fit, regression_loader
+from tests.helpers.training import QUIET, Regression, fit, regression_loader, scripted
 
 ROOT = Path(__file__).parents[2]
 MAKE = {

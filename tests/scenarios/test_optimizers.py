@@ -14,9 +14,16 @@ from torch.optim.lr_scheduler import LambdaLR, StepLR
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.theory.schedules import WarmupStep
-from tests.callbacks.test_learning_rate import scripted
-from tests.callbacks.test_precision import gradient_scaler
-from tests.zoo import QUIET, KeepSteps, Regression, assert_nothing_left, fit, regression_loader
+from tests.helpers.training import (
+    QUIET,
+    KeepSteps,
+    Regression,
+    assert_nothing_left,
+    fit,
+    gradient_scaler,
+    regression_loader,
+    scripted,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),

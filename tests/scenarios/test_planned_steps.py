@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from lightning_bsscale import BatchSizeScaler
-from tests.callbacks.test_learning_rate import scripted
-from tests.zoo import Regression, fit, regression_loader
+from tests.helpers.training import Regression, fit, regression_loader, scripted
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
 OVERRIDDEN = "lr_scheduler_step is overridden"

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from tests.zoo import fit
+from tests.helpers.training import fit
 
 DIMENSIONS = 4096
 MICRO_BATCH = 4

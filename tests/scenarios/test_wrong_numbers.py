@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import GradientNoiseScaleMonitor
 from lightning_bsscale.theory.moments import window_moments
-from tests.callbacks.test_known_noise_scale import DIMENSIONS, NOISE_SCALE, KnownNoise, gradients
-from tests.zoo import fit
+from tests.helpers.known_noise import DIMENSIONS, NOISE_SCALE, KnownNoise, gradients
+from tests.helpers.training import fit
 
 ACCUMULATE = 4
 

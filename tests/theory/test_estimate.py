@@ -10,7 +10,7 @@ from scipy import stats
 from lightning_bsscale.theory.estimate import SUM_NAMES, Averages, NoiseScale, noise_scale_from_means, sums_of
 from lightning_bsscale.theory.moments import WindowMoments, WindowSums, moments_of
 from lightning_bsscale.theory.policies import Limits, NoiseScalePolicy, Situation
-from tests.theory.simulated import gaussian_norms, z_score
+from tests.helpers.simulated import gaussian_norms, z_score
 
 
 def window(trace, grad_sq, examples=16.0) -> WindowMoments:

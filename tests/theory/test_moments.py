@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_bsscale.theory.moments import WindowMoments, WindowSums, moments_of, window_moments
-from tests.theory.simulated import gaussian_norms, pairwise_grad_sq, pairwise_trace, z_score
+from tests.helpers.simulated import gaussian_norms, pairwise_grad_sq, pairwise_trace, z_score
 
 
 def of_gradients(gradients, sizes) -> WindowMoments:

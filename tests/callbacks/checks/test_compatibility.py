@@ -1,0 +1,86 @@
+"""Lightning comes in two packages that do not know each other's classes: one sentence says which import is right."""
+
+import pytest
+import torch
+
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from tests.helpers.training import QUIET, Regression, regression_loader
+
+foreign = pytest.importorskip("pytorch_lightning", reason="pytorch-lightning is not installed")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec. is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+]
+
+
+class Module(foreign.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(8, 2)
+        self.trained = 0
+
+    def training_step(self, batch, batch_idx):
+        self.trained += 1
+        return torch.nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+    validation_step = test_step = training_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+SENTENCE = (
+    r"{} is a callback of lightning\.pytorch, and was given to a Trainer of another package, pytorch_lightning "
+    r"\({}\)\. Import the Trainer, the LightningModule and all callbacks from one: "
+    r"`import lightning\.pytorch as pl` instead of `import pytorch_lightning as pl`\."
+)
+
+
+class Mine(foreign.Trainer):
+    """A Trainer of the user's own, whose module says nothing of the package it comes from."""
+
+
+@pytest.mark.parametrize("cls", [BatchSizeScaler, GradientNoiseScaleMonitor])
+@pytest.mark.parametrize("call", ["fit", "validate", "test"])
+@pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`")
+def test_the_foreign_trainer_is_refused_before_anything_else(cls, call):
+    module = Module()
+    module.automatic_optimization = False  # refused too, but that would not be the first thing to mend
+    trainer = foreign.Trainer(**QUIET, max_epochs=1, callbacks=[cls()])
+    found = r"pytorch_lightning\.trainer\.trainer\.Trainer"
+    with pytest.raises(TypeError, match=SENTENCE.format(cls.__name__, found)):
+        getattr(trainer, call)(module, regression_loader(40))
+    assert module.trained == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`")
+def test_a_subclass_of_the_foreign_trainer_is_told_where_it_comes_from():
+    trainer = Mine(**QUIET, max_epochs=1, callbacks=[BatchSizeScaler()])
+    with pytest.raises(TypeError, match=SENTENCE.format("BatchSizeScaler", r"\S*test_compatibility\.Mine")):
+        trainer.fit(Module(), regression_loader(40))
+
+
+def test_our_own_trainer_refuses_the_foreign_module_itself():
+    import lightning.pytorch as pl
+
+    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[BatchSizeScaler()])
+    with pytest.raises(TypeError, match="must be a `LightningModule`"):
+        trainer.fit(Module(), regression_loader(40))
+
+
+@pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
+def test_a_foreign_callback_beside_ours_is_called_as_any_other():
+    import lightning.pytorch as pl
+
+    class Looks(foreign.Callback):
+        sizes = ()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.sizes = (*self.sizes, int(trainer.accumulate_grad_batches))
+
+    looks, scaler = Looks(), BatchSizeScaler(probe_every=0)
+    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[looks, scaler])
+    trainer.fit(Regression(), regression_loader(40))
+    assert len(looks.sizes) == 10
+    assert scaler.examples_seen == 40

@@ -1,0 +1,72 @@
+"""Sizes of batches and epochs."""
+
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+from lightning_bsscale import BatchSizeScaler
+from lightning_bsscale.callbacks.trainer.loaders import SizeCheck, batch_size_of
+from tests.helpers.training import Regression, Scripted, UnsizedNumbers, fit, regression_loader
+
+
+@pytest.mark.parametrize(
+    ("batch", "size"),
+    [
+        (torch.zeros(5, 3), 5),
+        ([torch.zeros(4, 2), torch.zeros(4)], 4),
+        ({"x": torch.zeros(3, 2), "y": torch.zeros(3)}, 3),
+        ({"x": [torch.zeros(2, 2)]}, 2),
+        (torch.tensor(1.0), 1),
+    ],
+)
+def test_default_is_the_first_tensors_first_dimension(batch, size):
+    assert batch_size_of(batch, None) == size
+
+
+def test_batch_size_fn_counts_what_it_likes():
+    assert batch_size_of({"tokens": torch.ones(4, 7)}, lambda batch: int(batch["tokens"].sum())) == 28
+    assert batch_size_of("abc", len) == 3
+    assert batch_size_of("abc", lambda batch: 3.0) == 3
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"), [([4] * 60, 0), ([1] + [4] * 60, 1), ([4] + [5] * 60, 0), ([9] + [4] * 60, 1)]
+)
+def test_an_untypical_first_micro_batch_is_said_once(sizes, said, recwarn):
+    check = SizeCheck(sizes[0])
+    for size in sizes:
+        check.add([size])
+    assert sum("Let the loader begin with a typical batch" in str(w.message) for w in recwarn.list) == said
+
+
+def budget_of(loader, **settings):
+    policy = Scripted([])
+    fit(Regression(), loader, [BatchSizeScaler(policy=policy, warmup=0, probe_every=0)], **settings)
+    return policy.situations[0].total_examples
+
+
+@pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
+def test_epoch_examples():
+    assert budget_of(regression_loader(43), max_epochs=2) == 86
+    assert budget_of(regression_loader(43, drop_last=True), max_epochs=2) == 80
+    assert budget_of(regression_loader(43), max_epochs=1, limit_train_batches=5) == 20
+    # Whatever batches by itself is taken at its word: batches × the first one's size.
+    dataset = regression_loader(43).dataset
+    own = DataLoader(dataset, batch_sampler=Pairs(SequentialSampler(dataset), 2, False))
+    assert budget_of(own, max_epochs=1) == 44
+
+
+class Pairs(BatchSampler):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
+def test_unsized_with_a_limit():
+    class Module(Regression):
+        def training_step(self, batch, batch_idx):
+            return self.net(batch.float().expand(-1, 8)).mean()
+
+    policy = Scripted([])
+    scaler = BatchSizeScaler(policy=policy, warmup=0, probe_every=0)
+    fit(Module(), DataLoader(UnsizedNumbers(40), batch_size=4), [scaler], max_epochs=1, limit_train_batches=5)
+    assert policy.situations[0].total_examples == 20

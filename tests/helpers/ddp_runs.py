@@ -1,0 +1,231 @@
+"""What the processes of the DDP tests do: each function trains on one rank, and returns plain Python."""
+
+import pickle
+import sys
+import time
+import warnings
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from torch import distributed, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale.theory.stored import as_plain
+from tests.helpers.places import here
+from tests.helpers.training import QUIET, ByStep, KeepsRates, KeepSteps, scripted
+
+SETTINGS = {**QUIET, "enable_model_summary": False}
+
+
+class MicroBatches(Dataset):
+    """Whole micro-batches as items."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+def loader_of(items, rank=0, ranks=1):
+    """Item i goes to rank i modulo ranks, in order (Lightning's own sampler would shuffle)."""
+    return DataLoader(MicroBatches(items[rank::ranks]), batch_size=None)
+
+
+def trainer_of(ranks, callbacks, strategy=None, **settings):
+    strategy = (strategy or DDPStrategy(process_group_backend=here().backend)) if ranks > 1 else "auto"
+    settings = {**SETTINGS, **here().trainer(ranks), "use_distributed_sampler": False, **settings}
+    return pl.Trainer(**settings, strategy=strategy, callbacks=callbacks)
+
+
+class OneHots(pl.LightningModule):
+    """Item i has gradient e_i."""
+
+    def __init__(self, total, epochs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(epochs, total))
+        self.steps, self.reductions = [], 0
+
+    def on_train_start(self):
+        model = self.trainer.strategy.model
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model.register_comm_hook(None, self.count)
+
+    def count(self, state, bucket):
+        self.reductions += 1
+        ranks = distributed.get_world_size()
+        work = distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
+        return work.then(lambda future: future.value()[0] / ranks)
+
+    def training_step(self, batch, batch_idx):
+        return self.weight[self.current_epoch, int(batch[0])]
+
+    def on_before_optimizer_step(self, optimizer):
+        grad = self.weight.grad
+        self.steps.append({tuple(i): round(float(grad[tuple(i)]), 6) for i in grad.nonzero().tolist()})
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def one_hots(rank, ranks, total, windows, epochs, accumulate):
+    scaler = scripted(policy=ByStep([ranks * n for n in windows]), lr_rule="none", max_batch_size=999)
+    logger, module = KeepSteps(), OneHots(total, epochs)
+    items = [torch.tensor([i]) for i in range(total)]
+    trainer = trainer_of(
+        ranks,
+        [scaler],
+        max_epochs=epochs,
+        logger=logger,
+        log_every_n_steps=1,
+        accumulate_grad_batches=accumulate,
+    )
+    trainer.fit(module, loader_of(items, rank, ranks))
+    assert trainer.accumulate_grad_batches == accumulate
+    logged = [step for step, metrics in logger.logged if "bsscale/batch_size" in metrics]
+    return module.steps, module.reductions, trainer.global_step, scaler.examples_seen, logged
+
+
+class Linear(pl.LightningModule):
+    """A linear regression; rank 1 may be slow, or hold a NaN."""
+
+    def __init__(self, lr=0.0, slow=0.0, nan_at=None, optimizer=torch.optim.SGD, unused=False):
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2))
+        self.unused = nn.Linear(2, 2) if unused else None
+        self.lr, self.slow, self.nan_at, self.optimizer = lr, slow, nan_at, optimizer
+        self.windows, self.came = [], 0
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        self.came += 1
+        if self.global_rank == 1:
+            time.sleep(self.slow)
+            if self.current_epoch == 0 and batch_idx == self.nan_at:
+                x = x * float("nan")
+        return nn.functional.mse_loss(self.net(x), y)
+
+    def on_before_optimizer_step(self, optimizer):
+        self.windows.append(self.came)
+        self.came = 0
+        if self.nan_at is not None:  # the weights are to stay finite
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.nan_to_num_(0.0)
+
+    def configure_optimizers(self):
+        return self.optimizer(self.net.parameters(), lr=self.lr)
+
+
+def regression_items(count, sizes, noise=3.0, seed=0):
+    """Micro-batches of the given sizes, in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randn(8, 2, generator=generator)
+    items = []
+    for index in range(count):
+        x = torch.randn(sizes[index % len(sizes)], 8, generator=generator)
+        items.append((x, x @ truth + noise * torch.randn(len(x), 2, generator=generator)))
+    return items
+
+
+def monitored(
+    rank, ranks, accumulate, items, kind="monitor", strategy=None, precision="32-true", unused=False, whole=False
+):
+    """The windows' moments, measured with a rate of zero; `items` are the arguments of `regression_items`."""
+    if kind == "monitor":
+        callback = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
+    else:
+        callback = BatchSizeScaler(dry_run=True, measure_every=1, memory=1.0, warmup=0)
+    trainer = trainer_of(
+        ranks, [callback], strategy, max_epochs=1, accumulate_grad_batches=accumulate, precision=precision
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(Linear(unused=unused), loader_of(regression_items(*items), rank, ranks))
+    return callback.history if whole else moments_of(callback)
+
+
+def moments_of(callback):
+    return [(made.trace, made.grad_sq, made.window_examples, made.examples_seen) for made in callback.history]
+
+
+def rounds_to_bfloat16(state, bucket):
+    """What torch's own bf16_compress_hook does where there is NCCL."""
+    rounded = bucket.buffer().to(torch.bfloat16).float()
+    work = distributed.all_reduce(rounded, async_op=True).get_future()
+    return work.then(lambda future: future.value()[0] / distributed.get_world_size())
+
+
+def with_strategy(rank, accumulate, items, options, compress=False):
+    """The same under DDP's options."""
+    strategy = DDPStrategy(process_group_backend=here().backend, **options)
+    if not compress:
+        unused = options.get("find_unused_parameters", False)
+        return monitored(rank, 2, accumulate, items, strategy=strategy, unused=unused)
+
+    class Hooked(Linear):
+        def on_train_start(self):
+            self.trainer.strategy.model.register_comm_hook(None, rounds_to_bfloat16)
+
+    callback = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
+    trainer = trainer_of(2, [callback], strategy, max_epochs=1, accumulate_grad_batches=accumulate)
+    trainer.fit(Hooked(), loader_of(regression_items(*items), rank, 2))
+    return moments_of(callback)
+
+
+def grows(rank, ranks, items, disturbed=None, folder=None, ckpt=None, epochs=3, counted=False, script=None, **options):
+    """A run of the real policy that grows; what every rank decided and did, as bytes."""
+    calls = []
+    if counted:
+        for name in ("all_reduce", "barrier", "broadcast", "broadcast_object_list", "all_gather", "all_gather_object"):
+            setattr(distributed, name, counting(name, getattr(distributed, name), calls))
+    if script is not None:
+        options.update(policy=ByStep([4 * n for n in script]), lr_rule="none")
+    scaler = BatchSizeScaler(**{"measure_every": 2, "warmup": 0.05, "record": False, **options})
+    module = Linear(lr=0.01, optimizer=KeepsRates, **(disturbed or {}))
+    keep = [] if folder is None else [ModelCheckpoint(folder, every_n_epochs=1, save_top_k=-1, filename="{epoch}")]
+    trainer = trainer_of(ranks, [scaler, *keep], max_epochs=epochs, enable_checkpointing=bool(keep))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, loader_of(regression_items(*items), rank, ranks), ckpt_path=ckpt)
+    decided = pickle.dumps(
+        (
+            [as_plain(record) for record in scaler.decisions],
+            [as_plain(made) for made in scaler.history],
+            module.windows,
+            trainer.optimizers[0].used,
+            scaler.examples_seen,
+            scaler.state_dict(),
+        )
+    )
+    said = [str(warning.message) for warning in caught if "bsscale" in str(warning.message)]
+    changes = [record.batch_size for record in scaler.decisions if record.is_change]
+    return decided, changes, len(scaler.history), calls, said, module.windows
+
+
+def counting(name, function, calls):
+    def counted(*args, **kwargs):
+        is_ours = "lightning_bsscale" in sys._getframe(1).f_code.co_filename
+        calls.append((name, args[0].numel() if is_ours else None, is_ours))
+        return function(*args, **kwargs)
+
+    return counted
+
+
+def of_other_length(rank, callback):
+    """Every rank has a loader of its own, and they differ."""
+    items = regression_items(12 if rank == 0 else 10, [4])
+    callback = BatchSizeScaler() if callback == "scaler" else GradientNoiseScaleMonitor()
+    trainer = trainer_of(2, [callback], max_epochs=1, accumulate_grad_batches=2)
+    try:
+        trainer.fit(Linear(lr=0.01), loader_of(items))
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return None

@@ -1,0 +1,122 @@
+"""A user's script: it trains on two processes that Lightning starts, and looks at its callback afterwards.
+
+    python launched_worker.py FOLDER RUN [RUN ...]
+
+A run is a strategy, or `STRATEGY-monitor` for the monitor in the scaler's place. Every rank writes
+FOLDER/RUN/rank-RANK.json at the end of the training, and the process that called `fit` then FOLDER/RUN/main.json.
+"""
+
+import argparse
+import faulthandler
+import json
+import os
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale.theory.stored import as_plain
+from tests.helpers.training import QUIET, Regression
+
+LIFE = 90  # seconds: whatever hangs, this process ends, and says where it was
+SHOWN = ["noise_scale", "batch_size", "lr_scale", "examples_seen", "planned_steps", "decisions", "history"]
+
+
+def callback_of(kind, folder):
+    make = {"scaler": BatchSizeScaler, "monitor": GradientNoiseScaleMonitor}[kind]
+    return make(measure_every=2, memory=0.2, record=folder / "bsscale.jsonl")
+
+
+def shown(callback):
+    """What a callback has to show, for `as_json`."""
+    return {name: getattr(callback, name) for name in SHOWN if hasattr(callback, name)}
+
+
+def as_json(told):
+    return json.dumps(told, default=as_plain)
+
+
+def weights_of(module):
+    return [parameter.detach().flatten().tolist() for parameter in module.parameters()]
+
+
+class Writes(pl.Callback):
+    """What this rank shows at the end; it is the last callback."""
+
+    def __init__(self, folder, callback):
+        self.folder, self.callback = folder, callback
+        self.windows, self.came = [], 0
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.windows.append(self.came + 1)
+        self.came = -1
+
+    def on_train_batch_end(self, trainer, *args):
+        self.came += 1
+
+    def on_fit_end(self, trainer, pl_module):
+        told = {"shown": shown(self.callback), "weights": weights_of(pl_module), "windows": self.windows}
+        told["process"] = os.getpid()
+        (self.folder / f"rank-{trainer.global_rank}.json").write_text(as_json(told))
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1203, 8, generator=generator)
+    truth = torch.randn(8, 2, generator=generator)
+    return TensorDataset(x, x @ truth + 3 * torch.randn(1203, 2, generator=generator))
+
+
+def train(folder, strategy, callback):
+    """Two epochs of a regression; `strategy` is what the Trainer is given."""
+    pl.seed_everything(0, verbose=False)
+    warnings.simplefilter("ignore")
+    trainer = pl.Trainer(
+        **{**QUIET, "enable_checkpointing": True},
+        devices=2,
+        strategy=strategy,
+        max_epochs=2,
+        callbacks=[callback, ModelCheckpoint(folder, filename="last"), Writes(folder, callback)],
+    )
+    module = Regression(SGD)
+    trainer.fit(module, DataLoader(data(), batch_size=4, shuffle=True))
+    return trainer, module
+
+
+def SGD(parameters):  # by name, as a lambda cannot be pickled
+    return torch.optim.SGD(parameters, lr=0.02, momentum=0.9)
+
+
+def on_rank(rank, folder, kind):
+    """The same training in a process that was started otherwise."""
+    callback = callback_of(kind, folder) if kind else pl.Callback()
+    train(folder, DDPStrategy(process_group_backend="gloo"), callback)
+
+
+def main():
+    faulthandler.dump_traceback_later(LIFE, exit=True)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("runs", nargs="+")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in options.runs:
+        strategy, _, kind = name.partition("-")
+        folder = options.folder / name
+        folder.mkdir(exist_ok=True)
+        callback = callback_of(kind or "scaler", folder)
+        trainer, module = train(folder, strategy, callback)
+        if trainer.is_global_zero:
+            told = {"shown": shown(callback), "weights": weights_of(module), "process": os.getpid()}
+            told["metrics"] = {key: float(value) for key, value in trainer.callback_metrics.items()}
+            told["best_model_path"] = trainer.checkpoint_callback.best_model_path
+            (folder / "main.json").write_text(as_json(told))
+
+
+if __name__ == "__main__":
+    main()

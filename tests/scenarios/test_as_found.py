@@ -1,0 +1,401 @@
+"""After training, and after whatever broke it, everything is as the user made it: a deep snapshot, and a bare twin."""
+
+import signal
+import sys
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+from torch import nn
+from torch.optim import SGD, lr_scheduler
+
+from lightning_bsscale import GradientNoiseScaleMonitor
+from lightning_bsscale.journal import Journal
+from tests.helpers.training import QUIET, KeepSteps, Regression, Scripted, regression_loader, scripted
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    # Fragile overrides every hook, only to break in it.
+    pytest.mark.filterwarnings("ignore:.*lr_scheduler_step is overridden.*"),
+]
+
+
+@pytest.fixture(autouse=True)
+def interrupts_still_arrive():
+    """Lightning turns the signal off for good when it shuts down."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+# ---------------------------------------------------------------- the snapshot
+
+
+def table(hooks):
+    """Which hooks, in which order; a table that is not there is not an empty one."""
+    return None if hooks is None else list(hooks.items())
+
+
+def hook_tables(thing):
+    return {name: table(value) for name, value in vars(thing).items() if "hooks" in name and hasattr(value, "items")}
+
+
+def numbers(thing):
+    """Every integer, string, flag and None, with its type: a subclass of int is no int."""
+    plain = {name: value for name, value in vars(thing).items() if isinstance(value, int | str | None)}
+    return {name: (type(value), value) for name, value in plain.items()}
+
+
+def snapshot(trainer, module):
+    """All that the callbacks could have touched."""
+    (optimizer,) = trainer.optimizers
+    return {
+        "accumulate_grad_batches": (type(trainer.accumulate_grad_batches), trainer.accumulate_grad_batches),
+        "callbacks": list(trainer.callbacks),
+        "loggers": list(trainer.loggers),
+        "limits": (trainer.max_steps, trainer.max_epochs, trainer.min_steps, trainer.min_epochs),
+        "schedulers": [
+            {name: getattr(config, name) for name in config.__dataclass_fields__}
+            for config in trainer.lr_scheduler_configs
+        ],
+        "scheduler numbers": [
+            (config.scheduler.__class__, getattr(config.scheduler, "step", None).__qualname__)
+            for config in trainer.lr_scheduler_configs
+        ],
+        "optimizer hooks": hook_tables(optimizer),
+        "optimizer": (type(optimizer), optimizer.step.__qualname__),
+        "global hooks": [
+            table(hooks)
+            for module_of in (sys.modules["torch.optim.optimizer"], nn.modules.module)
+            for name, hooks in sorted(vars(module_of).items())
+            if name.startswith("_global") and "hooks" in name and hasattr(hooks, "items")
+        ],
+        "groups": [
+            {name: value for name, value in group.items() if name != "params"}
+            | {"params": list(map(id, group["params"]))}
+            for group in optimizer.param_groups
+        ],
+        "parameters": {
+            name: (
+                id(p),
+                p.requires_grad,
+                table(p._backward_hooks),
+                table(p._post_accumulate_grad_hooks),
+                sorted(vars(p)),
+            )
+            for name, p in module.named_parameters()
+        },
+        "modules": {name: hook_tables(part) for name, part in module.named_modules()},
+    }
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert ours[name] == theirs[name], name
+
+
+# ---------------------------------------------------------------- a module that breaks where it is told to
+
+
+class Broken(Exception):
+    pass
+
+
+class BreaksInTheUpdate(SGD):
+    armed = False
+
+    def step(self, closure=None):
+        loss = closure()
+        if self.armed:
+            raise Broken("in the update")
+        super().step()
+        return loss
+
+
+class Fragile(Regression):
+    """Has hooks and schedulers of its own, and raises `error` in `where` at the first chance after `after` steps."""
+
+    def __init__(self, where=None, after=0, error=Broken):
+        super().__init__(hidden=3)
+        self.where, self.after, self.error = where, after, error
+        self.before = None
+        # The user's own: on one parameter, one part and the optimizer, beside others without.
+        self.net[0].weight.register_hook(self.own_hook)
+        self.net[2].bias.register_post_accumulate_grad_hook(self.own_hook)
+        self.net[1].register_forward_hook(self.own_hook)
+
+    def own_hook(self, *args):
+        pass
+
+    def breaks(self, where):
+        if where == self.where and self.global_step >= self.after:
+            raise self.error("on purpose")
+
+    def configure_optimizers(self):
+        optimizer = BreaksInTheUpdate(self.net.parameters(), lr=0.05, momentum=0.9)
+        optimizer.register_step_pre_hook(self.own_hook)
+        optimizer.register_state_dict_post_hook(self.own_hook)
+        # Schedulers that leave the rate, so it must be there again to the last digit.
+        plateau = lr_scheduler.ReduceLROnPlateau(optimizer, patience=10**6)
+        config = {"scheduler": plateau, "interval": "step", "monitor": "loss", "frequency": 2}
+        steps = {"scheduler": lr_scheduler.ConstantLR(optimizer, 1.0, 5), "interval": "step", "frequency": 3}
+        return [optimizer], [config, steps, {"scheduler": lr_scheduler.StepLR(optimizer, 10**6), "interval": "epoch"}]
+
+    def on_fit_start(self):
+        self.before = snapshot(self.trainer, self)
+
+    def training_step(self, batch, batch_idx):
+        self.breaks("training_step")
+        self.trainer.optimizers[0].armed = self.where == "the update" and self.global_step >= self.after
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.breaks("validation_step")
+
+
+def breaking(hook):
+    def method(self, *args, **kwargs):
+        self.breaks(hook)
+        return getattr(super(Fragile, self), hook)(*args, **kwargs)
+
+    return method
+
+
+HOOKS = [
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "configure_gradient_clipping",
+    "optimizer_step",
+    "optimizer_zero_grad",
+    "lr_scheduler_step",
+    "on_train_batch_end",
+    "on_validation_start",
+    "on_validation_model_zero_grad",
+    "on_validation_epoch_end",
+    "on_train_epoch_end",
+    "on_train_end",
+    "teardown",
+]
+for name in HOOKS:
+    setattr(Fragile, name, breaking(name))
+
+
+def scaler():
+    return scripted(16, 24, 8, measure_every=1)
+
+
+CALLBACKS = {
+    "scaler": scaler,
+    "dry run": lambda: scripted(16, 24, 8, measure_every=1, dry_run=True),
+    "monitor": lambda: GradientNoiseScaleMonitor(measure_every=1),
+}
+
+
+# Other windows make other counts; and Lightning keeps the name of the hook that broke, which is ours where we step a
+# scheduler.
+DIFFERS = {"_batches_that_stepped": 0, "_current_fx_name": None}
+
+
+def make_trainer(*callbacks, **settings):
+    settings = QUIET | dict(max_epochs=2, accumulate_grad_batches=2, val_check_interval=5) | settings
+    return pl.Trainer(**settings, callbacks=list(callbacks))
+
+
+def train(module, *callbacks):
+    trainer = make_trainer(*callbacks)
+    try:
+        trainer.fit(module, regression_loader(80), regression_loader(8))
+    except (Broken, KeyboardInterrupt, SystemExit):
+        assert module.where is not None
+    return trainer
+
+
+def assert_as_found(module, *callbacks):
+    """As before training; and Trainer, loops, module and optimizer have what they have after the same without us."""
+    trainer = train(module, *callbacks)
+    assert_equal(snapshot(trainer, module), module.before)
+    bare = Fragile(module.where, module.after, module.error)
+    twin = train(bare)
+    assert trainer.interrupted == twin.interrupted
+    for ours, theirs in (
+        (trainer, twin),
+        (trainer.fit_loop, twin.fit_loop),
+        (trainer.fit_loop.epoch_loop, twin.fit_loop.epoch_loop),
+        (trainer.fit_loop.epoch_loop.automatic_optimization, twin.fit_loop.epoch_loop.automatic_optimization),
+        (trainer.strategy, twin.strategy),
+        (module, bare),
+        (trainer.optimizers[0], twin.optimizers[0]),
+    ):
+        assert set(vars(ours)) == set(vars(theirs))
+        assert {**numbers(ours), **DIFFERS} == {**numbers(theirs), **DIFFERS}
+    return trainer
+
+
+# ---------------------------------------------------------------- how training ends
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_after_training(name):
+    callback = CALLBACKS[name]()
+    trainer = assert_as_found(Fragile(), callback)
+    assert callback.history
+    assert trainer.global_step > 3
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize("where", ["training_step", "the update", "validation_step", *HOOKS])
+def test_after_an_exception(name, where):
+    """At the first chance after two steps: in the middle of windows that have grown and are measured."""
+    module = Fragile(where, after=0 if where == "on_train_start" else 2)
+    assert assert_as_found(module, CALLBACKS[name]()).interrupted
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize("where", ["on_train_start", "on_train_batch_start", "training_step", "on_after_backward"])
+def test_after_an_exception_in_the_first_micro_batch(name, where):
+    module = Fragile(where)
+    assert assert_as_found(module, CALLBACKS[name]()).interrupted
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize(
+    "where", ["training_step", "on_before_optimizer_step", "validation_step", "on_train_batch_end"]
+)
+def test_after_an_interrupt(name, where):
+    module = Fragile(where, after=2, error=KeyboardInterrupt)
+    assert assert_as_found(module, CALLBACKS[name]()).interrupted
+
+
+# ---------------------------------------------------------------- what breaks beside the module
+
+
+class BreakingCallback(pl.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step >= 2 and batch_idx % 2:
+            raise Broken("beside")
+
+
+class BreakingLogger(KeepSteps):
+    def log_metrics(self, metrics, step=None):
+        if step == 2:
+            raise Broken("no space left")
+
+
+class BreakingPolicy(Scripted):
+    """Breaks in a decision, or when its state is asked for."""
+
+    def __init__(self, where):
+        super().__init__([16, 24, 8])
+        self.where = where
+
+    def decide(self, situation, limits):
+        if self.where == "decide" and situation.optimizer_steps == 3:
+            raise Broken("undecided")
+        return super().decide(situation, limits)
+
+    def state_dict(self):
+        if self.where == "state_dict":
+            raise Broken("no state")
+        return {}
+
+
+def breaking_size(batch):
+    breaking_size.calls += 1
+    if breaking_size.calls == 7:
+        raise Broken("uncountable")
+    return len(batch[0])
+
+
+def full_disk(journal, record):
+    raise OSError("No space left on device")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_after_another_callback_broke(name, order):
+    module = Fragile("another callback")
+    trainer = train(module, *[BreakingCallback(), CALLBACKS[name]()][::order])
+    assert trainer.interrupted
+    assert_equal(snapshot(trainer, module), module.before)
+
+
+@pytest.mark.parametrize("broken", ["logger", "decide", "state_dict", "batch_size_fn", "journal"])
+def test_after_something_of_the_users_broke_in_our_hands(broken, tmp_path, monkeypatch):
+    breaking_size.calls = 0
+    options = {
+        "decide": dict(policy=BreakingPolicy("decide")),
+        "state_dict": dict(policy=BreakingPolicy("state_dict")),
+        "batch_size_fn": dict(batch_size_fn=breaking_size),
+        "journal": dict(record=tmp_path / "journal.jsonl"),
+    }
+    if broken == "journal":
+        monkeypatch.setattr(Journal, "write", full_disk)
+    module = Fragile("training_step" if broken == "state_dict" else broken, after=2)
+    settings = dict(logger=BreakingLogger(), log_every_n_steps=1) if broken == "logger" else {}
+    trainer = make_trainer(scripted(16, 24, 8, **{"measure_every": 1, **options.get(broken, {})}), **settings)
+    with pytest.raises((Broken, OSError)):
+        trainer.fit(module, regression_loader(80), regression_loader(8))
+    assert trainer.interrupted
+    assert_equal(snapshot(trainer, module), module.before)
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_after_a_warning_of_ours_that_is_an_error(name, recwarn):
+    """As under ``python -W error``, which is how this suite runs: what warns at the start must hold nothing yet."""
+    callback = CALLBACKS[name]()
+    module = Fragile("a warning")
+    trainer = make_trainer(callback, accumulate_grad_batches=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(noise scale cannot be measured|at least two micro-batches)")
+        with pytest.raises(UserWarning):
+            trainer.fit(module, regression_loader(80), regression_loader(8))
+    assert_equal(snapshot(trainer, module), module.before)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize("where", ["on_train_start", "on_train_batch_start", "training_step", "the update"])
+def test_after_a_resumed_run_broke(where, tmp_path):
+    """A window is placed before the first micro-batch then, for Lightning's own restart."""
+    first, path = make_trainer(scaler()), tmp_path / "saved.ckpt"
+    first.fit(Fragile(), regression_loader(80), regression_loader(8))
+    first.save_checkpoint(path)
+    module = Fragile(where)
+    trainer = make_trainer(scaler(), max_epochs=4)
+    with pytest.raises(Broken):
+        trainer.fit(module, regression_loader(80), regression_loader(8), ckpt_path=path)
+    assert trainer.interrupted
+    assert_equal(snapshot(trainer, module), module.before)
+
+
+@pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved within a window")
+def test_the_same_trainer_trains_on_after_an_exception():
+    """Nothing of the broken window is left that would disturb the next fit."""
+    module, again = Fragile("the update", after=2), Fragile()
+    trainer = train(module, scaler())
+    assert trainer.interrupted
+    module.where = None
+    trainer.fit(module, regression_loader(80), regression_loader(8))
+    assert trainer.current_epoch == 2
+    assert not trainer.should_stop
+    assert_equal(snapshot(trainer, module), module.before)
+    assert train(again, scaler()).global_step > 3
+
+
+def test_a_stop_at_the_budgets_end_does_not_stop_the_next_fit():
+    module = Fragile()
+    trainer = make_trainer(scaler(), max_epochs=-1, max_steps=10)
+    trainer.fit(module, regression_loader(80), regression_loader(8))
+    steps = trainer.global_step
+    trainer.fit_loop.epoch_loop.max_steps = 20
+    trainer.fit(module, regression_loader(80), regression_loader(8))
+    assert trainer.global_step > steps

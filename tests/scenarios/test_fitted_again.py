@@ -1,0 +1,274 @@
+"""Lives of a callback: gone on with from another start, fitted twice, copied, evaluated with, thinned."""
+
+import copy
+import pickle
+import re
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale.journal import read_journal
+from lightning_bsscale.theory.policies import Decision, Policy
+from tests.helpers.training import QUIET, CountsWindows, Regression, Scripted, fit, regression_loader
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
+    pytest.mark.filterwarnings("ignore:.*ckpt_path"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
+
+
+# ---------------------------------------------------------------- another start
+
+
+def one_cycle_of(total):
+    def make(optimizer, trainer):
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total)
+        return {"scheduler": scheduler, "interval": "step"}
+
+    return make
+
+
+def from_another_start(tmp_path, before, after, match, batches=(24,), **settings):
+    """One epoch of 204 examples with one start, saved, and gone on with another."""
+    plan = 3 * -(-204 // (before[0] * before[1])) if "max_epochs" in settings else settings["max_steps"]
+    runs = []
+    for (size, accumulate), path in ((before, None), (after, tmp_path / "epoch=0.ckpt")):
+        scaler = BatchSizeScaler(
+            policy=Scripted(batches if path is None else []), warmup=0, memory=1.0, max_batch_size=96, probe_every=0
+        )
+        module = CountsWindows(scheduler=one_cycle_of(plan))
+        keep = ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer = fit(
+                module,
+                regression_loader(204, batch_size=size),
+                [scaler, keep] if path is None else [scaler],
+                ckpt_path=path,
+                accumulate_grad_batches=accumulate,
+                enable_checkpointing=path is None,
+                **settings,
+            )
+        runs.append((scaler, module, trainer, [str(warning.message) for warning in caught]))
+    said = [message for message in runs[1][3] if message.startswith("bsscale: going on with")]
+    assert len(said) == (match is not None)
+    assert match is None or re.search(match, said[0]), said
+    scheduler = runs[1][2].lr_scheduler_configs[0].scheduler
+    assert scheduler.last_epoch == plan
+    return runs[1]
+
+
+@pytest.mark.parametrize("settings", [{"max_epochs": 3}, {"max_steps": 120}])
+def test_a_changed_micro_batch_keeps_the_batch(tmp_path, settings):
+    match = r"micro-batches of 8 instead of 4 examples. The batch of 24 examples stays: 3 micro-batches a step"
+    scaler, module, _, _ = from_another_start(tmp_path, (4, 1), (8, 1), match, **settings)
+    assert scaler.batch_size == 24
+    assert scaler.decisions[-1].situation.start_batch_size == 4
+    if "max_epochs" in settings:
+        assert module.windows == [*[24] * 8, 12] * 2
+    else:
+        # Lightning itself takes one micro-batch more when it is resumed at an epoch's end without max_epochs, which
+        # counts. The plan is 120 steps of 4, of which the first epoch made 51.
+        assert module.windows == [8, *[24] * 8, 12, 24, 24, 16]
+        assert scaler.examples_seen == 120 * 4
+
+
+def test_a_batch_that_the_new_micro_batch_cannot_make_becomes_the_nearest(tmp_path):
+    match = r"micro-batches of 16 instead of 4.*batch of 24 examples becomes 32, the nearest possible one: 2 micro-b"
+    scaler, module, _, _ = from_another_start(tmp_path, (4, 1), (16, 1), match, max_epochs=3)
+    assert scaler.batch_size == 32
+    assert module.windows[:6] == [32] * 6
+    # The rule's way: from 4 to 24 and on to 32, without a resolved noise scale by the root.
+    assert scaler.lr_scale == pytest.approx((32 / 4) ** 0.5)
+
+
+def test_a_smaller_micro_batch_and_another_accumulation(tmp_path):
+    match = r"micro-batches of 4 instead of 12 examples, accumulate_grad_batches=3 instead of 2"
+    scaler, module, _, _ = from_another_start(tmp_path, (12, 2), (4, 3), match, batches=(48,), max_epochs=3)
+    assert module.windows[:4] == [48] * 4
+    assert scaler.decisions[-1].situation.start_batch_size == 24
+
+
+def test_the_same_start_says_nothing(tmp_path):
+    from_another_start(tmp_path, (4, 2), (4, 2), None, max_epochs=3)
+
+
+# ---------------------------------------------------------------- lives of a callback
+
+
+def grows(**options):
+    defaults = dict(policy=Scripted([8, 16]), warmup=0, memory=1.0, max_batch_size=64, probe_every=0)
+    return BatchSizeScaler(**{**defaults, **options})
+
+
+def test_fit_again_on_the_same_trainer_goes_on():
+    scaler, module = grows(), CountsWindows()
+    trainer = fit(module, regression_loader(80), [scaler], max_epochs=2)
+    assert (scaler.examples_seen, scaler.batch_size) == (160, 16)
+    steps, decisions = trainer.global_step, scaler.decisions
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module, regression_loader(80))
+    assert (scaler.examples_seen, scaler.batch_size) == (240, 16)
+    assert module.windows == [16] * 5
+    assert trainer.global_step == steps + 5
+    assert scaler.decisions[: len(decisions)] == decisions
+    assert scaler.decisions[-1].situation.total_examples == 160 or len(scaler.decisions) == len(decisions)
+
+
+def test_another_trainer_starts_anew():
+    scaler = grows()
+    fit(Regression(), regression_loader(80), [scaler], max_epochs=2)
+    fit(Regression(), regression_loader(40), [scaler], max_epochs=1)
+    assert (scaler.examples_seen, scaler.batch_size) == (40, 4)
+
+
+class Evaluates(Regression):
+    def validation_step(self, batch, batch_idx):
+        return self.training_step(batch, batch_idx)
+
+    test_step = predict_step = validation_step
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+@pytest.mark.parametrize("callback", [grows, GradientNoiseScaleMonitor])
+def test_evaluation_before_and_after(callback):
+    callback, module, loader = callback(), Evaluates(), regression_loader(80)
+    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[callback], accumulate_grad_batches=2)
+    evaluate = (trainer.validate, trainer.test, trainer.predict)
+    for call in evaluate:
+        call(module, loader, **({} if call == trainer.predict else {"verbose": False}))
+    assert callback.history == []
+    trainer.fit(module, loader)
+    history = callback.history
+    assert history
+    state = callback.state_dict()
+    for call in evaluate:
+        call(module, loader, **({} if call == trainer.predict else {"verbose": False}))
+    assert callback.history == history
+    assert callback.state_dict() == state
+
+
+def test_ckpt_path_last(tmp_path):
+    for epochs, batches in ((1, [8, 16]), (2, [])):
+        scaler, module = grows(policy=Scripted(batches)), CountsWindows()
+        keep = ModelCheckpoint(tmp_path, save_last=True)
+        fit(module, regression_loader(80), [scaler, keep], max_epochs=epochs, ckpt_path="last", enable_checkpointing=1)
+        assert (scaler.examples_seen, scaler.batch_size) == (80 * epochs, 16)
+    assert module.windows == [16] * 5
+
+
+@pytest.mark.parametrize("make", [grows, GradientNoiseScaleMonitor])
+def test_a_run_that_was_over_when_it_was_resumed_still_shows_what_it_did(tmp_path, make):
+    keep = ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+    first = make(measure_every=1)
+    settings = dict(max_epochs=1, accumulate_grad_batches=2)
+    fit(Regression(), regression_loader(80), [first, keep], enable_checkpointing=True, **settings)
+    again = make(measure_every=1)
+    trainer = fit(Regression(), regression_loader(80), [again], ckpt_path=tmp_path / "epoch=0.ckpt", **settings)
+    assert trainer.global_step > 0
+    assert 0 < len(again.history) < len(first.history)  # the last measurement was on its way when it was saved
+    assert again.history == first.history[:-1]
+    for name in ("batch_size", "lr_scale", "examples_seen", "decisions"):
+        assert getattr(again, name, None) == getattr(first, name, None)
+
+
+@pytest.mark.parametrize("make", [grows, GradientNoiseScaleMonitor])
+def test_an_unused_callback_copies_and_pickles(make):
+    unused = make(measure_every=3)
+    for copied in (copy.deepcopy(unused), pickle.loads(pickle.dumps(unused))):
+        assert copied.state_dict() == {}
+        fit(Regression(), regression_loader(96), [copied], max_epochs=1, accumulate_grad_batches=2)
+        assert copied.history
+
+
+@pytest.mark.parametrize("make", [grows, GradientNoiseScaleMonitor])
+def test_a_copy_of_a_used_callback_shows_the_same_without_the_trainer(make):
+    used = make(measure_every=3)
+    module = Regression()
+    fit(module, regression_loader(96), [used], max_epochs=1, accumulate_grad_batches=2)
+    for copied in (copy.deepcopy(used), pickle.loads(pickle.dumps(used))):
+        for name in ("noise_scale", "history", "batch_size", "lr_scale", "examples_seen", "decisions"):
+            assert getattr(copied, name, None) == getattr(used, name, None), name
+        assert copied.history
+        assert copied.state_dict() == used.state_dict()
+        assert len(pickle.dumps(copied)) < 20_000
+        fit(Regression(), regression_loader(96), [copied], max_epochs=1, accumulate_grad_batches=2)
+        assert copied.history[0] == used.history[0], "it begins anew"
+
+
+class Counting(Policy):
+    """Grows at every third call: a policy with a state of its own."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def decide(self, situation, limits):
+        self.calls += 1
+        grow = self.calls % 3 == 0
+        return Decision(batch_size=situation.batch_size + 4 * grow, reason="third" if grow else "wait")
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        self.calls = state["calls"]
+
+
+def test_a_policys_own_state_is_kept(tmp_path):
+    keep = ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+    runs = []
+    for path, callbacks in ((None, [keep]), (tmp_path / "epoch=0.ckpt", [])):
+        policy = Counting()
+        scaler = grows(policy=policy, max_batch_size=400)
+        fit(
+            Regression(),
+            regression_loader(204),
+            [scaler, *callbacks],
+            max_epochs=2,
+            ckpt_path=path,
+            enable_checkpointing=path is None,
+        )
+        runs.append((policy.calls, scaler.batch_size))
+    assert runs[0] == runs[1]
+
+
+def test_the_monitor_goes_on(tmp_path):
+    keep = ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+    monitors = []
+    for path, callbacks in ((None, [keep]), (tmp_path / "epoch=0.ckpt", [])):
+        monitors.append(GradientNoiseScaleMonitor(measure_every=3, record=tmp_path / "journal.jsonl"))
+        fit(
+            Regression(),
+            regression_loader(204),
+            [monitors[-1], *callbacks],
+            max_epochs=2,
+            accumulate_grad_batches=4,
+            ckpt_path=path,
+            enable_checkpointing=path is None,
+        )
+    assert monitors[0].history == monitors[1].history
+    assert read_journal(tmp_path / "journal.jsonl")[1] == monitors[0].history
+
+
+@pytest.mark.parametrize("make", [BatchSizeScaler, GradientNoiseScaleMonitor])
+def test_a_state_of_another_schema_is_refused(make):
+    with pytest.raises(MisconfigurationException, match=r"schema 99; this version reads 1. Continue with the version"):
+        make().load_state_dict({"schema": 99})
+
+
+def test_history_is_thinned_and_decisions_are_kept(monkeypatch):
+    monkeypatch.setattr("lightning_bsscale.theory.measured.HISTORY_LIMIT", 16)
+    scaler = grows(policy=Counting(), measure_every=1, max_batch_size=8)
+    fit(Regression(), regression_loader(800), [scaler], max_epochs=1, accumulate_grad_batches=2)
+    steps = [made.optimizer_steps for made in scaler.history]
+    assert len(steps) <= 16
+    assert steps == sorted(set(steps))
+    assert steps[0] == 1
+    assert steps[-1] == 100
+    assert len(scaler.decisions) > 16

@@ -1,0 +1,284 @@
+"""Odd checkpoints: of a run that was over, of one without the scaler, saved by others, in the middle of a step."""
+
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from lightning_bsscale.theory.policies import Decision, Policy
+from tests.helpers.training import QUIET, ByStep, Numbers, Regression, fit, regression_loader, run_of, scripted
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
+    pytest.mark.filterwarnings("ignore:.*ckpt_path"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:.*called without a model. The last model of the previous"),
+]
+
+
+def by_step(*windows, **options):
+    """Windows of so many micro-batches of four, by the number of steps made."""
+    return scripted(**{"policy": ByStep([4 * n for n in windows]), **options})
+
+
+class Counts(Regression):
+    def on_fit_start(self):
+        self.windows, self.came = [], 0
+
+    def training_step(self, batch, batch_idx):
+        self.came += 1
+        return super().training_step(batch, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer):
+        self.windows.append(self.came)
+        self.came = 0
+
+
+class Saves(pl.Callback):
+    """Stands where the user put it, and saves after one micro-batch."""
+
+    def __init__(self, path, batch_idx, epoch=0):
+        self.path, self.at = path, (epoch, batch_idx)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.at:
+            trainer.save_checkpoint(self.path)
+
+
+class SavesLast(Saves, ModelCheckpoint):
+    """The same, at the end of the list, as Lightning does with every ModelCheckpoint."""
+
+    def __init__(self, path, batch_idx, epoch=0):
+        ModelCheckpoint.__init__(self, path.parent, save_top_k=0)
+        Saves.__init__(self, path, batch_idx, epoch)
+
+    def on_train_batch_end(self, *args):
+        Saves.on_train_batch_end(self, *args)
+
+
+def one_cycle(total):
+    def make(optimizer, trainer):
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total)
+        return {"scheduler": scheduler, "interval": "step"}
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"), [({"max_steps": 20}, {}), ({"max_epochs": 9}, {"total_examples": 80})]
+)
+def test_a_run_that_is_over_stays_over(tmp_path, settings, options):
+    module = Counts()
+    trainer = fit(module, regression_loader(200), [by_step(2, 4, **options)], **settings)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    again, scaler = Counts(), by_step(2, 4, **options)
+    resumed = fit(again, regression_loader(200), [scaler], ckpt_path=tmp_path / "end.ckpt", **settings)
+    assert again.windows == []
+    assert scaler.examples_seen == 80
+    assert not resumed.should_stop
+    for ours, theirs in zip(again.parameters(), module.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    # The same by fit on the same Trainer; and with a larger budget it goes on.
+    trainer.fit(module, regression_loader(200))
+    assert module.windows == []
+    if "max_steps" in settings:
+        more = Counts()
+        fit(more, regression_loader(200), [by_step(4)], ckpt_path=tmp_path / "end.ckpt", max_steps=28)
+        assert sum(more.windows) == 8
+
+
+@pytest.mark.parametrize("settings", [{"max_epochs": 3}, {"max_steps": 150}])
+def test_a_checkpoint_of_a_run_without_the_scaler(tmp_path, settings):
+    """Its schedulers are where its own steps took them, and end where the plan ends."""
+    path = tmp_path / "bare.ckpt"
+    fit(Regression(scheduler=one_cycle(150)), regression_loader(200), [SavesLast(path, 29, 1)], **SAVING, **settings)
+    scaler = by_step(5, 3, 8)
+    trainer = fit(Regression(scheduler=one_cycle(150)), regression_loader(200), [scaler], ckpt_path=path, **settings)
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 150
+    assert scaler.examples_seen == (150 - 80) * 4
+
+
+SAVING = {"enable_checkpointing": True}
+
+
+@pytest.mark.parametrize("saves", [Saves, SavesLast])
+def test_saved_by_a_callback_before_the_scaler(tmp_path, saves):
+    """Weights and step are in that checkpoint, so the window's end is too: nothing is lost."""
+    path, at = tmp_path / "before.ckpt", 12  # windows of 1, 3, 4, 4: the fourth ends there
+    saving = SAVING if saves is SavesLast else {}
+    whole = Counts(scheduler=one_cycle(50))
+    callbacks = [saves(path, at - 1), by_step(1, 3, 4, 4)]
+    fit(whole, regression_loader(200), callbacks, max_epochs=1, **saving)
+    assert whole.windows[:4] == [1, 3, 4, 4]
+    module, scaler = Counts(scheduler=one_cycle(50)), by_step(1, 3, 4, 4)
+    trainer = fit(module, regression_loader(200), [scaler], max_epochs=1, ckpt_path=path)
+    assert run_of(scaler).lost_micro_batches == 0
+    assert scaler.examples_seen == 200
+    assert sum(module.windows) == 50 - at
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 50
+
+
+@pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved within a window")
+def test_lost_micro_batches_are_gone_from_the_budget_too(tmp_path):
+    """A OneCycleLR as long as the budget would otherwise be stepped once too often, and raise."""
+    path, options = tmp_path / "mid.ckpt", {"total_examples": 400}
+    fit(
+        Regression(scheduler=one_cycle(100)),
+        regression_loader(2000),
+        [by_step(4, **options), SavesLast(path, 6)],
+        max_epochs=9,
+        **SAVING,
+    )
+    module, scaler = Counts(scheduler=one_cycle(100)), by_step(4, **options)
+    trainer = fit(module, regression_loader(2000), [scaler], max_epochs=9, ckpt_path=path)
+    lost = run_of(scaler).lost_micro_batches
+    assert lost == 2
+    assert scaler.examples_seen + 4 * lost == 400
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 100
+
+
+@pytest.mark.filterwarnings("ignore:bsscale")
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_lost_micro_batches_keep_their_examples_when_a_micro_batch_has_others(tmp_path, size):
+    """The budget is 400, and two micro-batches of 4 are lost."""
+    path, options = tmp_path / "mid.ckpt", {"total_examples": 400}
+    callbacks = [by_step(4, **options), SavesLast(path, 6)]
+    fit(Regression(), regression_loader(2000), callbacks, max_epochs=9, **SAVING)
+    scaler = by_step(4, **options)
+    fit(Regression(), regression_loader(2000, batch_size=size), [scaler], max_epochs=9, ckpt_path=path)
+    assert run_of(scaler).lost_micro_batches == 2
+    assert 0 <= scaler.examples_seen - (400 - 2 * 4) < size
+
+
+class GrowsAfterAStepless(Counts):
+    """Its first epoch ends with None before the first step; the others have ten micro-batches."""
+
+    def train_dataloader(self):
+        batch = next(iter(regression_loader(4)))
+        items = [batch, None] if self.trainer.current_epoch == 0 else [batch] * 10
+        return DataLoader(items, batch_size=None)
+
+
+@pytest.mark.filterwarnings("ignore:bsscale", "ignore:train_dataloader yielded None")
+def test_loaders_that_were_made_anew_count_also_before_the_first_step():
+    module = GrowsAfterAStepless()
+    settings = dict(max_epochs=3, accumulate_grad_batches=4, reload_dataloaders_every_n_epochs=1)
+    trainer = pl.Trainer(**QUIET, **settings, callbacks=[by_step(4)])
+    trainer.fit(module)
+    assert module.windows == [1 + 4, 4, 2, 4, 4, 2], "with the first epoch's one micro-batch, which was lost"
+
+
+@pytest.mark.filterwarnings("ignore:bsscale")
+def test_a_changed_micro_batch_is_said_to_the_last_digit(tmp_path):
+    path, tokens = tmp_path / "mid.ckpt", 1_048_576
+
+    def counted(unit):
+        return by_step(1, batch_size_fn=lambda batch: unit * len(batch[0]), max_batch_size=10**9)
+
+    fit(Regression(), regression_loader(200), [counted(tokens), SavesLast(path, 6)], max_epochs=1, **SAVING)
+    loader = regression_loader(200, batch_size=8)
+    with pytest.warns(UserWarning, match="micro-batches of 8388608 instead of 4194304 examples"):
+        fit(Regression(), loader, [counted(tokens)], max_epochs=1, ckpt_path=path)
+
+
+@pytest.mark.parametrize(("size", "left"), [(4, 3), (2, 6), (8, 2), (64, 1)])
+def test_in_mid_window_with_another_micro_batch_the_rest_keeps_its_examples(tmp_path, size, left):
+    path = tmp_path / "mid.ckpt"
+    fit(Counts(), regression_loader(1200), [by_step(8), SavesLast(path, 5)], max_epochs=1, **SAVING)
+    module, scaler = Counts(), by_step(8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(module, regression_loader(1200, batch_size=size), [scaler], max_epochs=1, ckpt_path=path)
+    # One micro-batch, then windows of eight: the checkpoint is after five of the first eight.
+    assert module.windows[0] == left
+    assert module.windows[1] == max(1, 32 // size)
+
+
+class BreaksInStep(torch.optim.SGD):
+    def step(self, closure=None):
+        loss = closure()
+        if self.breaks and self.param_groups[0]["lr"] > 0.05:
+            raise KeyboardInterrupt
+        super().step()
+        return loss
+
+    breaks = True
+
+
+class SavesOnException(pl.Callback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_exception(self, trainer, pl_module, exception):
+        trainer.save_checkpoint(self.path)
+
+
+def test_interrupted_within_a_step_the_checkpoint_has_the_users_rate(tmp_path):
+    path = tmp_path / "broken.ckpt"
+    module = Regression(lambda p: BreaksInStep(p, lr=0.05))
+    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[SavesOnException(path), by_step(2)])
+    with pytest.raises(SystemExit):
+        trainer.fit(module, regression_loader(80))
+    saved = torch.load(path, weights_only=True)
+    assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == 0.05
+    assert module.optimizers().param_groups[0]["lr"] == 0.05
+
+
+class OnlyA(Policy):
+    def decide(self, situation, limits):
+        return Decision(batch_size=8, reason="a")
+
+    def state_dict(self):
+        return {"a": 1}
+
+    def load_state_dict(self, state):
+        self.loaded = state["a"]
+
+
+class OnlyB(OnlyA):
+    def state_dict(self):
+        return {"b": 2}
+
+    def load_state_dict(self, state):
+        self.loaded = state["b"]
+
+
+def test_another_policys_state_is_left_alone(tmp_path):
+    path = tmp_path / "one.ckpt"
+    fit(Regression(), regression_loader(80), [by_step(policy=OnlyA())], max_epochs=1).save_checkpoint(path)
+    for policy, loaded in ((OnlyA(), 1), (OnlyB(), None)):
+        fit(Regression(), regression_loader(80), [by_step(policy=policy)], max_epochs=2, ckpt_path=path)
+        assert getattr(policy, "loaded", None) == loaded
+
+
+class NoneAt(Numbers):
+    """Items of a loader without batching, None at the given indices."""
+
+    def __init__(self, length, none):
+        super().__init__(length)
+        self.none = none
+        self.data = regression_loader(4 * length).dataset.tensors
+
+    def __getitem__(self, index):
+        rows = slice(4 * index, 4 * index + 4)
+        return None if index in self.none else (self.data[0][rows], self.data[1][rows])
+
+
+@pytest.mark.filterwarnings("ignore:train_dataloader yielded None")
+def test_none_before_the_first_micro_batch():
+    """Lightning steps schedulers for it, so their clock is held from the start of training."""
+    loader = DataLoader(NoneAt(60, {0, 1}), batch_size=None)
+    trainer = fit(Regression(scheduler=one_cycle(60)), loader, [by_step(2, 3)], max_epochs=1)
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 60
+
+
+def test_a_dry_run_says_of_a_cut_window_what_is_true(tmp_path):
+    path = tmp_path / "mid.ckpt"
+    settings = dict(max_epochs=1, accumulate_grad_batches=4)
+    fit(Counts(), regression_loader(80), [by_step(4, dry_run=True), SavesLast(path, 5)], **SAVING, **settings)
+    with pytest.warns(UserWarning, match="first 2 micro-batches; the others are stepped with, divided as before"):
+        fit(Counts(), regression_loader(80), [by_step(4, dry_run=True)], ckpt_path=path, **settings)

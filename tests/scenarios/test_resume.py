@@ -1,0 +1,252 @@
+"""Checkpoints at every place, and runs that go on from them: nothing is lost but what no checkpoint holds."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
+from torch.utils.data import DataLoader
+
+from tests.helpers.training import ByStep, KeepSteps, Numbers, fit, run_of, scripted
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
+    pytest.mark.filterwarnings("ignore:.*ckpt_path"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
+
+ROOT = Path(__file__).parents[2]
+EPOCHS, LENGTH = 2, 17
+WINDOWS = [1, 3, 2, 5, 4, 3, 1, 6, 2, 4, 3]
+
+
+class ByIndex(pl.LightningModule):
+    """Micro-batch i of the training has gradient e_i, by Lightning's own count: the data's order does not matter."""
+
+    def __init__(self, breaks_at=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(EPOCHS * LENGTH))
+        self.breaks_at = breaks_at
+        self.steps: list[tuple[int, dict[int, float]]] = []
+
+    def training_step(self, batch, batch_idx):
+        index = self.current_epoch * LENGTH + batch_idx
+        if index == self.breaks_at:
+            raise RuntimeError("on purpose")
+        self.log("loss", 1.0)
+        return self.weight[index]
+
+    def on_before_optimizer_step(self, optimizer):
+        grad = self.weight.grad
+        entered = {int(i): round(float(grad[i]), 6) for i in grad.nonzero().flatten()}
+        self.steps.append((self.trainer.global_step, entered))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def windows_from(first, interrupted=0, steps=0):
+    """What should enter each step, from micro-batch `first` on; `interrupted` are to come of an unfinished window."""
+    planned, position = [], first
+    while position < EPOCHS * LENGTH:
+        wanted = interrupted or (WINDOWS[steps % len(WINDOWS)] if steps else 1)
+        interrupted = 0
+        length = min(wanted, LENGTH - position % LENGTH)
+        planned.append({position + i: round(1 / length, 6) for i in range(length)})
+        position += length
+        steps += 1
+    return planned
+
+
+def ends(windows):
+    return [max(window) + 1 for window in windows]
+
+
+def train(module, callbacks=(), **settings):
+    scaler = scripted(policy=ByStep(WINDOWS), max_batch_size=6, lr_rule="none")
+    logger = KeepSteps()
+    settings = {"enable_checkpointing": bool(callbacks), **settings}
+    try:
+        fit(
+            module,
+            DataLoader(Numbers(LENGTH)),
+            [scaler, *callbacks],
+            max_epochs=EPOCHS,
+            logger=logger,
+            log_every_n_steps=1,
+            **settings,
+        )
+    finally:
+        module.logged = [step for step, metrics in logger.logged if "loss" in metrics]
+    return scaler
+
+
+class SaveEverywhere(ModelCheckpoint):
+    """A ModelCheckpoint, so that it comes last, that saves after every micro-batch."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.save_checkpoint(f"{self.dirpath}/{trainer.current_epoch * LENGTH + batch_idx + 1}.ckpt")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    module = ByIndex()
+    train(module, [SaveEverywhere(folder, save_top_k=0)])
+    assert [entered for _, entered in module.steps] == windows_from(0)
+    return folder
+
+
+def expect_going_on(path, stopped, position, module=None, *, counted=True, **settings):
+    """From `position` on: the rest of the unfinished window, then the windows of a run that was never stopped."""
+    whole, steps = windows_from(0), len(stopped.steps)
+    window = next(window for window in whole if position <= max(window))
+    lost = position - min(window)
+    module = module or ByIndex()
+    scaler = train(module, ckpt_path=path, **settings)
+    expected = windows_from(position, interrupted=len(window) - lost if lost else 0, steps=steps)
+    assert module.steps == list(enumerate(expected, start=steps))
+    assert run_of(scaler).lost_micro_batches == lost
+    # The loggers' steps go on where the optimizer's do, and none comes twice.
+    assert not counted or stopped.logged + module.logged == list(range(steps + len(expected)))
+    assert expected[-1] == whole[-1]
+
+
+@pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved within a window")
+@pytest.mark.parametrize("position", range(1, EPOCHS * LENGTH))
+def test_from_every_micro_batch_on(saved, position):
+    stopped = ByIndex()
+    stopped.steps = [step for step in enumerate(windows_from(0)) if max(step[1]) < position]
+    stopped.logged = list(range(len(stopped.steps)))
+    expect_going_on(saved / f"{position}.ckpt", stopped, position)
+
+
+def test_lost_micro_batches_are_said_once(saved):
+    with pytest.warns(UserWarning, match="saved within a window.*first 2 micro-batches; the other 1 make") as caught:
+        train(ByIndex(), ckpt_path=saved / "3.ckpt")
+    assert sum("saved within a window" in str(warning.message) for warning in caught) == 1
+
+
+@pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved within a window")
+@pytest.mark.parametrize("position", range(1, EPOCHS * LENGTH, 3))
+def test_after_an_exception_in_every_window(tmp_path, position):
+    """Lightning repeats the micro-batch that failed."""
+    broken = ByIndex(breaks_at=position)
+    with pytest.raises(RuntimeError, match="on purpose"):
+        train(broken, [OnExceptionCheckpoint(tmp_path)])
+    # In an epoch's last micro-batch Lightning itself then counts a step too many for the loggers.
+    expect_going_on(tmp_path / "on_exception.ckpt", broken, position, counted=(position + 1) % LENGTH != 0)
+
+
+class Terminated(ByIndex):
+    """Gets SIGTERM, as from a cluster's scheduler, in the given micro-batch: Lightning ends it, and stops."""
+
+    def training_step(self, batch, batch_idx):
+        if self.current_epoch * LENGTH + batch_idx == self.breaks_at:
+            self.breaks_at = None
+            signal.raise_signal(signal.SIGTERM)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved within a window")
+@pytest.mark.parametrize("position", [2, 3, 7, 12, 20, 29])
+def test_after_sigterm(tmp_path, position):
+    stopped = Terminated(breaks_at=position)
+    with pytest.raises(SIGTERMException):
+        train(stopped, [OnExceptionCheckpoint(tmp_path)])
+    expect_going_on(tmp_path / "on_exception.ckpt", stopped, position + 1)
+
+
+class Validates(ByIndex):
+    def validation_step(self, batch, batch_idx):
+        return None
+
+
+@pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved within a window")
+@pytest.mark.parametrize("position", [6, 12, 23, 29])
+def test_saved_after_a_validation_within_the_epoch(tmp_path, position):
+    keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}", save_on_train_epoch_end=False)
+    settings = dict(val=DataLoader(Numbers(2)), val_check_interval=6)
+    module = Validates()
+    saved = {}
+
+    class Notes(ModelCheckpoint):
+        def on_validation_end(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                at = trainer.current_epoch * LENGTH + trainer.fit_loop.epoch_loop.batch_progress.current.ready
+                trainer.save_checkpoint(tmp_path / f"{at}.ckpt")
+                saved[at] = len(pl_module.steps)
+
+    train(module, [keep, Notes(tmp_path / "none", save_top_k=0)], **settings)
+    assert list(saved) == [6, 12, 23, 29]
+    stopped = Validates()
+    stopped.steps = module.steps[: saved[position]]
+    stopped.logged = module.logged[: saved[position]]
+    expect_going_on(tmp_path / f"{position}.ckpt", stopped, position, Validates(), **settings)
+
+
+def test_a_checkpoint_of_an_epochs_end_loses_nothing(tmp_path):
+    train(ByIndex(), [ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")])
+    module = ByIndex()
+    scaler = train(module, ckpt_path=tmp_path / "epoch=0.ckpt")
+    steps = sum(end <= LENGTH for end in ends(windows_from(0)))
+    assert [entered for _, entered in module.steps] == windows_from(LENGTH, steps=steps)
+    assert module.logged == list(range(steps, len(windows_from(0))))
+    assert run_of(scaler).lost_micro_batches == 0
+
+
+# ---------------------------------------------------------------- killed processes
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
+def test_killed_at_random_moments_it_ends_as_if_never_killed(tmp_path, kills):
+    """Every step ever made, the decisions, the history and the journal equal those of an unbroken run."""
+    whole = killed(tmp_path / "whole", 0, 0)
+    steps = {json.loads(line)["step"]: line for line in lines_of(whole / "steps.jsonl")}
+    result, journal = without_seconds(whole / "result.json"), records_of(whole)
+    assert len(steps) > 300
+    assert '"reason": "grow' in result
+    hits = seed = 0
+    while hits < kills:
+        seed += 1
+        folder = killed(tmp_path / str(seed), seed, kills - hits)
+        hits += json.loads((folder / "kills.json").read_text())
+        assert [line for line in lines_of(folder / "steps.jsonl") if steps[json.loads(line)["step"]] != line] == []
+        assert without_seconds(folder / "result.json") == result
+        assert records_of(folder) == journal
+        shutil.rmtree(folder)
+
+
+def killed(folder, seed, kills):
+    words = [sys.executable, "-m", "tests.helpers.killed_run", str(folder), str(seed), str(kills)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def records_of(folder):
+    """Those of the run that ended: one that was killed before its first checkpoint is nobody's to continue."""
+    path = folder / (folder / "journal.txt").read_text()
+    header, *records = without_seconds(path).splitlines()
+    assert json.loads(header)["continues"] is None
+    return records
+
+
+def lines_of(path):
+    return path.read_text().splitlines()
+
+
+def without_seconds(path):
+    return re.sub(r'"seconds_per_(micro_batch|step)": [^,}]+', "", path.read_text())

@@ -1,0 +1,179 @@
+"""Steps that do not happen: training_step returns None, on_train_batch_start returns -1."""
+
+import itertools
+import warnings
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from tests.helpers.training import (
+    KeepSteps,
+    Numbers,
+    OneHot,
+    UnsizedNumbers,
+    fit,
+    gradient_scaler,
+    run_of,
+    scripted,
+    watching,
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
+    pytest.mark.filterwarnings("ignore:`training_step` returned `None`"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+]
+CALLBACKS = pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
+
+
+def assert_measured_right(one):
+    """Micro-batches with orthogonal gradients of length one: whatever the window, tr Σ = 1 and ‖G‖² = 0."""
+    for made in one.history:
+        assert (made.trace, made.grad_sq) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
+
+
+# ---------------------------------------------------------------- training_step returns None
+
+
+class WithNone(OneHot):
+    """training_step returns None for chosen micro-batches, counted over the whole training."""
+
+    def __init__(self, total, epoch_length, none):
+        super().__init__(total, epoch_length)
+        self.none = set(none)
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return None if self.epoch * self.epoch_length + batch_idx in self.none else loss
+
+    def on_before_optimizer_step(self, optimizer):
+        if self.weight.grad is None:
+            self.steps.append({})
+        else:
+            super().on_before_optimizer_step(optimizer)
+
+
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize(
+    "none", [{4}, {5}, {7}, {4, 7}, {5, 6, 7}, {4, 5, 6, 7}, {0, 1, 2, 3}, {13}, {12, 13}, {13, 14, 15, 27}]
+)
+def test_the_others_keep_their_weight(none, sized):
+    """Windows 4, 4, 4, 2 of 14: K is the number of micro-batches that came, as in Lightning's own divisor."""
+    module, scaler, logger = WithNone(28, 14, none), scripted(measure_every=1), KeepSteps()
+    dataset = Numbers(14) if sized else UnsizedNumbers(14)
+    trainer = fit(
+        module,
+        DataLoader(dataset, batch_size=1),
+        [scaler],
+        max_epochs=2,
+        accumulate_grad_batches=4,
+        logger=logger,
+        log_every_n_steps=1,
+    )
+    starts = [*range(0, 14, 4), *range(14, 28, 4), 28]
+    windows = [range(*pair) for pair in itertools.pairwise(starts)]
+    assert module.steps == [{i: 1 / len(window) for i in window if i not in none} for window in windows]
+    assert trainer.global_step == len(windows)
+    assert scaler.examples_seen == 28
+    assert [step for step, _ in logger.logged] == [*range(8)]
+    assert_measured_right(scaler)
+    # A window with such a micro-batch is no measurement, and none that was dropped either.
+    assert len(scaler.history) == sum(not none & set(window) for window in windows)
+    assert trainer.callback_metrics["bsscale/dropped_windows"] == 0
+
+
+@CALLBACKS
+@pytest.mark.parametrize("none", [4, 5, 7])
+def test_under_a_gradient_scaler_a_last_none_skips_the_step(callback, none):
+    """Lightning has nothing to unscale then and does not step: counted as a step that did not happen."""
+
+    class Moves(WithNone):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    module, one = Moves(12, 12, {none}), watching(callback)
+    trainer = fit(
+        module,
+        DataLoader(Numbers(12), batch_size=1),
+        [one],
+        max_epochs=1,
+        accumulate_grad_batches=4,
+        **gradient_scaler(),
+    )
+    stepped = {0, 1, 2, 3, 8, 9, 10, 11} | ({4, 5, 6, 7} - {none} if none != 7 else set())
+    assert module.weight.detach().tolist() == [-0.25 * (i in stepped) for i in range(12)]
+    assert trainer.global_step == 3
+    assert trainer.callback_metrics["bsscale/examples_seen"] == 12
+    assert [made.optimizer_steps for made in one.history] == [1, 3]
+    assert_measured_right(one)
+    assert trainer.callback_metrics["bsscale/dropped_windows"] == 0
+
+
+# ---------------------------------------------------------------- on_train_batch_start returns -1
+
+
+class Leaves(OneHot):
+    """Leaves its epochs at chosen micro-batches."""
+
+    def __init__(self, total, epoch_length, leave):
+        super().__init__(total, epoch_length)
+        self.leave = leave
+
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if self.leave.get(self.epoch) == batch_idx else None
+
+
+def flat(steps):
+    return [i for step in steps for i in step]
+
+
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize(
+    "leave", [{0: 0}, {0: 1}, {0: 4}, {0: 6}, {0: 9}, {1: 6}, {2: 6}, {0: 6, 1: 6}, {0: 6, 1: 3, 2: 9}]
+)
+def test_an_epoch_that_is_left_drops_its_window_and_the_next_is_exact(leave, sized):
+    module, scaler, logger = Leaves(30, 10, leave), scripted(measure_every=1), KeepSteps()
+    dataset = Numbers(10) if sized else UnsizedNumbers(10)
+    settings = dict(max_epochs=3, accumulate_grad_batches=4, logger=logger, log_every_n_steps=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = fit(module, DataLoader(dataset, batch_size=1), [scaler], **settings)
+    assert all(weight == pytest.approx(1 / len(step)) for step in module.steps for weight in step.values())
+    expected = [10 * epoch + i for epoch in range(3) for i in range(leave.get(epoch, 10))]
+    entered = flat(module.steps)
+    assert entered == sorted(set(entered))
+    assert len(expected) - len(entered) == run_of(scaler).lost_micro_batches
+    assert scaler.examples_seen == len(entered)
+    assert trainer.global_step == len(module.steps)
+    assert [step for step, _ in logger.logged] == [*range(len(module.steps))]
+    said = [str(warning.message) for warning in caught if "not stepped with" in str(warning.message)]
+    assert len(said) == (run_of(scaler).lost_micro_batches > 0)
+    assert_measured_right(scaler)
+    # From the next epoch on the windows are whole again, but for one that ends where a sized loader's last epoch did.
+    assert next(len(step) for step in module.steps if min(step) >= 20) == (3 if sized and leave.get(1, 10) < 4 else 4)
+
+
+@pytest.mark.parametrize(
+    "callback", [lambda: scripted(dry_run=True, measure_every=1), lambda: watching(GradientNoiseScaleMonitor)]
+)
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Leaves(30, 10, {0: 6, 1: 3, 2: 9}), lambda: WithNone(30, 10, {4, 9, 11, 15, 16, 17, 18, 19, 23})],
+    ids=["leaves", "none"],
+)
+def test_who_only_looks_changes_nothing_and_measures_right(callback, make):
+    settings = dict(max_epochs=3, accumulate_grad_batches=4, log_every_n_steps=1)
+    bare, module, one = make(), make(), callback()
+    fit(bare, DataLoader(Numbers(10), batch_size=1), **settings)
+    trainer = fit(module, DataLoader(Numbers(10), batch_size=1), [one], **settings)
+    assert module.steps == bare.steps
+    assert_measured_right(one)
+    assert {made.accumulate_grad_batches for made in one.history} == {4} | (
+        {2} if isinstance(module, WithNone) else set()
+    )
+    if isinstance(module, WithNone):
+        assert trainer.callback_metrics["bsscale/examples_seen"] == 30
+    else:
+        assert trainer.callback_metrics["bsscale/examples_seen"] == len(flat(module.steps)) == 12

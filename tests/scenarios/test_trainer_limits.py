@@ -1,0 +1,322 @@
+"""Limits of the Trainer, and epochs of every length: each micro-batch in exactly one step, the budget kept."""
+
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
+from torch.utils.data import DataLoader
+
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from tests.helpers.training import QUIET, KeepSteps, Numbers, OneHot, UnsizedNumbers, fit, run_of, scripted
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+    pytest.mark.filterwarnings("ignore:You are overfitting"),
+]
+
+needs_warning = pytest.mark.xfail(strict=False, reason="the scaler does not say it yet")
+
+WINDOWS = [1, 3, 4, 2, 5, 3]
+MEASURED = dict(measure_every=1, lr_rule="none")
+
+
+class Probe(OneHot):
+    """Micro-batch i of the whole training has gradient e_i; counts validations."""
+
+    def __init__(self, total=200):
+        super().__init__(total, 0)
+        self.came, self.validations = 0, []
+
+    def training_step(self, batch, batch_idx):
+        self.came += 1
+        return self.weight[self.came - 1]
+
+    def on_validation_start(self):
+        if not self.trainer.sanity_checking:
+            self.validations.append(self.came)
+
+
+def loader(length, sized=True):
+    return DataLoader(Numbers(length) if sized else UnsizedNumbers(length), batch_size=1)
+
+
+def run(source, callback=None, **settings):
+    """A training of micro-batches of one example, from windows of two on; looks at every step."""
+    module, logger = Probe(), KeepSteps()
+    scaler = callback or scripted(*WINDOWS, **MEASURED)
+    settings = {"max_epochs": 3, "accumulate_grad_batches": 2, "log_every_n_steps": 1, "logger": logger, **settings}
+    trainer = fit(module, source, [scaler], val=loader(2), **settings)
+    steps = module.steps
+    assert [i for step in steps for i in step] == [*range(module.came)]
+    for step in steps:
+        assert list(step.values()) == pytest.approx([1 / len(step)] * len(step))
+    assert trainer.global_step == len(steps)
+    assert scaler.examples_seen == module.came
+    if settings["logger"] is logger:
+        assert [step for step, metrics in logger.logged if "bsscale/batch_size" in metrics] == [*range(len(steps))]
+    for made in scaler.history:
+        assert (made.trace, made.grad_sq) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
+    return module, scaler, trainer
+
+
+def sizes(module):
+    return [len(step) for step in module.steps]
+
+
+def check_monitor(source, **settings):
+    """The monitor in a run of its own: nothing changed, every example counted, every window measured right."""
+    settings = {"max_epochs": 3, "accumulate_grad_batches": 2, "log_every_n_steps": 1, **settings}
+    bare, module, monitor = Probe(), Probe(), GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
+    fit(bare, source(), val=loader(2), **settings)
+    trainer = fit(module, source(), [monitor], val=loader(2), **settings)
+    assert module.steps == bare.steps
+    assert module.validations == bare.validations
+    assert trainer.callback_metrics["bsscale/examples_seen"] == sum(len(step) for step in module.steps)
+    for made in monitor.history:
+        assert (made.trace, made.grad_sq) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
+    assert len(monitor.history) == sum(len(step) > 1 for step in module.steps)
+
+
+# ---------------------------------------------------------------- how much of an epoch
+
+
+@pytest.mark.parametrize(
+    ("settings", "epoch"),
+    [
+        ({"limit_train_batches": 7}, 7),
+        ({"limit_train_batches": 1}, 1),
+        ({"limit_train_batches": 0.55}, 6),
+        ({"limit_train_batches": 1.0}, 12),
+        ({"overfit_batches": 5}, 5),
+        ({"overfit_batches": 0.5}, 6),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*an epoch has one.*")
+def test_a_part_of_the_epoch(settings, epoch):
+    module, scaler, _ = run(loader(12), **settings)
+    assert module.came == 3 * epoch
+    assert scaler.decisions[0].situation.total_examples == 3 * epoch
+    check_monitor(lambda: loader(12), **settings)
+
+
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.filterwarnings("ignore:.*an epoch has one.*")
+def test_epochs_shorter_than_the_window(sized, length):
+    module, _, _ = run(loader(length, sized), scripted(8, 8, 8, **MEASURED), max_epochs=5)
+    assert module.came == 5 * length
+    # The first window is the user's own, of two.
+    assert sizes(module)[-4:] == [length] * 4
+    check_monitor(lambda: loader(length, sized), accumulate_grad_batches=8)
+
+
+@pytest.mark.parametrize("make", [scripted, GradientNoiseScaleMonitor])
+def test_epochs_of_one_micro_batch_cannot_be_measured_and_that_is_said_once(make):
+    one = make(probe_every=4) if make is scripted else make(measure_every=1)
+    with pytest.warns(UserWarning, match="an epoch has one") as caught:
+        fit(Probe(), loader(1), [one], val=loader(2), max_epochs=5, accumulate_grad_batches=2)
+    assert sum("an epoch has one" in str(warning.message) for warning in caught) == 1
+    assert one.history == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"val_check_interval": 5},
+        {"val_check_interval": 0.3},
+        {"val_check_interval": 7, "check_val_every_n_epoch": None},
+        {"val_check_interval": 17, "check_val_every_n_epoch": None},
+        {"val_check_interval": 1, "num_sanity_val_steps": 2},
+        {"check_val_every_n_epoch": 2},
+        {"num_sanity_val_steps": -1},
+    ],
+)
+def test_validation_within_windows(settings):
+    """Lightning clears no gradient there, and validates where the plan would."""
+    module, _, _ = run(loader(12), **settings)
+    plain = Probe()
+    fit(plain, loader(12), val=loader(2), max_epochs=3, accumulate_grad_batches=2, **settings)
+    assert module.validations == plain.validations
+    assert module.came == 36
+    check_monitor(lambda: loader(12), **settings)
+
+
+# ---------------------------------------------------------------- epochs of changing length
+
+
+class Reloads(pl.LightningDataModule):
+    """Another loader, of another length, at every reload."""
+
+    def __init__(self, lengths, sized=True):
+        super().__init__()
+        self.lengths, self.sized = list(lengths), sized
+
+    def train_dataloader(self):
+        return loader(self.lengths.pop(0), self.sized)
+
+
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize(("every", "lengths"), [(1, [10, 15, 7, 12]), (2, [10, 15]), (1, [3, 30, 3, 8])])
+def test_epochs_of_changing_length(sized, every, lengths):
+    settings = dict(max_epochs=4, reload_dataloaders_every_n_epochs=every)
+    source = Reloads(lengths, sized)
+    module, scaler = Probe(), scripted(4, 4, 4, **MEASURED)
+    trainer = fit(module, source, [scaler], accumulate_grad_batches=4, **settings)
+    epochs = [length for length in lengths for _ in range(every)]
+    assert [i for step in module.steps for i in step] == [*range(sum(epochs))]
+    expected = [size for length in epochs for size in [4] * (length // 4) + [length % 4] * (length % 4 > 0)]
+    assert sizes(module) == expected
+    assert scaler.examples_seen == sum(epochs)
+    assert trainer.global_step == len(expected)
+
+
+# ---------------------------------------------------------------- how long
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("steps", [True, 3, 5])
+@pytest.mark.parametrize("sized", [True, False])
+def test_fast_dev_run(accumulate, steps, sized):
+    """Loggers are off there; the defaults of the callback work, and nothing is left."""
+    module, scaler = Probe(), BatchSizeScaler()
+    trainer = fit(
+        module, loader(12, sized), [scaler], val=loader(2), fast_dev_run=steps, accumulate_grad_batches=accumulate
+    )
+    assert module.came == int(steps) == scaler.examples_seen
+    assert [i for step in module.steps for i in step] == [*range(int(steps))]
+    assert trainer.callback_metrics["bsscale/examples_seen"] == int(steps)
+    monitor = GradientNoiseScaleMonitor()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*needs at least two micro-batches.*")
+        trainer = fit(
+            Probe(), loader(12, sized), [monitor], val=loader(2), fast_dev_run=steps, accumulate_grad_batches=accumulate
+        )
+    assert trainer.callback_metrics["bsscale/examples_seen"] == int(steps)
+
+
+def test_fast_dev_run_with_growth_and_record(tmp_path):
+    module, _, _ = run(
+        loader(12),
+        scripted(2, 3, record=tmp_path / "journal.jsonl", **MEASURED),
+        fast_dev_run=7,
+        logger=False,
+        max_epochs=None,
+    )
+    assert sizes(module) == [2, 2, 3]
+    assert (tmp_path / "journal.jsonl").exists()
+
+
+class Clock(pl.Callback):
+    """Makes Lightning's own Timer see the time run out after so many micro-batches."""
+
+    def __init__(self, micro_batches):
+        self.left = micro_batches
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.left -= 1
+        if self.left == 0:
+            (timer,) = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
+            timer._offset = 1e9
+
+
+@pytest.mark.parametrize(("after", "lost"), [(2, 0), (4, 2), (12, 0), (14, 2), (24, 0)])
+def test_max_time(after, lost):
+    """Lightning stops after the micro-batch, and the unfinished window's gradient is gone: said, and counted."""
+    module, scaler = Probe(), scripted(3, 3, 4, 4, **MEASURED)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = fit(
+            module,
+            loader(12),
+            [scaler, Clock(after)],
+            val=loader(2),
+            max_epochs=9,
+            max_time={"hours": 1},
+            accumulate_grad_batches=2,
+        )
+    assert module.came == after
+    assert [i for step in module.steps for i in step] == [*range(after - lost)]
+    assert scaler.examples_seen == after - lost
+    assert run_of(scaler).lost_micro_batches == lost
+    said = [str(warning.message) for warning in caught if "not stepped with" in str(warning.message)]
+    assert len(said) == (lost > 0)
+    assert all("max_time" in text for text in said)
+    assert trainer.global_step == len(module.steps)
+
+
+def test_max_time_alone_plans_nothing():
+    """No share can be taken of it: the budget has to be named, or nothing may be a share."""
+    trainer = pl.Trainer(**QUIET, max_time={"hours": 1}, callbacks=[BatchSizeScaler()])
+    with pytest.raises(MisconfigurationException, match=r"number of examples of this training is unknown.*total_exam"):
+        trainer.fit(Probe(), loader(12), loader(2))
+    module, _, _ = run(
+        loader(12), scripted(*WINDOWS, total_examples=40, **MEASURED), max_epochs=None, max_time={"hours": 1}
+    )
+    assert module.came == 40
+
+
+@pytest.mark.parametrize("settings", [{"max_epochs": -1}, {"max_epochs": -1, "max_steps": -1}, {"max_epochs": 99}])
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize("total", [2, 12, 29])
+def test_a_budget_ends_an_endless_training_exactly(settings, sized, total):
+    module, _, _ = run(loader(12, sized), scripted(*WINDOWS, total_examples=total, **MEASURED), **settings)
+    assert module.came == total
+
+
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize(("least", "steps"), [(1, 7), (2, 12), (2, 13)])
+def test_min_epochs_within_the_budget(sized, least, steps):
+    """12 micro-batches an epoch, 6 steps of the plan: the budget ends training where it would have ended without it."""
+    module, _, _ = run(loader(12, sized), min_epochs=least, max_epochs=9, max_steps=steps)
+    assert module.came == 2 * steps
+
+
+def test_max_steps_and_max_epochs_the_smaller_one_holds():
+    assert run(loader(12), max_epochs=2, max_steps=50)[0].came == 24
+    assert run(loader(12), max_epochs=9, max_steps=7)[0].came == 14
+    assert run(loader(12, False), max_epochs=9, max_steps=7)[0].came == 14
+
+
+# ---------------------------------------------------------------- nothing to train on
+
+
+class Empty(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("source", "settings"),
+    [
+        (lambda: DataLoader(Numbers(0), batch_size=1), {}),
+        (lambda: DataLoader(Numbers(12), batch_size=1), {"limit_train_batches": 0}),
+        (lambda: DataLoader(Numbers(12), batch_size=1), {"limit_train_batches": 0.0}),
+        (lambda: DataLoader(Empty(), batch_size=1), {}),
+        (lambda: DataLoader(Numbers(12), batch_size=1), {"max_epochs": 0}),
+        (lambda: DataLoader(Numbers(12), batch_size=1), {"max_steps": 0}),
+    ],
+    ids=["empty", "limit 0", "limit 0.0", "empty stream", "no epochs", "no steps"],
+)
+@pytest.mark.parametrize("make", [BatchSizeScaler, GradientNoiseScaleMonitor])
+@pytest.mark.filterwarnings("ignore:Total length of `.*` across ranks is zero")
+@pytest.mark.filterwarnings("ignore:The `num_workers`|`.*` is 0")
+def test_without_a_micro_batch_nothing_breaks(source, settings, make, tmp_path):
+    module, one = Probe(), make(record=tmp_path / "journal.jsonl")
+    trainer = fit(module, source(), [one], val=loader(2), **{"max_epochs": 2, "accumulate_grad_batches": 2, **settings})
+    assert module.came == trainer.global_step == 0
+    assert one.noise_scale is None
+    assert one.history == []
+    assert one.state_dict() == {}
+    assert not (tmp_path / "journal.jsonl").exists()
+    one.plot()
+    if make is BatchSizeScaler:
+        assert (one.batch_size, one.lr_scale, one.examples_seen, one.decisions) == (None, 1.0, 0, [])
+        assert one.summary()
+    # And then there is something: the same object trains.
+    fit(module, loader(12), [one], val=loader(2), max_epochs=1, accumulate_grad_batches=2)
+    assert module.came == 12
+    assert one.history

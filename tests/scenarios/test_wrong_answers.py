@@ -1,0 +1,301 @@
+"""Policies, rules, schedules and counting functions of the user's own that answer nonsense, or raise."""
+
+import json
+import math
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor, LearningRateRule, NoiseScalePolicy
+from lightning_bsscale.journal import read_journal
+from lightning_bsscale.theory.policies import Policy
+from lightning_bsscale.theory.schedules import Schedule
+from tests.helpers.training import (
+    QUIET,
+    KeepsRates,
+    Regression,
+    Scripted,
+    assert_nothing_left,
+    fit,
+    regression_loader,
+    run_of,
+)
+
+NAN = float("nan")
+
+
+class Answers(Policy, Schedule):
+    """A policy or a schedule that answers, or raises, what the test chooses; from the third question on."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.asked = 0
+
+    def decide(self, situation, limits):
+        self.asked += 1
+        if isinstance(self.answer, BaseException) and self.asked > 2:
+            raise self.answer
+        hold = Decision(batch_size=situation.batch_size, reason="hold")
+        return self.answer if self.asked > 2 else hold
+
+    def factor(self, examples_seen, total_examples, warmup_examples):
+        self.asked += 1
+        return self.answer if self.asked > 2 else 1.0
+
+
+class Rule(LearningRateRule):
+    def __init__(self, answer=1.0, applied=None):
+        self.answer = answer
+        self.on_top = applied
+
+    def ratio(self, old_batch, new_batch, noise):
+        return self.answer
+
+    def applied(self, path_factor):
+        return path_factor if self.on_top is None else self.on_top
+
+
+class Duck:
+    """A rule that inherits from nothing."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def ratio(self, old_batch, new_batch, noise):
+        return self.answer
+
+
+def fails(error, match, callback, **settings):
+    """The training ends with this error, with nothing left behind, and every rate was a finite number above zero."""
+    module = Regression(lambda p: KeepsRates(p, lr=0.05), scheduler=settings.pop("scheduler", None))
+    trainer = pl.Trainer(**{**QUIET, "max_epochs": 1, **settings}, callbacks=[callback])
+    with pytest.raises(error, match=match) as caught:
+        trainer.fit(module, regression_loader(80))
+    assert_nothing_left(trainer, module, settings.get("accumulate_grad_batches", 1))
+    optimizer = trainer.optimizers[0]
+    assert all(0 < rate < math.inf for rates in optimizer.used for rate in rates)
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+    return caught.value, trainer
+
+
+# ---------------------------------------------------------------- policies
+
+NO_DECISIONS = [
+    None,
+    8,
+    NAN,
+    "grow",
+    (8, "grow"),
+    {"batch_size": 8},
+    Decision,
+    Decision(batch_size="8", reason="a word"),
+    Decision(batch_size=None, reason="none"),
+    Decision(batch_size=NAN, reason="nan"),
+    Decision(batch_size=math.inf, reason="inf"),
+    Decision(batch_size=0, reason="zero"),
+    Decision(batch_size=-8, reason="negative"),
+    Decision(batch_size=True, reason="a bool"),
+    Decision(batch_size=[8], reason="a list"),
+    Decision(batch_size=torch.tensor(8), reason="a tensor"),
+]
+
+
+@pytest.mark.parametrize("answer", NO_DECISIONS, ids=str)
+def test_an_answer_that_is_no_decision_is_held_and_named_once(answer):
+    scaler = BatchSizeScaler(policy=Answers(answer))
+    with pytest.warns(UserWarning, match=r"Answers\.decide answered .*The batch is held; this is said once") as caught:
+        fit(Regression(), regression_loader(80), [scaler], max_epochs=1)
+    assert sum("Answers.decide answered" in str(warning.message) for warning in caught) == 1
+    assert (scaler.batch_size, scaler.lr_scale) == (4, 1.0)
+    reasons = [record.decision.reason for record in scaler.decisions]
+    assert reasons == ["hold", "held: the policy's answer was no decision"]
+
+
+@pytest.mark.parametrize("size", [np.int64(8), np.float32(8.0), 8.0, 11.9, 10**300], ids=str)
+def test_any_number_above_zero_is_rounded_into_the_limits(size, tmp_path):
+    scaler = BatchSizeScaler(policy=Answers(Decision(batch_size=size, reason=None)), record=tmp_path / "run.jsonl")
+    fit(Regression(), regression_loader(80), [scaler], max_epochs=1)
+    assert scaler.batch_size == 8
+    assert scaler.decisions[-1].decision.reason == "None"
+    read_journal(tmp_path / "run.jsonl")
+
+
+def with_scheduler(optimizer, trainer):
+    return {"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), "interval": "step"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mine"), KeyError("mine"), ZeroDivisionError("mine")], ids=repr)
+def test_an_exception_of_a_policy_comes_through_as_it_is(error, tmp_path):
+    scaler = BatchSizeScaler(policy=Answers(error), record=tmp_path / "run.jsonl", warmup=0)
+    found, trainer = fails(type(error), "mine", scaler, scheduler=with_scheduler, accumulate_grad_batches=2)
+    assert found is error
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05 * 0.9**trainer.global_step)
+    assert trainer.global_step == 3
+    read_journal(tmp_path / "run.jsonl")
+    # The same object can train again.
+    scaler._options.policy.answer = Decision(batch_size=16, reason="better")
+    fit(Regression(), regression_loader(160), [scaler], max_epochs=1)
+    assert scaler.batch_size == 16
+
+
+def test_a_policy_that_cannot_be_asked_is_not_asked_in_warmup():
+    policy = Answers(RuntimeError("mine"))
+    fit(Regression(), regression_loader(80), [BatchSizeScaler(policy=policy, warmup=76)], max_epochs=1)
+    assert policy.asked <= 2
+
+
+# ---------------------------------------------------------------- rules and schedules
+
+ZERO_OR_BROKEN = [
+    (0, ValueError),
+    (-1.0, ValueError),
+    (NAN, ValueError),
+    (math.inf, ValueError),
+    (None, TypeError),
+    ("2", TypeError),
+    (True, TypeError),
+    (torch.tensor(2.0), TypeError),
+    (np.ones(2), TypeError),
+]
+
+
+@pytest.mark.parametrize(("answer", "error"), ZERO_OR_BROKEN, ids=str)
+@pytest.mark.parametrize("cap", [None, 4])
+def test_a_rule_that_answers_nonsense_is_named(answer, error, cap):
+    capped = ", at most 4" if cap else ""
+    for rule in (Rule(answer), Duck(answer)):
+        scaler = BatchSizeScaler(policy=Scripted([8]), lr_rule=rule, lr_cap=cap)
+        sentence = f"the ratio of the rule '{type(rule).__name__}{capped}' must be a finite number above 0, got"
+        fails(error, sentence, scaler)
+    if answer is not None:
+        scaler = BatchSizeScaler(lr_rule=Rule(1.0, answer), lr_cap=cap)
+        fails(error, "the factor that the rule 'Rule' applies must be a finite number above 0, got", scaler)
+
+
+@pytest.mark.parametrize("answer", [(None, TypeError), *ZERO_OR_BROKEN[1:]], ids=str)
+def test_a_schedule_that_answers_nonsense_is_named(answer):
+    answer, error = answer
+    scaler = BatchSizeScaler(schedule=Answers(answer), policy=Scripted([]))
+    fails(error, "the factor of the schedule 'Answers' must be a finite number at least 0, got", scaler)
+
+
+@pytest.mark.parametrize("answer", [0, 0.5, 1.5, np.float64(0.5), np.float32(0.5)], ids=str)
+def test_a_schedule_may_answer_any_number_from_zero(answer):
+    module = Regression(lambda p: KeepsRates(p, lr=0.05))
+    scaler = BatchSizeScaler(schedule=Answers(answer), policy=Scripted([]))
+    trainer = fit(module, regression_loader(80), [scaler], max_epochs=1, accumulate_grad_batches=2)
+    assert trainer.optimizers[0].used[-1] == [pytest.approx(0.05 * answer)]
+
+
+# ---------------------------------------------------------------- functions that count
+
+
+@pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
+@pytest.mark.parametrize("size", [4, 4.0, np.int64(4), np.float64(4.0), np.uint8(4)], ids=repr)
+def test_a_count_may_be_any_whole_number(callback, size):
+    made = callback(batch_size_fn=lambda batch: size)
+    fit(Regression(), regression_loader(80), [made], max_epochs=1, accumulate_grad_batches=2)
+    seen = made.history[-1].examples_seen
+    assert type(seen) is int
+    assert seen % 4 == 0
+
+
+@pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
+@pytest.mark.parametrize("size", [torch.tensor(4), torch.ones(2), np.ones(2), 4j, np.True_], ids=repr)
+def test_a_count_that_is_no_number(callback, size):
+    hint = r" Call \.item\(\) on it" if isinstance(size, torch.Tensor) else ""
+    fails(
+        MisconfigurationException,
+        rf"batch_size_fn returned [\s\S]* examples; a positive whole number is needed\.{hint}",
+        callback(batch_size_fn=lambda batch: size),
+        accumulate_grad_batches=2,
+    )
+
+
+@pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
+def test_an_exception_while_counting_comes_through_as_it_is(callback):
+    error = KeyError("tokens")
+
+    def count(batch):
+        raise error
+
+    found, _ = fails(KeyError, "tokens", callback(batch_size_fn=count), accumulate_grad_batches=2)
+    assert found is error
+
+
+def test_a_count_that_breaks_in_mid_training_leaves_nothing():
+    sizes = iter([4] * 7 + [0])
+    scaler = BatchSizeScaler(batch_size_fn=lambda batch: next(sizes), policy=Scripted([8]), lr_rule="sqrt")
+    fails(MisconfigurationException, "batch_size_fn returned 0", scaler, scheduler=with_scheduler)
+
+
+# ---------------------------------------------------------------- NumPy's numbers stay outside
+
+
+class NumpyPolicy(Policy):
+    def decide(self, situation, limits):
+        return Decision(batch_size=np.int64(limits.clip(2 * situation.batch_size)), reason=np.str_("doubled"))
+
+
+class NumpySchedule(Schedule):
+    def factor(self, examples_seen, total_examples, warmup_examples):
+        return np.float64(0.5)
+
+
+def numpy_inside(value, where="state"):
+    if type(value).__module__ == "numpy":
+        yield f"{where} is {value!r}"
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from numpy_inside(key, f"a key of {where}")
+        yield from numpy_inside(item, f"{where}[{key!r}]")
+
+
+def options_from_numpy(path):
+    return dict(
+        lr_cap=np.float32(8),
+        schedule=NumpySchedule(),
+        warmup=np.int64(8),
+        max_batch_size=np.int32(64),
+        measure_every=np.int8(2),
+        probe_every=np.uint8(2),
+        memory=np.float32(0.9),
+        batch_size_fn=lambda batch: np.int64(len(batch[0])),
+        record=path,
+    )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        dict(policy=NumpyPolicy(), lr_rule=Rule(np.float32(1.5)), total_examples=np.int64(320)),
+        dict(
+            policy=NoiseScalePolicy(target_ratio=np.float32(0.5), cooldown=np.float16(0)), lr_rule=Rule(np.float64(1))
+        ),
+    ],
+    ids=["own", "built-in"],
+)
+def test_state_and_journal_hold_no_number_of_numpy(more, tmp_path):
+    path = tmp_path / "run.jsonl"
+    scaler = BatchSizeScaler(**options_from_numpy(path) | more)
+    module = Regression()
+    trainer = fit(module, regression_loader(320), [scaler], max_steps=np.int64(60), max_epochs=2)
+    assert not list(numpy_inside(scaler.state_dict()))
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    state = torch.load(tmp_path / "run.ckpt", weights_only=True)["callbacks"]["BatchSizeScaler"]
+    assert run_of(state).examples.total == scaler.examples_seen > 0
+    header, records = read_journal(path)
+    assert records
+    assert "np." not in json.dumps(header)
+
+
+def test_the_monitors_state_holds_no_number_of_numpy(tmp_path):
+    options = options_from_numpy(tmp_path / "run.jsonl")
+    names = ("measure_every", "memory", "batch_size_fn", "record")
+    monitor = GradientNoiseScaleMonitor(**{name: options[name] for name in names})
+    trainer = fit(Regression(), regression_loader(80), [monitor], max_steps=np.int64(5), accumulate_grad_batches=2)
+    assert not list(numpy_inside(monitor.state_dict()))
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    torch.load(tmp_path / "run.ckpt", weights_only=True)
