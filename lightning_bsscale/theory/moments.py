@@ -65,8 +65,8 @@ class WindowSums:
         """Make the record from the numbers that were added up over processes.
 
         Args:
-            numbers: The five, in the order of the fields. ``num_samples`` is rounded: a third of each of three
-                processes may not add up exactly.
+            numbers: The five, in the order of the fields. ``num_samples`` is rounded: a tenth of each of ten processes
+                does not add up exactly.
 
         Returns:
             The record.
