@@ -181,6 +181,26 @@ def test_dry_run_with_one_micro_batch_says_once_that_it_cannot_measure():
 # ---------------------------------------------------------------- when it measures
 
 
+def test_probes_and_accumulation_go_together():
+    scaler = BatchSizeScaler(probe_every=2)
+    fit(Regression(), regression_loader(80), [scaler], max_epochs=1, accumulate_grad_batches=2)
+    assert {made.accumulate_grad_batches for made in scaler.history} == {2}
+
+
+def test_a_dry_run_leaves_the_rate_alone_and_says_so():
+    def rates(**options):
+        module = Regression(lambda p: KeepsRates(p, lr=0.05))
+        fit(module, regression_loader(80), [BatchSizeScaler(schedule="linear", **options)], max_epochs=1)
+        return {rate for (rate,) in module.trainer.optimizers[0].used}
+
+    assert len(rates()) > 1
+    with (
+        pytest.warns(UserWarning, match=r"schedule=WarmupLinear\(final=0.0\) is not applied"),
+        pytest.warns(UserWarning, match="the noise scale cannot be measured"),
+    ):
+        assert rates(dry_run=True) == {0.05}
+
+
 def test_warmup_measures_every_window_and_later_one_in_measure_every():
     scaler = scripted(warmup=120, measure_every=5)
     fit(Regression(), regression_loader(400), [scaler], max_epochs=1, accumulate_grad_batches=2)
@@ -351,21 +371,6 @@ def test_a_rule_of_the_users_own():
 
 
 # ---------------------------------------------------------------- policies of the user's own
-
-
-@pytest.mark.parametrize(
-    "answer", [None, 12, Decision(batch_size=float("nan"), reason="?"), Decision(batch_size=-4, reason="?")]
-)
-def test_an_answer_that_is_no_decision_holds_and_is_named_once(answer):
-    class Odd:
-        def decide(self, situation, limits):
-            return answer
-
-    scaler = BatchSizeScaler(policy=Odd(), warmup=0, memory=1.0)
-    with pytest.warns(UserWarning, match="Odd.decide answered") as caught:
-        fit(Regression(), regression_loader(80), [scaler], max_epochs=1)
-    assert sum("Odd.decide answered" in str(warning.message) for warning in caught) == 1
-    assert scaler.batch_size == 4
 
 
 def test_answers_are_rounded_down_and_clipped():

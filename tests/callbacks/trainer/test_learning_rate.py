@@ -145,3 +145,13 @@ def test_an_exception_inside_the_step_leaves_the_users_rate():
         trainer.fit(module, regression_loader(80))
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.05
     assert_nothing_left(trainer, module, 1)
+
+
+def test_a_rate_of_zero_is_a_rate():
+    module = Regression(lambda p: torch.optim.SGD(p, lr=0.0))
+    before = [p.detach().clone() for p in module.parameters()]
+    scaler = scripted(8, 16, lr_rule="sqrt", memory=0.05)
+    trainer = fit(module, regression_loader(80), [scaler], max_epochs=1)
+    assert trainer.callback_metrics["bsscale/lr"] == 0
+    assert scaler.lr_scale == pytest.approx(2.0)
+    assert all(map(torch.equal, before, module.parameters()))
