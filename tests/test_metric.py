@@ -201,5 +201,5 @@ def test_what_is_no_number_is_named_and_leaves_nothing(arguments, message):
     with pytest.raises(TypeError, match=f"^{message}"):
         metric.update(*arguments)
     assert metric.interval() == before
-    with pytest.raises(ValueError, match=r"^confidence must be a finite number above 0 and below 1, got 90"):
+    with pytest.raises(ValueError, match=r"^confidence .*90"):
         metric.interval(90)

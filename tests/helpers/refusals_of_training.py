@@ -20,11 +20,11 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor, NoiseScalePolicy
-from lightning_bsscale.callbacks import measurement
 from lightning_bsscale.callbacks.checks import preflight
 from lightning_bsscale.callbacks.state.resume import Outcome
 from lightning_bsscale.callbacks.state.spawn import _Letter
 from lightning_bsscale.callbacks.trainer import accumulation, loaders
+from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
 from lightning_bsscale.gradients.shard_differences import UnsupportedSharding
 from lightning_bsscale.journal import Journal
 from lightning_bsscale.theory.schedules import Schedule
@@ -203,7 +203,7 @@ def loaders_that_differ():
 
 @case
 def sharding_that_is_not_supported():
-    with mock.patch.object(measurement, "choose_watcher", mock.Mock(side_effect=UnsupportedSharding("why"))):
+    with mock.patch.object(ParameterHooks, "__init__", side_effect=UnsupportedSharding("why")):
         train()
 
 

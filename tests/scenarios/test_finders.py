@@ -8,11 +8,12 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 
 from lightning_bsscale import GradientNoiseScaleMonitor
+from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.training import QUIET, Regression, assert_nothing_left, regression_loader, scripted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
+    CANNOT_MEASURE,
 ]
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor, journal_file
 from lightning_bsscale.journal import Journal, read_journal
 from lightning_bsscale.theory.records import DecisionRecord
+from tests.helpers.expected_warnings import NOT_MEASURED
 from tests.helpers.training import QUIET, Regression, fit, regression_loader, scripted
 
 ROOT = Path(__file__).parents[2]
@@ -156,7 +157,7 @@ def test_a_run_that_fails_before_it_recorded_anything_leaves_no_file(tmp_path, k
 @pytest.mark.parametrize("make", [BatchSizeScaler, GradientNoiseScaleMonitor])
 @pytest.mark.parametrize("path", ["memory://runs/run.jsonl", "s3://bucket/run.jsonl", Path("gs://bucket/run.jsonl")])
 def test_a_remote_path_is_refused_when_the_callback_is_made(make, path):
-    with pytest.raises(ValueError, match=r"record must be True, False or a path on this machine, got .*://?"):
+    with pytest.raises(ValueError, match=r"record .*://?"):
         make(record=path)
 
 
@@ -167,7 +168,7 @@ def test_record_true_with_a_remote_log_folder_is_refused_and_makes_no_folder_of_
         **QUIET, callbacks=[MAKE[kind](True)], max_epochs=1, accumulate_grad_batches=2, default_root_dir="memory://runs"
     )
     module = Regression()
-    with pytest.raises(MisconfigurationException, match=r"the log folder is 'memory://runs'. Give a local path"):
+    with pytest.raises(MisconfigurationException, match=r"record=True.*memory://runs"):
         trainer.fit(module, regression_loader(80))
     assert trainer.global_step == 0
     assert list(tmp_path.iterdir()) == []
@@ -264,7 +265,7 @@ def test_a_journal_that_another_process_writes_is_not_written_to(tmp_path):
     with holding(path, state) as process:
         before = path.read_bytes()
         again = MAKE["scaler"](True)
-        with pytest.warns(UserWarning, match=r"another process is writing to the journal .*bsscale\.jsonl"):
+        with pytest.warns(UserWarning, match=r"another process .*bsscale\.jsonl"):
             train(again, tmp_path, ckpt_path=checkpoint, max_epochs=2)
         assert path.read_bytes() == before
         process.stdin.close()
@@ -372,6 +373,6 @@ def test_a_run_that_is_refused_leaves_no_file_and_no_lock(tmp_path):
     """As under ``python -W error``: what is said at the start may be an error."""
     scaler = scripted(record=True)
     trainer = pl.Trainer(**QUIET, callbacks=[scaler], max_epochs=1, default_root_dir=tmp_path)
-    with pytest.raises(UserWarning, match="the noise scale cannot be measured"):
+    with pytest.raises(UserWarning, match=NOT_MEASURED):
         trainer.fit(Regression(), regression_loader(80))
     assert files(tmp_path) == []

@@ -18,6 +18,7 @@ from lightning_bsscale.callbacks.checks import preflight
 from lightning_bsscale.theory.estimate import Averages
 from lightning_bsscale.theory.moments import WindowMoments
 from lightning_bsscale.theory.windows import windows_in_memory
+from tests.helpers.expected_warnings import FEW_MICRO_BATCHES, WITHOUT_VALIDATION
 from tests.helpers.training import (
     QUIET,
     Numbers,
@@ -95,7 +96,7 @@ def test_two_scalers_are_refused_by_lightning():
 
 
 @pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
-@pytest.mark.filterwarnings("ignore:.*at least two micro-batches.*")
+@FEW_MICRO_BATCHES
 def test_batch_norm_warns_once(callback):
     module = Regression()
     module.net = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2), torch.nn.BatchNorm1d(2))
@@ -110,7 +111,7 @@ def test_a_budget_of_one_batch():
     assert (scaler.examples_seen, trainer.global_step) == (8, 1)
 
 
-@pytest.mark.filterwarnings("ignore:You defined a .validation_step.")
+@WITHOUT_VALIDATION
 def test_without_the_refusal_a_step_of_lbfgs_is_no_mean(monkeypatch):
     """What it is refused for: the training step of the last micro-batch runs several times, and each one adds."""
     monkeypatch.setattr(preflight, "check_optimizer", lambda *args: None)

@@ -7,6 +7,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 
 from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor
+from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.training import (
     QUIET,
     KeepsRates,
@@ -17,7 +18,7 @@ from tests.helpers.training import (
     scripted,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
+pytestmark = CANNOT_MEASURE
 
 
 def p_groups(parameters):
