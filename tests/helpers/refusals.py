@@ -46,7 +46,7 @@ class Case:
 
     run: Callable[[], object]
     words: str = ""
-    error: type[Exception] | tuple[type[Exception], ...] = ARGUMENT_OR_COMBINATION
+    error: tuple[type[Exception], ...] = ARGUMENT_OR_COMBINATION
 
 
 CASES: list[Case] = []
@@ -168,7 +168,7 @@ CASES += [
     Case(lambda: reading(OTHER)),
     Case(lambda: reading(HEADER)),
     Case(lambda: reading(HEADER, '{"event": "dec', end="")),
-    Case(without_matplotlib, "pip install lightning-bsscale[plot]", ModuleNotFoundError),
+    Case(without_matplotlib, "pip install lightning-bsscale[plot]", (ModuleNotFoundError,)),
 ]
 
 # ---------------------------------------------------------------- without Lightning
@@ -187,8 +187,8 @@ CASES += [
     Case(lambda: functional.scale_learning_rate(0.1, 64, 128, "auto")),
     Case(lambda: functional.steps_and_examples(0, 64)),
     Case(lambda: functional.scale_learning_rate(-0.1, 64, 128)),
-    Case(lambda: ParameterHooks([]).start_micro_batch(), "start_micro_batch", RuntimeError),
-    Case(lambda: ParameterHooks([]).end_micro_batch(), "end_micro_batch", RuntimeError),
+    Case(lambda: ParameterHooks([]).start_micro_batch(), "start_micro_batch", (RuntimeError,)),
+    Case(lambda: ParameterHooks([]).end_micro_batch(), "end_micro_batch", (RuntimeError,)),
 ]
 
 # ---------------------------------------------------------------- on the command line
@@ -222,9 +222,9 @@ def demo_without_its_packages():
 
 
 CASES += [
-    Case(command_on_no_journal, error=Said),
-    Case(demo_without_its_packages, "pip install", error=Said),
-    Case(lambda: command("replay", "nowhere.jsonl"), error=Said),
-    Case(lambda: command("replay", "/" + 300 * "n"), error=Said),
-    Case(lambda: command("demo", "--epochs", "0"), error=Said),
+    Case(command_on_no_journal, error=(Said,)),
+    Case(demo_without_its_packages, "pip install", error=(Said,)),
+    Case(lambda: command("replay", "nowhere.jsonl"), error=(Said,)),
+    Case(lambda: command("replay", "/" + 300 * "n"), error=(Said,)),
+    Case(lambda: command("demo", "--epochs", "0"), error=(Said,)),
 ]
