@@ -16,6 +16,7 @@ def said_of(pattern, caught):
 
 # Ours, by their key words.
 NOT_MEASURED = ".*(noise scale cannot be measured|at least two micro-batches)"
+HARDLY_RESOLVED = "noise scale .*resolved"
 DROPPED = r"last \d+ micro-batches"
 OTHER_START = "bsscale. going on with"
 NOT_THE_MEAN = ".*is not the mean"

@@ -392,7 +392,7 @@ def test_unequal_micro_batches_are_unbiased(callback):
     else:
         one = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*Let the loader begin with a typical batch.*")
+        warnings.filterwarnings("ignore", ".*first micro-batch")
         fit(KnownNoise(), DataLoader(Unequal(), batch_size=None), [one], max_epochs=1, accumulate_grad_batches=3)
     noise = one.noise_scale
     counts = {made.accumulate_grad_batches for made in one.history}

@@ -88,7 +88,7 @@ def check(length, none, sized, windows, epochs=2, start=2):
         assert not indices or (length - 1 in none and indices == all_of_it[-len(indices) :])
     assert (scaler.state_dict() or {"lost_micro_batches": 0})["lost_micro_batches"] == len(lost)
     assert len(said) == (len(lost) > 0)
-    assert all("its last micro-batch was None" in text for text in said)
+    assert all("None" in text for text in said)
     assert trainer.global_step == len(steps)
     assert scaler.examples_seen == len(entered)
     assert [step for step, _ in logger.logged] == [*range(len(steps))]

@@ -18,7 +18,7 @@ from lightning_bsscale.callbacks.checks import preflight
 from lightning_bsscale.theory.estimate import Averages
 from lightning_bsscale.theory.moments import WindowMoments
 from lightning_bsscale.theory.windows import windows_in_memory
-from tests.helpers.expected_warnings import FEW_MICRO_BATCHES, WITHOUT_VALIDATION
+from tests.helpers.expected_warnings import FEW_MICRO_BATCHES, HARDLY_RESOLVED, WITHOUT_VALIDATION, said_of
 from tests.helpers.training import (
     QUIET,
     Numbers,
@@ -149,7 +149,7 @@ def measured(callback, **settings):
         warnings.simplefilter("always")
         fit(Regression(), regression_loader(800), [callback], **{"max_epochs": 1, **settings})
     last = callback.history[-1].noise
-    said = [str(w.message) for w in caught if "can hardly be resolved" in str(w.message)]
+    said = said_of(HARDLY_RESOLVED, caught)
     return 0.0 if last is None else last.effective_windows, said
 
 
@@ -193,7 +193,7 @@ def test_with_the_defaults_it_is_never_said():
     for steps in range(preflight.FEWEST_STEPS, 2000, 7):
         preflight.warn_of_short_memory(steps * 32, 0.05, 32, measure_every=8)
         preflight.warn_of_short_memory(steps * 32, 0.05, 32, probe_every=4)
-    with pytest.warns(UserWarning, match="can hardly be resolved"):
+    with pytest.warns(UserWarning, match=HARDLY_RESOLVED):
         preflight.warn_of_short_memory(preflight.FEWEST_STEPS * 32, 0.04, 32, measure_every=8)
 
 
