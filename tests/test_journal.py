@@ -107,7 +107,7 @@ def test_a_torn_line_is_repaired_wherever_it_was_cut(tmp_path, cut):
 def test_reading_leaves_a_torn_last_line_out_and_says_so(tmp_path):
     write(tmp_path / "j", DECISION, MEASUREMENT)
     os.truncate(tmp_path / "j", (tmp_path / "j").stat().st_size - 3)
-    with pytest.warns(UserWarning, match="last line of .*j was cut while it was written"):
+    with pytest.warns(UserWarning, match="last line of .*j "):
         _, records = read_journal(tmp_path / "j")
     assert records == [DECISION]
 
@@ -135,7 +135,7 @@ def test_a_foreign_policy_must_be_given(tmp_path):
             return Decision(batch_size=8, reason="mine")
 
     write(tmp_path / "j", DECISION, policy=Mine())
-    with pytest.raises(ValueError, match=r"written with the policy 'Mine'.*pass the policy"):
+    with pytest.raises(ValueError, match=r"'Mine'.*policy"):
         list(replay(tmp_path / "j"))
     assert not next(iter(replay(tmp_path / "j", Mine()))).agrees
 
@@ -144,11 +144,11 @@ def test_a_foreign_policy_must_be_given(tmp_path):
     ("text", "match"),
     [
         ("", "is not a journal"),
-        ('{"event": "decision"}\n', "first line must be a header"),
-        ('{"event": "header", "schema": 7}\n', "schema 7; this version reads 1"),
-        ('{"event": "header", "schema": 1}\n{"event": "odd"}\n', "line 2: unknown event 'odd'"),
-        ('{"event": "header", "schema": 1}\n{"event": "deci\n', "line 2 is no JSON"),
-        ("[1, 2]\n", "line 1 is no JSON object"),
+        ('{"event": "decision"}\n', "header"),
+        ('{"event": "header", "schema": 7}\n', "schema 7.*1"),
+        ('{"event": "header", "schema": 1}\n{"event": "odd"}\n', "line 2.*'odd'"),
+        ('{"event": "header", "schema": 1}\n{"event": "deci\n', "line 2 .*JSON"),
+        ("[1, 2]\n", "line 1 .*JSON"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, match):
@@ -186,58 +186,58 @@ def changed(line, *path, to=None, without=False):
 
 
 HOSTILE = {
-    "deep": ("[" * 100_000, "line 2 is nested too deeply"),
-    "deep within": (changed(LINE, "lr_rule", to='{"a":' * 5000 + "1" + "}" * 5000), "line 2 is nested too deeply"),
-    "many digits": (changed(LINE, "batch_size", to="9" * 100_000), "line 2 is no JSON: a number of 100,000 digits"),
+    "deep": ("[" * 100_000, "line 2 .*nested"),
+    "deep within": (changed(LINE, "lr_rule", to='{"a":' * 5000 + "1" + "}" * 5000), "line 2 .*nested"),
+    "many digits": (changed(LINE, "batch_size", to="9" * 100_000), "line 2 .*100,000 digits"),
     "digits": (
         changed(LINE, "batch_size", to="9" * 309),
-        r"batch_size must be a whole number of at least 0, got 9+ \.\.\.",
+        r"batch_size .*9+ \.\.\.",
     ),
     "1e999": (
         changed(LINE, "lr_scale", to="1e999"),
-        'lr_scale must be a finite number, "inf", "-inf" or "nan", got inf',
+        'lr_scale .*"inf", "-inf" or "nan".*inf',
     ),
-    "NaN": (changed(LINE, "lr_scale", to="NaN"), "line 2 is no JSON: NaN is no number of JSON's"),
-    "Infinity": (changed(LINE, "lr_scale", to="-Infinity"), "line 2 is no JSON: -Infinity is no number of JSON's"),
-    "a word": (changed(LINE, "lr_scale", to='"1_0"'), "lr_scale must be a finite number.*got '1_0'"),
-    "a bool": (changed(MEASURED, "lr", to="true"), "no whole measurement: lr must be a finite number.*got True"),
-    "below zero": (changed(MEASURED, "examples_seen", to="-1"), "examples_seen must be a whole number of at least 0"),
+    "NaN": (changed(LINE, "lr_scale", to="NaN"), "line 2 .*NaN"),
+    "Infinity": (changed(LINE, "lr_scale", to="-Infinity"), "line 2 .*-Infinity"),
+    "a word": (changed(LINE, "lr_scale", to='"1_0"'), "lr_scale .*'1_0'"),
+    "a bool": (changed(MEASURED, "lr", to="true"), "measurement: lr .*True"),
+    "below zero": (changed(MEASURED, "examples_seen", to="-1"), "examples_seen .*-1"),
     "a fraction": (
         changed(MEASURED, "batch_size", to="8.5"),
-        "batch_size must be a whole number of at least 0, got 8.5",
+        r"batch_size .*8\.5",
     ),
     "a list": (
         changed(LINE, "decision", to="[8]"),
-        r"decision must be an object with the fields of a Decision, got \[8\]",
+        r"decision .*Decision.*\[8\]",
     ),
     "null": (
         changed(LINE, "situation", to="null"),
-        "situation must be an object with the fields of a Situation, got None",
+        "situation .*Situation.*None",
     ),
     "nested": (
         changed(LINE, "situation", "noise", "low", to="{}"),
-        r"situation.noise.low must be a finite number.*\{\}",
+        r"situation\.noise\.low .*\{\}",
     ),
-    "a record less": (changed(LINE, "limits", without=True), "line 2 is no whole decision: lacks limits"),
+    "a record less": (changed(LINE, "limits", without=True), "line 2 .*decision.*limits"),
     "a field less": (
         changed(LINE, "situation", "noise", "low", without=True),
-        "situation.noise lacks low",
+        r"situation\.noise .*low",
     ),
-    "a field more": (changed(LINE, "limits", "extra", to="1"), "limits has unknown fields: 'extra'"),
-    "no batch": (changed(LINE, "limits", "granularity", to="0"), "granularity must be an integer of at least 1, got 0"),
+    "a field more": (changed(LINE, "limits", "extra", to="1"), "limits .*'extra'"),
+    "no batch": (changed(LINE, "limits", "granularity", to="0"), "granularity .*0"),
     "an event": (
         changed(LINE, "event", to='["decision"]'),
-        r"unknown event \['decision'\]; known are measurement, decision",
+        r"line 2.*\['decision'\]",
     ),
-    "a null event": (changed(LINE, "event", to="null"), "unknown event None"),
-    "NUL bytes": ("\0" * 1000, "line 2 is no JSON"),
-    "no UTF-8": (LINE.replace("sqrt", "\udcff"), "line 2 is no JSON: 'utf-8' codec can't decode byte 0xff"),
-    "a number": ("3", "line 2 is no JSON object, got 3"),
-    "a long string": (json.dumps("x" * 500_000), r"line 2 is no JSON object, got 'x+ \.\.\."),
-    "a long line": (" " * 2**20, r"line 2 is longer than 1,048,576 bytes"),
+    "a null event": (changed(LINE, "event", to="null"), "line 2.*None"),
+    "NUL bytes": ("\0" * 1000, "line 2 .*JSON"),
+    "no UTF-8": (LINE.replace("sqrt", "\udcff"), "line 2 .*utf-8.*0xff"),
+    "a number": ("3", "line 2 .*3"),
+    "a long string": (json.dumps("x" * 500_000), r"line 2 .*'x+ \.\.\."),
+    "a long line": (" " * 2**20, r"line 2 .*1,048,576 bytes"),
     "overflow": (
         changed(LINE, "situation", "noise", to=json.dumps(dict.fromkeys(as_plain(NOISE), 1e300) | {"resolved": True})),
-        r"line 2 holds numbers that NoiseScalePolicy cannot work with \(.*out of range",
+        r"line 2 .*NoiseScalePolicy.*out of range",
     ),
 }
 
@@ -271,22 +271,22 @@ def test_a_hostile_line_is_refused_in_a_sentence(name, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["/dev/zero", "a link to it", "a pipe", "a folder", "a socket", "3 GiB", "3 GiB more"])
 def test_what_is_no_file_of_lines_is_not_read(name, tmp_path, capsys, monkeypatch):
     path = tmp_path / "j"
-    match = "is a device; a journal is a regular file"
+    match = "device.*regular file"
     if name == "/dev/zero":
         path = Path(name)
     elif name == "a link to it":
         path.symlink_to("/dev/zero")
     elif name == "a pipe":
         os.mkfifo(path)
-        match = "is a named pipe; a journal is a regular file"
+        match = "named pipe.*regular file"
     elif name == "a folder":
         path.mkdir()
-        match = "is a folder; a journal is a regular file"
+        match = "folder.*regular file"
     elif name == "a socket":
         monkeypatch.chdir(tmp_path)  # a socket's path is short
         with socket.socket(socket.AF_UNIX) as made:
             made.bind("j")
-        match = "is a socket; a journal is a regular file"
+        match = "socket.*regular file"
     else:
         path.write_text("" if name == "3 GiB" else f"{FIRST}\n{LINE}\n")
         os.truncate(path, 3 * 2**30)  # a hole: it takes no room on the disk
@@ -316,7 +316,7 @@ def test_what_is_no_file_of_lines_is_not_read(name, tmp_path, capsys, monkeypatc
 def test_a_hostile_header_makes_no_policy(policy, tmp_path, capsys):
     path = tmp_path / "j"
     path.write_text(f'{{"event": "header", "schema": 1, "policy": {policy}}}\n{LINE}\n')
-    expect_refused(path, r"pass the policy, replay\(path, policy=\.\.\.\)", capsys)
+    expect_refused(path, r"replay\(path, policy=\.\.\.\)", capsys)
 
 
 @pytest.mark.parametrize("schema", ["true", "1e999", '{"a": 1}', "9" * 100_000, "[" * 100_000])
@@ -354,7 +354,7 @@ def test_half_a_surrogate_pair_in_a_reason_is_written_and_read_again(tmp_path):
 
 def test_a_record_that_is_too_long_is_left_out(tmp_path):
     long = replace(DECISION, decision=replace(DECISION.decision, reason="x" * 2**20))
-    with pytest.warns(UserWarning, match=r"A record of 1,0.* bytes is too long for the journal"):
+    with pytest.warns(UserWarning, match=r"1,0.* bytes"):
         written = write(tmp_path / "j", DECISION, long, DECISION)
     assert written.records == 2
     assert read_journal(written.path)[1] == [DECISION] * 2

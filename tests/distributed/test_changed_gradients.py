@@ -13,13 +13,13 @@ from lightning_bsscale.gradients import choose as watchers
 from lightning_bsscale.gradients.comparison import Difference
 from lightning_bsscale.theory import agreement
 from tests.helpers import ddp_runs
+from tests.helpers.expected_warnings import NOT_THE_MEAN, said_of
 from tests.helpers.places import here
 from tests.helpers.processes import run
 from tests.helpers.sharded_models import local
 from tests.helpers.training import QUIET
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
-SAYS = "the gradient in .grad at the step"
 
 
 class Cancels(ddp_runs.Linear):
@@ -48,7 +48,7 @@ def measured(rank, ranks, module, accumulate, kind):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(module(), ddp_runs.loader_of(items, rank, ranks))
-    said = sum(SAYS in str(warning.message) for warning in caught)
+    said = len(said_of(NOT_THE_MEAN, caught))
     decided = [record.batch_size for record in getattr(callback, "decisions", [])]
     return ddp_runs.moments_of(callback), callback.noise_scale, said, decided
 
@@ -229,7 +229,7 @@ def sharded_run(rank, kind, module, windows, precision=None):
             module(None if kind == "fsdp1" else precision),
             ddp_runs.loader_of(known_items(4 * windows), rank, 2),
         )
-    said = sum(SAYS in str(warning.message) for warning in caught)
+    said = len(said_of(NOT_THE_MEAN, caught))
     return ddp_runs.moments_of(monitor), monitor.noise_scale, said
 
 

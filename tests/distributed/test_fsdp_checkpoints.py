@@ -1,6 +1,7 @@
 """Checkpoints of FSDP1 and FSDP2, a folder or one file: gone on with on as many ranks, on others, without FSDP."""
 
 import functools
+import re
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 
 from lightning_bsscale import BatchSizeScaler, Decision, Policy
 from tests.helpers.ddp_runs import MicroBatches
+from tests.helpers.expected_warnings import OTHER_START, said_of
 from tests.helpers.places import here
 from tests.helpers.processes import run
 from tests.helpers.sharded_models import Block
@@ -135,7 +137,7 @@ def trained(rank, ranks, kind, policy, folder=None, ckpt=None, epochs=2):
         warnings.simplefilter("always")
         trainer.fit(WithMomentum(), loader, ckpt_path=ckpt)
     return Ended(
-        said=[str(warning.message) for warning in caught if "going on with" in str(warning.message)],
+        said=said_of(OTHER_START, caught),
         decisions=[(record.situation.optimizer_steps, record.batch_size) for record in scaler.decisions],
         measured={
             made.optimizer_steps: (made.trace, made.grad_sq, made.window_examples, made.examples_seen)
@@ -217,7 +219,6 @@ def test_what_a_checkpoint_did_not_bring_back_would_be_seen(whole, kind):
     [
         *[(kind, 2, 4) for kind in SHARDED],
         ("fsdp2, a folder", 4, 1),
-        ("fsdp2, a folder", 4, 2),
         ("fsdp1, a folder", 4, 1),
     ],
 )
@@ -230,8 +231,8 @@ def test_on_another_number_of_ranks_the_batch_stays(whole, kind, before, after):
     for again in results:
         check_goes_on(again, ended, lost={at})
     (said,) = results[0].said
-    assert f"{after} instead of {before} devices. The batch of {batch} examples stays: " in said
-    assert f": {batch // SIZE // after} micro-batches a step" in said
+    windows = batch // SIZE // after
+    assert re.search(rf"\b{after} .*\b{before} devices.*\b{batch} examples.*\b{windows} micro-batches", said)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2, a folder"])
@@ -240,7 +241,7 @@ def test_of_a_batch_that_three_ranks_cannot_make_the_nearest_is_taken_and_said(t
     path = after_first_epoch(tmp_path)
     results = on(3, kind, None, path, policy=GrowsOnce(32))
     (said,) = results[0].said
-    assert "3 instead of 2 devices. The batch of 32 examples becomes 36, the nearest possible one: 3 micro-b" in said
+    assert re.search("3 .*2 devices.*32 examples.*36.*3 micro-batches", said)
     at = step_of(path)
     for again in results:
         assert again.batch_size == 36
@@ -254,7 +255,7 @@ def test_back_on_as_many_ranks_as_at_first_the_nearest_is_said_too(tmp_path):
     on(3, "ddp", tmp_path / "three", after_first_epoch(tmp_path / "two"), policy=GrowsOnce(32))
     again, _ = on(2, "ddp", None, after_first_epoch(tmp_path / "three"), policy=GrowsOnce(32), epochs=3)
     (said,) = again.said
-    assert "2 instead of 3 devices. The batch of 36 examples becomes 40, the nearest" in said
+    assert re.search("2 .*3 devices.*36 examples.*40", said)
     assert again.batch_size == 40
 
 

@@ -1,8 +1,9 @@
-"""What brings each message of docs/errors.md about that a training says: one trigger a row, keyed by its message."""
+"""Everything that can be wrong in a training, and what brings it about."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import pickle
 import tempfile
 import warnings
@@ -13,36 +14,55 @@ from unittest import mock
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateFinder
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, SingleDeviceStrategy, XLAStrategy
 from torch.utils.data import DataLoader
 
-from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor
-from lightning_bsscale.callbacks import gradient_watch
+from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor, NoiseScalePolicy
 from lightning_bsscale.callbacks.checks import preflight
 from lightning_bsscale.callbacks.state.spawn import Outcome, _Letter
 from lightning_bsscale.callbacks.trainer import accumulation, loaders
+from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
 from lightning_bsscale.gradients.shard_differences import UnsupportedSharding
 from lightning_bsscale.journal import Journal
 from lightning_bsscale.theory.schedules import Schedule
-from tests.helpers.refusals import TRIGGERS, trigger
+from tests.helpers.refusals import CASES, Case, case
 from tests.helpers.training import QUIET, Regression, Scripted, UnsizedNumbers, assert_nothing_left, regression_loader
 
 
-def train(callback=None, *, module=None, loader=None, others=(), ckpt_path=None, **settings):
-    """One training; what is raised comes through, and nothing may be left behind by then."""
+def train(callback=None, *, module=None, loader=None, others=(), ckpt_path=None, at_once=True, **settings):
+    """One training; what is raised comes through, a refusal before the first step, and nothing is left behind."""
     module = module or Regression()
     callback = callback or BatchSizeScaler()
     trainer = pl.Trainer(**{**QUIET, "max_epochs": 1, **settings}, callbacks=[callback, *others])
     accumulate = trainer.accumulate_grad_batches
     try:
         trainer.fit(module, regression_loader(40) if loader is None else loader, ckpt_path=ckpt_path)
+    except MisconfigurationException:
+        assert not at_once or trainer.fit_loop.epoch_loop.batch_progress.total.started == 0
+        raise
     finally:
         assert_nothing_left(trainer, module, accumulate)
     return trainer
 
 
+def of_both(run, words=""):
+    """Adds a case for each of the callbacks."""
+    CASES.extend(Case(functools.partial(run, cls), f"{cls.__name__} {words}") for cls in CALLBACKS)
+
+
+CALLBACKS = (BatchSizeScaler, GradientNoiseScaleMonitor)
+
 # ---------------------------------------------------------------- when training is set up
+
+
+class Mine(torch.optim.LBFGS):
+    pass
+
+
+class FullBatchLbfgsNew(torch.optim.SGD):
+    """Some other library's, which is known by its name alone."""
 
 
 class Unknown(torch.optim.Optimizer):
@@ -109,21 +129,40 @@ def normalised():
     return module
 
 
-@trigger("… cannot work with …: it accumulates gradients by itself")
-def _():
-    # DeepSpeed is not there; test_preflight.py holds that its class answers so.
-    with mock.patch.object(SingleDeviceStrategy, "handles_gradient_accumulation", property(lambda self: True)):
-        train()
+class Accumulates(SingleDeviceStrategy):
+    """As DeepSpeed's strategy answers."""
+
+    handles_gradient_accumulation = True
 
 
-@trigger("… works on one device, with DDP and with FSDP")
-def _():
-    with mock.patch.object(pl.Trainer, "world_size", 2):
-        train()
+class MyDeepSpeedStrategy(SingleDeviceStrategy):
+    """By its name one of DeepSpeed's, also where it answers otherwise."""
 
 
-@trigger("… cannot work with tensor parallelism")
-def _():
+class OnTwoDevices(SingleDeviceStrategy):
+    """Of which nothing is known."""
+
+    def __init__(self):
+        super().__init__("cpu")
+        self.world_size = 2
+
+
+def check_strategy(strategy, cls):
+    """For strategies whose constructors need packages that are not installed."""
+    trainer = SimpleNamespace(strategy=strategy.__new__(strategy), world_size=2)
+    preflight.check_measurable(trainer, Regression(), cls.__name__)
+
+
+OWN_LOOP = "lightning_bsscale.GradientNoiseScale"
+of_both(lambda cls: train(cls(), strategy=Accumulates("cpu")), f"Accumulates {OWN_LOOP}")
+of_both(lambda cls: train(cls(), strategy=MyDeepSpeedStrategy("cpu")), f"MyDeepSpeedStrategy {OWN_LOOP}")
+of_both(lambda cls: train(cls(), strategy=OnTwoDevices()), f"2 DDP FSDP OnTwoDevices {OWN_LOOP}")
+of_both(functools.partial(check_strategy, DeepSpeedStrategy), f"DeepSpeedStrategy {OWN_LOOP}")
+of_both(functools.partial(check_strategy, XLAStrategy), f"2 XLAStrategy {OWN_LOOP}")
+
+
+@case
+def tensor_parallelism():
     mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
     with (
         mock.patch.object(preflight, "ModelParallelStrategy", SingleDeviceStrategy),
@@ -132,71 +171,88 @@ def _():
         train()
 
 
-@trigger("… cannot work with DDPStrategy(static_graph=True)")
-def _():
+@case
+def static_graph():
     with mock.patch.object(SingleDeviceStrategy, "_ddp_kwargs", {"static_graph": True}, create=True):
         train()
 
 
-@trigger("… cannot work with post-local SGD (DDPStrategy(model_averaging_period=...))")
-def _():
+@case
+def post_local_sgd():
     with mock.patch.object(SingleDeviceStrategy, "_model_averaging_period", 4, create=True):
         train()
 
 
-@trigger("The model has SyncBatchNorm: each rank's gradient depends on the other ranks' examples")
-def _():
+@case
+def sync_batch_norm():
     preflight.warn_of_batch_norm(torch.nn.SyncBatchNorm(2), world_size=2)  # torch runs it on GPUs only
 
 
-@trigger("Trainer(gradient_clip_val=…) clips by norm, which Lightning does not do with FSDPStrategy")
-def _():
+@case
+def clipping_by_norm_under_fsdp():
     with mock.patch.object(preflight, "FSDPStrategy", SingleDeviceStrategy):
         train(gradient_clip_val=1.0)
 
 
-@trigger("The train dataloaders differ between the ranks")
-def _():
+@case
+def loaders_that_differ():
     with mock.patch.object(loaders, "extremes", return_value=([10.0], [12.0])):
         train()
 
 
-@trigger("The gradients cannot be measured with … here")
-def _():
-    with mock.patch.object(gradient_watch, "choose_watcher", mock.Mock(side_effect=UnsupportedSharding("why"))):
+@case
+def sharding_that_is_not_supported():
+    with mock.patch.object(ParameterHooks, "__init__", side_effect=UnsupportedSharding("why")):
         train()
 
 
-TRIGGERS |= {
-    "… is a callback of lightning.pytorch, and was given to a Trainer of another package": lambda: (
-        # test_neighbours.py does it with the other package's own Trainer, where that is installed.
-        BatchSizeScaler().setup(SimpleNamespace(), Regression(), "fit")
+CASES += [
+    Case(
+        lambda: (
+            # test_compatibility.py does it with the other package's own Trainer, where that is installed.
+            BatchSizeScaler().setup(SimpleNamespace(), Regression(), "fit")
+        )
     ),
-    "… needs automatic optimization, and … sets automatic_optimization = False": lambda: train(module=by_hand()),
-    "… cannot work beside …: …. Remove one of the two": lambda: train(others=[GradientNoiseScaleMonitor()]),
-    "… cannot work beside …, a … with …: in mid-training …": lambda: train(others=[FindsLate()]),
-    "Trainer(min_steps=…) counts optimizer steps, of which BatchSizeScaler makes fewer": lambda: train(min_steps=5),
-    "… needs an optimizer, and configure_optimizers returns none": lambda: train(module=Returns([])),
-    "… cannot work with …: in one step it calls its closure": lambda: train(
-        module=Regression(torch.optim.LBFGS), callback=GradientNoiseScaleMonitor()
+    Case(lambda: train(others=[GradientNoiseScaleMonitor()]), "GradientNoiseScaleMonitor"),
+    Case(lambda: train(others=[FindsLate()])),
+    Case(lambda: train(min_steps=5), "min_steps=5"),
+    Case(lambda: train(BatchSizeScaler(lr_rule="sqrt"), module=Regression(StepIsAProperty))),
+    Case(lambda: train(BatchSizeScaler(lr_rule="sqrt"), module=Regression(CopiesItsGroups))),
+    Case(lambda: train(module=Regression(lambda p: Unknown(p, lr=0.1))), "lr_rule Unknown 'sqrt'"),
+    Case(
+        lambda: train(BatchSizeScaler(schedule="cosine"), module=Regression(scheduler=with_scheduler)),
+        "schedule configure_optimizers StepLR",
     ),
-    "… needs the rate in every parameter group of the optimizer, and …": lambda: train(
-        module=Regression(Unknown), callback=BatchSizeScaler(lr_rule="sqrt")
-    ),
-    "BatchSizeScaler applies the learning-rate factor within optimizer.step(), and the step of … cannot be wrapped": (
-        lambda: train(BatchSizeScaler(lr_rule="sqrt"), module=Regression(StepIsAProperty))
-    ),
-    "BatchSizeScaler sets the learning rate in the optimizer's parameter groups, and ….param_groups makes new "
-    "dictionaries": lambda: train(BatchSizeScaler(lr_rule="sqrt"), module=Regression(CopiesItsGroups)),
-    "lr_rule='auto' does not know the optimizer …": lambda: train(module=Regression(lambda p: Unknown(p, lr=0.1))),
-    "BatchSizeScaler(schedule=…) would own the rate, and configure_optimizers returns a scheduler": lambda: train(
-        BatchSizeScaler(schedule="cosine"), module=Regression(scheduler=with_scheduler)
-    ),
-    "bsscale: dry_run=True changes nothing, so schedule=… is not applied": lambda: train(
-        BatchSizeScaler(dry_run=True, schedule="cosine")
-    ),
-    "The model has …: its output depends on the micro-batch": lambda: train(module=normalised()),
-}
+    Case(lambda: train(BatchSizeScaler(dry_run=True, schedule="cosine"))),
+    Case(lambda: train(module=normalised()), "BatchNorm1d"),
+]
+
+
+def watched_by(cls, module):
+    """A training of a module in which each window can be measured."""
+    options = dict(lr_rule="sqrt") if cls is BatchSizeScaler else {}
+    train(cls(**options), module=module, accumulate_grad_batches=2)
+
+
+def one_of_two(parameters):
+    first, second = parameters
+    return Unknown([{"params": [first], "lr": 0.1}, {"params": [second]}])
+
+
+of_both(lambda cls: train(cls(), module=by_hand()), "automatic_optimization Regression")
+of_both(lambda cls: watched_by(cls, Returns([])), "configure_optimizers")
+of_both(lambda cls: watched_by(cls, Returns(None)), "configure_optimizers")
+of_both(lambda cls: watched_by(cls, Regression(torch.optim.LBFGS)), "LBFGS closure")
+of_both(lambda cls: watched_by(cls, Regression(Mine)), "Mine closure")
+of_both(lambda cls: watched_by(cls, Regression(lambda p: FullBatchLbfgsNew(p, lr=0.1))), "FullBatchLbfgsNew closure")
+of_both(lambda cls: watched_by(cls, Regression(Unknown)), "Unknown group")
+of_both(lambda cls: watched_by(cls, Regression(lambda p: Unknown(p, lr=None))), "Unknown group")
+of_both(lambda cls: watched_by(cls, Regression(one_of_two)), "Unknown group")
+
+
+def free_of_shares(**options):
+    """A scaler that needs no number of examples."""
+    return BatchSizeScaler(warmup=8, memory=1.0, policy=NoiseScalePolicy(cooldown=0), **options)
 
 
 class FitsWithin(pl.Callback):
@@ -204,8 +260,8 @@ class FitsWithin(pl.Callback):
         train(trainer.callbacks[0])
 
 
-@trigger("This … is part of the fit of another Trainer, which has not ended")
-def _():
+@case
+def fit_within_the_fit():
     train(others=[FitsWithin()])
 
 
@@ -231,27 +287,27 @@ def holding(*batches):
     return DataLoader(list(batches), batch_size=None)
 
 
-@trigger("This Python does not compute")
-def _():
+@case
+def python_with_another_modulo():
     with mock.patch.object(accumulation._Window, "__rmod__", lambda self, other: int(other) % int(self)):
         train()
 
 
-@trigger("The journal … cannot be created (…)")
-def _():
+@case
+def journal_where_another_file_is():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "notes.txt")
         path.write_text("mine\n")
         train(BatchSizeScaler(record=path / "run.jsonl"))
 
 
-@trigger("record=True writes into the log folder, and a journal is a local file; the log folder is …")
-def _():
+@case
+def record_into_a_remote_folder():
     train(BatchSizeScaler(record=True), default_root_dir="memory://runs")
 
 
-@trigger("bsscale: another process is writing to the journal … of the resumed run")
-def _():
+@case
+def journal_that_another_process_writes():
     with tempfile.TemporaryDirectory() as folder:
         path, saved = Path(folder, "run.jsonl"), Path(folder, "run.ckpt")
         scaler = BatchSizeScaler(record=path)
@@ -260,41 +316,33 @@ def _():
             train(BatchSizeScaler(record=path), ckpt_path=saved, max_epochs=2)
 
 
-TRIGGERS |= {
-    "The number of examples in a batch must be known before the training step, and Lightning shows no batch": lambda: (
-        train(module=TakesTheIterator())
+CASES += [
+    Case(lambda: train(module=TakesTheIterator()), "training_step"),
+    Case(lambda: train(loader=holding({"text": "none"})), "dict batch_size_fn=len"),
+    Case(lambda: train(BatchSizeScaler(batch_size_fn=lambda batch: 0)), "batch_size_fn 0"),
+    Case(lambda: train(loader=holding((torch.zeros(0, 8), torch.zeros(0, 2)))), "0"),
+    Case(
+        lambda: train(loader=DataLoader(UnsizedNumbers(40))),
+        "warmup=0.05 memory=0.05 policy=NoiseScalePolicy total_examples",
     ),
-    "The number of examples in a batch of type … cannot be found": lambda: train(loader=holding({"text": "none"})),
-    "batch_size_fn returned … examples; a positive whole number is needed": lambda: train(
-        BatchSizeScaler(batch_size_fn=lambda batch: 0)
+    Case(lambda: train(max_epochs=-1), "total_examples"),
+    Case(
+        lambda: train(free_of_shares(schedule="cosine"), loader=DataLoader(UnsizedNumbers(40))), "schedule=WarmupCosine"
     ),
-    "The loader gave a batch of … examples; a positive whole number is needed": lambda: train(
-        loader=holding((torch.zeros(0, 8), torch.zeros(0, 2)))
-    ),
-    "The number of examples of this training is unknown": lambda: train(loader=DataLoader(UnsizedNumbers(40))),
-    "max_batch_size=… is below the starting batch of … examples": lambda: train(BatchSizeScaler(max_batch_size=3)),
-    "total_examples=… is less than one starting batch of … examples": lambda: train(BatchSizeScaler(total_examples=3)),
-    "Trainer(min_epochs=…) asks for … examples, and the budget": lambda: train(
-        BatchSizeScaler(total_examples=44), min_epochs=2, max_epochs=2
-    ),
-    "bsscale: while a step has one micro-batch on one device, the noise scale cannot be measured": lambda: train(
-        BatchSizeScaler(dry_run=True)
-    ),
-    "GradientNoiseScaleMonitor needs at least two micro-batches a step to measure, and with": lambda: train(
-        GradientNoiseScaleMonitor()
-    ),
-    "GradientNoiseScaleMonitor needs at least two micro-batches a step to measure, and an epoch": lambda: train(
-        GradientNoiseScaleMonitor(), accumulate_grad_batches=2, limit_train_batches=1
-    ),
-    "bsscale: warmup=… examples is all of this training": lambda: train(BatchSizeScaler(warmup=40)),
-    "bsscale: the noise scale can hardly be resolved in this training": lambda: train(
-        BatchSizeScaler(memory=0.005), max_epochs=15
-    ),
-}
+    Case(lambda: train(BatchSizeScaler(max_batch_size=7), accumulate_grad_batches=2), "max_batch_size=7 8"),
+    Case(lambda: train(BatchSizeScaler(total_examples=7), accumulate_grad_batches=2), "total_examples=7 8"),
+    Case(lambda: train(BatchSizeScaler(total_examples=44), min_epochs=2, max_epochs=5), "min_epochs=2 80 44"),
+    Case(lambda: train(max_steps=10, min_epochs=2, max_epochs=5), "min_epochs=2 80 40"),
+    Case(lambda: train(BatchSizeScaler(dry_run=True))),
+    Case(lambda: train(GradientNoiseScaleMonitor())),
+    Case(lambda: train(GradientNoiseScaleMonitor(), accumulate_grad_batches=2, limit_train_batches=1)),
+    Case(lambda: train(BatchSizeScaler(warmup=40))),
+    Case(lambda: train(BatchSizeScaler(memory=0.005), max_epochs=15)),
+]
 
 
-@trigger("bsscale: the tensors in a batch of type … differ in their first dimension")
-def _():
+@case
+def tensors_of_several_lengths():
     with mock.patch.object(loaders, "_said_ambiguous", set()):  # said once in a process
         train(module=FirstTensorIsOther(), loader=DataLoader(range(8), batch_size=4, collate_fn=other_first))
 
@@ -364,42 +412,30 @@ class Claims(torch.utils.data.Dataset):
         return torch.ones(4, 8), torch.ones(4, 2)
 
 
-TRIGGERS |= {
-    "bsscale: the gradient in .grad at the step… is not the mean of what the backward passes": lambda: train(
-        module=AddsNoise(), accumulate_grad_batches=2
+CASES += [
+    Case(lambda: train(module=AddsNoise(), accumulate_grad_batches=2)),
+    Case(lambda: train(BatchSizeScaler(policy=Scripted([8]), lr_rule=Answers(0.0)))),
+    Case(lambda: train(BatchSizeScaler(policy=Scripted([8]), lr_rule=Answers(1.0, applied=float("nan"))))),
+    Case(lambda: train(BatchSizeScaler(schedule=Factor(-1.0)))),
+    Case(lambda: train(BatchSizeScaler(policy=Answers(Decision(batch_size="8", reason="as a word"))))),
+    Case(lambda: train(loader=holding(*[(torch.ones(n, 8), torch.ones(n, 2)) for n in [1] + 60 * [4]]))),
+    Case(
+        lambda: train(
+            BatchSizeScaler(policy=Scripted([8]), warmup=0, max_batch_size=8),
+            module=StepsByItself(),
+            max_epochs=6,
+            at_once=False,
+        )
     ),
-    "the ratio of the rule … must be a finite number above 0, got …": lambda: train(
-        BatchSizeScaler(policy=Scripted([8]), lr_rule=Answers(0.0))
+    Case(lambda: train(BatchSizeScaler(max_batch_size=8), module=Regression(lambda p: ComputesItsOwn(p, lr=0.1)))),
+    Case(lambda: train(BatchSizeScaler(max_batch_size=8), module=StepsItsScheduler(scheduler=with_scheduler))),
+    Case(
+        lambda: train(
+            BatchSizeScaler(measure_every=1, memory=1.0), module=NotFinite(), accumulate_grad_batches=2, max_epochs=3
+        )
     ),
-    "the factor that the rule … applies must be a finite number above 0, got …": lambda: train(
-        BatchSizeScaler(policy=Scripted([8]), lr_rule=Answers(1.0, applied=float("nan")))
-    ),
-    "the factor of the schedule … must be a finite number at least 0, got …": lambda: train(
-        BatchSizeScaler(schedule=Factor(-1.0))
-    ),
-    "….decide answered …; a Decision with a finite positive batch_size is needed": lambda: train(
-        BatchSizeScaler(policy=Answers(Decision(batch_size="8", reason="as a word")))
-    ),
-    "bsscale: the first micro-batch had … examples, the first … have … on average": lambda: train(
-        loader=holding(*[(torch.ones(n, 8), torch.ones(n, 2)) for n in [1] + 60 * [4]])
-    ),
-    "BatchSizeScaler applies the learning-rate factor within optimizer.step(), and in the last … optimizer steps "
-    "….step was not called": lambda: train(
-        BatchSizeScaler(policy=Scripted([8]), warmup=0, max_batch_size=8), module=StepsByItself(), max_epochs=6
-    ),
-    "bsscale: … computes its learning rate anew in each step": (
-        lambda: train(BatchSizeScaler(max_batch_size=8), module=Regression(lambda p: ComputesItsOwn(p, lr=0.1)))
-    ),
-    "bsscale: ….lr_scheduler_step is overridden": lambda: train(
-        BatchSizeScaler(max_batch_size=8), module=StepsItsScheduler(scheduler=with_scheduler)
-    ),
-    "bsscale: the last … measured windows held a gradient that is not finite": lambda: train(
-        BatchSizeScaler(measure_every=1, memory=1.0), module=NotFinite(), accumulate_grad_batches=2, max_epochs=3
-    ),
-    "bsscale: the last … micro-batches of an epoch were not stepped with": lambda: train(
-        loader=DataLoader(Claims(), batch_size=None), accumulate_grad_batches=4
-    ),
-}
+    Case(lambda: train(loader=DataLoader(Claims(), batch_size=None), accumulate_grad_batches=4)),
+]
 
 
 def sent_home(folder):
@@ -409,13 +445,13 @@ def sent_home(folder):
         return ForkingPickler.dumps(_Letter(scaler._way_back._name, Outcome(), folder)), scaler
 
 
-@trigger("bsscale: what the callback measured and decided could not be written for the process that called fit")
-def _():
+@case
+def nowhere_to_write_for_the_caller():
     sent_home("/nowhere")
 
 
-@trigger("bsscale: what the callback measured and decided could not be read back")
-def _():
+@case
+def nothing_to_read_for_the_caller():
     with tempfile.TemporaryDirectory() as folder:
         sent, _scaler = sent_home(folder)
     pickle.loads(sent)
@@ -443,16 +479,10 @@ def go_on(change=lambda state: None, *, stop_after=8, batch_size=4, **settings):
         train(loader=regression_loader(40, batch_size=batch_size), ckpt_path=path, **settings)
 
 
-TRIGGERS |= {
-    "The checkpoint holds a … state of schema …; this version reads …": lambda: go_on(
-        lambda state: state.update(schema=99)
-    ),
-    "The checkpoint holds a damaged … state: …": lambda: go_on(
-        lambda state: state["run"]["measured"]["averages"]["sums"].pop("weight")
-    ),
-    "bsscale: going on with …. The batch of … examples …": lambda: go_on(batch_size=2),
-    "bsscale: the checkpoint was saved after … micro-batches of an epoch that now has …": lambda: go_on(
-        stop_after=32, batch_size=8
-    ),
-    "bsscale: the checkpoint was saved within a window": lambda: go_on(stop_after=12, accumulate_grad_batches=2),
-}
+CASES += [
+    Case(lambda: go_on(lambda state: state.update(schema=99))),
+    Case(lambda: go_on(lambda state: state["run"]["measured"]["averages"]["sums"].pop("weight"))),
+    Case(lambda: go_on(batch_size=2)),
+    Case(lambda: go_on(stop_after=32, batch_size=8)),
+    Case(lambda: go_on(stop_after=12, accumulate_grad_batches=2)),
+]

@@ -11,10 +11,11 @@ from torch.optim import SGD, lr_scheduler
 
 from lightning_bsscale import GradientNoiseScaleMonitor
 from lightning_bsscale.journal import Journal
+from tests.helpers.expected_warnings import CANNOT_MEASURE, MID_EPOCH, NOT_MEASURED, WITHIN_A_WINDOW
 from tests.helpers.training import QUIET, KeepSteps, Regression, Scripted, regression_loader, scripted
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
+    CANNOT_MEASURE,
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     # Fragile overrides every hook, only to break in it.
     pytest.mark.filterwarnings("ignore:.*lr_scheduler_step is overridden.*"),
@@ -356,13 +357,13 @@ def test_after_a_warning_of_ours_that_is_an_error(name, recwarn):
     module = Fragile("a warning")
     trainer = make_trainer(callback, accumulate_grad_batches=1)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*(noise scale cannot be measured|at least two micro-batches)")
+        warnings.filterwarnings("error", message=NOT_MEASURED)
         with pytest.raises(UserWarning):
             trainer.fit(module, regression_loader(80), regression_loader(8))
     assert_equal(snapshot(trainer, module), module.before)
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@MID_EPOCH
 @pytest.mark.parametrize("where", ["on_train_start", "on_train_batch_start", "training_step", "the update"])
 def test_after_a_resumed_run_broke(where, tmp_path):
     """A window is placed before the first micro-batch then, for Lightning's own restart."""
@@ -377,7 +378,7 @@ def test_after_a_resumed_run_broke(where, tmp_path):
     assert_equal(snapshot(trainer, module), module.before)
 
 
-@pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved within a window")
+@WITHIN_A_WINDOW
 def test_the_same_trainer_trains_on_after_an_exception():
     """Nothing of the broken window is left that would disturb the next fit."""
     module, again = Fragile("the update", after=2), Fragile()

@@ -5,9 +5,10 @@ from lightning.pytorch.callbacks import LambdaCallback, LearningRateMonitor
 from torch.optim import lr_scheduler
 
 from lightning_bsscale import GradientNoiseScaleMonitor
+from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.training import KeepsRates, KeepSteps, Regression, fit, regression_loader, scripted
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
+pytestmark = CANNOT_MEASURE
 
 
 @pytest.mark.parametrize("interval", [None, "step", "epoch"])

@@ -7,10 +7,11 @@ from lightning.pytorch import callbacks
 from torch import nn
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.training import KeepsRates, Regression, Watched, fit, regression_loader, scripted
 
 GROWTH = (8, 16, 12)
-pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
+pytestmark = CANNOT_MEASURE
 
 # ---------------------------------------------------------------- averages of the weights
 

@@ -13,11 +13,11 @@ from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.gradients import comparison
 from lightning_bsscale.theory.agreement import COMPARED_EVERY
 from lightning_bsscale.theory.moments import window_moments
+from tests.helpers.expected_warnings import FOLDER_NOT_EMPTY, NOT_THE_MEAN, said_of
 from tests.helpers.training import Regression, fit, regression_loader
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 WINDOWS, ACCUMULATE, SIZE, HALF = 40, 4, 4, 32
-SAYS = "the gradient in .grad at the step"
 ALL, FIRST = torch.ones(2 * HALF), torch.cat([torch.ones(HALF), torch.zeros(HALF)])
 
 
@@ -45,9 +45,9 @@ def train(module, disturbed, *, watching=None, before=(), windows=WINDOWS, **set
 
 
 def refused(module, disturbed, **settings):
-    with pytest.warns(UserWarning, match=SAYS) as caught:
+    with pytest.warns(UserWarning, match=NOT_THE_MEAN) as caught:
         watching = train(module, disturbed, **settings)
-    assert sum(SAYS in str(warning.message) for warning in caught) == 1
+    assert len(said_of(NOT_THE_MEAN, caught)) == 1
     return watching
 
 
@@ -169,7 +169,7 @@ def test_the_scaler_holds_its_batch(disturbed):
 
 
 def test_the_warning_names_the_parameter(disturbed):
-    with pytest.warns(UserWarning, match=r"most of all that of last\.weight"):
+    with pytest.warns(UserWarning, match=r"last\.weight"):
         train(disturbed.HooksWithinTheWindow(), disturbed)
 
 
@@ -209,7 +209,7 @@ def test_measuring_begins_again_where_it_agrees_and_ends_at_the_second_time(dist
     assert len(one.history) == 1 + COMPARED_EVERY  # those until the comparison that finds it
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
+@FOLDER_NOT_EMPTY
 def test_resumed_it_stays_refused(disturbed, tmp_path):
     """The checkpoint, in window 30, knows that it was refused, and that it is compared again in windows 35 and 52."""
     save = pl.callbacks.ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
@@ -269,7 +269,7 @@ def test_a_change_in_one_parameter_of_any_kind_is_found(disturbed, name):
         def on_after_backward(self):
             self.get_parameter(name).grad *= 1.5
 
-    with pytest.warns(UserWarning, match=SAYS):
+    with pytest.warns(UserWarning, match=NOT_THE_MEAN):
         assert train(Changes(), disturbed, windows=10).noise_scale is None
 
 
@@ -361,7 +361,7 @@ class Quantiles(pl.LightningModule):
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(1, 4), (2, 2)])
 def test_gradients_that_add_up_to_zero_by_chance_are_measured(batch_size, accumulate):
     """Leaving such a parameter out would choose windows by their outcome: the trace would be far too low."""
-    examples = torch.randn(8192, generator=torch.Generator().manual_seed(0))
+    examples = torch.randn(2048, generator=torch.Generator().manual_seed(0))
     module = Quantiles(batch_size)
     own = torch.stack([torch.sign(point.detach() - examples) for point in module.points])
     trace = own.var(1).sum().item()
@@ -369,7 +369,7 @@ def test_gradients_that_add_up_to_zero_by_chance_are_measured(batch_size, accumu
     fit(
         module, DataLoader(examples, batch_size=batch_size), [monitor], max_epochs=1, accumulate_grad_batches=accumulate
     )
-    assert monitor.noise_scale.trace == pytest.approx(trace, rel=0.05)
+    assert monitor.noise_scale.trace == pytest.approx(trace, rel=0.1)
 
 
 class Words(pl.LightningModule):
@@ -407,7 +407,7 @@ def test_a_change_to_an_embedding_is_found(change, sparse):
     words = torch.randint(2000, (600,), generator=torch.Generator().manual_seed(0))
     words[::4] = 1999  # the new row, in every micro-batch
     monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-    with pytest.warns(UserWarning, match="is not the mean of what the backward passes"):
+    with pytest.warns(UserWarning, match=NOT_THE_MEAN):
         fit(
             Words(change, sparse=sparse),
             DataLoader(words, batch_size=4),
@@ -438,7 +438,7 @@ class AddsOnce(pl.Callback):
 
 def test_a_change_in_the_first_micro_batch_of_each_window_is_found():
     monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-    with pytest.warns(UserWarning, match="is not the mean of what the backward passes"):
+    with pytest.warns(UserWarning, match=NOT_THE_MEAN):
         fit(
             Regression(),
             regression_loader(400),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import pickle
+import re
 import threading
 from typing import Any
 
@@ -18,9 +19,10 @@ from lightning_bsscale.theory.estimate import noise_scale_from_means
 from lightning_bsscale.theory.policies import Limits, Situation
 from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.stored import as_plain, from_plain
+from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.training import Regression, fit, regression_loader
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
+pytestmark = CANNOT_MEASURE
 
 LARGEST_STATE = 3_000_000  # bytes, of all decisions
 LIMITS = Limits(granularity=4, min_batch_size=4, max_batch_size=8)
@@ -210,7 +212,7 @@ def test_a_policy_is_described_in_bounded_size():
 
 def test_an_answer_without_a_repr_is_still_named():
     scaler = BatchSizeScaler(policy=Policy(lambda situation: Unprintable()), warmup=0, memory=1.0)
-    with pytest.warns(UserWarning, match="decide answered an instance of Unprintable whose repr fails; a Decision"):
+    with pytest.warns(UserWarning, match="instance of Unprintable"):
         fit(Regression(), regression_loader(40), [scaler], max_epochs=1)
 
 
@@ -272,7 +274,7 @@ def test_what_was_asked_for_and_what_was_done_are_told_apart(caplog):
     assert [one.batch_size for one in scaler.decisions] == [8, 8]
     lines = [one.message for one in caplog.records if one.message.startswith("bsscale: after")]
     assert lines[0].endswith("as much as possible (asked for 1,000)")
-    assert lines[1] == "bsscale: after 12 examples the batch stays 8: as much as possible (asked for 1,000)"
+    assert re.search(r"12 examples .* 8: as much as possible .*1,000", lines[1])
     assert "(asked for" in scaler.summary()
 
 

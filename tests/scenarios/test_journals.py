@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor, journal_file
 from lightning_bsscale.journal import Journal, read_journal
 from lightning_bsscale.theory.records import DecisionRecord
+from tests.helpers.expected_warnings import NOT_MEASURED
 from tests.helpers.training import QUIET, Regression, fit, regression_loader, scripted
 
 ROOT = Path(__file__).parents[2]
@@ -156,7 +158,7 @@ def test_a_run_that_fails_before_it_recorded_anything_leaves_no_file(tmp_path, k
 @pytest.mark.parametrize("make", [BatchSizeScaler, GradientNoiseScaleMonitor])
 @pytest.mark.parametrize("path", ["memory://runs/run.jsonl", "s3://bucket/run.jsonl", Path("gs://bucket/run.jsonl")])
 def test_a_remote_path_is_refused_when_the_callback_is_made(make, path):
-    with pytest.raises(ValueError, match=r"record must be True, False or a path on this machine, got .*://?"):
+    with pytest.raises(ValueError, match=r"record .*://?"):
         make(record=path)
 
 
@@ -167,7 +169,7 @@ def test_record_true_with_a_remote_log_folder_is_refused_and_makes_no_folder_of_
         **QUIET, callbacks=[MAKE[kind](True)], max_epochs=1, accumulate_grad_batches=2, default_root_dir="memory://runs"
     )
     module = Regression()
-    with pytest.raises(MisconfigurationException, match=r"the log folder is 'memory://runs'. Give a local path"):
+    with pytest.raises(MisconfigurationException, match=r"record=True.*memory://runs"):
         trainer.fit(module, regression_loader(80))
     assert trainer.global_step == 0
     assert list(tmp_path.iterdir()) == []
@@ -206,10 +208,7 @@ def test_a_resumed_run_continues_its_own_journal_among_others(tmp_path, kind, sa
     kept = torch.load(checkpoint, weights_only=True)["callbacks"][again.state_key]["journal"]["records"]
     assert 0 < kept < len(records)
     assert read_journal(again.journal_path)[1][:kept] == records[:kept]
-    assert said()[-1] == (
-        f"bsscale: continuing the journal {first.journal_path} after {kept} records; the {len(records) - kept} after "
-        "them, which the checkpoint does not know of, are replaced."
-    )
+    assert re.search(rf"{first.journal_path} after {kept} records.* {len(records) - kept} ", said()[-1])
     assert {path: path.read_bytes() for path in others} == others
 
 
@@ -221,7 +220,7 @@ def test_another_runs_journal_of_that_name_is_not_continued(tmp_path, said):
     train(again, tmp_path / "b", ckpt_path=checkpoint, max_epochs=2)
     assert other.journal_path.read_bytes() == before
     assert again.journal_path == tmp_path / "b" / "bsscale-v1.jsonl"
-    assert "is not continued: the file there is of another run" in said()[-2]
+    assert "another run" in said()[-2]
 
 
 def test_a_resumed_run_in_a_new_log_folder_begins_a_journal_that_names_the_other(tmp_path, said):
@@ -236,7 +235,7 @@ def test_a_resumed_run_in_a_new_log_folder_begins_a_journal_that_names_the_other
     continued = header["continues"]
     assert (continued["id"], continued["path"]) == (read_journal(first.journal_path)[0]["id"], str(first.journal_path))
     assert [*read_journal(first.journal_path)[1][: continued["records"]], *records][-1].examples_seen == 160
-    assert "is not continued: it is not there any more" in said()[-2]
+    assert "not there" in said()[-2]
 
 
 def holding(path, state):
@@ -264,7 +263,7 @@ def test_a_journal_that_another_process_writes_is_not_written_to(tmp_path):
     with holding(path, state) as process:
         before = path.read_bytes()
         again = MAKE["scaler"](True)
-        with pytest.warns(UserWarning, match=r"another process is writing to the journal .*bsscale\.jsonl"):
+        with pytest.warns(UserWarning, match=r"another process .*bsscale\.jsonl"):
             train(again, tmp_path, ckpt_path=checkpoint, max_epochs=2)
         assert path.read_bytes() == before
         process.stdin.close()
@@ -336,7 +335,7 @@ def test_where_there_are_no_locks_a_journal_that_is_there_is_never_continued(tmp
     train(again, tmp_path, ckpt_path=checkpoint, max_epochs=2)
     assert first.journal_path.read_bytes() == before
     assert again.journal_path == tmp_path / "bsscale-v1.jsonl"
-    assert "it cannot be locked here" in said()[-2]
+    assert "locked" in said()[-2]
 
 
 @pytest.mark.timeout(20)
@@ -372,6 +371,6 @@ def test_a_run_that_is_refused_leaves_no_file_and_no_lock(tmp_path):
     """As under ``python -W error``: what is said at the start may be an error."""
     scaler = scripted(record=True)
     trainer = pl.Trainer(**QUIET, callbacks=[scaler], max_epochs=1, default_root_dir=tmp_path)
-    with pytest.raises(UserWarning, match="the noise scale cannot be measured"):
+    with pytest.raises(UserWarning, match=NOT_MEASURED):
         trainer.fit(Regression(), regression_loader(80))
     assert files(tmp_path) == []

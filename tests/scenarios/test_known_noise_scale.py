@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_bsscale.callbacks.monitor import GradientNoiseScaleMonitor
-from lightning_bsscale.callbacks.scaler import BatchSizeScaler
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from tests.helpers.known_noise import DIMENSIONS, NOISE_SCALE, KnownNoise, gradients
 from tests.helpers.training import fit
 
@@ -19,23 +18,21 @@ def assert_close_to_truth(noise):
     assert noise.low < noise.noise_scale < noise.high
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
-def test_accumulation_of_four(precision, callback):
+def test_accumulation_of_four(callback):
     scaler_only = dict(max_batch_size=16) if callback is BatchSizeScaler else {}
     watching = callback(measure_every=1, memory=1.0, **scaler_only)
     data = DataLoader(TensorDataset(gradients(16 * WINDOWS)), batch_size=4)
-    fit(KnownNoise(), data, [watching], max_epochs=1, accumulate_grad_batches=4, precision=precision)
+    fit(KnownNoise(), data, [watching], max_epochs=1, accumulate_grad_batches=4)
     assert_close_to_truth(watching.noise_scale)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_probe_windows(precision):
+def test_probe_windows():
     scaler = BatchSizeScaler(memory=1.0, max_batch_size=8)
     # Every fourth window is a probe of two micro-batches: five micro-batches a measurement.
     data = DataLoader(TensorDataset(gradients(8 * 5 * WINDOWS, seed=1)), batch_size=8)
-    fit(KnownNoise(), data, [scaler], max_epochs=1, precision=precision)
+    fit(KnownNoise(), data, [scaler], max_epochs=1)
     assert_close_to_truth(scaler.noise_scale)
 
 

@@ -11,13 +11,13 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.optim import SGD
 
 from lightning_bsscale import GradientNoiseScaleMonitor
+from tests.helpers.expected_warnings import CANNOT_MEASURE, FOLDER_NOT_EMPTY, MID_EPOCH
 from tests.helpers.training import KeepSteps, Regression, fit, regression_loader, scripted
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
-    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:Experiment logs directory .* exists and is not empty"),
+    CANNOT_MEASURE,
+    MID_EPOCH,
+    FOLDER_NOT_EMPTY,
     # Lightning's own, of what tensorboard imports.
     pytest.mark.filterwarnings("ignore:.*PyType_Spec with a metaclass.*:DeprecationWarning"),
 ]

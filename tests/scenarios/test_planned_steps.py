@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lightning_bsscale import BatchSizeScaler
+from tests.helpers.expected_warnings import CANNOT_MEASURE, MID_EPOCH
 from tests.helpers.training import Regression, fit, regression_loader, scripted
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
+pytestmark = CANNOT_MEASURE
 OVERRIDDEN = "lr_scheduler_step is overridden"
 
 
@@ -162,7 +163,7 @@ def test_before_within_and_after_training_and_in_a_copy(tmp_path):
         scaler.planned_steps = 3
 
 
-@pytest.mark.filterwarnings("ignore:.*resuming from a checkpoint that ended before the epoch ended.*")
+@MID_EPOCH
 @pytest.mark.parametrize("after", [5, 31])
 def test_a_resumed_run_counts_on(tmp_path, after):
     path = tmp_path / "saved.ckpt"

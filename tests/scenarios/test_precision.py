@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.records import Measurement
+from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.known_noise import NOISE_SCALE, KnownNoise, gradients
 from tests.helpers.training import (
     KeepSteps,
@@ -148,7 +149,7 @@ def test_skipped_steps_count_their_examples_and_nothing_else(callback, fused):
     assert [not math.isfinite(made.trace) for made in one.history] == module.skipped
 
 
-@pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
+@CANNOT_MEASURE
 # Lightning steps a scheduler after a skipped step too, as the plan would: torch remarks on it where that is the first.
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 @pytest.mark.parametrize("fused", [False, True])
@@ -257,7 +258,7 @@ def test_ten_dropped_windows_in_a_row_give_one_warning():
     assert warnings_of([*range(18), *range(20, 38)])[0] == []
     for broken in (range(20), range(100), [*range(20), *range(40, 80)]):
         (said,), _ = warnings_of(broken)
-        assert "the last 10 measured windows held a gradient that is not finite" in said
+        assert "10 measured windows" in said
         assert "lower the learning rate" in said
         assert "detect_anomaly=True" in said
     (said,), _ = warnings_of(range(100), gradient_scaler(2.0**8))
@@ -278,7 +279,7 @@ def test_the_count_of_dropped_windows_goes_on_after_a_resume():
         def on_fit_start(self, trainer, pl_module):
             again.load_state_dict(state)
 
-    with pytest.warns(UserWarning, match="the last 10 measured windows"):
+    with pytest.warns(UserWarning, match="10 measured windows"):
         fit(
             Breaks(range(10), float("nan")),
             regression_loader(400),

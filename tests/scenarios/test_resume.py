@@ -17,13 +17,21 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.utils.data import DataLoader
 
+from tests.helpers.expected_warnings import (
+    CANNOT_MEASURE,
+    CKPT_PATH,
+    FOLDER_NOT_EMPTY,
+    MID_EPOCH,
+    WITHIN_A_WINDOW,
+    said_of,
+)
 from tests.helpers.training import ByStep, KeepSteps, Numbers, fit, run_of, scripted
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
-    pytest.mark.filterwarnings("ignore:.*ckpt_path"),
-    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    CANNOT_MEASURE,
+    CKPT_PATH,
+    MID_EPOCH,
+    FOLDER_NOT_EMPTY,
 ]
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +131,7 @@ def expect_going_on(path, stopped, position, module=None, *, counted=True, **set
     assert expected[-1] == whole[-1]
 
 
-@pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved within a window")
+@WITHIN_A_WINDOW
 @pytest.mark.parametrize("position", range(1, EPOCHS * LENGTH))
 def test_from_every_micro_batch_on(saved, position):
     stopped = ByIndex()
@@ -133,12 +141,12 @@ def test_from_every_micro_batch_on(saved, position):
 
 
 def test_lost_micro_batches_are_said_once(saved):
-    with pytest.warns(UserWarning, match="saved within a window.*first 2 micro-batches; the other 1 make") as caught:
+    with pytest.warns(UserWarning, match=r"checkpoint.*2 micro-batches.*1") as caught:
         train(ByIndex(), ckpt_path=saved / "3.ckpt")
-    assert sum("saved within a window" in str(warning.message) for warning in caught) == 1
+    assert len(said_of("2 micro-batches", caught)) == 1
 
 
-@pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved within a window")
+@WITHIN_A_WINDOW
 @pytest.mark.parametrize("position", range(1, EPOCHS * LENGTH, 3))
 def test_after_an_exception_in_every_window(tmp_path, position):
     """Lightning repeats the micro-batch that failed."""
@@ -159,7 +167,7 @@ class Terminated(ByIndex):
         return super().training_step(batch, batch_idx)
 
 
-@pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved within a window")
+@WITHIN_A_WINDOW
 @pytest.mark.parametrize("position", [2, 3, 7, 12, 20, 29])
 def test_after_sigterm(tmp_path, position):
     stopped = Terminated(breaks_at=position)
@@ -173,7 +181,7 @@ class Validates(ByIndex):
         return None
 
 
-@pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved within a window")
+@WITHIN_A_WINDOW
 @pytest.mark.parametrize("position", [6, 12, 23, 29])
 def test_saved_after_a_validation_within_the_epoch(tmp_path, position):
     keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}", save_on_train_epoch_end=False)

@@ -9,15 +9,16 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler
+from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH, OTHER_START, WITHIN_A_WINDOW, ignored
 from tests.helpers.training import Regression, Scripted, fit, regression_loader, run_of
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*noise scale c"),
-    pytest.mark.filterwarnings("ignore:.*ckpt_path"),
-    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
-    pytest.mark.filterwarnings("ignore:bsscale. going on with"),
+    CANNOT_MEASURE,
+    CKPT_PATH,
+    MID_EPOCH,
+    ignored(OTHER_START),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
-    pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved"),
+    WITHIN_A_WINDOW,
     pytest.mark.filterwarnings("ignore:.*max_epochs. was not set"),
 ]
 

@@ -10,11 +10,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.optim import SGD, lr_scheduler, swa_utils
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION
 from tests.helpers.training import QUIET, KeepsRates, Regression, fit, regression_loader, scripted
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
-    pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`.*"),
+    CANNOT_MEASURE,
+    WITHOUT_VALIDATION,
     # These modules look at each step of a scheduler, and then step it as Lightning does.
     pytest.mark.filterwarnings("ignore:.*lr_scheduler_step is overridden.*"),
 ]

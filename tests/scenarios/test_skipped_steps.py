@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from tests.helpers.expected_warnings import CANNOT_MEASURE, DROPPED, WITHOUT_VALIDATION, said_of
 from tests.helpers.training import (
     KeepSteps,
     Numbers,
@@ -21,9 +22,9 @@ from tests.helpers.training import (
 )
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
+    CANNOT_MEASURE,
     pytest.mark.filterwarnings("ignore:`training_step` returned `None`"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+    WITHOUT_VALIDATION,
 ]
 CALLBACKS = pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
 
@@ -144,12 +145,13 @@ def test_an_epoch_that_is_left_drops_its_window_and_the_next_is_exact(leave, siz
     expected = [10 * epoch + i for epoch in range(3) for i in range(leave.get(epoch, 10))]
     entered = flat(module.steps)
     assert entered == sorted(set(entered))
-    assert len(expected) - len(entered) == run_of(scaler).lost_micro_batches
+    lost = run_of(scaler).lost_micro_batches
+    assert len(expected) - len(entered) == lost
     assert scaler.examples_seen == len(entered)
     assert trainer.global_step == len(module.steps)
     assert [step for step, _ in logger.logged] == [*range(len(module.steps))]
-    said = [str(warning.message) for warning in caught if "not stepped with" in str(warning.message)]
-    assert len(said) == (run_of(scaler).lost_micro_batches > 0)
+    said = said_of(DROPPED, caught)
+    assert len(said) == (lost > 0)
     assert_measured_right(scaler)
     # From the next epoch on the windows are whole again, but for one that ends where a sized loader's last epoch did.
     assert next(len(step) for step in module.steps if min(step) >= 20) == (3 if sized and leave.get(1, 10) < 4 else 4)

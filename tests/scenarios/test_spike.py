@@ -1,5 +1,7 @@
 """One gradient spike in a measured window, through the real Trainer: growth is delayed by one memory at most."""
 
+import functools
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -51,6 +53,7 @@ def trained(callback, **spike):
     return fit(Linear(), loader, [callback], max_epochs=1, gradient_clip_val=1.0)
 
 
+@functools.cache
 def first_growth(**spike):
     """The share of the budget at which the batch first grows, and the scaler."""
     scaler = BatchSizeScaler(max_batch_size=16)

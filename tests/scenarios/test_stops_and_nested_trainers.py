@@ -10,15 +10,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, FOLDER_NOT_EMPTY, MID_EPOCH, WITHOUT_VALIDATION
 from tests.helpers.training import QUIET, KeepSteps, Regression, Scripted, assert_nothing_left, fit, regression_loader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
-    pytest.mark.filterwarnings("ignore:.*noise scale c"),
-    pytest.mark.filterwarnings("ignore:.*ckpt_path"),
-    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    WITHOUT_VALIDATION,
+    CANNOT_MEASURE,
+    CKPT_PATH,
+    MID_EPOCH,
+    FOLDER_NOT_EMPTY,
 ]
 
 

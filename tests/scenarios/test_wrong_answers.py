@@ -83,6 +83,7 @@ def fails(error, match, callback, **settings):
 
 # ---------------------------------------------------------------- policies
 
+NO_COUNTS = [0, -1, 2.5, NAN, math.inf, None, "4", True, torch.tensor(4), torch.ones(2), np.ones(2), 4j, np.True_]
 NO_DECISIONS = [
     None,
     8,
@@ -106,9 +107,9 @@ NO_DECISIONS = [
 @pytest.mark.parametrize("answer", NO_DECISIONS, ids=str)
 def test_an_answer_that_is_no_decision_is_held_and_named_once(answer):
     scaler = BatchSizeScaler(policy=Answers(answer))
-    with pytest.warns(UserWarning, match=r"Answers\.decide answered .*The batch is held; this is said once") as caught:
+    with pytest.warns(UserWarning, match=r"Answers\.decide") as caught:
         fit(Regression(), regression_loader(80), [scaler], max_epochs=1)
-    assert sum("Answers.decide answered" in str(warning.message) for warning in caught) == 1
+    assert sum("Answers.decide" in str(warning.message) for warning in caught) == 1
     assert (scaler.batch_size, scaler.lr_scale) == (4, 1.0)
     reasons = [record.decision.reason for record in scaler.decisions]
     assert reasons == ["hold", "held: the policy's answer was no decision"]
@@ -168,18 +169,17 @@ def test_a_rule_that_answers_nonsense_is_named(answer, error, cap):
     capped = ", at most 4" if cap else ""
     for rule in (Rule(answer), Duck(answer)):
         scaler = BatchSizeScaler(policy=Scripted([8]), lr_rule=rule, lr_cap=cap)
-        sentence = f"the ratio of the rule '{type(rule).__name__}{capped}' must be a finite number above 0, got"
-        fails(error, sentence, scaler)
+        fails(error, f"'{type(rule).__name__}{capped}'", scaler)
     if answer is not None:
         scaler = BatchSizeScaler(lr_rule=Rule(1.0, answer), lr_cap=cap)
-        fails(error, "the factor that the rule 'Rule' applies must be a finite number above 0, got", scaler)
+        fails(error, "'Rule'", scaler)
 
 
 @pytest.mark.parametrize("answer", [(None, TypeError), *ZERO_OR_BROKEN[1:]], ids=str)
 def test_a_schedule_that_answers_nonsense_is_named(answer):
     answer, error = answer
     scaler = BatchSizeScaler(schedule=Answers(answer), policy=Scripted([]))
-    fails(error, "the factor of the schedule 'Answers' must be a finite number at least 0, got", scaler)
+    fails(error, "schedule 'Answers'", scaler)
 
 
 @pytest.mark.parametrize("answer", [0, 0.5, 1.5, np.float64(0.5), np.float32(0.5)], ids=str)
@@ -204,12 +204,12 @@ def test_a_count_may_be_any_whole_number(callback, size):
 
 
 @pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
-@pytest.mark.parametrize("size", [torch.tensor(4), torch.ones(2), np.ones(2), 4j, np.True_], ids=repr)
+@pytest.mark.parametrize("size", NO_COUNTS, ids=repr)
 def test_a_count_that_is_no_number(callback, size):
-    hint = r" Call \.item\(\) on it" if isinstance(size, torch.Tensor) else ""
+    way_out = r"item\(\)" if isinstance(size, torch.Tensor) else ""
     fails(
         MisconfigurationException,
-        rf"batch_size_fn returned [\s\S]* examples; a positive whole number is needed\.{hint}",
+        rf"batch_size_fn[\s\S]*{way_out}",
         callback(batch_size_fn=lambda batch: size),
         accumulate_grad_batches=2,
     )

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION
 from tests.helpers.training import QUIET, Regression, regression_loader
 
 foreign = pytest.importorskip("pytorch_lightning", reason="pytorch-lightning is not installed")
@@ -30,11 +31,8 @@ class Module(foreign.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-SENTENCE = (
-    r"{} is a callback of lightning\.pytorch, and was given to a Trainer of another package, pytorch_lightning "
-    r"\({}\)\. Import the Trainer, the LightningModule and all callbacks from one: "
-    r"`import lightning\.pytorch as pl` instead of `import pytorch_lightning as pl`\."
-)
+# Who refuses, what it found, and the import to use instead.
+SENTENCE = r"{}.*lightning\.pytorch.*\({}\).*`import lightning\.pytorch as pl`"
 
 
 class Mine(foreign.Trainer):
@@ -43,7 +41,7 @@ class Mine(foreign.Trainer):
 
 @pytest.mark.parametrize("cls", [BatchSizeScaler, GradientNoiseScaleMonitor])
 @pytest.mark.parametrize("call", ["fit", "validate", "test"])
-@pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`")
+@WITHOUT_VALIDATION
 def test_the_foreign_trainer_is_refused_before_anything_else(cls, call):
     module = Module()
     module.automatic_optimization = False  # refused too, but that would not be the first thing to mend
@@ -54,7 +52,7 @@ def test_the_foreign_trainer_is_refused_before_anything_else(cls, call):
     assert module.trained == 0
 
 
-@pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`")
+@WITHOUT_VALIDATION
 def test_a_subclass_of_the_foreign_trainer_is_told_where_it_comes_from():
     trainer = Mine(**QUIET, max_epochs=1, callbacks=[BatchSizeScaler()])
     with pytest.raises(TypeError, match=SENTENCE.format("BatchSizeScaler", r"\S*test_compatibility\.Mine")):
@@ -69,7 +67,7 @@ def test_our_own_trainer_refuses_the_foreign_module_itself():
         trainer.fit(Module(), regression_loader(40))
 
 
-@pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
+@CANNOT_MEASURE
 def test_a_foreign_callback_beside_ours_is_called_as_any_other():
     import lightning.pytorch as pl
 

@@ -89,11 +89,13 @@ def label(value):
 
 
 def refused(make, option, value, error):
-    """The message begins with the option, and shows what was found in one line that can be read."""
+    """The message begins with the option, and shows what was received in one line that can be read."""
     with pytest.raises(error) as caught:
         make(**{option: value})
     sentence = str(caught.value)
-    assert re.match(rf"{option}\b.* must be .*, got ", sentence), sentence
+    assert re.match(rf"{option}\b", sentence), sentence
+    if type(value) in (bool, int, float, str, bytes) and len(repr(value)) < 100:
+        assert repr(value) in sentence
     assert len(sentence) < 400
     assert "\n" not in sentence
     assert caught.value.__cause__ is None
@@ -141,7 +143,7 @@ def test_objects_of_another_kind(option, value):
 )
 @pytest.mark.parametrize("value", ["", "Noise_Scale", "AUTO", "cosin", " sqrt"])
 def test_unknown_names_are_answered_with_the_known_ones(option, names, value):
-    with pytest.raises(ValueError, match=re.escape(f"got {value!r}")) as caught:
+    with pytest.raises(ValueError, match=re.escape(repr(value))) as caught:
         BatchSizeScaler(**{option: value})
     for name in names:
         assert repr(name) in str(caught.value)
@@ -150,7 +152,7 @@ def test_unknown_names_are_answered_with_the_known_ones(option, names, value):
 
 def test_a_class_is_told_from_an_instance():
     for option, cls in (("policy", NoiseScalePolicy), ("lr_rule", Sqrt), ("schedule", WarmupCosine)):
-        with pytest.raises(TypeError, match=f"got the class {cls.__name__} instead of an instance"):
+        with pytest.raises(TypeError, match=f"class {cls.__name__}.*instance"):
             BatchSizeScaler(**{option: cls})
         BatchSizeScaler(**{option: cls()})
 
@@ -178,7 +180,7 @@ def test_milestones_are_a_sequence(value):
 
 @pytest.mark.parametrize("value", [[True], ["0.5"], [None], [torch.tensor(0.5)]], ids=label)
 def test_milestones_are_numbers(value):
-    with pytest.raises(TypeError, match=r"milestones\[0\] must be a finite number above 0 and below 1, got"):
+    with pytest.raises(TypeError, match=r"milestones\[0\]"):
         WarmupStep(milestones=value)
 
 

@@ -7,6 +7,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 
 from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor
+from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.training import (
     QUIET,
     KeepsRates,
@@ -17,7 +18,7 @@ from tests.helpers.training import (
     scripted,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
+pytestmark = CANNOT_MEASURE
 
 
 def p_groups(parameters):
@@ -145,3 +146,13 @@ def test_an_exception_inside_the_step_leaves_the_users_rate():
         trainer.fit(module, regression_loader(80))
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.05
     assert_nothing_left(trainer, module, 1)
+
+
+def test_a_rate_of_zero_is_a_rate():
+    module = Regression(lambda p: torch.optim.SGD(p, lr=0.0))
+    before = [p.detach().clone() for p in module.parameters()]
+    scaler = scripted(8, 16, lr_rule="sqrt", memory=0.05)
+    trainer = fit(module, regression_loader(80), [scaler], max_epochs=1)
+    assert trainer.callback_metrics["bsscale/lr"] == 0
+    assert scaler.lr_scale == pytest.approx(2.0)
+    assert all(map(torch.equal, before, module.parameters()))

@@ -6,6 +6,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.callbacks.trainer.loaders import SizeCheck, batch_size_of
+from tests.helpers.expected_warnings import CANNOT_MEASURE, said_of
 from tests.helpers.training import Regression, Scripted, UnsizedNumbers, fit, regression_loader
 
 
@@ -36,7 +37,7 @@ def test_an_untypical_first_micro_batch_is_said_once(sizes, said, recwarn):
     check = SizeCheck(sizes[0])
     for size in sizes:
         check.add(size, 1)
-    assert sum("Let the loader begin with a typical batch" in str(w.message) for w in recwarn.list) == said
+    assert len(said_of("first micro-batch", recwarn)) == said
 
 
 def budget_of(loader, **settings):
@@ -45,7 +46,7 @@ def budget_of(loader, **settings):
     return policy.situations[0].total_examples
 
 
-@pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
+@CANNOT_MEASURE
 def test_epoch_examples():
     assert budget_of(regression_loader(43), max_epochs=2) == 86
     assert budget_of(regression_loader(43, drop_last=True), max_epochs=2) == 80
@@ -60,7 +61,7 @@ class Pairs(BatchSampler):
     pass
 
 
-@pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*")
+@CANNOT_MEASURE
 def test_unsized_with_a_limit():
     class Module(Regression):
         def training_step(self, batch, batch_idx):

@@ -1,0 +1,30 @@
+"""Warnings that are right in a test and not what it is about: `pytestmark = [CANNOT_MEASURE, MID_EPOCH]`."""
+
+import re
+
+import pytest
+
+
+def ignored(*beginnings):
+    return pytest.mark.filterwarnings(*(f"ignore:{text}" for text in beginnings))
+
+
+def said_of(pattern, caught):
+    """The texts of those warnings in which the pattern is found."""
+    return [text for text in (str(warning.message) for warning in caught) if re.search(pattern, text)]
+
+
+# Ours, by their key words.
+NOT_MEASURED = ".*(noise scale cannot be measured|at least two micro-batches)"
+HARDLY_RESOLVED = "noise scale .*resolved"
+DROPPED = r"last \d+ micro-batches"
+OTHER_START = "bsscale. going on with"
+NOT_THE_MEAN = ".*is not the mean"
+CANNOT_MEASURE = FEW_MICRO_BATCHES = ignored(NOT_MEASURED)
+WITHIN_A_WINDOW = ignored("bsscale. the checkpoint was saved")
+# Lightning's.
+CKPT_PATH = ignored(".*ckpt_path")
+FOLDER_NOT_EMPTY = ignored(".* directory .* exists and is not empty")
+MID_EPOCH = ignored("You're resuming from a checkpoint that ended before the epoch ended")
+NONE_BATCH = ignored("train_dataloader yielded None")
+WITHOUT_VALIDATION = ignored("You defined a .validation_step. but have no")
