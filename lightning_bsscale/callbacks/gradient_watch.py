@@ -179,11 +179,11 @@ class GradientWatch:
         self._worst = difference.parameter
         ranks = self._trainer.world_size
         if ranks == 1:
-            return Arrived(sums=WindowSums.read(sums), explained=difference.is_explained)
+            return Arrived(sums=WindowSums.from_numbers(sums), explained=difference.is_explained)
         examples, *seconds = of_host
         per_micro_batch, per_step = (None if math.isnan(value) else value / ranks for value in seconds)
         return Arrived(
-            sums=WindowSums.read(sums),
+            sums=WindowSums.from_numbers(sums),
             explained=difference.is_explained,
             examples=round(examples),
             seconds_per_micro_batch=per_micro_batch,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.policies import Limits, Situation, hold_without_decision, recorded_decision
 from lightning_bsscale.theory.records import DecisionRecord
-from lightning_bsscale.theory.rules import LearningRateRule, RatePath, uses_fallback
+from lightning_bsscale.theory.rules import FactorPath, LearningRateRule, uses_fallback
 
 __all__ = ["BatchState", "Decided"]
 
@@ -44,13 +44,13 @@ class BatchState:
     batch_size: int
     start_batch_size: int
     examples_at_last_change: float | None = None
-    path: RatePath = field(default_factory=RatePath)
+    path: FactorPath = field(default_factory=FactorPath)
     lr_scale: float = 1.0
 
     @classmethod
     def begin(cls, batch_size: int, rule: LearningRateRule) -> BatchState:
         """Begin at the user's own batch size, in examples, where a rule's factor is its first."""
-        return cls(batch_size=batch_size, start_batch_size=batch_size, lr_scale=RatePath().factor(rule))
+        return cls(batch_size=batch_size, start_batch_size=batch_size, lr_scale=FactorPath().factor(rule))
 
     def decided(self, situation: Situation, *, policy: Any, rule: LearningRateRule, limits: Limits) -> Decided:
         """Ask the policy, check its answer, round it, clip it to the limits, and apply the rule.
@@ -111,7 +111,7 @@ class BatchState:
         Returns:
             A new record with the same batch size.
         """
-        begun = replace(self, batch_size=self.start_batch_size, path=RatePath(), lr_scale=RatePath().factor(rule))
+        begun = replace(self, batch_size=self.start_batch_size, path=FactorPath(), lr_scale=FactorPath().factor(rule))
         return begun if self.batch_size == self.start_batch_size else begun._moved(self.batch_size, rule, noise)
 
     def fitted(self, limits: Limits, rule: LearningRateRule, noise: NoiseScale | None) -> BatchState:
@@ -132,5 +132,5 @@ class BatchState:
         return replace(self, lr_scale=self.path.factor(rule))
 
     def _moved(self, batch_size: int, rule: LearningRateRule, noise: NoiseScale | None) -> BatchState:
-        path = self.path.grown(rule, self.batch_size, batch_size, noise)
+        path = self.path.extended(rule, self.batch_size, batch_size, noise)
         return replace(self, batch_size=batch_size, path=path, lr_scale=path.factor(rule))

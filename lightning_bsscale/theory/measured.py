@@ -101,7 +101,7 @@ class MeasuredWindows:
         if explained is None:
             return self, False
         agreement, found_changed = self.agreement.with_result(explained)
-        averages = self.averages.emptied() if found_changed else self.averages
+        averages = self.averages.cleared() if found_changed else self.averages
         return replace(self, agreement=agreement, averages=averages), found_changed
 
     def added(self, sums: WindowSums, window: ClosedWindow, *, memory: float) -> MeasuredWindows:

@@ -61,7 +61,7 @@ class WindowSums:
     examples: float
 
     @classmethod
-    def read(cls, numbers: Sequence[float]) -> WindowSums:
+    def from_numbers(cls, numbers: Sequence[float]) -> WindowSums:
         """Make the record from the numbers that were added up over processes.
 
         Args:

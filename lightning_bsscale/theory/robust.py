@@ -41,13 +41,13 @@ __all__ = ["START", "RobustAverages"]
 START = 8
 """Windows at the start that are judged together."""
 
-_FEWEST = 4  # windows that are needed to tell what is usual
-_LEAST_SPREAD = 0.05  # of the mean
+_MIN_WINDOWS = 4  # windows that are needed to tell what is usual
+_MIN_RELATIVE_SPREAD = 0.05  # of the mean
 _MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Kept:
+class _StartWindow:
     """One of the first windows.
 
     Attributes:
@@ -73,7 +73,7 @@ class RobustAverages:
     sums: Averages = field(default_factory=Averages)
     limited: int = 0
     limited_in_start: int = 0
-    start: tuple[_Kept, ...] = ()
+    start: tuple[_StartWindow, ...] = ()
 
     @property
     def dropped(self) -> int:
@@ -121,18 +121,18 @@ class RobustAverages:
         if sums_of(moments)["dropped"]:
             return replace(self, sums=replace(sums, dropped=sums.dropped + 1), start=start)
         if sums.windows >= START:
-            entered = _limited(moments, sums)
+            entered = _limit(moments, sums)
             sums = sums.updated(entered, examples_since_last=0, memory=memory)
             return RobustAverages(sums=sums, limited=self.limited + (entered != moments))
-        start = (*start, _Kept(moments=moments, age=0.0))
-        together, limited = _judged_together(start, memory)
+        start = (*start, _StartWindow(moments=moments, age=0.0))
+        together, limited = _limit_together(start, memory)
         sums = replace(together, dropped=sums.dropped)
         before = self.limited - self.limited_in_start
         if len(start) == START:
             return RobustAverages(sums=sums, limited=before + limited)
         return RobustAverages(sums=sums, limited=before + limited, limited_in_start=limited, start=start)
 
-    def emptied(self) -> RobustAverages:
+    def cleared(self) -> RobustAverages:
         """Forget all windows, and keep the counts of limited and dropped ones.
 
         Returns:
@@ -141,55 +141,55 @@ class RobustAverages:
         return RobustAverages(sums=Averages(dropped=self.sums.dropped), limited=self.limited)
 
 
-def _reach(windows: float) -> float:
+def _max_deviations(windows: float) -> float:
     # Standard deviations that a window may lie from the mean.
     return min(max(windows, 10.0), 50.0)
 
 
-def _limited(moments: WindowMoments, before: Averages) -> WindowMoments:
+def _limit(moments: WindowMoments, before: Averages) -> WindowMoments:
     # The window as it enters.
     count = before.effective_windows
-    if count < _FEWEST:
+    if count < _MIN_WINDOWS:
         return moments
     usual_weight = before.weight_sq / before.weight
-    reach = _reach(count) * max(1.0, math.sqrt(usual_weight / moments.examples))
+    reach = _max_deviations(count) * max(1.0, math.sqrt(usual_weight / moments.examples))
     means = before.trace / before.weight, before.grad_sq / before.weight
     distances = [_distance(reach, spread, mean) for spread, mean in zip(before.spread, means, strict=True)]
     return replace(
         moments,
-        trace=_between(moments.trace, means[0] - distances[0], means[0] + distances[0]),
-        grad_sq=_between(moments.grad_sq, means[1] - distances[1], means[1] + distances[1]),
+        trace=_clamp(moments.trace, means[0] - distances[0], means[0] + distances[0]),
+        grad_sq=_clamp(moments.grad_sq, means[1] - distances[1], means[1] + distances[1]),
     )
 
 
-def _judged_together(start: Sequence[_Kept], memory: float) -> tuple[Averages, int]:
+def _limit_together(start: Sequence[_StartWindow], memory: float) -> tuple[Averages, int]:
     # The sums of the first windows, and how many of them were limited.
-    traces = _usual([window.moments.trace for window in start])
-    squares = _usual([window.moments.grad_sq for window in start])
+    traces = _usual_range([window.moments.trace for window in start])
+    squares = _usual_range([window.moments.grad_sq for window in start])
     sums, limited, age = Averages(), 0, start[0].age
     for window in start:
         trace, grad_sq = window.moments.trace, window.moments.grad_sq
-        entered = replace(window.moments, trace=_between(trace, *traces), grad_sq=_between(grad_sq, *squares))
+        entered = replace(window.moments, trace=_clamp(trace, *traces), grad_sq=_clamp(grad_sq, *squares))
         limited += entered != window.moments
         sums = sums.updated(entered, examples_since_last=age - window.age, memory=memory)
         age = window.age
     return sums.aged(age, memory), limited
 
 
-def _usual(values: Sequence[float]) -> tuple[float, float]:
+def _usual_range(values: Sequence[float]) -> tuple[float, float]:
     # Between what the first windows may lie.
-    if len(values) < _FEWEST:
+    if len(values) < _MIN_WINDOWS:
         return -math.inf, math.inf
     middle = median(values)
     spread = _MAD_TO_DEVIATION * median(abs(value - middle) for value in values)
-    distance = _distance(_reach(len(values)), spread, middle)
+    distance = _distance(_max_deviations(len(values)), spread, middle)
     return middle - distance, middle + distance
 
 
 def _distance(reach: float, spread: float, middle: float) -> float:
     # Where nothing varies, nothing is known of what is usual.
-    return reach * max(spread, _LEAST_SPREAD * abs(middle)) if spread > 0 else math.inf
+    return reach * max(spread, _MIN_RELATIVE_SPREAD * abs(middle)) if spread > 0 else math.inf
 
 
-def _between(value: float, low: float, high: float) -> float:
+def _clamp(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)

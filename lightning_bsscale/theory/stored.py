@@ -177,7 +177,7 @@ def _check_of(annotation: Any, fractions: frozenset[tuple[str, str]]) -> _Check:
     if origin in {typing.Union, types.UnionType}:
         return _any_of([_check_of(argument, fractions) for argument in arguments])
     if origin in {list, tuple}:
-        item = _check_of(arguments[0], fractions) if arguments else _says_nothing
+        item = _check_of(arguments[0], fractions) if arguments else _accept_any
         return lambda value: _list_problem(value, item)
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return _record_check(annotation, fractions)
@@ -185,7 +185,7 @@ def _check_of(annotation: Any, fractions: frozenset[tuple[str, str]]) -> _Check:
         values = [member.value for member in annotation]
         one_of = f"must be one of {quoted(map(str, values))}"
         return lambda value: None if value in values else f"{one_of}, got {found(value)}"
-    return _SIMPLE.get(annotation, _says_nothing)
+    return _SIMPLE.get(annotation, _accept_any)
 
 
 def _any_of(checks: list[_Check]) -> _Check:
@@ -239,7 +239,7 @@ def _is_none(value: Any) -> str | None:
     return None if value is None else f"must be null, got {found(value)}"
 
 
-def _says_nothing(value: Any) -> str | None:
+def _accept_any(value: Any) -> str | None:
     return None
 
 

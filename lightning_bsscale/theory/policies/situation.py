@@ -92,6 +92,6 @@ class Limits:
             >>> limits.clip(31.9), limits.clip(1), limits.clip(1000)
             (24, 8, 96)
         """
-        asked = check_number("batch_size", batch_size, at_least=0, may_be_infinite=True)
-        bounded = int(min(asked, self._largest))
+        requested = check_number("batch_size", batch_size, at_least=0, may_be_infinite=True)
+        bounded = int(min(requested, self._largest))
         return max(bounded // self.granularity * self.granularity, self._smallest)

@@ -12,7 +12,7 @@ from lightning_bsscale.theory.rules.capped import Capped
 from lightning_bsscale.theory.rules.choose import RULES, resolve_rule, rule_for_optimizer
 from lightning_bsscale.theory.rules.constant import Constant
 from lightning_bsscale.theory.rules.linear import Linear
-from lightning_bsscale.theory.rules.path import RatePath
+from lightning_bsscale.theory.rules.path import FactorPath
 from lightning_bsscale.theory.rules.power import Power, Sqrt
 from lightning_bsscale.theory.rules.rule import LearningRateRule, uses_fallback
 from lightning_bsscale.theory.rules.saturating import Saturating
@@ -22,10 +22,10 @@ __all__ = [
     "RULES",
     "Capped",
     "Constant",
+    "FactorPath",
     "LearningRateRule",
     "Linear",
     "Power",
-    "RatePath",
     "Saturating",
     "Sqrt",
     "Surge",

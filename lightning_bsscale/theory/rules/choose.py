@@ -106,13 +106,13 @@ def resolve_rule(rule: object, *, cap: float | None = None, name: str = "lr_rule
     elif inspect.isclass(rule) or not callable(getattr(rule, "ratio", None)):
         raise TypeError(f"{name} must be {allowed}, got {found(rule)}")
     else:
-        resolved = _Foreign(rule)
+        resolved = _CustomRule(rule)
     return resolved if cap is None else Capped(resolved, cap)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Foreign(LearningRateRule):
+class _CustomRule(LearningRateRule):
     """A user's object with a ``ratio`` method, inheriting from nothing; path.py checks its answers."""
 
     rule: Any

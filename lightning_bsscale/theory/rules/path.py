@@ -13,12 +13,12 @@ from lightning_bsscale.theory.checks import check_number
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.rules.rule import LearningRateRule
 
-__all__ = ["RatePath"]
+__all__ = ["FactorPath"]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RatePath:
+class FactorPath:
     """The product of a rule's ratios along the changes so far.
 
     Attributes:
@@ -27,7 +27,9 @@ class RatePath:
 
     product: float = 1.0
 
-    def grown(self, rule: LearningRateRule, old_batch: float, new_batch: float, noise: NoiseScale | None) -> RatePath:
+    def extended(
+        self, rule: LearningRateRule, old_batch: float, new_batch: float, noise: NoiseScale | None
+    ) -> FactorPath:
         """Return the path after one more change of the batch size.
 
         Args:
@@ -41,10 +43,10 @@ class RatePath:
 
         Example:
             >>> from lightning_bsscale.theory.rules import Linear, Sqrt
-            >>> RatePath().grown(Linear(), 4, 8, None).grown(Sqrt(), 8, 32, None).product
+            >>> FactorPath().extended(Linear(), 4, 8, None).extended(Sqrt(), 8, 32, None).product
             4.0
         """
-        return RatePath(product=self.product * _checked_ratio(rule, old_batch, new_batch, noise))
+        return FactorPath(product=self.product * _checked_ratio(rule, old_batch, new_batch, noise))
 
     def factor(self, rule: LearningRateRule) -> float:
         """Compute the factor on the learning rate for windows of the current batch size.
