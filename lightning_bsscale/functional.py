@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, SupportsFloat
 
 from lightning_bsscale.theory import tradeoff
-from lightning_bsscale.theory.checks import as_number, as_numbers, check_number, found
+from lightning_bsscale.theory.checks import as_number, as_numbers, check_number, show
 from lightning_bsscale.theory.estimate import Averages, NoiseScale, noise_scale_from_means
 from lightning_bsscale.theory.moments import window_moments
 from lightning_bsscale.theory.rules import FactorPath, LearningRateRule, resolve_rule
@@ -76,7 +76,7 @@ def noise_scale(
 
 def _windows(name: str, windows: Any) -> list[tuple[str, Any]]:
     if isinstance(windows, str) or not isinstance(windows, Iterable) or getattr(windows, "ndim", None) == 0:
-        raise TypeError(f"{name} must have one entry for each window, as mean_sq_norm has, got {found(windows)}")
+        raise TypeError(f"{name} must have one entry for each window, as mean_sq_norm has, got {show(windows)}")
     return [(f"{name}[{index}]", window) for index, window in enumerate(windows)]
 
 

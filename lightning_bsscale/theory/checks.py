@@ -9,7 +9,7 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["as_number", "as_numbers", "check_integer", "check_number", "found", "quoted"]
+__all__ = ["as_number", "as_numbers", "check_integer", "check_number", "join_names", "show"]
 
 _LONGEST = 120
 
@@ -61,7 +61,7 @@ def check_number(
     if bounds:
         allowed = f"{allowed} {' and '.join(bounds)}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be {allowed}, got {found(value)} ({type(value).__name__})")
+        raise TypeError(f"{name} must be {allowed}, got {show(value)} ({type(value).__name__})")
     try:
         number = float(value)
     except OverflowError:  # an integer or a fraction that no float can hold
@@ -73,7 +73,7 @@ def check_number(
         and (at_most is None or number <= at_most)
     )
     if math.isnan(number) or not inside or (math.isinf(number) and not may_be_infinite):
-        raise ValueError(f"{name} must be {allowed}, got {found(value)}")
+        raise ValueError(f"{name} must be {allowed}, got {show(value)}")
     return number
 
 
@@ -100,9 +100,9 @@ def check_integer(name: str, value: object, *, at_least: int) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         kind = type(value).__name__
-        raise TypeError(f"{name} must be an integer of at least {at_least}, got {found(value)} ({kind})")
+        raise TypeError(f"{name} must be an integer of at least {at_least}, got {show(value)} ({kind})")
     if value < at_least:
-        raise ValueError(f"{name} must be an integer of at least {at_least}, got {found(value)}")
+        raise ValueError(f"{name} must be an integer of at least {at_least}, got {show(value)}")
     return int(value)
 
 
@@ -131,7 +131,7 @@ def as_number(name: str, value: Any) -> float:
             one = value.item()
     if isinstance(one, bool) or not isinstance(one, numbers.Real):
         kind = type(value).__name__
-        raise TypeError(f"{name} must be a number (or a tensor of one element), got {found(value)} ({kind})")
+        raise TypeError(f"{name} must be a number (or a tensor of one element), got {show(value)} ({kind})")
     return float(one)
 
 
@@ -153,14 +153,14 @@ def as_numbers(name: str, values: Any) -> list[float]:
     if dimensions != 1:
         raise ValueError(f"{name} must have one dimension, got the shape {tuple(values.shape)}")
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be a sequence of numbers, got {found(values)} ({type(values).__name__})")
+        raise TypeError(f"{name} must be a sequence of numbers, got {show(values)} ({type(values).__name__})")
     # All at once: a tensor on a device is waited for once.
     to_list = getattr(values, "tolist", None)
     listed = to_list() if callable(to_list) else values
     return [as_number(f"{name}[{index}]", value) for index, value in enumerate(listed)]
 
 
-def found(value: object) -> str:
+def show(value: object) -> str:
     """Show what was given, in one line of a message.
 
     Args:
@@ -171,9 +171,9 @@ def found(value: object) -> str:
         an instance.
 
     Example:
-        >>> found(0.5), found(dict)
+        >>> show(0.5), show(dict)
         ('0.5', 'the class dict instead of an instance')
-        >>> len(found("a" * 1000))
+        >>> len(show("a" * 1000))
         120
     """
     if inspect.isclass(value):
@@ -185,7 +185,7 @@ def found(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
 
 
-def quoted(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """Join the names of a table for an error message.
 
     Args:
@@ -195,7 +195,7 @@ def quoted(names: Iterable[str]) -> str:
         The names in quotes, separated by commas.
 
     Example:
-        >>> quoted({"linear": 1, "sqrt": 2})
+        >>> join_names({"linear": 1, "sqrt": 2})
         "'linear', 'sqrt'"
     """
     return ", ".join(repr(name) for name in names)

@@ -33,7 +33,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from lightning_bsscale.theory.checks import check_number, quoted
+from lightning_bsscale.theory.checks import check_number, join_names
 from lightning_bsscale.theory.fieller import fieller_interval, student_t_quantile
 from lightning_bsscale.theory.moments import WindowMoments
 
@@ -386,7 +386,7 @@ class Averages:
             True
         """
         if set(state) != set(SUM_NAMES):
-            raise ValueError(f"the state of Averages must hold {quoted(SUM_NAMES)}, got {quoted(state)}")
+            raise ValueError(f"the state of Averages must hold {join_names(SUM_NAMES)}, got {join_names(state)}")
         sums: dict[str, float] = {name: float(state[name]) for name in SUM_NAMES}
         windows, dropped = int(sums.pop("windows")), int(sums.pop("dropped"))
         return cls(**sums, windows=windows, dropped=dropped)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from lightning_bsscale.theory.checks import check_number, found, quoted
+from lightning_bsscale.theory.checks import check_number, join_names, show
 
 __all__ = [
     "SCHEDULES",
@@ -155,7 +155,7 @@ class WarmupStep(Schedule):
         """
         given: object = self.milestones
         if isinstance(given, str) or not isinstance(given, Sequence):
-            raise TypeError(f"milestones must be a sequence of shares of the budget, got {found(given)}")
+            raise TypeError(f"milestones must be a sequence of shares of the budget, got {show(given)}")
         shares = tuple(
             check_number(f"milestones[{i}]", share, above=0, below=1) for i, share in enumerate(self.milestones)
         )
@@ -264,11 +264,11 @@ def resolve_schedule(schedule: object) -> Schedule:
         >>> resolve_schedule("cosine")
         WarmupCosine(final=0.0)
     """
-    allowed = f"one of {quoted(SCHEDULES)}, or a Schedule such as WarmupCosine(final=0.05)"
+    allowed = f"one of {join_names(SCHEDULES)}, or a Schedule such as WarmupCosine(final=0.05)"
     if isinstance(schedule, str):
         if schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be {allowed}, got {found(schedule)}")
+            raise ValueError(f"schedule must be {allowed}, got {show(schedule)}")
         return SCHEDULES[schedule]()
     if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be {allowed}, got {found(schedule)}")
+        raise TypeError(f"schedule must be {allowed}, got {show(schedule)}")
     return schedule

@@ -17,7 +17,7 @@ from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
-from lightning_bsscale.theory.checks import found, quoted
+from lightning_bsscale.theory.checks import join_names, show
 
 __all__ = ["FRACTIONS", "as_plain", "check_stored", "from_plain", "plain_value"]
 
@@ -158,11 +158,11 @@ def _record_check(cls: type, fractions: frozenset[tuple[str, str]]) -> _Check:
 
     def check(fields: Any) -> str | None:
         if not isinstance(fields, dict):
-            return f"must be an object with the fields of a {cls.__name__}, got {found(fields)}"
+            return f"must be an object with the fields of a {cls.__name__}, got {show(fields)}"
         if fields.keys() != checks.keys():
             missing, extra = sorted(checks.keys() - fields.keys()), sorted(fields.keys() - checks.keys())
             lacks = [f"lacks {', '.join(missing)}"] if missing else []
-            return " and ".join([*lacks, *([f"has unknown fields: {found(', '.join(extra))}"] if extra else [])])
+            return " and ".join([*lacks, *([f"has unknown fields: {show(', '.join(extra))}"] if extra else [])])
         for name, is_wrong in checks.items():
             problem = is_wrong(fields[name])
             if problem is not None:
@@ -183,8 +183,8 @@ def _check_of(annotation: Any, fractions: frozenset[tuple[str, str]]) -> _Check:
         return _record_check(annotation, fractions)
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         values = [member.value for member in annotation]
-        one_of = f"must be one of {quoted(map(str, values))}"
-        return lambda value: None if value in values else f"{one_of}, got {found(value)}"
+        one_of = f"must be one of {join_names(map(str, values))}"
+        return lambda value: None if value in values else f"{one_of}, got {show(value)}"
     return _SIMPLE.get(annotation, _accept_any)
 
 
@@ -202,7 +202,7 @@ def _any_of(checks: list[_Check]) -> _Check:
 
 def _list_problem(value: Any, item: _Check) -> str | None:
     if not isinstance(value, list):
-        return f"must be a list, got {found(value)}"
+        return f"must be a list, got {show(value)}"
     return next((f"must be a list, but an item {problem}" for problem in map(item, value) if problem is not None), None)
 
 
@@ -214,29 +214,29 @@ def _is_number(value: Any) -> bool:
 def _is_float(value: Any) -> str | None:
     if _is_number(value) or (isinstance(value, str) and value in _WORDS):
         return None
-    return f'must be a finite number, "inf", "-inf" or "nan", got {found(value)}'
+    return f'must be a finite number, "inf", "-inf" or "nan", got {show(value)}'
 
 
 def _is_count(value: Any) -> str | None:
     if isinstance(value, int) and _is_number(value) and value >= 0:
         return None
-    return f"must be a whole number of at least 0, got {found(value)}"
+    return f"must be a whole number of at least 0, got {show(value)}"
 
 
 def _is_any_count(value: Any) -> str | None:
-    return None if _is_number(value) and value >= 0 else f"must be a finite number of at least 0, got {found(value)}"
+    return None if _is_number(value) and value >= 0 else f"must be a finite number of at least 0, got {show(value)}"
 
 
 def _is_string(value: Any) -> str | None:
-    return None if isinstance(value, str) else f"must be a string, got {found(value)}"
+    return None if isinstance(value, str) else f"must be a string, got {show(value)}"
 
 
 def _is_flag(value: Any) -> str | None:
-    return None if isinstance(value, bool) else f"must be true or false, got {found(value)}"
+    return None if isinstance(value, bool) else f"must be true or false, got {show(value)}"
 
 
 def _is_none(value: Any) -> str | None:
-    return None if value is None else f"must be null, got {found(value)}"
+    return None if value is None else f"must be null, got {show(value)}"
 
 
 def _accept_any(value: Any) -> str | None:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.summary import describe_grounds, describe_noise, describe_number, describe_reason
-from lightning_bsscale.theory.checks import found
+from lightning_bsscale.theory.checks import show
 from lightning_bsscale.theory.policies import Limits
 from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.start import Start, describe_change
@@ -212,7 +212,7 @@ def warn_of_no_decision(policy: Any, answer: Any) -> None:
         answer: what it answered
     """
     rank_zero_warn(
-        f"{type(policy).__name__}.decide answered {found(answer)}; a Decision with a finite positive "
+        f"{type(policy).__name__}.decide answered {show(answer)}; a Decision with a finite positive "
         "batch_size is needed. The batch is held; this is said once.",
         category=UserWarning,
     )

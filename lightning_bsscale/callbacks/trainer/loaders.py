@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_bsscale.callbacks.checks.options import BatchSizeFn
 from lightning_bsscale.gradients.reduce import extremes, sums
-from lightning_bsscale.theory.checks import found
+from lightning_bsscale.theory.checks import show
 from lightning_bsscale.theory.windows import planned_examples
 
 _said_ambiguous: set[str] = set()  # of which types of batch, in this process, as Lightning does
@@ -63,7 +63,7 @@ def batch_size_of(batch: Any, batch_size_fn: BatchSizeFn | None) -> int:
     if not 0 < number < math.inf or number != number // 1:
         source = "The loader gave a batch of" if batch_size_fn is None else "batch_size_fn returned"
         hint = " Call .item() on it." if isinstance(size, Tensor) else ""
-        raise MisconfigurationException(f"{source} {found(size)} examples; a positive whole number is needed.{hint}")
+        raise MisconfigurationException(f"{source} {show(size)} examples; a positive whole number is needed.{hint}")
     return int(number)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import final
 
-from lightning_bsscale.theory.checks import check_number, found
+from lightning_bsscale.theory.checks import check_number, show
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.policies.decision import Decision, Reason
 from lightning_bsscale.theory.policies.policy import Policy
@@ -104,7 +104,7 @@ class NoiseScalePolicy(Policy):
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if not isinstance(self.allow_shrink, bool):
-            raise TypeError(f"allow_shrink must be True or False, got {found(self.allow_shrink)}")
+            raise TypeError(f"allow_shrink must be True or False, got {show(self.allow_shrink)}")
 
     @property
     def needs_budget(self) -> bool:

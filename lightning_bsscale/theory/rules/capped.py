@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from lightning_bsscale.theory.checks import check_number, found
+from lightning_bsscale.theory.checks import check_number, show
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.rules.rule import LearningRateRule
 
@@ -40,7 +40,7 @@ class Capped(LearningRateRule):
             TypeError: If ``rule`` is no rule.
         """
         if not isinstance(self.rule, LearningRateRule):
-            raise TypeError(f"rule must be a LearningRateRule such as Sqrt(), got {found(self.rule)}")
+            raise TypeError(f"rule must be a LearningRateRule such as Sqrt(), got {show(self.rule)}")
         object.__setattr__(self, "cap", check_number("cap", self.cap, at_least=1))
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from lightning_bsscale.theory.checks import found, quoted
+from lightning_bsscale.theory.checks import join_names, show
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.rules.capped import Capped
 from lightning_bsscale.theory.rules.constant import Constant
@@ -70,7 +70,7 @@ def rule_for_optimizer(class_names_along_mro: Sequence[str]) -> LearningRateRule
             return RULES[rule_name]()
     raise ValueError(
         f"lr_rule='auto' does not know the optimizer {next(iter(class_names_along_mro), '?')}. "
-        f"Give its rule: lr_rule must be one of {quoted(RULES)}, or an object such as Power(exponent=0.75). "
+        f"Give its rule: lr_rule must be one of {join_names(RULES)}, or an object such as Power(exponent=0.75). "
         f"Known optimizers (and their subclasses): {', '.join((*_SATURATING, *_LINEAR, *_SQRT))}"
     )
 
@@ -95,16 +95,16 @@ def resolve_rule(rule: object, *, cap: float | None = None, name: str = "lr_rule
         >>> resolve_rule("sqrt", cap=8)
         Capped(rule=Sqrt(), cap=8.0)
     """
-    allowed = f"one of {quoted(RULES)}{auto}, or an object with ratio(old_batch, new_batch, noise)"
+    allowed = f"one of {join_names(RULES)}{auto}, or an object with ratio(old_batch, new_batch, noise)"
     resolved: LearningRateRule
     if isinstance(rule, str):
         if rule not in RULES:
-            raise ValueError(f"{name} must be {allowed}, got {found(rule)}")
+            raise ValueError(f"{name} must be {allowed}, got {show(rule)}")
         resolved = RULES[rule]()
     elif isinstance(rule, LearningRateRule):
         resolved = rule
     elif inspect.isclass(rule) or not callable(getattr(rule, "ratio", None)):
-        raise TypeError(f"{name} must be {allowed}, got {found(rule)}")
+        raise TypeError(f"{name} must be {allowed}, got {show(rule)}")
     else:
         resolved = _CustomRule(rule)
     return resolved if cap is None else Capped(resolved, cap)
