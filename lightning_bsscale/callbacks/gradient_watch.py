@@ -175,7 +175,7 @@ class GradientWatch:
             return None
         numbers = self._in_flight.read()
         sums, of_host, compared = numbers[:_SUMS], numbers[_SUMS : _SUMS + _OF_HOST], numbers[_SUMS + _OF_HOST :]
-        difference = Difference.read(compared)
+        difference = Difference.from_numbers(compared)
         self._worst = difference.parameter
         ranks = self._trainer.world_size
         if ranks == 1:

@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_bsscale.gradients.norms import moved, real_and_dense, sum_dtype
+from lightning_bsscale.gradients.norms import move_to, real_and_dense, sum_dtype
 
-__all__ = ["Compared", "Comparison", "Difference", "Held", "not_compared", "sharded_dtype"]
+__all__ = ["ComparedParameter", "Comparison", "Difference", "HeldGradient", "not_compared", "sharded_dtype"]
 
 # Elements over all parameters, each of which has at least one.
 SAMPLED = 4096
@@ -56,7 +56,7 @@ class Difference(NamedTuple):
         return squared <= self.allowed if math.isfinite(squared + self.allowed) else None
 
     @classmethod
-    def read(cls, values: Sequence[float]) -> Difference:
+    def from_numbers(cls, values: Sequence[float]) -> Difference:
         """Take it from the numbers that were sent.
 
         Args:
@@ -80,7 +80,7 @@ def not_compared(home: torch.device) -> Tensor:
     return torch.full((SUMS + 2,), math.nan, dtype=sum_dtype(home), device=home)
 
 
-class Compared(NamedTuple):
+class ComparedParameter(NamedTuple):
     """What is compared of one parameter; the same on all ranks.
 
     Attributes:
@@ -114,7 +114,7 @@ def sharded_dtype(parameter: Tensor) -> torch.dtype:
     return parameter.dtype if parameter.is_complex() else torch.bfloat16
 
 
-class Held(NamedTuple):
+class HeldGradient(NamedTuple):
     """What a rank has in one parameter's `.grad`.
 
     Attributes:
@@ -144,7 +144,7 @@ class Comparison:
 
     def __init__(
         self,
-        parameters: Sequence[Compared],
+        parameters: Sequence[ComparedParameter],
         home: torch.device,
         *,
         turn: int,
@@ -186,7 +186,7 @@ class Comparison:
             self._sizes.index_add_(0, places, values.abs())
 
     def difference(
-        self, held: Iterable[Held], counted: Tensor, loss_scale: Tensor | None, *, scales: Tensor | None = None
+        self, held: Iterable[HeldGradient], counted: Tensor, loss_scale: Tensor | None, *, scales: Tensor | None = None
     ) -> Tensor:
         """Compare the sums with `.grad`.
 
@@ -202,7 +202,7 @@ class Comparison:
             The numbers of a `Difference`. Nothing waits for them.
         """
         held = list(held)
-        found = self._found(held) * self._weights
+        found = self._held_values(held) * self._weights
         of_each = counted.to(self._home, non_blocking=True)
         counted = of_each[self._owners]
         for key in self._sparse:  # its other elements, in samples in which it was not sparse
@@ -240,9 +240,9 @@ class Comparison:
         if named not in self._places:
             places = [position for key in keys for position in self._positions[key]]
             self._places[named] = torch.tensor(places).to(self._home, non_blocking=True)
-        return self._places[named], moved(torch.cat(values), self._home)
+        return self._places[named], move_to(torch.cat(values), self._home)
 
-    def _found(self, held: Iterable[Held]) -> Tensor:
+    def _held_values(self, held: Iterable[HeldGradient]) -> Tensor:
         places: list[int] = []
         values: list[Tensor] = []
         for key, gradient, dim, start in held:
@@ -262,8 +262,8 @@ class Comparison:
         if values:
             at = torch.tensor(places).to(self._home, non_blocking=True)
             if len({part.device for part in values}) > 1:
-                values = [moved(part, self._home) for part in values]
-            found.index_add_(0, at, moved(torch.cat(values), self._home))
+                values = [move_to(part, self._home) for part in values]
+            found.index_add_(0, at, move_to(torch.cat(values), self._home))
         return found
 
     def _summed(self, differences: Tensor) -> Tensor:
@@ -282,7 +282,7 @@ class _Peaks:
     Sparse gradients have it too, where one dimension is sparse, as an embedding's is.
     """
 
-    def __init__(self, parameters: Sequence[Compared], home: torch.device, *, largest: bool) -> None:
+    def __init__(self, parameters: Sequence[ComparedParameter], home: torch.device, *, largest: bool) -> None:
         self._home = home
         self._largest = largest
         self._order = {p.key: place for place, p in enumerate(parameters)}
@@ -301,7 +301,9 @@ class _Peaks:
             self._values.index_add_(0, places, values)
             self._sizes.index_add_(0, places, values.abs())
 
-    def difference(self, held: Iterable[Held], counted: Tensor, loss_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    def difference(
+        self, held: Iterable[HeldGradient], counted: Tensor, loss_scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Return each parameter's difference relative to its own size, and the square of what rounding can explain."""
         places, values = self._at((key, gradient) for key, gradient, _, _ in held)
         found = torch.zeros_like(self._values)
@@ -338,7 +340,7 @@ class _Peaks:
                 value = torch.where(gradient._indices()[0] == index // width, column, 0.0).sum()
             else:
                 value = real_and_dense(gradient).reshape(-1).index_select(0, index.reshape(1)).reshape(())
-            values.append(moved(value, self._home))
+            values.append(move_to(value, self._home))
         if not values:
             return None, self._values
         return torch.tensor(places).to(self._home, non_blocking=True), torch.stack(values).to(self._values)
@@ -358,7 +360,7 @@ class _Grid(NamedTuple):
     counts: tuple[int, ...]  # of each slice
 
 
-def _grid(parameter: Compared, most: int, turn: int) -> _Grid:
+def _grid(parameter: ComparedParameter, most: int, turn: int) -> _Grid:
     shape = [*parameter.shape, 2] if parameter.dtype.is_complex else list(parameter.shape)
     if 0 in shape:
         return _Grid((), (0,))

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_bsscale.gradients.comparison import Compared, Comparison, Held, sharded_dtype
+from lightning_bsscale.gradients.comparison import ComparedParameter, Comparison, HeldGradient, sharded_dtype
 from lightning_bsscale.gradients.shard_differences import UnsupportedSharding, weighted_squared_norm
 from lightning_bsscale.gradients.tensor_hooks import TensorHooks
-from lightning_bsscale.gradients.watcher import GradientWatcher, Parameters, Seen
+from lightning_bsscale.gradients.watcher import GradientWatcher, Parameters, RawSums
 
 __all__ = ["FlatParameterHooks", "fsdp1_units", "is_flat"]
 
@@ -65,7 +65,7 @@ class FlatParameterHooks(GradientWatcher):
         if compared and self._units:
             self._comparison = self._new_comparison(next(iter(self._units.values())).device)
         flat = [unit.flat for unit in self._units.values() if unit.flat.requires_grad]
-        self._hooks.register(flat, takes=self._take if compared else None)
+        self._hooks.register(flat, sink=self._take if compared else None)
 
     def _begin_sample(self) -> None:
         self._hooks.begin()
@@ -76,7 +76,7 @@ class FlatParameterHooks(GradientWatcher):
     def _close(self) -> None:
         self._hooks.remove()
 
-    def _seen(self, loss_scale: Tensor | None) -> Seen:
+    def _raw_sums(self, loss_scale: Tensor | None) -> RawSums:
         mean = weighted_squared_norm(
             (p.grad, 1 / unit.num_replicas)
             for unit in self._units.values()
@@ -89,14 +89,16 @@ class FlatParameterHooks(GradientWatcher):
             # Whether no rank has any is not known: one without its elements holds None there too.
             counted = torch.ones(len(self.watched), dtype=torch.bool)
             difference = self._comparison.difference(held, counted, loss_scale)
-        return Seen(self._hooks.of_each.sum(), mean, difference)
+        return RawSums(self._hooks.of_each.sum(), mean, difference)
 
     def _new_comparison(self, home: torch.device) -> Comparison:
-        listed: list[Compared] = []
+        listed: list[ComparedParameter] = []
         for unit in self._units.values():
             dtype, weight = sharded_dtype(unit.flat), self._world_size / unit.num_replicas
             named = zip(unit.parameters, unit.spans, strict=True)
-            listed += [Compared(id(p), (end - start,), dtype, weight, unit.num_replicas) for p, (start, end) in named]
+            listed += [
+                ComparedParameter(id(p), (end - start,), dtype, weight, unit.num_replicas) for p, (start, end) in named
+            ]
         return Comparison(listed, home, turn=self._turn, on_ranks=True)
 
     def _take(self, gradients: Iterable[tuple[int, Tensor]]) -> None:
@@ -147,11 +149,11 @@ class _FlatUnit:
             yield id(parameter), part[begin : begin + end - start]
             offset += end - start
 
-    def held(self) -> Iterable[Held]:
+    def held(self) -> Iterable[HeldGradient]:
         for parameter, (start, _) in zip(self.parameters, self.spans, strict=True):
             if parameter.grad is not None:
                 begin = max(0, self.shard_start - start)
-                yield Held(id(parameter), parameter.grad.reshape(-1), start=begin)
+                yield HeldGradient(id(parameter), parameter.grad.reshape(-1), start=begin)
 
 
 def _flat_unit(module: Any, trained: dict[int, Tensor], world_size: int) -> _FlatUnit | None:

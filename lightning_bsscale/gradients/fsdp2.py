@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_bsscale.gradients.comparison import Compared, Comparison, sharded_dtype
+from lightning_bsscale.gradients.comparison import ComparedParameter, Comparison, sharded_dtype
 from lightning_bsscale.gradients.shard_differences import (
     UnsupportedSharding,
     held_shard,
@@ -37,7 +37,7 @@ from lightning_bsscale.gradients.shard_differences import (
     share_of_shards,
 )
 from lightning_bsscale.gradients.tensor_hooks import TensorHooks
-from lightning_bsscale.gradients.watcher import GradientWatcher, Parameters, Seen
+from lightning_bsscale.gradients.watcher import GradientWatcher, Parameters, RawSums
 
 __all__ = ["WholeParameterHooks", "fsdp2_groups", "fsdp2_params", "fsdp2_units"]
 
@@ -81,7 +81,7 @@ class WholeParameterHooks(GradientWatcher):
     def _begin_sample(self) -> None:
         self._hooks.remove()  # those of a sample that never ended
         self._unsteady.update(key for key, p in self._sharded.items() if not p.requires_grad)
-        self._hooks.register(self._whole(), takes=self._take if self._is_compared else None)
+        self._hooks.register(self._whole(), sink=self._take if self._is_compared else None)
         if self._is_compared and self._comparison is None and self._hooks.watched:
             self._comparison = self._new_comparison(self._hooks.watched[0].device)
         self._hooks.begin()
@@ -96,7 +96,7 @@ class WholeParameterHooks(GradientWatcher):
     def _close(self) -> None:
         self._hooks.remove()
 
-    def _seen(self, loss_scale: Tensor | None) -> Seen:
+    def _raw_sums(self, loss_scale: Tensor | None) -> RawSums:
         steady = [p for key, p in self._sharded.items() if key not in self._unsteady]
         stepped = {id(p) for p in steady if p.grad is not None}
         mean = share_of_shards(steady, factors=self._factors())
@@ -107,7 +107,7 @@ class WholeParameterHooks(GradientWatcher):
             else:
                 counted = torch.tensor([key in stepped for key in keys]).to(of_each.device, non_blocking=True)
                 sq_norms = sq_norms + torch.where(counted, of_each, 0.0).sum()
-        return Seen(sq_norms, mean, self._difference(stepped, loss_scale))
+        return RawSums(sq_norms, mean, self._difference(stepped, loss_scale))
 
     def _difference(self, stepped: set[int], loss_scale: Tensor | None) -> Tensor | None:
         if self._comparison is None:
@@ -126,11 +126,11 @@ class WholeParameterHooks(GradientWatcher):
 
     def _new_comparison(self, home: torch.device) -> Comparison:
         factors = self._factors()
-        listed: list[Compared] = []
+        listed: list[ComparedParameter] = []
         for key, p in self._sharded.items():
             holders, (dim, shards) = num_holders(p), shards_of(p)
             weight = factors.get(key, 1.0) * p.device_mesh.size() / holders  # type: ignore[attr-defined]
-            listed.append(Compared(key, tuple(p.shape), sharded_dtype(p), weight, holders, dim, shards))
+            listed.append(ComparedParameter(key, tuple(p.shape), sharded_dtype(p), weight, holders, dim, shards))
         return Comparison(listed, home, turn=self._turn, on_ranks=True)
 
     def _take(self, gradients: Iterable[tuple[int, Tensor]]) -> None:

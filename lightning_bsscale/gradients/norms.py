@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["moved", "norm_of_each", "real_and_dense", "squared_norm", "sum_dtype"]
+__all__ = ["move_to", "norm_of_each", "real_and_dense", "squared_norm", "sum_dtype"]
 
 ROW = 4096
 # Below this the error of random elements is 2·10⁻⁶ at most, and the rows' extra launches would show.
@@ -34,7 +34,7 @@ def squared_norm(gradients: Iterable[Tensor], home: torch.device) -> Tensor:
     by_device: dict[torch.device, list[Tensor]] = {}
     for norm in norm_of_each(gradients):
         by_device.setdefault(norm.device, []).append(norm)
-    sums = [moved(_sum_of_squares(norms, device), home) for device, norms in by_device.items()]
+    sums = [move_to(_sum_of_squares(norms, device), home) for device, norms in by_device.items()]
     if not sums:
         return torch.zeros((), dtype=sum_dtype(home), device=home)
     return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
@@ -83,7 +83,7 @@ def real_and_dense(gradient: Tensor) -> Tensor:
     return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
-def moved(tensor: Tensor, home: torch.device) -> Tensor:
+def move_to(tensor: Tensor, home: torch.device) -> Tensor:
     """Bring a result to where the results are.
 
     Args:

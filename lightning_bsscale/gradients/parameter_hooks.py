@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lightning_bsscale.gradients.comparison import Compared, Comparison, Held
-from lightning_bsscale.gradients.norms import moved, norm_of_each, squared_norm, sum_dtype
+from lightning_bsscale.gradients.comparison import ComparedParameter, Comparison, HeldGradient
+from lightning_bsscale.gradients.norms import move_to, norm_of_each, squared_norm, sum_dtype
 from lightning_bsscale.gradients.tensor_hooks import TensorHooks, is_small
-from lightning_bsscale.gradients.watcher import GradientWatcher, Parameters, Seen
+from lightning_bsscale.gradients.watcher import GradientWatcher, Parameters, RawSums
 
 __all__ = ["ParameterHooks", "mean_squared_norm"]
 
@@ -94,11 +94,11 @@ class ParameterHooks(GradientWatcher):
         watched = list(self._trained().values())
         self._unsteady = set()
         if compared and watched:
-            listed = [Compared(id(p), tuple(p.shape), p.dtype, holders=self._world_size) for p in watched]
+            listed = [ComparedParameter(id(p), tuple(p.shape), p.dtype, holders=self._world_size) for p in watched]
             self._comparison = Comparison(
                 listed, watched[0].device, turn=self._turn, on_ranks=self._world_size > 1, peaks=self._grad_is_own
             )
-        self._hooks.register(watched, takes=None if self._comparison is None else self._comparison.take)
+        self._hooks.register(watched, sink=None if self._comparison is None else self._comparison.take)
 
     def _begin_sample(self) -> None:
         self._unsteady.update([id(p) for p in self.watched if not p.requires_grad])
@@ -110,15 +110,15 @@ class ParameterHooks(GradientWatcher):
     def _close(self) -> None:
         self._hooks.remove()
 
-    def _seen(self, loss_scale: Tensor | None) -> Seen:
+    def _raw_sums(self, loss_scale: Tensor | None) -> RawSums:
         mean = self._mean_of_each()
         stepped = (mean != 0) | self._may_be_zero()  # NaN counts: the window is then dropped
         difference = None
         if self._comparison is not None:
-            held = [Held(id(p), p.grad) for p in self.watched if p.grad is not None]
+            held = [HeldGradient(id(p), p.grad) for p in self.watched if p.grad is not None]
             difference = self._comparison.difference(held, stepped, loss_scale, scales=self._usual_sizes(mean))
         seen = torch.where(stepped, self._hooks.of_each, 0.0).sum()
-        return Seen(seen, mean.sum() / self._world_size, difference)
+        return RawSums(seen, mean.sum() / self._world_size, difference)
 
     def _mean_of_each(self) -> Tensor:
         # The squared norm in the `.grad` of each watched parameter; zero for one that did not count all the time.
@@ -130,7 +130,7 @@ class ParameterHooks(GradientWatcher):
         none = torch.zeros((), dtype=sum_dtype(home), device=home)
         own = [norms.get(id(p), none) for p in self.watched]
         if any(norm.device != home for norm in own):
-            own = [moved(norm, home) for norm in own]
+            own = [move_to(norm, home) for norm in own]
         return torch.stack(own).to(sum_dtype(home)).square()
 
     def _may_be_zero(self) -> Tensor:
@@ -147,7 +147,7 @@ class ParameterHooks(GradientWatcher):
             return found
         none = torch.zeros((), device=home)
         sums = [self._hooks.signed.get(id(p), none).abs().max() for _, p in few]
-        largest = torch.stack([moved(one, home) for one in sums])
+        largest = torch.stack([move_to(one, home) for one in sums])
         found[places] = largest.square() <= ROUNDING * self._hooks.of_each[places]
         return found
 

@@ -61,12 +61,12 @@ class PendingSums:
             self._values = summed
             self._work = dist.all_reduce(self._values, async_op=True)
             return
-        aside = _stream_aside(summed.device)
-        aside.wait_stream(torch.cuda.current_stream(summed.device))
-        with torch.cuda.stream(aside):
+        side = _side_stream(summed.device)
+        side.wait_stream(torch.cuda.current_stream(summed.device))
+        with torch.cuda.stream(side):
             dist.all_reduce(summed)
-            self._copy_to_host(summed, aside)
-        summed.record_stream(aside)
+            self._copy_to_host(summed, side)
+        summed.record_stream(side)
 
     def _copy_to_host(self, vector: Tensor, stream: torch.cuda.Stream) -> None:
         self._values = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True)
@@ -136,7 +136,7 @@ def sums(values: Sequence[float], device: torch.device, world_size: int) -> list
 
 
 @cache
-def _stream_aside(device: torch.device) -> torch.cuda.Stream:
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
     # One for all messages: torch has 32 streams, which others use too, and they arrive one after the other anyway.
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 

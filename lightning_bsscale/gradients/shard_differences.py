@@ -14,9 +14,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightning_bsscale.gradients.comparison import Compared, Comparison, Held
+from lightning_bsscale.gradients.comparison import ComparedParameter, Comparison, HeldGradient
 from lightning_bsscale.gradients.norms import squared_norm, sum_dtype
-from lightning_bsscale.gradients.watcher import GradientWatcher, Parameters, Seen
+from lightning_bsscale.gradients.watcher import GradientWatcher, Parameters, RawSums
 
 __all__ = [
     "ShardDifferences",
@@ -87,7 +87,7 @@ def num_holders(parameter: Any) -> int:
     return math.prod(size for size, placement in sizes if placement.is_replicate())
 
 
-def held_shard(parameter: Any) -> Held:
+def held_shard(parameter: Any) -> HeldGradient:
     """Tell which part of the gradient this process holds.
 
     Args:
@@ -99,10 +99,10 @@ def held_shard(parameter: Any) -> Held:
     shard, mesh = parameter.grad.to_local(), parameter.device_mesh
     dim, shards = shards_of(parameter)
     if shards == 1:
-        return Held(id(parameter), shard)
+        return HeldGradient(id(parameter), shard)
     # All shards are of one size, but the last ones, which may be smaller or empty.
     size = -(-parameter.shape[dim] // shards)
-    return Held(id(parameter), shard, dim, mesh.get_local_rank(mesh.ndim - 1) * size)
+    return HeldGradient(id(parameter), shard, dim, mesh.get_local_rank(mesh.ndim - 1) * size)
 
 
 def shards_of(parameter: Any) -> tuple[int, int]:
@@ -201,7 +201,7 @@ class ShardDifferences(GradientWatcher):
             # Each process compares its own shards with themselves.
             shards: list[Tensor] = [p.detach().to_local() for p in self._sharded]  # type: ignore[attr-defined]
             named = zip(self._sharded, shards, strict=True)
-            listed = [Compared(id(p), tuple(shard.shape), shard.dtype) for p, shard in named]
+            listed = [ComparedParameter(id(p), tuple(shard.shape), shard.dtype) for p, shard in named]
             self._comparison = Comparison(listed, shards[0].device, turn=self._turn, on_ranks=False)
 
     def _begin_sample(self) -> None:
@@ -219,15 +219,15 @@ class ShardDifferences(GradientWatcher):
     def _close(self) -> None:
         self._before = {}
 
-    def _seen(self, loss_scale: Tensor | None) -> Seen:
+    def _raw_sums(self, loss_scale: Tensor | None) -> RawSums:
         mean = share_of_shards(self._sharded)
         difference = None
         if self._comparison is not None:
             counted = torch.ones(len(self._sharded), dtype=torch.bool)
             difference = self._comparison.difference(self._held(), counted, loss_scale)
         sq_norms = self.sq_norms.sum() if self._sq_norms else torch.zeros_like(mean)
-        return Seen(sq_norms, mean, difference)
+        return RawSums(sq_norms, mean, difference)
 
-    def _held(self) -> list[Held]:
+    def _held(self) -> list[HeldGradient]:
         grads: Iterable[tuple[int, Any]] = ((id(p), p.grad) for p in self._sharded)
-        return [Held(key, grad.to_local()) for key, grad in grads if grad is not None]
+        return [HeldGradient(key, grad.to_local()) for key, grad in grads if grad is not None]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_bsscale.gradients.norms import moved
+from lightning_bsscale.gradients.norms import move_to
 
 __all__ = ["share_of_sums"]
 
@@ -47,7 +47,7 @@ def share_of_sums(
         Nothing waits for them. Without a sample there is no mean: it is NaN.
     """
     home, count = sq_norms.device, len(sizes)
-    norms = torch.stack([sq_norms, moved(mean_sq_norm, home)])
+    norms = torch.stack([sq_norms, move_to(mean_sq_norm, home)])
     if loss_scale is not None:
         squared = loss_scale.to(norms).square()
         norms = norms / (squared if is_grad_scaled else torch.stack([squared, torch.ones_like(squared)]))

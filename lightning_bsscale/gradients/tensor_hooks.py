@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lightning_bsscale.gradients.norms import moved, norm_of_each, sum_dtype
+from lightning_bsscale.gradients.norms import move_to, norm_of_each, sum_dtype
 
-__all__ = ["TakesGradients", "TensorHooks", "is_small"]
+__all__ = ["GradientSink", "TensorHooks", "is_small"]
 
 # Takes pairs of a parameter's id and a gradient of a sample, or a part of one; all on one device.
-TakesGradients = Callable[[Iterable[tuple[int, Tensor]]], None]
+GradientSink = Callable[[Iterable[tuple[int, Tensor]]], None]
 
 # The whole gradient of a parameter of so few elements may be zero by chance; that of a larger one is not.
 FEW_ELEMENTS = 16
@@ -73,8 +73,8 @@ class TensorHooks:
         self.of_each = torch.zeros(0, dtype=sum_dtype(self.home), device=self.home)
         self.signed: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = []
-        self._bare: list[Tensor] = []
-        self._takes: TakesGradients | None = None
+        self._without_hooks: list[Tensor] = []
+        self._sink: GradientSink | None = None
         self._gathered: dict[torch.device, _Gathered] | None = None  # None: hooks do not count now
         self._is_fresh = False
         self._places: dict[tuple[int, ...], Tensor] = {}
@@ -82,12 +82,12 @@ class TensorHooks:
         # that one's gradient is merely kept a little longer.
         self._in_parts: set[int] = set()
 
-    def register(self, parameters: Iterable[Tensor], takes: TakesGradients | None = None) -> None:
+    def register(self, parameters: Iterable[Tensor], sink: GradientSink | None = None) -> None:
         """Hook parameters, where none is hooked now, and start all sums at zero.
 
         Args:
             parameters: each once, and requiring a gradient
-            takes: called with what the hooks see, or `part_of` leaves of it, to compare elsewhere
+            sink: called with what the hooks see, or `part_of` leaves of it, to compare elsewhere
         """
         watched = list(parameters)
         if watched and self._given_home is None:
@@ -97,15 +97,15 @@ class TensorHooks:
         self.watched = watched
         self.of_each = torch.zeros(len(watched), dtype=sum_dtype(self.home), device=self.home)
         self.signed = {}
-        self._takes = takes
-        self._bare = [p for p in watched if p._backward_hooks is None]
+        self._sink = sink
+        self._without_hooks = [p for p in watched if p._backward_hooks is None]
         self._handles = [_registered(p, partial(self._gather, p)) for p in watched]
 
     def begin(self) -> None:
         """Count from now on, and forget what was gathered since the last `begin` if it never ended."""
         self._gathered = {}
         # Not where it is compared: `.grad` may have been changed before it is looked at.
-        self._is_fresh = self._grad_is_own and self._takes is None and all(p.grad is None for p in self.watched)
+        self._is_fresh = self._grad_is_own and self._sink is None and all(p.grad is None for p in self.watched)
 
     def end(self) -> Tensor:
         """Count no longer.
@@ -120,7 +120,7 @@ class TensorHooks:
             self._gather_from_grad(gathered)
         for part in gathered.values():
             keys, sq_norms = part.finish()
-            sq_norms = moved(sq_norms, self.home)
+            sq_norms = move_to(sq_norms, self.home)
             self.of_each.index_add_(0, self._place_of(keys), sq_norms)
             total = total + sq_norms.sum()
         return total
@@ -131,11 +131,11 @@ class TensorHooks:
             handle.remove()
         # torch keeps an empty table on a parameter that once had a hook, and calls into Python for it in every backward
         # pass from then on: about 1 % of a small model's time. Where there was none before, there is none again.
-        for parameter in self._bare:
+        for parameter in self._without_hooks:
             if not parameter._backward_hooks:
                 parameter._backward_hooks = None
         self._handles = []
-        self._bare = []
+        self._without_hooks = []
         self._gathered = None
 
     # Called by autograd, one thread a device. It returns None: a tensor would replace the gradient.
@@ -148,7 +148,7 @@ class TensorHooks:
             gradient = self._part_of(parameter, gradient)
         device = gradient.device
         if device not in self._gathered:
-            self._gathered[device] = _Gathered(device, self._in_parts, self._takes)
+            self._gathered[device] = _Gathered(device, self._in_parts, self._sink)
         self._gathered[device].add(id(parameter), gradient)
 
     def _gather_from_grad(self, gathered: dict[torch.device, _Gathered]) -> None:
@@ -158,7 +158,7 @@ class TensorHooks:
                 self._add_signed(p, p.grad)
         for device in {grad.device for grad in grads.values()}:
             on_device = {key: grad for key, grad in grads.items() if grad.device == device}
-            gathered[device] = _Gathered(device, self._in_parts, self._takes, on_device)
+            gathered[device] = _Gathered(device, self._in_parts, self._sink, on_device)
 
     def _add_signed(self, parameter: Tensor, gradient: Tensor) -> None:
         if gradient.layout is torch.strided:
@@ -195,7 +195,7 @@ class _Gathered:
     Args:
         device: where the gradients are
         in_parts: ids of the parameters whose gradients wait until the sample's end; grows
-        takes: called with each gradient once, or None
+        sink: called with each gradient once, or None
         waiting: gradients to begin with, by id of the parameter
     """
 
@@ -203,13 +203,13 @@ class _Gathered:
         self,
         device: torch.device,
         in_parts: set[int],
-        takes: TakesGradients | None,
+        sink: GradientSink | None,
         waiting: dict[int, Tensor] | None = None,
     ) -> None:
         self._device = device
         self._limit = MAX_WAITING_ELEMENTS_CPU if device.type == "cpu" else MAX_WAITING_ELEMENTS
         self._in_parts = in_parts
-        self._takes = takes
+        self._sink = sink
         self._waiting = {} if waiting is None else waiting
         self._waiting_elements = 0
         self._held: dict[int, Tensor] = {}
@@ -231,8 +231,8 @@ class _Gathered:
             # The first part's square is already taken, and its product with this part can no longer be told.
             self._in_parts.add(key)
             self._lost.add(key)
-            if self._takes is not None:
-                self._takes([(key, gradient)])
+            if self._sink is not None:
+                self._sink([(key, gradient)])
         else:
             self._waiting[key] = gradient
             self._waiting_elements += gradient.numel()
@@ -256,8 +256,8 @@ class _Gathered:
     def _take_norms(self) -> None:
         with torch.no_grad():
             norms = norm_of_each(self._waiting.values())
-            if self._takes is not None:
-                self._takes(self._waiting.items())
+            if self._sink is not None:
+                self._sink(self._waiting.items())
         self._norms.update(zip(self._waiting, norms, strict=True))
         self._waiting = {}
         self._waiting_elements = 0

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_bsscale.gradients.comparison import Comparison, not_compared
-from lightning_bsscale.gradients.norms import moved
+from lightning_bsscale.gradients.norms import move_to
 from lightning_bsscale.gradients.shares import share_of_sums
 from lightning_bsscale.theory.checks import check_number
 
-__all__ = ["GradientWatcher", "Parameters", "Seen", "WindowShare"]
+__all__ = ["GradientWatcher", "Parameters", "RawSums", "WindowShare"]
 
 Parameters = Callable[[], Iterable[Tensor]]
 
@@ -34,7 +34,7 @@ class WindowShare(NamedTuple):
     difference: Tensor
 
 
-class Seen(NamedTuple):
+class RawSums(NamedTuple):
     """What a watcher saw of a window, as it is: with loss scale and loss divisor, and of this process.
 
     Attributes:
@@ -172,7 +172,7 @@ class GradientWatcher(ABC):
             The share. Nothing waits for it.
         """
         with torch.no_grad():
-            seen = self._seen(None if is_grad_scaled else loss_scale)
+            seen = self._raw_sums(None if is_grad_scaled else loss_scale)
             sums = share_of_sums(
                 seen.sq_norms,
                 seen.mean_sq_norm,
@@ -183,7 +183,7 @@ class GradientWatcher(ABC):
                 ranks_in_sample=self._world_size if self.sees_mean_over_ranks else 1,
             )
             home = sums.device
-            return WindowShare(sums, not_compared(home) if seen.difference is None else moved(seen.difference, home))
+            return WindowShare(sums, not_compared(home) if seen.difference is None else move_to(seen.difference, home))
 
     def _trained(self) -> dict[int, Tensor]:
         """Return the parameters that require a gradient now, by id."""
@@ -206,5 +206,5 @@ class GradientWatcher(ABC):
         """Remove everything that was registered, if anything was."""
 
     @abstractmethod
-    def _seen(self, loss_scale: Tensor | None) -> Seen:
+    def _raw_sums(self, loss_scale: Tensor | None) -> RawSums:
         """Return what was seen of the window; `loss_scale` is what the losses, but not `.grad`, are multiplied by."""

@@ -89,7 +89,7 @@ def test_shares_add_up_to_the_sums_of_separate_gradients(seed):
     found = WindowSums.from_numbers(sums)
     for name in WindowSums.__dataclass_fields__:
         assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=2e-5, abs=1e-12), name
-    assert Difference.read(difference).is_explained is (True if compared else None)
+    assert Difference.from_numbers(difference).is_explained is (True if compared else None)
     assert all(share.sums.dtype == torch.float64 for share in shares)
 
 
