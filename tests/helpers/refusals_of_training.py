@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks import gradient_watch
 from lightning_bsscale.callbacks.checks import preflight
-from lightning_bsscale.callbacks.state.spawn import Outcome, _Letter
+from lightning_bsscale.callbacks.state.spawn import Outcome, _SentOutcome
 from lightning_bsscale.callbacks.trainer import accumulation, loaders
 from lightning_bsscale.gradients.shard_differences import UnsupportedSharding
 from lightning_bsscale.journal import Journal
@@ -146,7 +146,7 @@ def _():
 
 @trigger("The model has SyncBatchNorm: each rank's gradient depends on the other ranks' examples")
 def _():
-    preflight.warn_of_batch_norm(torch.nn.SyncBatchNorm(2), world_size=2)  # torch runs it on GPUs only
+    preflight.warn_batch_norm(torch.nn.SyncBatchNorm(2), world_size=2)  # torch runs it on GPUs only
 
 
 @trigger("Trainer(gradient_clip_val=…) clips by norm, which Lightning does not do with FSDPStrategy")
@@ -295,7 +295,7 @@ TRIGGERS |= {
 
 @trigger("bsscale: the tensors in a batch of type … differ in their first dimension")
 def _():
-    with mock.patch.object(loaders, "_said_ambiguous", set()):  # said once in a process
+    with mock.patch.object(loaders, "_warned_types", set()):  # said once in a process
         train(module=FirstTensorIsOther(), loader=DataLoader(range(8), batch_size=4, collate_fn=other_first))
 
 
@@ -406,7 +406,7 @@ def sent_home(folder):
     """What a callback has to show, as another process sends it, and the callback."""
     scaler = BatchSizeScaler()
     with mock.patch.object(tempfile, "tempdir", folder):
-        return ForkingPickler.dumps(_Letter(scaler._way_back._name, Outcome(), folder)), scaler
+        return ForkingPickler.dumps(_SentOutcome(scaler._channel._name, Outcome(), folder)), scaler
 
 
 @trigger("bsscale: what the callback measured and decided could not be written for the process that called fit")
