@@ -1,23 +1,23 @@
-r"""Averages in which no single window can outweigh the others: one gradient spike must not silence the estimate.
+r"""Averages in which no single window can outweigh the others, so that a gradient spike does not spoil the estimate.
 
 A micro-batch whose gradient is 10 or 1,000 times the usual one (a corrupt example, a rare loss spike) has a trace 10^2
-or 10^6 times the usual one. In a plain average it multiplies the variance, the interval stays unbounded until the
-memory has faded by that factor, and nothing is decided for many memories.
+or 10^6 times the usual one. In a plain average it inflates the variance: the interval stays unbounded, and nothing is
+decided, until the memory has faded by that factor.
 
-So a window enters with its trace and its squared norm each limited to
+A window's trace and squared norm are therefore each limited to
 
     mean +- k * s * max(1, sqrt(usual weight / w)),     k = effective windows, at least 10 and at most 50
 
-where mean, spread ``s`` and usual weight are those of the windows before it. The newest window of an exponential memory
-has about two in n of the weight, so one window moves the mean by at most about two standard deviations of a window.
-What lies beyond is cut off and counted; nothing is left out. The spread follows what it is shown: each limited window
-widens it, so a lasting change of level enters within a fraction of a memory, while a single spike is soon forgotten.
-``s`` is never taken below 5 % of the mean, so that almost equal windows do not limit an ordinary drift.
+where mean, spread ``s`` and usual weight are those of the previous windows. The newest window of an exponential memory
+has about 2/n of the weight, so one window moves the mean by at most about two standard deviations of a window. Values
+beyond the limits are clamped and counted; no window is left out. Each limited window widens the spread, so a lasting
+change of level enters within a fraction of the memory, while a single spike is soon forgotten. ``s`` is at least 5 %
+of the mean, so that almost equal windows do not limit an ordinary drift.
 
-The first windows have nothing before them to be judged by. Up to `START` of them are kept one by one and judged
-together, each time one more arrives, by their median and 1.4826 times their median absolute deviation.
+The first windows have no predecessors to compare with. Up to `START` of them are kept individually, and each time one
+arrives all are limited together, by their median and 1.4826 times their median absolute deviation.
 
-The price: cutting a heavy upper tail lowers the mean of the trace. For Gaussian examples nothing is cut. For log-normal
+The cost: clamping a heavy upper tail lowers the mean of the trace. For Gaussian examples nothing is clamped. For log-normal
 ones the mean is up to 2 % too low, and where single examples are Student t with 3 degrees of freedom (a squared norm
 without a variance) up to 3 % in small windows and short memories. benchmarks/averages.py measures this, with the
 interval's coverage and the delay that a spike causes.
@@ -39,9 +39,9 @@ from lightning_bsscale.theory.moments import WindowMoments
 __all__ = ["START", "RobustAverages"]
 
 START = 8
-"""Windows at the start that are judged together."""
+"""Number of windows at the start that are limited together."""
 
-_MIN_WINDOWS = 4  # windows that are needed to tell what is usual
+_MIN_WINDOWS = 4  # fewer windows do not define a usual range
 _MIN_RELATIVE_SPREAD = 0.05  # of the mean
 _MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 
@@ -51,7 +51,7 @@ class _StartWindow:
     """One of the first windows.
 
     Attributes:
-        moments: Its moments, as they were measured.
+        moments: Its moments as measured.
         age: Examples seen since.
     """
 
@@ -64,9 +64,9 @@ class RobustAverages:
     """Running averages over windows, each of limited influence; immutable, ``RobustAverages()`` is empty.
 
     Attributes:
-        sums: The sums over all windows, as they entered.
-        limited: Windows so far whose trace or squared norm was limited.
-        limited_in_start: Those of them that are in ``start``, which may be judged differently later.
+        sums: The sums over all windows, after limiting.
+        limited: Number of windows whose trace or squared norm was limited.
+        limited_in_start: Those of them in ``start``, for which this may still change.
         start: The first windows, while there are fewer than :data:`START`; they are in ``sums`` too.
     """
 
@@ -77,22 +77,15 @@ class RobustAverages:
 
     @property
     def dropped(self) -> int:
-        """Windows that were not finite and did not enter."""
+        """Number of non-finite windows, which did not enter."""
         return self.sums.dropped
 
     def noise_scale(self, confidence: float = 0.9) -> NoiseScale | None:
-        """Compute the noise scale with interval; see :meth:`Averages.noise_scale`.
-
-        Args:
-            confidence: Two-sided confidence of the interval, between 0 and 1.
-
-        Returns:
-            The noise scale; None before the second window.
-        """
+        """Compute the noise scale with interval; see :meth:`Averages.noise_scale`."""
         return self.sums.noise_scale(confidence)
 
     def updated(self, moments: WindowMoments, *, examples_since_last: float, memory: float) -> RobustAverages:
-        """Let the sums decay and add one window, its influence limited.
+        """Decay the sums and add one window with limited influence.
 
         Args:
             moments: The window's moments. A non-finite window is dropped and counted; the sums still decay.
@@ -133,21 +126,15 @@ class RobustAverages:
         return RobustAverages(sums=sums, limited=before + limited, limited_in_start=limited, start=start)
 
     def cleared(self) -> RobustAverages:
-        """Forget all windows, and keep the counts of limited and dropped ones.
-
-        Returns:
-            A new record.
-        """
+        """Return a record without windows, but with the counts of limited and dropped ones."""
         return RobustAverages(sums=Averages(dropped=self.sums.dropped), limited=self.limited)
 
 
 def _max_deviations(windows: float) -> float:
-    # Standard deviations that a window may lie from the mean.
     return min(max(windows, 10.0), 50.0)
 
 
 def _limit(moments: WindowMoments, before: Averages) -> WindowMoments:
-    # The window as it enters.
     count = before.effective_windows
     if count < _MIN_WINDOWS:
         return moments
@@ -163,7 +150,7 @@ def _limit(moments: WindowMoments, before: Averages) -> WindowMoments:
 
 
 def _limit_together(start: Sequence[_StartWindow], memory: float) -> tuple[Averages, int]:
-    # The sums of the first windows, and how many of them were limited.
+    """Return the sums of the first windows, and how many of them were limited."""
     traces = _usual_range([window.moments.trace for window in start])
     squares = _usual_range([window.moments.grad_sq for window in start])
     sums, limited, age = Averages(), 0, start[0].age
@@ -177,7 +164,6 @@ def _limit_together(start: Sequence[_StartWindow], memory: float) -> tuple[Avera
 
 
 def _usual_range(values: Sequence[float]) -> tuple[float, float]:
-    # Between what the first windows may lie.
     if len(values) < _MIN_WINDOWS:
         return -math.inf, math.inf
     middle = median(values)
@@ -187,7 +173,7 @@ def _usual_range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _distance(reach: float, spread: float, middle: float) -> float:
-    # Where nothing varies, nothing is known of what is usual.
+    # Without any variation there is no usual range.
     return reach * max(spread, _MIN_RELATIVE_SPREAD * abs(middle)) if spread > 0 else math.inf
 
 

@@ -1,4 +1,4 @@
-"""Records as checkpoints and journals hold them: made plain, checked, and made records again.
+"""Convert records to plain values for checkpoints and journals, check plain values, and convert them back.
 
 A stored record is a dict as JSON gives it: numbers, strings, bools, None, dicts and lists. Infinity and NaN, which JSON
 does not have, are the words ``"inf"``, ``"-inf"`` and ``"nan"``.
@@ -22,28 +22,28 @@ from lightning_bsscale.theory.checks import join_names, show
 __all__ = ["FRACTIONS", "as_plain", "check_stored", "from_plain", "plain_value"]
 
 FRACTIONS = frozenset({("Decision", "batch_size")})
-"""Class and field of each ``int`` that may be any number: a policy may answer 11.9, which the limits then round."""
+"""Class and field of each ``int`` that may be any number: a policy may return 11.9, which the limits then round."""
 
 _WORDS = frozenset({"inf", "-inf", "nan"})
 _Check = Callable[[Any], "str | None"]
-"""Given a value, what is wrong with it in words that follow the field's name, or None."""
+"""Returns what is wrong with a value, worded to follow the field's name, or None."""
 _Reader = Callable[[Any], Any]
-"""Given a plain value, the value of a field."""
+"""Returns the value of a field for a plain value."""
 
 _PLAIN_ALREADY = frozenset({int, str, bool, type(None)})
 
 
 def plain_value(value: Any) -> Any:
-    """Return a value as JSON and `torch.load(weights_only=True)` can hold it.
+    """Convert a value to what JSON and `torch.load(weights_only=True)` can hold.
 
     Args:
         value: numbers, strings, bools, None, dataclass instances, and dicts, lists and tuples of these; anything else
             is returned as it is
 
     Returns:
-        the same as numbers, strings, bools, None, dicts and lists
+        numbers, strings, bools, None, dicts and lists
     """
-    # JSON has no inf and no nan, so they travel as words; and neither it nor a checkpoint has NumPy's numbers.
+    # JSON has neither inf nor nan, so they are stored as words. Neither JSON nor a checkpoint holds NumPy numbers.
     kind = type(value)
     if kind in _PLAIN_ALREADY:
         return value
@@ -61,29 +61,14 @@ def plain_value(value: Any) -> Any:
 
 
 def as_plain(record: Any) -> dict[str, Any]:
-    """Return the fields of a record as numbers, strings, bools, None, dicts and lists.
-
-    Args:
-        record: a dataclass instance, such as a `Measurement`
-
-    Returns:
-        a dict that JSON and `torch.load(weights_only=True)` can hold
-    """
-    # Not by dataclasses.asdict: it deep-copies every number, and a checkpoint holds thousands of records.
+    """Return the fields of a dataclass instance as numbers, strings, bools, None, dicts and lists."""
+    # dataclasses.asdict would deep-copy every number, and a checkpoint holds thousands of records.
     cls: Any = type(record)
     return {name: plain_value(getattr(record, name)) for name in _field_names(cls)}
 
 
 def from_plain(cls: Any, fields: Mapping[str, Any]) -> Any:
-    """Make a record from what `as_plain` returned.
-
-    Args:
-        cls: the record's class
-        fields: what `as_plain` returned
-
-    Returns:
-        an equal record
-    """
+    """Make a record of class `cls` from the result of `as_plain`."""
     made = {}
     for name, reader in _readers_of(cls):
         value = fields[name]
@@ -103,7 +88,7 @@ def _readers_of(cls: Any) -> tuple[tuple[str, _Reader | None], ...]:
 
 
 def _reader_of(annotation: Any) -> _Reader | None:
-    # None where the plain value is the field's own.
+    # None if the plain value needs no conversion.
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in {typing.Union, types.UnionType}:
         return next(filter(None, map(_reader_of, arguments)), None)
@@ -123,17 +108,17 @@ def _float_of(value: Any) -> Any:
 
 
 def check_stored(cls: type, fields: Any, *, fractions: frozenset[tuple[str, str]] = frozenset()) -> None:
-    """Check that a dict holds the fields of a record, all of them and no others, each of its type and finite.
+    """Check that a dict holds exactly the fields of a record, each of its type and finite.
 
-    An ``int`` is a count: not below 0. A ``float`` may also be one of the three words. A nested record is checked too.
+    An ``int`` is a count of at least 0. A ``float`` may also be one of the three words. Nested records are checked too.
 
     Args:
         cls: the record's class, a dataclass
         fields: name → value
-        fractions: class and field of each ``int`` that may be any number not below 0
+        fractions: class and field of each ``int`` that may be any number of at least 0
 
     Raises:
-        ValueError: something is missing, too much, or of another type
+        ValueError: a field is missing, unknown, or of another type
 
     Example:
         >>> from lightning_bsscale.theory.policies import Limits

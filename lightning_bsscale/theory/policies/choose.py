@@ -15,7 +15,7 @@ __all__ = ["POLICIES", "resolve_policy"]
 POLICIES: dict[str, type[Policy]] = {
     "noise_scale": NoiseScalePolicy,
 }
-"""Policies by name; each can be made without an argument."""
+"""Policies by name; each can be created without arguments."""
 
 
 def resolve_policy(policy: object) -> SupportsDecide:
