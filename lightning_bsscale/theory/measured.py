@@ -22,8 +22,8 @@ class Arrived:
 
     Attributes:
         sums: The window's sums over all ranks.
-        explained: Whether rounding explains the difference between `.grad` and the observed gradients; None if it was not
-            compared.
+        explained: Whether rounding explains the difference between `.grad` and the observed gradients; None if it was
+            not compared.
         examples: Examples over all ranks since the previous message; None on one rank, which counts exactly.
         seconds_per_micro_batch: Mean over ranks; None on one rank, or if a rank has not timed one yet.
         seconds_per_step: The same for a step.

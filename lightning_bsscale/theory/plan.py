@@ -1,8 +1,8 @@
 """The user's plan of optimizer steps: where it would be by now, and where it ends.
 
 The plan is that of the first start, counted in that start's micro-batches. A run that is resumed with other
-micro-batches or on another number of devices covers the plan at another pace. Arguments and results are counted in loader batches of
-the current start.
+micro-batches or on another number of devices covers the plan at another pace. Arguments and results are counted in
+loader batches of the current start.
 """
 
 from __future__ import annotations
