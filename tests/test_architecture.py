@@ -246,6 +246,7 @@ def package_files() -> dict[PurePosixPath, str]:
 FILES = package_files()
 ACCUMULATION = PurePosixPath("callbacks/trainer/accumulation.py")
 LEARNING_RATE = PurePosixPath("callbacks/trainer/learning_rate.py")
+SCHEDULERS = PurePosixPath("callbacks/trainer/schedulers.py")
 STOP = PurePosixPath("callbacks/trainer/stop.py")
 COLLECTIVE = PurePosixPath("gradients/reduce.py")
 
@@ -360,12 +361,18 @@ def test_one_file_asks_for_the_end_of_training():
     ]
 
 
-def test_one_file_writes_the_learning_rate_and_the_schedulers_clock():
+def test_one_file_writes_the_learning_rate():
+    assert not [
+        f"{path}:{line}" for path, source in FILES.items() if path != LEARNING_RATE for line in key_writes(source, "lr")
+    ]
+
+
+def test_one_file_writes_the_schedulers_frequency():
     assert not [
         f"{path}:{line}"
         for path, source in FILES.items()
-        if path != LEARNING_RATE
-        for line in [*key_writes(source, "lr"), *attribute_writes(source, "frequency")]
+        if path != SCHEDULERS
+        for line in attribute_writes(source, "frequency")
     ]
 
 

@@ -33,7 +33,7 @@ class Actuator:
 
     def __init__(self, trainer: pl.Trainer, callback: str) -> None:
         self.callback = callback
-        self._trainer = trainer
+        self.trainer = trainer
         self._held = ExitStack()
         self._lr: ScopedFactor | None = None
 
@@ -42,7 +42,7 @@ class Actuator:
     @property
     def accumulate(self) -> int:
         """The user's own `accumulate_grad_batches`."""
-        return int(self._trainer.accumulate_grad_batches)
+        return int(self.trainer.accumulate_grad_batches)
 
     def place_window(self, start: int, micro_batches: int) -> None:
         """Make the window in progress begin at micro-batch `start` of the epoch, and have so many."""
@@ -59,7 +59,7 @@ class Actuator:
     @property
     def is_interrupted(self) -> bool:
         """Whether an exception ended the training: another rank may be gone."""
-        return self._trainer.state.status == TrainerStatus.INTERRUPTED
+        return self.trainer.state.status == TrainerStatus.INTERRUPTED
 
     # ------------------------------------------------------------------ learning rate
 
@@ -74,7 +74,7 @@ class Actuator:
         Raises:
             MisconfigurationException: see `checks.preflight`
         """  # noqa: DOC502
-        preflight.check_optimizer(self._trainer, self.callback)
+        preflight.check_optimizer(self.trainer, self.callback)
 
     def follow_optimizer(self, optimizer: Any) -> None:
         """Change to another optimizer, with the same factors."""
@@ -120,7 +120,7 @@ class Actuator:
         """Where the user's scheduler has taken the learning rate, 1 at its start."""
         return relative_learning_rate(self._scoped.optimizer)
 
-    def is_factor_overwritten(self, pl_module: pl.LightningModule) -> bool:
+    def is_factor_overwritten(self) -> bool:
         """Judge the update of this window, once: whether the optimizer overwrote the factor that was put there."""
         return False
 
@@ -199,7 +199,7 @@ class TrainerActuator(Actuator):
 
     def stop(self) -> None:
         """Ask for the end of training."""
-        self._stop.request(self._trainer)
+        self._stop.request(self.trainer)
 
     def attach(self, optimizer: Any, plan: UserPlan, position: PlanPosition) -> None:
         """Take hold of the optimizer's step; the user's schedulers are where the plan is."""
@@ -213,7 +213,7 @@ class TrainerActuator(Actuator):
             MisconfigurationException: see `checks.preflight`
         """  # noqa: DOC502
         super().check_optimizer()
-        preflight.check_learning_rate_control(self._trainer)
+        preflight.check_learning_rate_control(self.trainer)
 
     def scale_learning_rate(self, factor: float, scheduled: float) -> None:
         """Set the factors on the learning rate from the next update on: the batch's, and the own schedule's."""
@@ -228,13 +228,13 @@ class TrainerActuator(Actuator):
         """Return the factor to log: the applied one, or where none is applied the one that would be."""
         return self._scoped.used_factor
 
-    def is_factor_overwritten(self, pl_module: pl.LightningModule) -> bool:
+    def is_factor_overwritten(self) -> bool:
         """Judge the update of this window, once: whether the optimizer overwrote the factor that was put there."""
         scoped = self._scoped
         self._was_seen = self._was_seen or scoped.is_seen
         self._missed = self._missed + 1 if scoped.is_wanted and not scoped.is_seen else 0
         if self._missed:
-            preflight.check_update(self._trainer, pl_module, self._missed, was_seen=self._was_seen)
+            preflight.check_update(self.trainer, self._missed, was_seen=self._was_seen)
         if self._is_overwritten or not scoped.is_overwritten():
             return False
         self._is_overwritten = True
@@ -247,11 +247,11 @@ class TrainerActuator(Actuator):
 
     def follow_schedulers(self, plan: UserPlan, position: PlanPosition) -> PlanPosition:
         """Change to the Trainer's present schedulers, where they were set up anew."""
-        if self._clock.matches(self._trainer):
+        if self._clock.matches(self.trainer):
             return position
-        preflight.check_schedule(self._trainer, self._schedule)
+        preflight.check_schedule(self.trainer, self._schedule)
         self._clock.release()
-        self._clock = ExampleClock(self._trainer, self._trainer.lightning_module)
+        self._clock = ExampleClock(self.trainer, self.trainer.lightning_module)
         position = plan.count_for(position, self._clock.frequencies)
         self._clock.start_at(lambda frequency: plan.steps(position, frequency))
         return position

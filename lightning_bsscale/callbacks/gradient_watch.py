@@ -193,8 +193,6 @@ class GradientWatch:
     @property
     def most_changed(self) -> str | None:
         """Name of the parameter that differed most in the last comparison; None where it is not known."""
-        if self._trainer.world_size > 1:  # each rank may find another one
-            return None
         watched = self._watcher.watched
         named = {id(p): name for name, p in self._trainer.lightning_module.named_parameters()}
         return named.get(id(watched[int(self._worst)])) if self._worst < len(watched) else None
@@ -219,9 +217,12 @@ class GradientWatch:
         self.unsent_examples = 0.0
         sums, difference = share.sums, share.difference.to(share.sums)
         host = torch.tensor(of_host, dtype=sums.dtype).to(sums.device, non_blocking=True)
-        vector = torch.cat([sums, host, difference])
-        if self._trainer.world_size > 1:  # the sums may wait elsewhere, where parameters are offloaded
-            vector = vector.to(self._device, torch.float64)
+        if self._trainer.world_size > 1:
+            # Without the last number, which names a parameter: each rank may find another one. The sums may be
+            # elsewhere, where parameters are offloaded.
+            vector = torch.cat([sums, host, difference[:-1]]).to(self._device, torch.float64)
+        else:
+            vector = torch.cat([sums, host, difference])
         self._in_flight = PendingSums(vector, world_size=self._trainer.world_size)
 
     def _empty_share(self, window: OpenWindow) -> WindowShare:

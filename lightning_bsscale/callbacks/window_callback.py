@@ -135,7 +135,7 @@ class WindowCallback(pl.Callback):
                 micro_batch_size=size,
                 batch_idx=batch_idx,
             )
-        self._loop.begin_micro_batch(trainer, pl_module, size, batch_idx)
+        self._loop.begin_micro_batch(size, batch_idx)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         """Begin to watch: gradients made before, in the training step, do not count."""
@@ -152,7 +152,7 @@ class WindowCallback(pl.Callback):
     ) -> None:
         """Take the sums: the gradient is complete and not yet clipped."""
         if self._loop is not None:
-            self._loop.before_step(trainer, optimizer)
+            self._loop.before_step(optimizer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -163,9 +163,9 @@ class WindowCallback(pl.Callback):
             if batch is None and self._checkpoint is not None and self._actuator is not None:
                 self._actuator.skip(batch_idx, is_open=False)
         elif batch is None:
-            self._loop.skip_micro_batch(trainer, batch_idx)
+            self._loop.skip_micro_batch(batch_idx)
         else:
-            self._loop.end_micro_batch(trainer, pl_module, batch_idx)
+            self._loop.end_micro_batch(batch_idx)
 
     # ------------------------------------------------------------------ the end
 

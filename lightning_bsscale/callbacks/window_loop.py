@@ -9,6 +9,7 @@ is the order alone.
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import lightning.pytorch as pl
@@ -27,16 +28,7 @@ from lightning_bsscale.theory.state import OpenWindow, RunSettings, RunState
 
 @dataclass(eq=False)
 class WindowLoop:
-    """Takes one run from window to window.
-
-    Attributes:
-        settings: what the run is done with
-        state: the run, before its next window
-        actuator: what touches the Trainer
-        gradients: what sees the gradients
-        loaders: what the ranks' loaders say
-        reports: what shows the run
-    """
+    """Takes one run from window to window."""
 
     settings: RunSettings
     state: RunState
@@ -44,34 +36,37 @@ class WindowLoop:
     gradients: GradientWatch
     loaders: Loaders
     reports: Reports
-    _in_progress: tuple[pl.Trainer, pl.LightningModule, int] | None = None
+    _in_progress: int | None = None  # index of the micro-batch that has begun
 
     # ------------------------------------------------------------------ a window's life
 
-    def begin_micro_batch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, size: int, batch_idx: int) -> None:
+    @property
+    def _trainer(self) -> pl.Trainer:
+        return self.actuator.trainer
+
+    def begin_micro_batch(self, size: int, batch_idx: int) -> None:
         """Begin a micro-batch of `size` examples, and with it perhaps an epoch or a window."""
-        self._in_progress = (trainer, pl_module, batch_idx)
-        position = self.state.position
+        self._in_progress, position = batch_idx, self.state.position
         # An epoch may begin with None, and a stopped run's checkpoint calls the epoch that it is in the next one.
-        if batch_idx == 0 or (trainer.current_epoch != self.state.epoch and batch_idx < position.micro_batches):
-            self._start_epoch(trainer, size)
+        if batch_idx == 0 or (self._trainer.current_epoch != self.state.epoch and batch_idx < position.micro_batches):
+            self._start_epoch(size)
         elif self.state.is_resumed and position.is_last:
-            self._start_epoch(trainer, size, first=batch_idx)
+            self._start_epoch(size, first=batch_idx)
         elif not self.settings.acts and batch_idx % self.actuator.accumulate == 0:
             self.drop_window()  # here Lightning clears the gradient, whether or not a step ended the window before
-        self._follow(trainer, trainer.optimizers[0])
-        window = self.state.window or self._open_window(trainer, batch_idx)
+        self._follow(self._trainer.optimizers[0])
+        window = self.state.window or self._open_window(batch_idx)
         window = replace(window, begun=window.begun + 1, examples=window.examples + size)
         self.state = replace(self.state, window=window, is_resumed=False)
         self.gradients.times.start()
 
-    def _start_epoch(self, trainer: pl.Trainer, size: int, *, first: int = 0) -> None:
-        if self.loaders.were_replaced(trainer):
-            self.loaders = self.loaders.read_again(trainer, size)
+    def _start_epoch(self, size: int, *, first: int = 0) -> None:
+        if self.loaders.were_replaced(self._trainer):
+            self.loaders = self.loaders.read_again(self._trainer, size)
         started = run.start_epoch(
             self.settings,
             self.state,
-            epoch=trainer.current_epoch,
+            epoch=self._trainer.current_epoch,
             epoch_batches=self.loaders.batches,
             epoch_examples=self.loaders.epoch_examples(self.settings.now.granularity),
             first=first,
@@ -79,11 +74,9 @@ class WindowLoop:
         self.state = started.state
         self.reports.epoch_started(started)
 
-    def _open_window(self, trainer: pl.Trainer, batch_idx: int) -> OpenWindow:
-        cut, accumulate = self.state.cut, self.actuator.accumulate
-        self.state = run.open_window(
-            self.settings, self.state, batch_idx, accumulate=accumulate, steps_before=trainer.global_step
-        )
+    def _open_window(self, batch_idx: int) -> OpenWindow:
+        cut, accumulate, steps = self.state.cut, self.actuator.accumulate, self._trainer.global_step
+        self.state = run.open_window(self.settings, self.state, batch_idx, accumulate=accumulate, steps_before=steps)
         window = self.state.window
         assert window is not None
         self.reports.window_opened(window, cut)
@@ -97,37 +90,39 @@ class WindowLoop:
         factors = run.learning_rate_factors(self.settings, self.state, micro_batches, has_usual_size=has_usual_size)
         self.actuator.scale_learning_rate(*factors)
 
-    def before_step(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
+    def before_step(self, optimizer: Optimizer) -> None:
         """Take the sums: the gradient is complete and not yet clipped."""
         window = self.state.window
         if window is None:
             return
-        is_late = self._follow(trainer, optimizer)
+        is_late = self._follow(optimizer)
         self.gradients.before_step(window)
         if window.begun != window.planned:
             self.actuator.rescale_cut_window(window.planned, window.begun)
             self._scale_learning_rate(window.begun, has_usual_size=False)
         self.actuator.before_step(is_late=is_late)
 
-    def end_micro_batch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> None:
-        """End a micro-batch, and with the optimizer's step its window."""
+    @property
+    def _has_stepped(self) -> bool:
         window = self.state.window
-        has_stepped = window is not None and trainer.global_step > window.steps_before
+        return window is not None and self._trainer.global_step > window.steps_before
+
+    def end_micro_batch(self, batch_idx: int) -> None:
+        """End a micro-batch, and with the optimizer's step its window."""
+        window, has_stepped = self.state.window, self._has_stepped
         self.gradients.times.stop(stepped=has_stepped)
         if window is not None:
             window = replace(window, ended=window.ended + 1)
         self.state = replace(self.state, window=window, micro_batches_in_epoch=batch_idx + 1)
         if window is not None and has_stepped:
-            self._close_window(trainer, pl_module, window, batch_idx)
+            self._close_window(window, batch_idx)
 
-    def _close_window(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, window: OpenWindow, batch_idx: int
-    ) -> None:
+    def _close_window(self, window: OpenWindow, batch_idx: int) -> None:
         self.actuator.end_step()
         arrived = self.gradients.receive(self.state.pending)
         end = run.WindowEnd(
             ready=batch_idx + 1,
-            is_last=self._is_epochs_end(trainer, batch_idx),
+            is_last=self._is_epochs_end(batch_idx),
             lr=self.actuator.lr,
             lr_scale=self.actuator.lr_scale,
             has_sums=self.gradients.has_sums,
@@ -140,21 +135,21 @@ class WindowLoop:
             self.reports.once(messages.warn_changed_gradients, self.gradients.most_changed)
         self.gradients.end_window(window, is_sent=closed.state.pending is not None)
         self.reports.window_closed(window, closed, has_gradient_scaler=self.gradients.has_gradient_scaler)
-        self._step_schedulers(pl_module)
+        self._step_schedulers()
         asked = self._ask_policy()
-        self.reports.log(trainer, pl_module, self.state, self.actuator, asked, window)
-        if self.actuator.is_factor_overwritten(pl_module):
+        self.reports.log(self.state, self.actuator, asked, window)
+        if self.actuator.is_factor_overwritten():
             # Not an error: it may show only when the batch first grows, days into a training.
             messages.warn_overwritten_factor(self.gradients.optimizer)
             self._use_rule(Constant())
 
-    def _is_epochs_end(self, trainer: pl.Trainer, batch_idx: int) -> bool:
-        return trainer.is_last_batch or batch_idx + 1 >= (self.state.position.epoch_batches or math.inf)
+    def _is_epochs_end(self, batch_idx: int) -> bool:
+        return self._trainer.is_last_batch or batch_idx + 1 >= (self.state.position.epoch_batches or math.inf)
 
-    def _step_schedulers(self, pl_module: pl.LightningModule) -> None:
+    def _step_schedulers(self) -> None:
         was_ignored = self.actuator.step_schedulers(self.settings.plan, self.state.position)
         if was_ignored and self.settings.limits.max_batch_size > self.settings.first.batch_size:
-            self.reports.once(messages.warn_scheduler_step, pl_module)
+            self.reports.once(messages.warn_scheduler_step, self._trainer.lightning_module)
 
     def _ask_policy(self) -> run.Asked:
         conditions = run.Conditions(self.actuator.relative_lr, *self.gradients.times.shared)
@@ -167,7 +162,7 @@ class WindowLoop:
 
     # ------------------------------------------------------------------ what interrupts it
 
-    def _follow(self, trainer: pl.Trainer, optimizer: Optimizer) -> bool:
+    def _follow(self, optimizer: Optimizer) -> bool:
         """Change to another optimizer and other schedulers, where the user had them set up anew in mid-training."""
         optimizer = unwrapped(optimizer)
         is_other = optimizer is not self.gradients.optimizer
@@ -186,14 +181,14 @@ class WindowLoop:
         if rule.name != self.settings.rule.name:
             self.settings = replace(self.settings, rule=rule)
             self.state = replace(self.state, batch=self.state.batch.with_rule(rule, self.state.noise))
-        if self.state.window is not None:
-            window = self.state.window
+        window = self.state.window
+        if window is not None:
             self._scale_learning_rate(window.planned, has_usual_size=window.has_usual_size)
 
-    def skip_micro_batch(self, trainer: pl.Trainer, batch_idx: int) -> None:
+    def skip_micro_batch(self, batch_idx: int) -> None:
         """Note an index for which the loader gave None: nothing began, but Lightning counts it."""
         if batch_idx == 0:
-            self._start_epoch(trainer, 0)
+            self._start_epoch(0)
         window = self.state.window
         self.actuator.skip(batch_idx, is_open=window is not None)
         if window is not None and self.settings.acts:
@@ -207,24 +202,19 @@ class WindowLoop:
 
     def close_stepped(self) -> None:
         """Close a window whose step was made, where another callback saves or raised before the micro-batch's end."""
-        window = self.state.window
-        if window is not None and self._in_progress is not None:
-            trainer, pl_module, batch_idx = self._in_progress
-            if trainer.global_step > window.steps_before:
-                self.end_micro_batch(trainer, pl_module, batch_idx)
+        if self._in_progress is not None and self._has_stepped:
+            self.end_micro_batch(self._in_progress)
 
     @property
     def planned_steps(self) -> int:
         """Steps of the user's own plan; from a window's step on, that one included."""
-        being_made, window = self.actuator.planned_step_in_progress, self.state.window
+        being_made, batch_idx = self.actuator.planned_step_in_progress, self._in_progress
         if being_made is not None:
             return being_made
-        if self._in_progress is not None and window is not None:
-            trainer, _, batch_idx = self._in_progress
-            if trainer.global_step > window.steps_before:
-                is_last = self._is_epochs_end(trainer, batch_idx)
-                return self.settings.plan.steps_after(self.state.position, batch_idx + 1, is_last=is_last)
-        return self.state.planned_steps
+        if batch_idx is None or not self._has_stepped:
+            return self.state.planned_steps
+        is_last = self._is_epochs_end(batch_idx)
+        return self.settings.plan.steps_after(self.state.position, batch_idx + 1, is_last=is_last)
 
     # ------------------------------------------------------------------ checkpoint and end
 
@@ -254,6 +244,9 @@ class WindowLoop:
 
     def flush(self) -> None:
         """Take what is still on its way, and close the journal."""
-        arrived = self.gradients.receive(self.state.pending)
-        self.state, measurement, found_changed = run.take_arrived(self.settings, self.state, arrived)
-        self.reports.end(measurement, found_changed=found_changed, parameter=self.gradients.most_changed)
+        with closing(self.reports.journal):
+            arrived = self.gradients.receive(self.state.pending)
+            self.state, measurement, found_changed = run.take_arrived(self.settings, self.state, arrived)
+            if found_changed:
+                self.reports.once(messages.warn_changed_gradients, self.gradients.most_changed)
+            self.reports.journal.write(measurement)

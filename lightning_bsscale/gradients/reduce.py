@@ -50,6 +50,7 @@ class PendingSums:
 
     def _copy(self, vector: Tensor) -> None:
         if vector.device.type == "cuda":
+            self._values = _pinned_like(vector)
             self._copy_to_host(vector, torch.cuda.current_stream(vector.device))
         else:
             self._values = vector.clone()
@@ -63,13 +64,13 @@ class PendingSums:
             return
         side = _side_stream(summed.device)
         side.wait_stream(torch.cuda.current_stream(summed.device))
+        self._values = _pinned_like(summed)
         with torch.cuda.stream(side):
             dist.all_reduce(summed)
             self._copy_to_host(summed, side)
         summed.record_stream(side)
 
     def _copy_to_host(self, vector: Tensor, stream: torch.cuda.Stream) -> None:
-        self._values = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True)
         self._values.copy_(vector, non_blocking=True)
         self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._arrived.record(stream)
@@ -133,6 +134,10 @@ def sums(values: Sequence[float], device: torch.device, world_size: int) -> list
     if world_size == 1:
         return list(values)
     return PendingSums(torch.tensor(values, dtype=torch.float64, device=device), world_size=world_size).read()
+
+
+def _pinned_like(vector: Tensor) -> Tensor:
+    return torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True)
 
 
 @cache

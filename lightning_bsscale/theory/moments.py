@@ -67,7 +67,7 @@ class WindowSums:
         return cls(
             sum_sq_norms=sum_sq_norms,
             mean_sq_norm=mean_sq_norm,
-            num_samples=round(num_samples),  # the thirds of three processes may not add up exactly
+            num_samples=round(num_samples),  # a tenth of each of ten processes does not add up exactly
             sum_inverse_sizes=sum_inverse_sizes,
             examples=examples,
         )

@@ -18,10 +18,9 @@ The first windows have no predecessors to compare with. Up to `START` of them ar
 arrives all are limited together, by their median and 1.4826 times their median absolute deviation.
 
 The cost: clamping a heavy upper tail lowers the mean of the trace. For Gaussian examples nothing is clamped. For
-    log-normal
-ones the mean is up to 2 % too low, and where single examples are Student t with 3 degrees of freedom (a squared norm
-without a variance) up to 3 % in small windows and short memories. benchmarks/averages.py measures this, with the
-interval's coverage and the delay that a spike causes.
+log-normal ones the mean is up to 2 % too low, and where single examples are Student t with 3 degrees of freedom (a
+squared norm without a variance) up to 3 % in small windows and short memories. benchmarks/averages.py measures this,
+with the interval's coverage and the delay that a spike causes.
 
 Source: Huber 1964, Annals of Mathematical Statistics 35, 73-101 (limiting an observation's influence); here with limits
 so wide that ordinary windows are not touched.

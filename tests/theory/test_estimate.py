@@ -159,11 +159,6 @@ def test_the_state_is_the_whole_record(windows, memory):
     assert all(type(value) in (int, float) for value in state.values())
 
 
-def test_a_foreign_state_is_refused():
-    with pytest.raises(ValueError, match=r"the state of Averages must hold 'weight', .*, got 'beta'"):
-        Averages.from_state({"beta": 0.9})
-
-
 @given(finite_windows, st.floats(1e-3, 1e3))
 def test_scaling_gradients_leaves_the_noise_scale(windows, factor):
     plain = averaged(windows).noise_scale()

@@ -227,7 +227,8 @@ def test_wrong_sums_are_refused(change, error, message):
 
 
 def test_sums_are_read_in_the_order_of_the_fields():
-    third = 1 / 3  # three ranks that see the mean over ranks have a third of a sample each
+    num_samples = sum([2 / 10] * 10)  # of ten ranks that see two samples as means over ranks
+    assert num_samples < 2
     expected = WindowSums(sum_sq_norms=10.0, mean_sq_norm=4.0, num_samples=2, sum_inverse_sizes=0.5, examples=8.0)
-    assert WindowSums.from_numbers([10.0, 4.0, 2 * third + 2 * third + 2 * third, 0.5, 8.0]) == expected
+    assert WindowSums.from_numbers([10.0, 4.0, num_samples, 0.5, 8.0]) == expected
     assert isinstance(WindowSums.from_numbers([1.0] * 5).num_samples, int)

@@ -192,18 +192,18 @@ def check_learning_rate_control(trainer: pl.Trainer) -> None:
 MANY_MISSED = 20
 
 
-def check_update(trainer: pl.Trainer, pl_module: pl.LightningModule, missed: int, *, was_seen: bool) -> None:
+def check_update(trainer: pl.Trainer, missed: int, *, was_seen: bool) -> None:
     """Refuses weights that are updated by something else than `optimizer.step()`.
 
     Args:
         trainer: the Trainer
-        pl_module: the module
         missed: steps in a row in which a factor was to be applied, and `optimizer.step()` was not called
         was_seen: whether it ever was
 
     Raises:
         MisconfigurationException: there is no good reason for it
     """
+    pl_module = trainer.lightning_module
     overridden = is_overridden("optimizer_step", pl_module)
     skips = getattr(trainer.precision_plugin, "scaler", None) is not None  # where the gradient is not finite
     if (overridden and (was_seen or missed < MANY_MISSED)) or (skips and not overridden):

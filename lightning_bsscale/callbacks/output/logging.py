@@ -46,16 +46,13 @@ def is_log_due(trainer: pl.Trainer) -> bool:
     return bool(trainer.should_stop or trainer.is_last_batch or (every and trainer.global_step % every == 0))
 
 
-def log_values(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, prefix: str, values: Mapping[str, float], *, show: bool = False
-) -> None:
+def log_values(trainer: pl.Trainer, prefix: str, values: Mapping[str, float], *, show: bool = False) -> None:
     """Logs numbers at an optimizer step, for loggers and `callback_metrics`.
 
     Handed to the loggers directly, as LearningRateMonitor does: `LightningModule.log` would cost more than measuring.
 
     Args:
         trainer: whose loggers take them
-        pl_module: through which the progress bar is reached
         prefix: goes before each key
         values: key → value
         show: whether the progress bar shows the batch
@@ -68,4 +65,5 @@ def log_values(
         for logger in trainer.loggers:
             logger.log_metrics(named, step=trainer.global_step - 1)
     if show:
-        pl_module.log(prefix + "batch_size", named[prefix + "batch_size"], prog_bar=True, logger=False, batch_size=1)
+        key = prefix + "batch_size"
+        trainer.lightning_module.log(key, named[key], prog_bar=True, logger=False, batch_size=1)

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch as pl
-
 from lightning_bsscale.callbacks.actuator import Actuator
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.output import logging, messages
 from lightning_bsscale.callbacks.output.journal import RunJournal
 from lightning_bsscale.callbacks.trainer.loaders import SizeCheck
 from lightning_bsscale.theory.measured import MANY_DROPPED
-from lightning_bsscale.theory.records import Measurement
 from lightning_bsscale.theory.run import Asked, Closed, EpochStarted
 from lightning_bsscale.theory.state import CutWindow, OpenWindow, RunSettings, RunState
 
@@ -84,16 +81,9 @@ class Reports:
             self.journal.write(asked.record)
             messages.log_decision(asked.record, self._options)
 
-    def log(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        state: RunState,
-        actuator: Actuator,
-        asked: Asked,
-        window: OpenWindow,
-    ) -> None:
+    def log(self, state: RunState, actuator: Actuator, asked: Asked, window: OpenWindow) -> None:
         """Log at an optimizer step, where it is due or the batch changed."""
+        trainer = actuator.trainer
         if not (logging.is_log_due(trainer) or (asked.record is not None and asked.record.is_change)):
             return
         values = {
@@ -104,11 +94,4 @@ class Reports:
         }
         if self._settings.decides:
             values |= {"lr_scale": actuator.shown_lr_scale(state.batch.lr_scale), "lr": actuator.lr}
-        logging.log_values(trainer, pl_module, self._options.log_prefix, values, show=self._options.progress_bar)
-
-    def end(self, measurement: Measurement | None, *, found_changed: bool, parameter: str | None) -> None:
-        """Record the last measurement, and close the journal."""
-        if found_changed:
-            self.once(messages.warn_changed_gradients, parameter)
-        self.journal.write(measurement)
-        self.journal.close()
+        logging.log_values(trainer, self._options.log_prefix, values, show=self._options.progress_bar)
