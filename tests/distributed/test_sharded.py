@@ -247,10 +247,10 @@ def test_what_cannot_be_told_apart_is_refused():
     assert all(other == first for other in others)
     words = {
         "tensor parallel and FSDP2": "tensor parallelism.*tensor_parallel_size=1",
-        "tensor parallel alone": "something else than fully_shard: this is tensor parallelism",
+        "tensor parallel alone": "something other than fully_shard: this is tensor parallelism",
         "FSDP2 over half": "2 of 4 processes",
         "FSDP1 over half": "2 of 4 processes",
-        "FSDP1, the module in it": r"4 parameters .* not in the model: give the outermost one",
+        "FSDP1, the module in it": r"4 parameters .* not in the model",
         "FSDP1 of another torch": "keeps the flat parameters .* elsewhere .*flat_param",
         "a DTensor of no unit": "2 of 4 parameters are DTensors that no unit of fully_shard holds",
         "one unit, not called": "no unit of fully_shard has run its forward pass",
