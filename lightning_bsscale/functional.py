@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from typing import Any, SupportsFloat
 
 from lightning_bsscale.theory import tradeoff
-from lightning_bsscale.theory.checks import as_number, as_numbers, check_number, found
+from lightning_bsscale.theory.checks import as_number, as_numbers, check_number, show
 from lightning_bsscale.theory.estimate import Averages, NoiseScale, noise_scale_from_means
 from lightning_bsscale.theory.moments import window_moments
-from lightning_bsscale.theory.rules import LearningRateRule, RatePath, resolve_rule
+from lightning_bsscale.theory.rules import FactorPath, LearningRateRule, resolve_rule
 
 __all__ = ["critical_batch_size", "noise_scale", "scale_learning_rate", "steps_and_examples"]
 
@@ -76,7 +76,7 @@ def noise_scale(
 
 def _windows(name: str, windows: Any) -> list[tuple[str, Any]]:
     if isinstance(windows, str) or not isinstance(windows, Iterable) or getattr(windows, "ndim", None) == 0:
-        raise TypeError(f"{name} must have one entry for each window, as mean_sq_norm has, got {found(windows)}")
+        raise TypeError(f"{name} must have one entry for each window, as mean_sq_norm has, got {show(windows)}")
     return [(f"{name}[{index}]", window) for index, window in enumerate(windows)]
 
 
@@ -203,7 +203,7 @@ def scale_learning_rate(
         )
     chosen = resolve_rule(rule, cap=cap, name="rule")
     batches = as_number("old_batch", old_batch), as_number("new_batch", new_batch)
-    factor = RatePath().grown(chosen, *batches, noise).factor(chosen)
+    factor = FactorPath().extended(chosen, *batches, noise).factor(chosen)
     return check_number("lr", as_number("lr", lr), at_least=0) * factor
 
 

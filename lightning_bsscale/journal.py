@@ -36,7 +36,7 @@ from lightning_bsscale.journal_file import (
     open_regular,
     unlock,
 )
-from lightning_bsscale.theory.checks import found
+from lightning_bsscale.theory.checks import show
 from lightning_bsscale.theory.policies import (
     POLICIES,
     Decision,
@@ -344,7 +344,7 @@ def _parsed(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}, line {number} is no JSON: {error}. {_MEND}") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"{path}, line {number} is no JSON object, got {found(fields)}. {_MEND}")
+        raise ValueError(f"{path}, line {number} is no JSON object, got {show(fields)}. {_MEND}")
     return fields
 
 
@@ -379,7 +379,7 @@ def _check_header(path: str | Path, header: dict[str, Any]) -> None:
     schema = header.get("schema")
     if isinstance(schema, bool) or schema != SCHEMA_VERSION:
         raise ValueError(
-            f"{path} has journal schema {found(schema)}; this version reads {SCHEMA_VERSION}. "
+            f"{path} has journal schema {show(schema)}; this version reads {SCHEMA_VERSION}. "
             "Read it with the version of lightning-bsscale that wrote it."
         )
 
@@ -388,7 +388,7 @@ def _record(path: str | Path, number: int, fields: dict[str, Any]) -> Record:
     event = fields.pop("event", None)
     cls = _EVENTS.get(event) if isinstance(event, str) else None
     if cls is None:
-        raise ValueError(f"{path}, line {number}: unknown event {found(event)}; known are {_KNOWN}. {_MEND}")
+        raise ValueError(f"{path}, line {number}: unknown event {show(event)}; known are {_KNOWN}. {_MEND}")
     try:
         check_stored(cls, fields, fractions=FRACTIONS)
         record: Record = from_plain(cls, fields)
@@ -428,7 +428,7 @@ def _policy_of(header: dict[str, Any], path: str | Path) -> Any:
                     "replay(path, policy=...)."
                 ) from error
     raise ValueError(
-        f"{path} was written with the policy {found(told.get('class'))}, which is not one of "
+        f"{path} was written with the policy {show(told.get('class'))}, which is not one of "
         f"{', '.join(cls.__name__ for cls in POLICIES.values())}: pass the policy, replay(path, policy=...)."
     )
 

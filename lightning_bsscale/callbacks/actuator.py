@@ -199,7 +199,7 @@ class TrainerActuator(Actuator):
 
     def stop(self) -> None:
         """Ask for the end of training."""
-        self._stop.ask(self.trainer)
+        self._stop.request(self.trainer)
 
     def attach(self, optimizer: Any, plan: UserPlan, position: PlanPosition) -> None:
         """Take hold of the optimizer's step; the user's schedulers are where the plan is."""
@@ -213,7 +213,7 @@ class TrainerActuator(Actuator):
             MisconfigurationException: see `checks.preflight`
         """  # noqa: DOC502
         super().check_optimizer()
-        preflight.check_learning_rate_is_ours(self.trainer)
+        preflight.check_learning_rate_control(self.trainer)
 
     def scale_learning_rate(self, factor: float, scheduled: float) -> None:
         """Set the factors on the learning rate from the next update on: the batch's, and the own schedule's."""
@@ -247,7 +247,7 @@ class TrainerActuator(Actuator):
 
     def follow_schedulers(self, plan: UserPlan, position: PlanPosition) -> PlanPosition:
         """Change to the Trainer's present schedulers, where they were set up anew."""
-        if self._clock.is_of(self.trainer):
+        if self._clock.matches(self.trainer):
             return position
         preflight.check_schedule(self.trainer, self._schedule)
         self._clock.release()
@@ -266,4 +266,4 @@ class TrainerActuator(Actuator):
     @property
     def planned_step_in_progress(self) -> int | None:
         """The planned step for which a scheduler is being stepped; None where none is."""
-        return self._clock.ask_planned_step()
+        return self._clock.read_planned_step()

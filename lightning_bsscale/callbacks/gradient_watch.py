@@ -59,7 +59,7 @@ class GradientWatch:
         self.times = StepTimes(world_size=trainer.world_size)
         self.unsent_examples = 0.0
         self._trainer = trainer
-        with self._explained():
+        with self._explain_unsupported():
             self._watcher = choose_watcher(
                 trainer.strategy.model or trainer.lightning_module,
                 lambda: watched_parameters(self.optimizer),
@@ -71,7 +71,7 @@ class GradientWatch:
         self._worst = math.nan  # place of the parameter whose gradients differ most
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explain_unsupported(self) -> Iterator[None]:
         # Some of what a watcher cannot do shows only in the first backward pass.
         try:
             yield
@@ -116,7 +116,7 @@ class GradientWatch:
     def before_backward(self) -> None:
         """Begin a micro-batch's backward pass."""
         if self._is_watching:
-            with self._explained():
+            with self._explain_unsupported():
                 self._watcher.start_sample()
 
     def after_backward(self, examples: int) -> None:
@@ -137,7 +137,7 @@ class GradientWatch:
         if scaler is not None:
             # The scale is constant within a window, and applied to a one on the device it needs no transfer.
             scale = scaler.scale(torch.ones((), dtype=torch.float64, device=self._device))
-        with self._explained():
+        with self._explain_unsupported():
             self._share = self._watcher.window_share(
                 loss_divisor=window.loss_divisor,
                 loss_scale=scale,
@@ -163,27 +163,27 @@ class GradientWatch:
         Returns:
             the record, the same on all ranks; None where nothing is on its way
         """
-        arrived = self.look() if pending is None or pending.arrived is None else pending.arrived
+        arrived = self.peek() if pending is None or pending.arrived is None else pending.arrived
         self._in_flight = None
         if arrived is not None:
             self.times.share((arrived.seconds_per_micro_batch, arrived.seconds_per_step))
         return arrived
 
-    def look(self) -> Arrived | None:
+    def peek(self) -> Arrived | None:
         """Return the sums on their way, and leave them there: for a checkpoint."""
         if self._in_flight is None:
             return None
         numbers = self._in_flight.read()
         sums, of_host, compared = numbers[:_SUMS], numbers[_SUMS : _SUMS + _OF_HOST], numbers[_SUMS + _OF_HOST :]
-        difference = Difference.read(compared)
+        difference = Difference.from_numbers(compared)
         self._worst = difference.parameter
         ranks = self._trainer.world_size
         if ranks == 1:
-            return Arrived(sums=WindowSums.read(sums), explained=difference.is_explained)
+            return Arrived(sums=WindowSums.from_numbers(sums), explained=difference.is_explained)
         examples, *seconds = of_host
         per_micro_batch, per_step = (None if math.isnan(value) else value / ranks for value in seconds)
         return Arrived(
-            sums=WindowSums.read(sums),
+            sums=WindowSums.from_numbers(sums),
             explained=difference.is_explained,
             examples=round(examples),
             seconds_per_micro_batch=per_micro_batch,
@@ -212,7 +212,7 @@ class GradientWatch:
         share, self._share = self._share, None
         if not is_sent:
             return
-        share = share or self._unseen(window)
+        share = share or self._empty_share(window)
         of_host = [self.unsent_examples, *(math.nan if value is None else value for value in self.times.own)]
         self.unsent_examples = 0.0
         sums, difference = share.sums, share.difference.to(share.sums)
@@ -225,7 +225,7 @@ class GradientWatch:
             vector = torch.cat([sums, host, difference])
         self._in_flight = PendingSums(vector, world_size=self._trainer.world_size)
 
-    def _unseen(self, window: OpenWindow) -> WindowShare:
+    def _empty_share(self, window: OpenWindow) -> WindowShare:
         # Every rank sends for every window that was to be measured, also one that saw nothing: its norms are NaN.
         nothing = torch.full((), math.nan, dtype=torch.float64, device=self._device)
         sums = share_of_sums(
@@ -237,7 +237,7 @@ class GradientWatch:
         )
         return WindowShare(sums, not_compared(self._device))
 
-    def give_up_waiting(self) -> bool:
+    def abandon_pending(self) -> bool:
         """After an error another rank may be gone: leave what has not arrived, and send nothing more.
 
         Returns:

@@ -203,17 +203,17 @@ class BatchSizeScaler(WindowCallback):
         preflight.check_trainer_for_scaler(trainer)
         others: dict[type[Any], str] = {
             GradientNoiseScaleMonitor: "the scaler measures the same itself",
-            **compatibility.REFUSED_NEIGHBOURS,
+            **compatibility.INCOMPATIBLE_CALLBACKS,
         }
-        compatibility.check_alone(trainer, self._options.callback, others)
+        compatibility.check_incompatible(trainer, self._options.callback, others)
         compatibility.check_finders(trainer, self._options.callback)
 
     def _check_optimizer(self, trainer: pl.Trainer) -> None:
         if not self._options.dry_run:
-            preflight.check_learning_rate_is_ours(trainer)
+            preflight.check_learning_rate_control(trainer)
         self._options.rule_for(trainer.optimizers[0])
         preflight.check_schedule(trainer, self._options.schedule)
-        preflight.warn_of_dry_schedule(self._options)
+        preflight.warn_unapplied_schedule(self._options)
 
     def _make_actuator(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Actuator:
         name = self._options.callback

@@ -15,7 +15,7 @@ from lightning_bsscale.callbacks.output import messages
 from lightning_bsscale.callbacks.output.journal import RunJournal
 from lightning_bsscale.callbacks.output.reports import Reports
 from lightning_bsscale.callbacks.state.checkpoint import read_run, restore_policy
-from lightning_bsscale.callbacks.trainer.loaders import Loaders, SizeCheck, ask_all_ranks
+from lightning_bsscale.callbacks.trainer.loaders import Loaders, SizeCheck, read_loaders
 from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
 from lightning_bsscale.callbacks.trainer.user_plan import read_plan
 from lightning_bsscale.callbacks.window_loop import WindowLoop
@@ -54,7 +54,7 @@ def start_run(
     stored = None if checkpoint is None else read_run(checkpoint, options.callback)
     optimizer = unwrapped(trainer.optimizers[0])
     rule = options.rule_for(optimizer)
-    loaders = ask_all_ranks(trainer, micro_batch_size, options.batch_size_fn)
+    loaders = read_loaders(trainer, micro_batch_size, options.batch_size_fn)
     first = None if stored is None else stored.first
     now = Start(
         granularity=read_unit(loaders.first_size, loaders.batch_size, trainer.world_size, first),
@@ -88,11 +88,11 @@ def start_run(
         restore_policy(options.policy, checkpoint)
         gradients.unsent_examples = state.examples.assumed / now.world_size
     if options.decides:
-        messages.say_start(state.batch.batch_size, plan.limits, options, is_resumed=stored is not None)
+        messages.log_start(state.batch.batch_size, plan.limits, options, is_resumed=stored is not None)
     journal = _open_journal(trainer, options, rule, checkpoint)
     with journal.closed_on_error():
         # Last, so that nothing is held when something above is refused.
-        _warn_of_single_micro_batch(trainer, options, settings, state, loaders)
+        _warn_single_micro_batch(trainer, options, settings, state, loaders)
         # The first micro-batch of a resumed run may be a short one.
         usual_size = micro_batch_size if stored is None else now.own_micro_batch_size
         sizes = SizeCheck(usual_size if options.decides else None)
@@ -108,7 +108,7 @@ def _first_state(
     state = resume_run(settings, stored, position, epoch=trainer.current_epoch)
     if settings.decides:
         before, now = stored.batch.batch_size, state.batch.batch_size
-        messages.say_resumed(settings.first, stored.now, settings.now, before, now)
+        messages.warn_changed_start(settings.first, stored.now, settings.now, before, now)
     return state
 
 
@@ -142,12 +142,12 @@ def _open_journal(
     return RunJournal(trainer, options.record, header, None if checkpoint is None else checkpoint["journal"])
 
 
-def _warn_of_single_micro_batch(
+def _warn_single_micro_batch(
     trainer: pl.Trainer, options: RunOptions, settings: RunSettings, state: RunState, loaders: Loaders
 ) -> None:
     # In a resumed run that acts the current batch size counts, not the user's.
     current = max(1, state.batch.batch_size // settings.now.granularity)
-    preflight.warn_of_single_micro_batch(
+    preflight.warn_single_micro_batch(
         options,
         accumulate=current if settings.acts else settings.now.accumulate,
         epoch_batches=loaders.batches,

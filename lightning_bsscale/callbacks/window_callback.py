@@ -15,7 +15,7 @@ from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.start_run import start_run
 from lightning_bsscale.callbacks.state.checkpoint import read_run, to_checkpoint
 from lightning_bsscale.callbacks.state.open_run import OpenRun
-from lightning_bsscale.callbacks.state.spawn import Outcome, WayBack, without_module
+from lightning_bsscale.callbacks.state.spawn import Outcome, ResultChannel, without_module
 from lightning_bsscale.callbacks.trainer.loaders import batch_size_of
 from lightning_bsscale.callbacks.window_loop import WindowLoop
 from lightning_bsscale.theory.estimate import NoiseScale
@@ -40,8 +40,8 @@ class WindowCallback(pl.Callback):
         self._outcome = Outcome()
         self._finished_at: tuple[int, int] | None = None  # the Trainer of the last run, and its step at the end
         self._size = 0
-        self._open = OpenRun()
-        self._way_back = WayBack()
+        self._open_run = OpenRun()
+        self._channel = ResultChannel()
 
     # ------------------------------------------------------------------ results
 
@@ -53,7 +53,7 @@ class WindowCallback(pl.Callback):
 
     @property
     def _shown(self) -> Outcome:
-        return self._outcome if self._way_back.outcome is None else self._way_back.outcome
+        return self._outcome if self._channel.outcome is None else self._channel.outcome
 
     @property
     def noise_scale(self) -> NoiseScale | None:
@@ -91,13 +91,13 @@ class WindowCallback(pl.Callback):
         compatibility.check_namespace(trainer, name)
         if stage != "fit":
             return
-        failed = self._open.begin(trainer, name)
+        failed = self._open_run.begin(trainer, name)
         if failed is not None:
             self._abandon(failed)
         # A second fit of the same Trainer goes on where the last one ended, as Lightning's own counters do.
         is_same = trainer.global_step > 0 and self._finished_at == (id(trainer), trainer.global_step)
         self._checkpoint = self._checkpoint if is_same else None
-        self._outcome, self._way_back.outcome = Outcome(run=self._run if is_same else None), None
+        self._outcome, self._channel.outcome = Outcome(run=self._run if is_same else None), None
         preflight.check_measurable(trainer, pl_module, name)
         self._check_trainer(trainer)
 
@@ -105,11 +105,11 @@ class WindowCallback(pl.Callback):
         """Refuse what only the optimizer can tell."""
         preflight.check_optimizer(trainer, self._options.callback)
         self._check_optimizer(trainer)
-        preflight.warn_of_batch_norm(pl_module, trainer.world_size)
+        preflight.warn_batch_norm(pl_module, trainer.world_size)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take hold of the schedulers. Lightning then asks whether the checkpoint was saved at a window's end."""
-        self._open.is_training = True
+        self._open_run.is_training = True
         self._actuator = self._make_actuator(trainer, pl_module)
         if self._checkpoint is not None:
             run = read_run(self._checkpoint, self._options.callback)
@@ -174,20 +174,20 @@ class WindowCallback(pl.Callback):
         if self._loop is not None:
             self._loop.drop_window()
         self._finish(trainer)
-        self._way_back.send(trainer, self._outcome)
+        self._channel.send(trainer, self._outcome)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give everything back."""
-        self._way_back.clean_up(trainer)
-        if self._open.is_in_another(trainer):
+        self._channel.clean_up(trainer)
+        if self._open_run.is_in_another(trainer):
             return
-        self._open.end(trainer)
+        self._open_run.end(trainer)
         self._abandon(trainer)
 
     def _abandon(self, trainer: pl.Trainer) -> None:
         try:
             if self._loop is not None:
-                self._loop.give_up_waiting()
+                self._loop.abandon_pending()
                 self._loop.close_stepped()
         finally:
             self._finish(trainer)
@@ -213,7 +213,7 @@ class WindowCallback(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the fit: the callback may be part of another Trainer's from now on."""
         if stage == "fit":
-            self._open.end(trainer)
+            self._open_run.end(trainer)
 
     # ------------------------------------------------------------------ copies and checkpoints
 
@@ -225,13 +225,13 @@ class WindowCallback(pl.Callback):
             "_finished_at": None,
             "_checkpoint": self.state_dict() or None,
             "_outcome": Outcome(run=self._run, journal_path=self._recorded_to),
-            "_open": OpenRun(),
+            "_open_run": OpenRun(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Begin as a copy, here or in another process."""
         vars(self).update(state)
-        self._way_back = self._way_back.arrived()
+        self._channel = self._channel.for_copy()
 
     @property
     def state_key(self) -> str:
@@ -256,7 +256,7 @@ class WindowCallback(pl.Callback):
             state_dict: what `state_dict` returned; of a schema that this version does not read, it is refused
         """
         run = read_run(state_dict, self._options.callback)
-        if self._open.is_training:
+        if self._open_run.is_training:
             return  # another Trainer validates a checkpoint within this training
         self._checkpoint = state_dict
-        self._outcome, self._way_back.outcome = Outcome(run=run), None
+        self._outcome, self._channel.outcome = Outcome(run=run), None

@@ -61,8 +61,8 @@ class WindowLoop:
         self.gradients.times.start()
 
     def _start_epoch(self, size: int, *, first: int = 0) -> None:
-        if self.loaders.are_old(self._trainer):
-            self.loaders = self.loaders.asked_again(self._trainer, size)
+        if self.loaders.were_replaced(self._trainer):
+            self.loaders = self.loaders.read_again(self._trainer, size)
         started = run.start_epoch(
             self.settings,
             self.state,
@@ -132,7 +132,7 @@ class WindowLoop:
         self.state, self._in_progress = closed.state, None
         if closed.found_changed:
             self.gradients.discard()
-            self.reports.once(messages.warn_of_changed_gradients, self.gradients.most_changed)
+            self.reports.once(messages.warn_changed_gradients, self.gradients.most_changed)
         self.gradients.end_window(window, is_sent=closed.state.pending is not None)
         self.reports.window_closed(window, closed, has_gradient_scaler=self.gradients.has_gradient_scaler)
         self._step_schedulers()
@@ -140,16 +140,16 @@ class WindowLoop:
         self.reports.log(self.state, self.actuator, asked, window)
         if self.actuator.is_factor_overwritten():
             # Not an error: it may show only when the batch first grows, days into a training.
-            messages.warn_of_own_computation(self.gradients.optimizer)
+            messages.warn_overwritten_factor(self.gradients.optimizer)
             self._use_rule(Constant())
 
     def _is_epochs_end(self, batch_idx: int) -> bool:
         return self._trainer.is_last_batch or batch_idx + 1 >= (self.state.position.epoch_batches or math.inf)
 
     def _step_schedulers(self) -> None:
-        nobody_asked = self.actuator.step_schedulers(self.settings.plan, self.state.position)
-        if nobody_asked and self.settings.limits.max_batch_size > self.settings.first.batch_size:
-            self.reports.once(messages.warn_of_scheduler_step, self._trainer.lightning_module)
+        was_ignored = self.actuator.step_schedulers(self.settings.plan, self.state.position)
+        if was_ignored and self.settings.limits.max_batch_size > self.settings.first.batch_size:
+            self.reports.once(messages.warn_scheduler_step, self._trainer.lightning_module)
 
     def _ask_policy(self) -> run.Asked:
         conditions = run.Conditions(self.actuator.relative_lr, *self.gradients.times.shared)
@@ -223,17 +223,17 @@ class WindowLoop:
         self.actuator.end_step()  # an exception may have left a step in its middle
         self.close_stepped()
         if self.actuator.is_interrupted:  # another callback saves before this one is notified
-            self.give_up_waiting()
+            self.abandon_pending()
         pending = self.state.pending
         if pending is None or pending.arrived is not None:
             return self.state
-        arrived = self.gradients.look()
+        arrived = self.gradients.peek()
         return replace(self.state, pending=None if arrived is None else replace(pending, arrived=arrived))
 
-    def give_up_waiting(self) -> None:
+    def abandon_pending(self) -> None:
         """After an error another rank may be gone: leave what has not arrived, and send nothing more."""
         pending = self.state.pending
-        if self.gradients.give_up_waiting() and (pending is None or pending.arrived is None):
+        if self.gradients.abandon_pending() and (pending is None or pending.arrived is None):
             self.state = replace(self.state, pending=None, examples=self.state.examples.settled())
 
     def release(self) -> None:
@@ -248,5 +248,5 @@ class WindowLoop:
             arrived = self.gradients.receive(self.state.pending)
             self.state, measurement, found_changed = run.take_arrived(self.settings, self.state, arrived)
             if found_changed:
-                self.reports.once(messages.warn_of_changed_gradients, self.gradients.most_changed)
+                self.reports.once(messages.warn_changed_gradients, self.gradients.most_changed)
             self.reports.journal.write(measurement)

@@ -1,1 +1,1 @@
-"""Looking at gradients with torch, without Lightning. Nothing in this folder ever changes a gradient."""
+"""Measurement of gradients with torch, without Lightning. Nothing in this folder changes a gradient."""

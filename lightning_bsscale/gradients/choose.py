@@ -1,4 +1,4 @@
-"""Which watcher fits how a model is split over processes."""
+"""Choose the watcher that suits how a model is split over processes."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["UnsupportedSharding", "choose_watcher"]
 
 
 def choose_watcher(model: nn.Module, parameters: Parameters, *, world_size: int) -> GradientWatcher:
-    """Choose the watcher that fits how a model is split over processes. It waits for no other process.
+    """Choose the watcher that suits how a model is split over processes, without waiting for another process.
 
     All processes choose alike, since they run the same torch on the same model.
 
     Args:
-        model: the model, as the strategy wrapped it: with FSDP1 the outermost unit, not the module in it
-        parameters: gives the parameters to watch anew for each window, as the optimizer holds them
-        world_size: number of processes, all of which see other data
+        model: the model as the strategy wrapped it; with FSDP1 the outermost unit, not the module in it
+        parameters: returns the parameters to watch, as the optimizer holds them; called for each window
+        world_size: number of processes, each with different data
 
     Returns:
         The watcher.
 
     Raises:
-        UnsupportedSharding: If there is none.
+        UnsupportedSharding: If no watcher supports this way of splitting.
     """
     trained = [p for p in parameters() if p.requires_grad]
     if fsdp1_units(model) or any(map(is_flat, trained)):
@@ -44,7 +44,7 @@ def choose_watcher(model: nn.Module, parameters: Parameters, *, world_size: int)
     held = fsdp2_params(model)
     if not fsdp2_units(model) or any(getattr(p, "is_dtensor", False) for p in held or []):
         raise UnsupportedSharding(
-            "parameters were made DTensors by something else than fully_shard: this is tensor parallelism, where "
+            "parameters were made DTensors by something other than fully_shard: this is tensor parallelism, where "
             "several processes share one micro-batch"
         )
     if held is None:

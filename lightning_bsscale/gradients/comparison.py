@@ -1,15 +1,15 @@
-"""Whether `.grad` at the step is the sum of the gradients that the hooks saw: compared at a few thousand elements.
+"""Compare `.grad` at the step with the sum of the observed gradients, at a few thousand elements.
 
-What a module or another callback does to `.grad` between a backward pass and the step is seen by no hook: the squared
-norms of the samples would then belong to other gradients than the squared norm of their mean. The sum is linear,
-so it can be compared element by element, and a few are enough: every parameter has its elements in it, and each
-comparison takes others. Noise, clipping, a factor, or a second backward pass changes nearly all elements.
+Hooks do not see what a module or another callback does to `.grad` between a backward pass and the step. The squared
+norms of the samples would then belong to other gradients than the squared norm of their mean. The sum is linear, so it
+can be compared element by element, and a few elements are enough: every parameter is sampled, and each comparison
+samples other elements. Noise, clipping, a factor, or a second backward pass changes nearly all elements.
 
-What is kept is one number for each sampled element, never a gradient.
+Only one number is stored for each sampled element, never a gradient.
 
-On several ranks the sum over ranks is compared: of each rank's own gradients, and of what each holds of `.grad`. Where
-`.grad` is sharded, a sampled element is in the `.grad` of the ranks that hold its shard only, and the others add their
-own gradients alone.
+On several ranks the sums over ranks are compared: of each rank's own gradients, and of each rank's part of `.grad`. If
+`.grad` is sharded, a sampled element is in the `.grad` of the ranks that hold its shard only; the others contribute
+their own gradients alone.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_bsscale.gradients.norms import moved, real_and_dense, sum_dtype
+from lightning_bsscale.gradients.norms import move_to, real_and_dense, sum_dtype
 
-__all__ = ["Compared", "Comparison", "Difference", "Held", "not_compared", "sharded_dtype"]
+__all__ = ["ComparedParameter", "Comparison", "Difference", "HeldGradient", "not_compared", "sharded_dtype"]
 
-# Elements over all parameters, each of which has at least one.
+# Elements over all parameters, at least one for each.
 SAMPLED = 4096
-# The differences are added up, with random signs, into so many numbers, whose squares sum to that of the differences on
-# average. Over ranks they can be summed: each rank's own differences are not zero, their sum over ranks is.
+# The differences are added with random signs into this many numbers. The sum of their squares is on average that of the
+# differences. They can be summed over ranks: each rank's own differences are not zero, but their sum over ranks is.
 SUMS = 8
-# Rounding in float32 is far below, and a difference of this size changes the noise scale by less than its interval.
+# Rounding in float32 is far smaller, and a difference of this size changes the noise scale by less than its interval.
 SMALLEST_TOLERANCE = 1e-4
-# Under DDP a communication hook may round to half precision on the way.
+# Under DDP a communication hook may round to half precision.
 TOLERANCE_ON_RANKS = 2e-2
 
 
 class Difference(NamedTuple):
-    """What a comparison found; all but the last can be summed over ranks, and NaN says that there was none.
+    """The result of a comparison; NaN if nothing was compared. All but the last field can be summed over ranks.
 
     Attributes:
-        sums: of the sampled elements' differences
-        allowed: the square of what rounding can explain
+        sums: sums of the sampled elements' differences
+        allowed: square of the difference that rounding can explain
         parameter: index of the parameter whose elements differ most
     """
 
@@ -51,43 +51,29 @@ class Difference(NamedTuple):
 
     @property
     def is_explained(self) -> bool | None:
-        """Whether rounding explains it; None where nothing was compared, or a gradient was not finite."""
+        """Whether rounding explains the difference; None if nothing was compared or a gradient was not finite."""
         squared = sum(value * value for value in self.sums)
         return squared <= self.allowed if math.isfinite(squared + self.allowed) else None
 
     @classmethod
-    def read(cls, values: Sequence[float]) -> Difference:
-        """Take it from the numbers that were sent.
-
-        Args:
-            values: as `Comparison.difference` puts them
-
-        Returns:
-            The record.
-        """
+    def from_numbers(cls, values: Sequence[float]) -> Difference:
+        """Make the record from the numbers of `Comparison.difference`."""
         return cls(tuple(values[:SUMS]), *values[SUMS:])
 
 
 def not_compared(home: torch.device) -> Tensor:
-    """Make what stands for a `Difference` where there was no comparison.
-
-    Args:
-        home: the device
-
-    Returns:
-        As many numbers, all NaN.
-    """
+    """Return the numbers of a `Difference` without a comparison: all NaN, on the device `home`."""
     return torch.full((SUMS + 2,), math.nan, dtype=sum_dtype(home), device=home)
 
 
-class Compared(NamedTuple):
-    """What is compared of one parameter; the same on all ranks.
+class ComparedParameter(NamedTuple):
+    """How one parameter is compared; the same on all ranks.
 
     Attributes:
         key: id of the parameter
-        shape: of its whole gradient
-        dtype: the one whose rounding is allowed
-        weight: what `.grad` is multiplied by, so that its sum over ranks is that of the ranks' own gradients
+        shape: shape of its whole gradient
+        dtype: dtype whose rounding is allowed
+        weight: factor on `.grad` that makes its sum over ranks that of the ranks' own gradients
         holders: ranks that have the same elements in `.grad`
         dim: dimension along which `.grad` is sharded
         shards: number of shards
@@ -103,19 +89,12 @@ class Compared(NamedTuple):
 
 
 def sharded_dtype(parameter: Tensor) -> torch.dtype:
-    """Choose whose rounding is allowed where FSDP shards a parameter.
-
-    Args:
-        parameter: the parameter
-
-    Returns:
-        The roughest type, as FSDP may compute and reduce in another than the parameters have.
-    """
+    """Return the coarsest dtype that FSDP may compute or reduce a parameter's gradient in."""
     return parameter.dtype if parameter.is_complex() else torch.bfloat16
 
 
-class Held(NamedTuple):
-    """What a rank has in one parameter's `.grad`.
+class HeldGradient(NamedTuple):
+    """A rank's part of one parameter's `.grad`.
 
     Attributes:
         key: id of the parameter
@@ -134,17 +113,17 @@ class Comparison:
     """The sums over a window's samples of a few elements of every parameter's gradient.
 
     Args:
-        parameters: those that are watched
-        home: where the sums are kept
-        turn: other elements are taken at each turn
+        parameters: the watched parameters
+        home: device of the sums
+        turn: number of the comparison; each turn samples other elements
         on_ranks: whether `.grad` is a mean over processes
-        peaks: whether the largest element of each gradient in the first sample is compared too, as most of a
-            gradient may be zero (an embedding's). Other ranks would take other elements
+        peaks: whether to compare also the largest element of each gradient in the first sample, since most of a
+            gradient may be zero (an embedding's). On several ranks it would be another element on each rank
     """
 
     def __init__(
         self,
-        parameters: Sequence[Compared],
+        parameters: Sequence[ComparedParameter],
         home: torch.device,
         *,
         turn: int,
@@ -172,10 +151,10 @@ class Comparison:
         self._sparse: set[int] = set()
 
     def take(self, gradients: Iterable[tuple[int, Tensor]]) -> None:
-        """Add gradients of a sample, or parts of them. They are not needed afterwards.
+        """Add gradients of a sample, or parts of them; they are not needed afterwards.
 
         Args:
-            gradients: pairs of a parameter's id and a gradient; all on one device
+            gradients: pairs of a parameter's id and a gradient, all on one device
         """
         gradients = list(gradients)
         if self._peaks is not None:
@@ -186,26 +165,26 @@ class Comparison:
             self._sizes.index_add_(0, places, values.abs())
 
     def difference(
-        self, held: Iterable[Held], counted: Tensor, loss_scale: Tensor | None, *, scales: Tensor | None = None
+        self, held: Iterable[HeldGradient], counted: Tensor, loss_scale: Tensor | None, *, scales: Tensor | None = None
     ) -> Tensor:
         """Compare the sums with `.grad`.
 
         Args:
-            held: what this rank has of `.grad`; what no rank has counts as zero
-            counted: for each parameter whether to compare it; the same on all ranks
-            loss_scale: what the loss, but not `.grad`, is multiplied by
-            scales: for each parameter the usual size of an element of `.grad`, the same on all ranks: differences are
-                taken relative to it, or a parameter of large gradients would hide the others. None to add them as they
-                are
+            held: this rank's parts of `.grad`; elements that no rank holds count as zero
+            counted: whether to compare each parameter; the same on all ranks
+            loss_scale: factor on the loss that is not on `.grad`
+            scales: usual size of an element of each parameter's `.grad`, the same on all ranks: differences are
+                relative to it, since a parameter with large gradients would hide the others. None for absolute
+                differences
 
         Returns:
-            The numbers of a `Difference`. Nothing waits for them.
+            The numbers of a `Difference`, on the device, without waiting for them.
         """
         held = list(held)
-        found = self._found(held) * self._weights
+        found = self._held_values(held) * self._weights
         of_each = counted.to(self._home, non_blocking=True)
         counted = of_each[self._owners]
-        for key in self._sparse:  # its other elements, in samples in which it was not sparse
+        for key in self._sparse:  # elements sampled while it was not sparse
             own = self._positions[key]
             counted[own.start : own.stop] = False
         seen, sizes = self._values, self._sizes
@@ -213,7 +192,7 @@ class Comparison:
             seen, sizes = seen / loss_scale, sizes / loss_scale
         relative = torch.ones_like(found) if scales is None else scales.to(found).reciprocal()[self._owners]
         differences = torch.where(counted, (found - seen) * relative, 0.0)
-        # The ranks' own gradients are rounded, and so are the sums of them on their way to `.grad`.
+        # Both the ranks' own gradients and their sums in `.grad` are rounded.
         rounded = (sizes.square() + self._holders * found.square()) * relative.square()
         allowed = torch.where(counted, self._tolerances.square() * rounded, 0.0).sum()
         owners = self._owners
@@ -240,9 +219,9 @@ class Comparison:
         if named not in self._places:
             places = [position for key in keys for position in self._positions[key]]
             self._places[named] = torch.tensor(places).to(self._home, non_blocking=True)
-        return self._places[named], moved(torch.cat(values), self._home)
+        return self._places[named], move_to(torch.cat(values), self._home)
 
-    def _found(self, held: Iterable[Held]) -> Tensor:
+    def _held_values(self, held: Iterable[HeldGradient]) -> Tensor:
         places: list[int] = []
         values: list[Tensor] = []
         for key, gradient, dim, start in held:
@@ -262,8 +241,8 @@ class Comparison:
         if values:
             at = torch.tensor(places).to(self._home, non_blocking=True)
             if len({part.device for part in values}) > 1:
-                values = [moved(part, self._home) for part in values]
-            found.index_add_(0, at, moved(torch.cat(values), self._home))
+                values = [move_to(part, self._home) for part in values]
+            found.index_add_(0, at, move_to(torch.cat(values), self._home))
         return found
 
     def _summed(self, differences: Tensor) -> Tensor:
@@ -279,10 +258,10 @@ class Comparison:
 class _Peaks:
     """One element of each parameter: the largest (or smallest) of its gradient in the first sample.
 
-    Sparse gradients have it too, where one dimension is sparse, as an embedding's is.
+    Sparse gradients have one too if a single dimension is sparse, as in an embedding's.
     """
 
-    def __init__(self, parameters: Sequence[Compared], home: torch.device, *, largest: bool) -> None:
+    def __init__(self, parameters: Sequence[ComparedParameter], home: torch.device, *, largest: bool) -> None:
         self._home = home
         self._largest = largest
         self._order = {p.key: place for place, p in enumerate(parameters)}
@@ -301,8 +280,10 @@ class _Peaks:
             self._values.index_add_(0, places, values)
             self._sizes.index_add_(0, places, values.abs())
 
-    def difference(self, held: Iterable[Held], counted: Tensor, loss_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return each parameter's difference relative to its own size, and the square of what rounding can explain."""
+    def difference(
+        self, held: Iterable[HeldGradient], counted: Tensor, loss_scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return each parameter's relative difference, and the square of the difference that rounding can explain."""
         places, values = self._at((key, gradient) for key, gradient, _, _ in held)
         found = torch.zeros_like(self._values)
         if places is not None:
@@ -338,7 +319,7 @@ class _Peaks:
                 value = torch.where(gradient._indices()[0] == index // width, column, 0.0).sum()
             else:
                 value = real_and_dense(gradient).reshape(-1).index_select(0, index.reshape(1)).reshape(())
-            values.append(moved(value, self._home))
+            values.append(move_to(value, self._home))
         if not values:
             return None, self._values
         return torch.tensor(places).to(self._home, non_blocking=True), torch.stack(values).to(self._values)
@@ -352,19 +333,19 @@ def _has_peak(gradient: Tensor) -> bool:
 
 
 class _Grid(NamedTuple):
-    # Which elements of a parameter are sampled: equally spaced ones along its longest dimension, and along the one in
-    # which it is sharded, so that every shard has some.
+    """The sampled elements of a parameter: equally spaced along its longest dimension and along its sharded one."""
+
     where: tuple[int | slice, ...]
     counts: tuple[int, ...]  # of each slice
 
 
-def _grid(parameter: Compared, most: int, turn: int) -> _Grid:
+def _grid(parameter: ComparedParameter, most: int, turn: int) -> _Grid:
     shape = [*parameter.shape, 2] if parameter.dtype.is_complex else list(parameter.shape)
     if 0 in shape:
         return _Grid((), (0,))
     if not shape:
         return _Grid((), ())
-    # A prime number further at each turn, so that the turns do not repeat soon.
+    # Each turn shifts by a prime number, so that turns do not repeat soon.
     where: list[int | slice] = [7919 * turn % size for size in shape]
     longest = max(range(len(shape)), key=shape.__getitem__)
     rows = 1
@@ -383,9 +364,9 @@ def _spaced(size: int, step: int, turn: int) -> slice:
 
 
 def _within(grid: _Grid, dim: int, start: int, length: int) -> tuple[tuple[int | slice, ...], tuple[slice, ...]]:
-    # Where a grid's elements are in a part of the tensor, and which of its elements these are.
+    """Return where a grid's elements are in a part of the tensor, and which of its elements these are."""
     where, at = list(grid.where), grid.where[dim]
-    assert isinstance(at, slice)  # as it is sharded along this one
+    assert isinstance(at, slice)  # since the tensor is sharded along this dimension
     sliced = sum(isinstance(index, slice) for index in grid.where[:dim])
     edges = (start, start + length)
     first, end = (min(grid.counts[sliced], max(0, -(-(edge - at.start) // at.step))) for edge in edges)

@@ -1,13 +1,13 @@
-"""Each sample's own gradient where FullyShardedDataParallel (FSDP1) shards the parameters.
+"""Each sample's own gradient with parameters sharded by FullyShardedDataParallel (FSDP1).
 
-Hooks on the parameters that the optimizer holds never fire there: each rank has only its part of them, and the backward
-pass goes through one flat parameter a unit, which FSDP gathers. Those are hooked. The gradient that such a hook sees is
-this process's own, before it is reduced, in the dtype that it was computed in. There is no second way: between two
-backward passes that do not reduce, `.grad` is not what the next one adds to.
+Hooks on the optimizer's parameters never fire with FSDP1: each rank has only a part of them, and the backward pass uses
+one flat parameter per unit, which FSDP gathers. The flat parameters are hooked instead. Such a hook sees this process's
+own gradient before the reduction, in the dtype it was computed in. There is no alternative: between two backward passes
+that do not reduce, the next one does not add to `.grad`.
 
-What the hooks saw is compared with `.grad` element by element, as on one device: a rank compares the sampled elements
-that are in its shard. A parameter whose `.grad` is *zero* at the step is not left out, as one shard does not tell that
-of the whole: the comparison finds it.
+The observed gradients are compared with `.grad` element by element, as on one device: each rank compares the sampled
+elements in its shard. A parameter whose `.grad` is *zero* at the step is not left out, since one shard does not show
+whether the whole is zero; the comparison detects that case.
 
 Every private name of FSDP1 that the package uses is in this file.
 """
@@ -22,28 +22,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_bsscale.gradients.comparison import Compared, Comparison, Held, sharded_dtype
+from lightning_bsscale.gradients.comparison import ComparedParameter, Comparison, HeldGradient, sharded_dtype
 from lightning_bsscale.gradients.shard_differences import UnsupportedSharding, weighted_squared_norm
 from lightning_bsscale.gradients.tensor_hooks import TensorHooks
-from lightning_bsscale.gradients.watcher import GradientWatcher, Parameters, Seen
+from lightning_bsscale.gradients.watcher import GradientWatcher, Parameters, RawSums
 
 __all__ = ["FlatParameterHooks", "fsdp1_units", "is_flat"]
 
 
 class FlatParameterHooks(GradientWatcher):
-    """Watches a model wrapped by FSDP1, by hooks on the flat parameter of each unit.
+    """Watches a model wrapped by FSDP1 through hooks on the flat parameter of each unit.
 
-    Right with every sharding strategy, in and out of `no_sync`, with mixed precision, activation checkpointing, tied
-    weights, unused parameters, and units of which a part is frozen.
+    Exact with every sharding strategy, inside and outside `no_sync`, with mixed precision, activation checkpointing,
+    tied weights, unused parameters, and partly frozen units.
 
     Args:
         model: the outermost unit
-        parameters: gives the parameters to watch anew for each window: original or flat ones
+        parameters: returns the parameters to watch, original or flat; called for each window
         world_size: number of processes
 
     Raises:
-        UnsupportedSharding: If this torch has other names for what is needed, if there are parameters of units that are
-            not in the model, or if the units span fewer processes than there are.
+        UnsupportedSharding: If this version of torch uses other private names, if parameters belong to units outside
+            the model, or if the units span only some of the processes.
     """
 
     def __init__(self, model: nn.Module, parameters: Parameters, *, world_size: int) -> None:
@@ -65,7 +65,7 @@ class FlatParameterHooks(GradientWatcher):
         if compared and self._units:
             self._comparison = self._new_comparison(next(iter(self._units.values())).device)
         flat = [unit.flat for unit in self._units.values() if unit.flat.requires_grad]
-        self._hooks.register(flat, takes=self._take if compared else None)
+        self._hooks.register(flat, sink=self._take if compared else None)
 
     def _begin_sample(self) -> None:
         self._hooks.begin()
@@ -76,7 +76,7 @@ class FlatParameterHooks(GradientWatcher):
     def _close(self) -> None:
         self._hooks.remove()
 
-    def _seen(self, loss_scale: Tensor | None) -> Seen:
+    def _raw_sums(self, loss_scale: Tensor | None) -> RawSums:
         mean = weighted_squared_norm(
             (p.grad, 1 / unit.num_replicas)
             for unit in self._units.values()
@@ -86,17 +86,19 @@ class FlatParameterHooks(GradientWatcher):
         difference = None
         if self._comparison is not None:
             held = [held for unit in self._units.values() for held in unit.held()]
-            # Whether no rank has any is not known: one without its elements holds None there too.
+            # A rank without elements of a parameter has None in `.grad` too, so None says nothing about the whole.
             counted = torch.ones(len(self.watched), dtype=torch.bool)
             difference = self._comparison.difference(held, counted, loss_scale)
-        return Seen(self._hooks.of_each.sum(), mean, difference)
+        return RawSums(self._hooks.of_each.sum(), mean, difference)
 
     def _new_comparison(self, home: torch.device) -> Comparison:
-        listed: list[Compared] = []
+        listed: list[ComparedParameter] = []
         for unit in self._units.values():
             dtype, weight = sharded_dtype(unit.flat), self._world_size / unit.num_replicas
             named = zip(unit.parameters, unit.spans, strict=True)
-            listed += [Compared(id(p), (end - start,), dtype, weight, unit.num_replicas) for p, (start, end) in named]
+            listed += [
+                ComparedParameter(id(p), (end - start,), dtype, weight, unit.num_replicas) for p, (start, end) in named
+            ]
         return Comparison(listed, home, turn=self._turn, on_ranks=True)
 
     def _take(self, gradients: Iterable[tuple[int, Tensor]]) -> None:
@@ -111,28 +113,29 @@ class FlatParameterHooks(GradientWatcher):
         except AttributeError as error:
             raise UnsupportedSharding(
                 f"torch {torch.__version__} keeps the flat parameters of FullyShardedDataParallel elsewhere than the "
-                f"versions known here ({error}): use fully_shard (ModelParallelStrategy) instead"
+                f"supported versions ({error}): use fully_shard (ModelParallelStrategy) instead"
             ) from error
         found = {id(p) for unit in units if unit is not None for p in unit.parameters}
         lost = sum(is_flat(p) and key not in found for key, p in trained.items())
         if lost:
             raise UnsupportedSharding(
-                f"{lost} parameters belong to units of FullyShardedDataParallel that are not in the model: give the "
-                "outermost one (trainer.strategy.model), not the module in it"
+                f"{lost} parameters belong to units of FullyShardedDataParallel that are not in the model: pass the "
+                "outermost unit (trainer.strategy.model), not the module in it"
             )
         return {id(unit.flat): unit for unit in units if unit is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class _FlatUnit:
-    # One unit of FSDP1, and what of it is watched.
+    """One unit of FSDP1 and its watched parameters."""
+
     flat: Tensor
     parameters: list[Tensor]
-    spans: list[tuple[int, int]]  # where these are in the flat parameter
-    is_whole: bool  # whether they are all of it
+    spans: list[tuple[int, int]]  # their positions in the flat parameter
+    is_whole: bool  # whether all parameters of the unit are watched
     num_replicas: int  # processes that hold the same shard
-    device: torch.device  # of the computation; the parameters may wait elsewhere
-    shard_start: int  # where in the flat parameter this process's shard begins
+    device: torch.device  # of the computation; parameters may be offloaded elsewhere
+    shard_start: int  # position of this process's shard in the flat parameter
 
     def part_of(self, gradient: Tensor) -> Tensor:
         if self.is_whole:
@@ -140,23 +143,23 @@ class _FlatUnit:
         return torch.cat([gradient[start:end] for start, end in self.spans])
 
     def pieces_of(self, part: Tensor) -> Iterable[tuple[int, Tensor]]:
-        # Of what `part_of` gave, by id of the parameter.
+        """Split the result of `part_of` into pairs of a parameter's id and its gradient."""
         offset = 0
         for parameter, (start, end) in zip(self.parameters, self.spans, strict=True):
             begin = start if self.is_whole else offset
             yield id(parameter), part[begin : begin + end - start]
             offset += end - start
 
-    def held(self) -> Iterable[Held]:
+    def held(self) -> Iterable[HeldGradient]:
         for parameter, (start, _) in zip(self.parameters, self.spans, strict=True):
             if parameter.grad is not None:
                 begin = max(0, self.shard_start - start)
-                yield Held(id(parameter), parameter.grad.reshape(-1), start=begin)
+                yield HeldGradient(id(parameter), parameter.grad.reshape(-1), start=begin)
 
 
 def _flat_unit(module: Any, trained: dict[int, Tensor], world_size: int) -> _FlatUnit | None:
     handle = module._handle
-    if handle is None:  # all of its parameters are in units within it
+    if handle is None:  # all of its parameters are in nested units
         return None
     flat = handle.flat_param
     if id(flat) in trained:
@@ -171,17 +174,16 @@ def _flat_unit(module: Any, trained: dict[int, Tensor], world_size: int) -> _Fla
     processes = handle.world_size * (replicating.size() if replicating is not None and shards > 1 else 1)
     if processes != world_size:
         raise UnsupportedSharding(
-            f"a unit of FullyShardedDataParallel spans {processes} of {world_size} processes: all must see other data, "
-            "and step with the mean over all"
+            f"a unit of FullyShardedDataParallel spans {processes} of {world_size} processes: each must have "
+            "different data, and step with the mean over all"
         )
-    # All shards are of one size, and the last ones padded.
+    # All shards have the same size; the last ones are padded.
     shard_start = handle.rank * -(-sum(flat._numels_with_padding) // shards) if shards > 1 else 0
     return _FlatUnit(flat, parameters, spans, is_whole, world_size // shards, handle.device, shard_start)
 
 
 def _watched_part(flat: Any, trained: dict[int, Tensor]) -> tuple[list[Tensor], list[tuple[int, int]]]:
-    # Of the original parameters, if it is those that the user holds: the gradient of the flat one has the frozen ones
-    # in it too.
+    # With original parameters, the flat gradient contains the frozen ones too.
     parameters: list[Tensor] = []
     spans: list[tuple[int, int]] = []
     originals = iter(flat._params or [])
@@ -196,26 +198,12 @@ def _watched_part(flat: Any, trained: dict[int, Tensor]) -> tuple[list[Tensor], 
 
 
 def fsdp1_units(model: nn.Module) -> list[Any]:
-    """Find the units of FSDP1.
-
-    Args:
-        model: the model, as the strategy wrapped it
-
-    Returns:
-        The units in it, itself included.
-    """
-    # A model that is sharded has imported this; the others are spared a second.
+    """Return the FSDP1 units in a model, itself included."""
+    # A sharded model has imported the module already; for other models the import would take a second.
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return [] if fsdp is None else list(fsdp.FullyShardedDataParallel.fsdp_modules(model))
 
 
 def is_flat(parameter: Tensor) -> bool:
-    """Decide whether FSDP1 manages a parameter.
-
-    Args:
-        parameter: as the optimizer holds it
-
-    Returns:
-        Whether it is a flat parameter, or was put into one.
-    """
+    """Return whether FSDP1 manages a parameter of the optimizer: a flat one, or one that was flattened."""
     return bool(getattr(parameter, "_is_flat_param", False) or getattr(parameter, "_fsdp_flattened", False))

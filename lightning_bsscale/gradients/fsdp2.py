@@ -1,18 +1,18 @@
-"""Each sample's own gradient where `fully_shard` (FSDP2) shards the parameters.
+"""Each sample's own gradient with parameters sharded by `fully_shard` (FSDP2).
 
-Hooks on the parameters that the optimizer holds never fire there: each rank has only its part of them, and the backward
-pass goes through the whole ("unsharded") parameters, which FSDP gathers. Those are hooked. The gradient that such a
-hook sees is this process's own, before it is reduced, in the dtype that it was computed in.
+Hooks on the optimizer's parameters never fire with FSDP2: each rank has only a part of them, and the backward pass uses
+the whole ("unsharded") parameters, which FSDP gathers. The whole parameters are hooked instead. Such a hook sees this
+process's own gradient before the reduction, in the dtype it was computed in.
 
 The whole parameters exist from the first forward pass on, under a private name. torch's public
-`set_custom_reduce_scatter` would show the same gradients, but flat, only where a backward pass reduces, not with
-several parameter groups in a unit, and already divided where the reduction is in float16; and what it replaces can be
-put back under a private name only. Where this torch has other names, the public differences of `.grad` are left: the
-norm of each sample's mean over all processes.
+`set_custom_reduce_scatter` is no substitute: it would show the same gradients, but flattened, only where a backward
+pass reduces, not with several parameter groups in a unit, and already divided if the reduction is in float16. What it
+replaces can be restored only through a private name. If a version of torch uses other names, the public differences of
+`.grad` remain: the norm of each sample's mean over all processes.
 
-What the hooks saw is compared with `.grad` element by element, as on one device: a rank compares the sampled elements
-that are in its shard. A parameter whose `.grad` is *zero* at the step is not left out, as one shard does not tell that
-of the whole: the comparison finds it.
+The observed gradients are compared with `.grad` element by element, as on one device: each rank compares the sampled
+elements in its shard. A parameter whose `.grad` is *zero* at the step is not left out, since one shard does not show
+whether the whole is zero; the comparison detects that case.
 
 Every private name of FSDP2 that the package uses is in this file. Parameters that FSDP does not shard, and whose
 gradients it does not reduce, are left out of both sums, which agree without them.
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_bsscale.gradients.comparison import Compared, Comparison, sharded_dtype
+from lightning_bsscale.gradients.comparison import ComparedParameter, Comparison, sharded_dtype
 from lightning_bsscale.gradients.shard_differences import (
     UnsupportedSharding,
     held_shard,
@@ -37,22 +37,22 @@ from lightning_bsscale.gradients.shard_differences import (
     share_of_shards,
 )
 from lightning_bsscale.gradients.tensor_hooks import TensorHooks
-from lightning_bsscale.gradients.watcher import GradientWatcher, Parameters, Seen
+from lightning_bsscale.gradients.watcher import GradientWatcher, Parameters, RawSums
 
 __all__ = ["WholeParameterHooks", "fsdp2_groups", "fsdp2_params", "fsdp2_units"]
 
 
 class WholeParameterHooks(GradientWatcher):
-    """Watches a model sharded by `fully_shard` (FSDP2), by hooks on its whole parameters.
+    """Watches a model sharded by `fully_shard` (FSDP2) through hooks on its whole parameters.
 
-    They are hooked between `start_sample` and `end_sample`, since before the first forward pass there are none. Right
-    with mixed precision, resharding or not, tied weights, modules used twice, activation checkpointing of any kind,
-    unused and frozen parameters, offloading, several parameter groups a unit, replicated groups of shards (HSDP), and
-    backward passes that do not reduce. A parameter whose `.grad` is None at the step is left out of both sums.
+    They are hooked between `start_sample` and `end_sample`, since they do not exist before the first forward pass.
+    Exact with mixed precision, resharding or not, tied weights, modules used twice, activation checkpointing of any
+    kind, unused and frozen parameters, offloading, several parameter groups a unit, replicated groups of shards (HSDP),
+    and backward passes that do not reduce. A parameter whose `.grad` is None at the step is left out of both sums.
 
     Args:
-        model: a module that holds all units
-        parameters: gives the parameters to watch anew for each window
+        model: a module that contains all units
+        parameters: returns the parameters to watch; called for each window
         world_size: number of processes
     """
 
@@ -62,7 +62,7 @@ class WholeParameterHooks(GradientWatcher):
         self._sharded: dict[int, Tensor] = {}
         self._groups: list[Any] = []
         self._hooks = TensorHooks()
-        self._of_each: list[tuple[list[int], Tensor]] = []  # of each sample: ids of sharded parameters, their part
+        self._of_each: list[tuple[list[int], Tensor]] = []  # per sample: ids of parameters, squared norms
         self._unsteady: set[int] = set()
         self._is_compared = False
 
@@ -79,9 +79,9 @@ class WholeParameterHooks(GradientWatcher):
         self._unsteady = set()
 
     def _begin_sample(self) -> None:
-        self._hooks.remove()  # those of a sample that never ended
+        self._hooks.remove()  # hooks of a sample that never ended
         self._unsteady.update(key for key, p in self._sharded.items() if not p.requires_grad)
-        self._hooks.register(self._whole(), takes=self._take if self._is_compared else None)
+        self._hooks.register(self._whole(), sink=self._take if self._is_compared else None)
         if self._is_compared and self._comparison is None and self._hooks.watched:
             self._comparison = self._new_comparison(self._hooks.watched[0].device)
         self._hooks.begin()
@@ -96,7 +96,7 @@ class WholeParameterHooks(GradientWatcher):
     def _close(self) -> None:
         self._hooks.remove()
 
-    def _seen(self, loss_scale: Tensor | None) -> Seen:
+    def _raw_sums(self, loss_scale: Tensor | None) -> RawSums:
         steady = [p for key, p in self._sharded.items() if key not in self._unsteady]
         stepped = {id(p) for p in steady if p.grad is not None}
         mean = share_of_shards(steady, factors=self._factors())
@@ -107,7 +107,7 @@ class WholeParameterHooks(GradientWatcher):
             else:
                 counted = torch.tensor([key in stepped for key in keys]).to(of_each.device, non_blocking=True)
                 sq_norms = sq_norms + torch.where(counted, of_each, 0.0).sum()
-        return Seen(sq_norms, mean, self._difference(stepped, loss_scale))
+        return RawSums(sq_norms, mean, self._difference(stepped, loss_scale))
 
     def _difference(self, stepped: set[int], loss_scale: Tensor | None) -> Tensor | None:
         if self._comparison is None:
@@ -126,11 +126,11 @@ class WholeParameterHooks(GradientWatcher):
 
     def _new_comparison(self, home: torch.device) -> Comparison:
         factors = self._factors()
-        listed: list[Compared] = []
+        listed: list[ComparedParameter] = []
         for key, p in self._sharded.items():
             holders, (dim, shards) = num_holders(p), shards_of(p)
             weight = factors.get(key, 1.0) * p.device_mesh.size() / holders  # type: ignore[attr-defined]
-            listed.append(Compared(key, tuple(p.shape), sharded_dtype(p), weight, holders, dim, shards))
+            listed.append(ComparedParameter(key, tuple(p.shape), sharded_dtype(p), weight, holders, dim, shards))
         return Comparison(listed, home, turn=self._turn, on_ranks=True)
 
     def _take(self, gradients: Iterable[tuple[int, Tensor]]) -> None:
@@ -146,7 +146,7 @@ class WholeParameterHooks(GradientWatcher):
 
     def _whole(self) -> list[Tensor]:
         held = self._held()
-        # A unit has them from its first forward pass on, and no gradient before.
+        # Before its first forward pass a unit has neither whole parameters nor gradients.
         whole = [p._unsharded_param for p in held if hasattr(p, "_unsharded_param")]
         if self._sharded and not whole:
             raise UnsupportedSharding(
@@ -163,14 +163,7 @@ class WholeParameterHooks(GradientWatcher):
 
 
 def fsdp2_units(model: nn.Module) -> list[Any]:
-    """Find the units of FSDP2.
-
-    Args:
-        model: the model
-
-    Returns:
-        The modules in it that `fully_shard` was called with.
-    """
+    """Return the modules in a model that `fully_shard` was called with."""
     for name in ("torch.distributed.fsdp", "torch.distributed._composable.fsdp"):  # the second is older
         kind = getattr(sys.modules.get(name), "FSDPModule", None)
         if kind is not None:
@@ -179,15 +172,8 @@ def fsdp2_units(model: nn.Module) -> list[Any]:
 
 
 def fsdp2_groups(model: nn.Module) -> list[Any]:
-    """Find FSDP2's groups of parameters that are gathered and reduced together.
-
-    Args:
-        model: the model
-
-    Returns:
-        Each group once.
-    """
-    # Several modules may share a group; a unit may have several, in older versions one at most.
+    """Return FSDP2's groups of parameters that are gathered and reduced together, each once."""
+    # Several modules may share a group. A unit may have several groups, in older versions at most one.
     groups: dict[int, Any] = {}
     for unit in fsdp2_units(model):
         state = unit._get_fsdp_state()
@@ -199,14 +185,7 @@ def fsdp2_groups(model: nn.Module) -> list[Any]:
 
 
 def fsdp2_params(model: nn.Module) -> list[Any] | None:
-    """Find what FSDP2 keeps of each parameter.
-
-    Args:
-        model: the model
-
-    Returns:
-        One object for each parameter; None if this torch keeps them elsewhere.
-    """
+    """Return FSDP2's object for each parameter, or None if this torch keeps them under other names."""
     try:
         held = [p for group in fsdp2_groups(model) for p in group.fsdp_params]
     except AttributeError:
@@ -215,6 +194,7 @@ def fsdp2_params(model: nn.Module) -> list[Any] | None:
 
 
 def _divisor(group: Any) -> float | None:
-    # What the sum of the gradients is divided by, if not the number of processes; under its name now, or before.
+    """Return the divisor of the summed gradients if it is not the number of processes."""
+    # The attribute has another name in older versions.
     divisor = getattr(group, "gradient_divide_factor", getattr(group, "reduce_scatter_divide_factor", None))
     return None if divisor is None else float(divisor)

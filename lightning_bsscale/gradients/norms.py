@@ -1,10 +1,10 @@
-"""Norms of many tensors in few launches, as exact as float32 allows whatever a tensor's size.
+"""Norms of many tensors in few kernel launches, as exact as float32 allows whatever a tensor's size.
 
-On a CPU, torch adds the squares of a whole float32 tensor one after the other: the square of the norm is wrong by
-0.07 % at 10⁷ elements, and by 0.6 % at 4·10⁷. Large tensors are therefore taken in rows of 4,096 elements, whose norms
-are added in float64: 5·10⁻⁹ at either size, in the same time (`benchmarks/norm_accuracy.py`). On CUDA nothing is to be
-done: `_foreach_norm` takes pieces of 65,536 elements there, of which each thread adds 128, and adds these sums as a
-tree.
+On a CPU, torch adds the squares of a whole float32 tensor one after the other: the squared norm is wrong by 0.07 % at
+10⁷ elements, and by 0.6 % at 4·10⁷. Large tensors are therefore reduced in rows of 4,096 elements, whose norms are
+added in float64. The error is then 5·10⁻⁹ at either size, in the same time (`benchmarks/norm_accuracy.py`). CUDA needs
+no such care: `_foreach_norm` works on pieces of 65,536 elements, of which each thread adds 128, and adds these sums as
+a tree.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["moved", "norm_of_each", "real_and_dense", "squared_norm", "sum_dtype"]
+__all__ = ["move_to", "norm_of_each", "real_and_dense", "squared_norm", "sum_dtype"]
 
 ROW = 4096
-# Below this the error of random elements is 2·10⁻⁶ at most, and the rows' extra launches would show.
+# For smaller tensors the error with random elements is at most 2·10⁻⁶, and the rows' extra launches would cost time.
 LARGE = 131_073
 
 
@@ -26,15 +26,15 @@ def squared_norm(gradients: Iterable[Tensor], home: torch.device) -> Tensor:
 
     Args:
         gradients: tensors of any device, dtype and layout
-        home: where the sum is put
+        home: device of the sum
 
     Returns:
-        A 0-d tensor on `home`, in float64 where it has that.
+        A 0-d tensor on `home`, in float64 if the device has it.
     """
     by_device: dict[torch.device, list[Tensor]] = {}
     for norm in norm_of_each(gradients):
         by_device.setdefault(norm.device, []).append(norm)
-    sums = [moved(_sum_of_squares(norms, device), home) for device, norms in by_device.items()]
+    sums = [move_to(_sum_of_squares(norms, device), home) for device, norms in by_device.items()]
     if not sums:
         return torch.zeros((), dtype=sum_dtype(home), device=home)
     return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
@@ -67,45 +67,23 @@ def norm_of_each(gradients: Iterable[Tensor]) -> list[Tensor]:
 
 
 def real_and_dense(gradient: Tensor) -> Tensor:
-    """Show a tensor as a real, strided one with the same norm.
-
-    Args:
-        gradient: of any dtype and layout
-
-    Returns:
-        A view where possible.
-    """
+    """Return a real, strided tensor with the same norm, as a view where possible."""
     if gradient.is_sparse:
-        # Uncoalesced, one row may be given several times: it must be added up before it is squared.
+        # An uncoalesced tensor may contain a row several times; these must be added before they are squared.
         gradient = gradient.coalesce().values()
     elif gradient.layout is not torch.strided:
         gradient = gradient.values()
     return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
 
 
-def moved(tensor: Tensor, home: torch.device) -> Tensor:
-    """Bring a result to where the results are.
-
-    Args:
-        tensor: on any device
-        home: where it is wanted
-
-    Returns:
-        The tensor there, in the type to sum in.
-    """
-    # A copy from an accelerator to the CPU that did not wait could be read before it has arrived.
+def move_to(tensor: Tensor, home: torch.device) -> Tensor:
+    """Move a result to the device `home`, in the dtype to sum in."""
+    # A non-blocking copy from an accelerator to the CPU could be read before it has arrived.
     return tensor.to(home, sum_dtype(home), non_blocking=home.type != "cpu")
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """Choose the widest type to sum in.
-
-    Args:
-        device: where the sum is
-
-    Returns:
-        float64, or float32 where the device has no float64.
-    """
+    """Return the widest dtype to sum in: float64, or float32 if the device has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -116,12 +94,12 @@ def _sum_of_squares(norms: list[Tensor], device: torch.device) -> Tensor:
 def _norms_alike(gradients: list[Tensor], dtype: torch.dtype, is_large: bool) -> list[Tensor]:
     if is_large:
         return [_norm_in_rows(gradient) for gradient in gradients]
-    # float16 would overflow, and bfloat16 has three digits: both are summed in float32.
+    # float16 would overflow, and bfloat16 has only three digits.
     return list(torch._foreach_norm(gradients, 2, dtype=torch.promote_types(dtype, torch.float32)))
 
 
 def _norm_in_rows(gradient: Tensor) -> Tensor:
-    # Largest stride first, the elements of a transposed or channels-last tensor lie in one piece: a view, no copy.
+    # Ordered by stride, a transposed or channels-last tensor is contiguous: a view, not a copy.
     if gradient.is_contiguous():
         flat = gradient.view(-1)
     else:

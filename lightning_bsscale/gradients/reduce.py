@@ -1,9 +1,9 @@
-"""Numbers on their way to the host, summed over ranks: the only collectives, and the only delayed reading.
+"""Sums over ranks and delayed transfers to the host: the only collectives, and the only delayed reading.
 
-They are sent at a window's end and read at the next one's, so that no step waits for its own measurement. Every rank
-must send the same messages in the same order, so whoever sends decides by numbers that are the same on all ranks, and a
-rank that has nothing to say sends all the same. Nothing here waits for another rank but `extremes` and `sums`, at the
-start, and `read`, for a message that was sent a window ago.
+Numbers are sent at a window's end and read at the end of the next one, so that no step waits for its own measurement.
+Every rank must send the same messages in the same order. Whether to send is therefore decided from numbers that are the
+same on all ranks, and a rank without data sends too. Only three calls wait for other ranks: `extremes` and `sums`, at
+the start, and `read`, for a message that was sent a window ago.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["PendingSums", "extremes", "sums"]
 
 
 class PendingSums:
-    """A small vector on its way to the host; with several ranks, its sum over all of the default process group.
+    """A small vector in transfer to the host; with several ranks, its sum over the default process group.
 
-    On CUDA the copy to the host runs beside the computation into pinned memory, and `read` waits for that copy alone,
-    not for what was queued after it. With several ranks the sum and its copy run on a stream of their own, so that the
-    computation that is queued behind does not wait for the other ranks either. On other accelerators `read` waits as
-    any transfer does. Later changes of the tensor do not show.
+    On CUDA the copy to pinned host memory runs beside the computation, and `read` waits for that copy alone, not for
+    work that was queued after it. With several ranks the sum and its copy run on a separate stream, so that later work
+    does not wait for the other ranks either. On other accelerators `read` waits as any transfer does. Later changes of
+    the tensor have no effect.
 
     Args:
         vector: 1-d, of any real type; float64 with several ranks
@@ -40,7 +40,7 @@ class PendingSums:
 
     def __init__(self, vector: Tensor, *, world_size: int) -> None:
         if vector.dim() != 1:
-            raise ValueError(f"vector must be 1-d, found {vector.dim()} dimensions")
+            raise ValueError(f"vector must be 1-d, got {vector.dim()} dimensions")
         self._arrived: torch.cuda.Event | None = None
         self._work: dist.Work | None = None
         if world_size == 1:
@@ -56,19 +56,19 @@ class PendingSums:
             self._values = vector.clone()
 
     def _reduce(self, vector: Tensor) -> None:
-        # Copied before anything else is queued: on the stream aside it would race with later changes.
+        # Copied before anything else is queued: on the side stream it would race with later changes.
         summed = vector.to(_device_of_sums(vector.device), copy=True)
         if summed.device.type != "cuda":
             self._values = summed
             self._work = dist.all_reduce(self._values, async_op=True)
             return
-        aside = _stream_aside(summed.device)
-        aside.wait_stream(torch.cuda.current_stream(summed.device))
+        side = _side_stream(summed.device)
+        side.wait_stream(torch.cuda.current_stream(summed.device))
         self._values = _pinned_like(summed)
-        with torch.cuda.stream(aside):
+        with torch.cuda.stream(side):
             dist.all_reduce(summed)
-            self._copy_to_host(summed, aside)
-        summed.record_stream(aside)
+            self._copy_to_host(summed, side)
+        summed.record_stream(side)
 
     def _copy_to_host(self, vector: Tensor, stream: torch.cuda.Stream) -> None:
         self._values.copy_(vector, non_blocking=True)
@@ -77,7 +77,7 @@ class PendingSums:
 
     @property
     def has_arrived(self) -> bool:
-        """Whether `read` would give the sums at once: after another rank's failure it may wait for ever, or fail."""
+        """Whether `read` would return at once. After another rank's failure it might wait forever, or fail."""
         try:
             if self._arrived is not None:
                 return bool(self._arrived.query())  # type: ignore[no-untyped-call]
@@ -88,11 +88,7 @@ class PendingSums:
         return self._work is None
 
     def read(self) -> list[float]:
-        """Wait for the slowest rank's message, or for the copy, and for nothing else.
-
-        Returns:
-            The sums; the same on all ranks, and at every call.
-        """
+        """Wait for the slowest rank's message or for the copy, and return the sums: the same on all ranks."""
         if self._arrived is not None:
             self._arrived.synchronize()
         if self._work is not None:
@@ -102,7 +98,7 @@ class PendingSums:
 
 
 def extremes(values: Sequence[float], device: torch.device, world_size: int) -> tuple[list[float], list[float]]:
-    """Find the smallest and the largest of each number over all ranks. It waits for all ranks: for the start only.
+    """Return the minimum and the maximum of each number over all ranks. It waits for all ranks: for the start only.
 
     Args:
         values: this rank's numbers
@@ -110,7 +106,7 @@ def extremes(values: Sequence[float], device: torch.device, world_size: int) -> 
         world_size: number of ranks
 
     Returns:
-        The smallest ones, and the largest ones; the same on all ranks.
+        The minima and the maxima; the same on all ranks.
     """
     if world_size == 1:
         return list(values), list(values)
@@ -121,7 +117,7 @@ def extremes(values: Sequence[float], device: torch.device, world_size: int) -> 
 
 
 def sums(values: Sequence[float], device: torch.device, world_size: int) -> list[float]:
-    """Add each number up over all ranks. It waits for all ranks: for the start only.
+    """Sum each number over all ranks. It waits for all ranks: for the start only.
 
     Args:
         values: this rank's numbers; nan makes the sum nan
@@ -141,13 +137,13 @@ def _pinned_like(vector: Tensor) -> Tensor:
 
 
 @cache
-def _stream_aside(device: torch.device) -> torch.cuda.Stream:
-    # One for all messages: torch has 32 streams, which others use too, and they arrive one after the other anyway.
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    # One stream for all messages: torch has only 32, and the messages arrive one after the other anyway.
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _device_of_sums(device: torch.device) -> torch.device:
-    # A backend that sums on the host anyway (gloo, also where the tensor is a GPU's) is given the numbers there.
+    # gloo sums on the host even for GPU tensors, so it gets the numbers there.
     backends = dict(pair.split(":") for pair in dist.get_backend_config().split(","))
     has_own = device.type in backends and backends[device.type] != backends.get("cpu")
     return device if has_own else torch.device("cpu")

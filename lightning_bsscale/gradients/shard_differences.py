@@ -1,7 +1,7 @@
-"""Shards of gradients as torch shows them publicly: DTensors in `.grad`.
+"""Measurement from torch's public view of sharded gradients: DTensors in `.grad`.
 
-Here is the share that a process has in the squared norm of the mean, and the watcher that needs nothing else: it takes
-what each backward pass adds to `.grad`.
+It contains a process's share of the squared norm of the mean, and a watcher that needs nothing else: it uses what each
+backward pass adds to `.grad`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lightning_bsscale.gradients.comparison import Compared, Comparison, Held
+from lightning_bsscale.gradients.comparison import ComparedParameter, Comparison, HeldGradient
 from lightning_bsscale.gradients.norms import squared_norm, sum_dtype
-from lightning_bsscale.gradients.watcher import GradientWatcher, Parameters, Seen
+from lightning_bsscale.gradients.watcher import GradientWatcher, Parameters, RawSums
 
 __all__ = [
     "ShardDifferences",
@@ -34,86 +34,58 @@ NONE: Final[Mapping[int, Any]] = MappingProxyType({})
 
 
 class UnsupportedSharding(ValueError):
-    """The model is split over processes in a way that hides the gradients of samples; says how, and why."""
+    """The model is split over processes in a way that hides the gradients of samples."""
 
 
 def is_dtensor(tensor: Tensor) -> bool:
-    """Tell whether a tensor is a DTensor. The class itself has moved between versions of torch.
-
-    Args:
-        tensor: any
-
-    Returns:
-        Whether it is one.
-    """
+    """Return whether a tensor is a DTensor, a class that has moved between versions of torch."""
     return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
 
 
 def check_mesh(parameter: Any, world_size: int) -> None:
-    """Check that all processes share one parameter for its memory's sake only, each with data of its own.
+    """Check that a parameter is split only to save memory, so that each process has its own data.
 
     Args:
         parameter: a DTensor
         world_size: number of processes
 
     Raises:
-        UnsupportedSharding: If it is split in more than one dimension of the mesh, or over some processes only.
+        UnsupportedSharding: If it is split along more than one dimension of the mesh, or over some processes only.
     """
     mesh, placements = parameter.device_mesh, parameter.placements
     kinds = [type(placement).__name__ for placement in placements]
-    found = f"a parameter of shape {tuple(parameter.shape)} is placed as {placements} on a mesh of {tuple(mesh.shape)}"
-    # FSDP, HSDP (replicated groups of shards), or DDP as a mesh of replicas.
+    placed = f"a parameter of shape {tuple(parameter.shape)} is placed as {placements} on a mesh of {tuple(mesh.shape)}"
+    # Allowed are FSDP, HSDP (replicated groups of shards), and DDP as a mesh of replicas.
     if set(kinds[:-1]) - {"Replicate"} or kinds[-1] not in {"Replicate", "Shard"}:
         raise UnsupportedSharding(
-            f"{found}: this is tensor parallelism, where several processes share one micro-batch. Shard over one "
+            f"{placed}: this is tensor parallelism, where several processes share one micro-batch. Shard over one "
             "dimension: ModelParallelStrategy(data_parallel_size=<all processes>, tensor_parallel_size=1)"
         )
     if mesh.size() != world_size:
         raise UnsupportedSharding(
-            f"{found}, which is {mesh.size()} of {world_size} processes: all must step with the mean over all"
+            f"{placed}, which is {mesh.size()} of {world_size} processes: all must step with the mean over all"
         )
 
 
 def num_holders(parameter: Any) -> int:
-    """Count the processes that hold the same shard as this one.
-
-    Args:
-        parameter: a DTensor
-
-    Returns:
-        The number, this process included.
-    """
+    """Return the number of processes that hold the same shard of a DTensor, this one included."""
     sizes = zip(parameter.device_mesh.shape, parameter.placements, strict=True)
     return math.prod(size for size, placement in sizes if placement.is_replicate())
 
 
-def held_shard(parameter: Any) -> Held:
-    """Tell which part of the gradient this process holds.
-
-    Args:
-        parameter: a DTensor with a gradient, placed as `check_mesh` allows
-
-    Returns:
-        The shard, and where it begins.
-    """
+def held_shard(parameter: Any) -> HeldGradient:
+    """Return this process's shard of a DTensor's gradient, and where it begins."""
     shard, mesh = parameter.grad.to_local(), parameter.device_mesh
     dim, shards = shards_of(parameter)
     if shards == 1:
-        return Held(id(parameter), shard)
-    # All shards are of one size, but the last ones, which may be smaller or empty.
+        return HeldGradient(id(parameter), shard)
+    # All shards have the same size, except the last ones, which may be smaller or empty.
     size = -(-parameter.shape[dim] // shards)
-    return Held(id(parameter), shard, dim, mesh.get_local_rank(mesh.ndim - 1) * size)
+    return HeldGradient(id(parameter), shard, dim, mesh.get_local_rank(mesh.ndim - 1) * size)
 
 
 def shards_of(parameter: Any) -> tuple[int, int]:
-    """Tell how a parameter is sharded.
-
-    Args:
-        parameter: a DTensor, placed as `check_mesh` allows
-
-    Returns:
-        The dimension, and the number of shards; one if it is only replicated.
-    """
+    """Return the dimension along which a DTensor is sharded and the number of shards; 1 if it is replicated."""
     placement = parameter.placements[-1]
     return (0, 1) if placement.is_replicate() else (placement.dim, parameter.device_mesh.shape[-1])
 
@@ -121,15 +93,15 @@ def shards_of(parameter: Any) -> tuple[int, int]:
 def share_of_shards(
     parameters: Iterable[Any], *, factors: Mapping[int, float] = NONE, before: Mapping[int, Tensor] = NONE
 ) -> Tensor:
-    """Compute this process's share of a squared norm: of the gradient in `.grad`, or of what was added to it.
+    """Compute this process's share of the squared norm of `.grad`, or of what was added to it.
 
     Args:
         parameters: DTensors; those without a `.grad` count as zero
-        factors: by id of a parameter, what its gradient is multiplied by
-        before: by id of a parameter, what was in its `.grad` before
+        factors: by id of a parameter, the factor on its gradient
+        before: by id of a parameter, the earlier content of its `.grad`, to subtract
 
     Returns:
-        A 0-d tensor, whose sum over processes is the squared norm. Nothing waits for it.
+        A 0-d tensor whose sum over processes is the squared norm, without waiting for it.
 
     Raises:
         UnsupportedSharding: If a gradient has not been reduced.
@@ -153,17 +125,10 @@ def share_of_shards(
 
 
 def weighted_squared_norm(gradients: Iterable[tuple[Tensor, float]]) -> Tensor:
-    """Sum the squares of all elements of all tensors, each tensor with a weight.
-
-    Args:
-        gradients: pairs of a tensor and its weight
-
-    Returns:
-        A 0-d tensor on the first one's device.
-    """
+    """Sum the squares of all elements, each tensor with its weight; 0-d, on the first tensor's device."""
     by_weight: dict[float, list[Tensor]] = {}
     for gradient, weight in gradients:
-        if gradient.numel():  # of a small parameter the last processes have nothing
+        if gradient.numel():  # the last processes may have no elements of a small parameter
             by_weight.setdefault(weight, []).append(gradient.detach())
     home = next((group[0].device for group in by_weight.values()), torch.device("cpu"))
     total = torch.zeros((), dtype=sum_dtype(home), device=home)
@@ -173,13 +138,13 @@ def weighted_squared_norm(gradients: Iterable[tuple[Tensor, float]]) -> Tensor:
 
 
 class ShardDifferences(GradientWatcher):
-    """Watches sharded parameters by what each backward pass adds to `.grad`.
+    """Watches sharded parameters through what each backward pass adds to `.grad`.
 
-    What it sees is each sample's mean over all processes, so a window needs two samples, and every backward pass must
-    reduce. It keeps a copy of the shards of `.grad`. In a low precision the differences are rough.
+    It observes each sample's mean over all processes, so a window needs two samples, and every backward pass must
+    reduce. It keeps a copy of the shards of `.grad`. In low precision the differences are coarse.
 
     Args:
-        parameters: gives the parameters to watch anew for each window; those that are no DTensors are left out
+        parameters: returns the parameters to watch; called for each window. Those that are not DTensors are left out
         world_size: number of processes
     """
 
@@ -201,7 +166,7 @@ class ShardDifferences(GradientWatcher):
             # Each process compares its own shards with themselves.
             shards: list[Tensor] = [p.detach().to_local() for p in self._sharded]  # type: ignore[attr-defined]
             named = zip(self._sharded, shards, strict=True)
-            listed = [Compared(id(p), tuple(shard.shape), shard.dtype) for p, shard in named]
+            listed = [ComparedParameter(id(p), tuple(shard.shape), shard.dtype) for p, shard in named]
             self._comparison = Comparison(listed, shards[0].device, turn=self._turn, on_ranks=False)
 
     def _begin_sample(self) -> None:
@@ -219,15 +184,15 @@ class ShardDifferences(GradientWatcher):
     def _close(self) -> None:
         self._before = {}
 
-    def _seen(self, loss_scale: Tensor | None) -> Seen:
+    def _raw_sums(self, loss_scale: Tensor | None) -> RawSums:
         mean = share_of_shards(self._sharded)
         difference = None
         if self._comparison is not None:
             counted = torch.ones(len(self._sharded), dtype=torch.bool)
             difference = self._comparison.difference(self._held(), counted, loss_scale)
         sq_norms = self.sq_norms.sum() if self._sq_norms else torch.zeros_like(mean)
-        return Seen(sq_norms, mean, difference)
+        return RawSums(sq_norms, mean, difference)
 
-    def _held(self) -> list[Held]:
+    def _held(self) -> list[HeldGradient]:
         grads: Iterable[tuple[int, Any]] = ((id(p), p.grad) for p in self._sharded)
-        return [Held(key, grad.to_local()) for key, grad in grads if grad is not None]
+        return [HeldGradient(key, grad.to_local()) for key, grad in grads if grad is not None]

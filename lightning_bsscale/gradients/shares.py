@@ -1,11 +1,11 @@
-"""The share that one process has in a window's sums: free of loss scale, loss divisor and number of ranks.
+"""One process's share of a window's sums: free of loss scale, loss divisor and number of ranks.
 
 A watcher sees gradients of losses that were divided by N and multiplied by the loss scale s before their backward pass:
-``s g_k / N`` of sample k. ``.grad`` is then the mean over ranks of ``(s / N) sum g_k``, or without s where it was
-unscaled. With K samples on each rank the mean of all samples' gradients is N/K times that.
+``s g_k / N`` for sample k. ``.grad`` is then the mean over ranks of ``(s / N) sum g_k``, without s if it was unscaled.
+With K samples on each rank, the mean of all samples' gradients is N/K times that.
 
-Some watchers see a sample as its mean over all W ranks only. A window has then K such samples, each rank contributes to
-all of them, and each has the variance of one with ``1 / ((1/W^2) sum 1/b_k)`` examples, the sum being over its ranks.
+Some watchers see only each sample's mean over all W ranks. A window then has K such samples, each rank contributes to
+all of them, and each has the variance of one with ``1 / ((1/W^2) sum 1/b_k)`` examples, where the sum is over ranks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_bsscale.gradients.norms import moved
+from lightning_bsscale.gradients.norms import move_to
 
 __all__ = ["share_of_sums"]
 
@@ -31,23 +31,23 @@ def share_of_sums(
     is_grad_scaled: bool = False,
     ranks_in_sample: int = 1,
 ) -> Tensor:
-    """Compute this process's share from what it saw.
+    """Compute this process's share of a window's sums from the observed norms.
 
     Args:
-        sq_norms: sum of the squared norms of the gradients of this process's samples as they were seen, 0-d
+        sq_norms: sum of the observed squared norms of this process's samples, 0-d
         mean_sq_norm: this process's share of the squared norm of `.grad`, 0-d
         sizes: examples of each of this process's samples
-        loss_divisor: what each loss was divided by
-        loss_scale: what each loss was multiplied by, 0-d, on the device; None for 1
-        is_grad_scaled: whether `.grad` is still multiplied by it
-        ranks_in_sample: processes over whose mean a sample is seen; 1 where it is this process's own
+        loss_divisor: number by which each loss was divided
+        loss_scale: factor on each loss, 0-d, on the device; None for 1
+        is_grad_scaled: whether `.grad` still has this factor
+        ranks_in_sample: processes over whose mean a sample is observed; 1 if it is this process's own
 
     Returns:
-        Five numbers on the device of `sq_norms`, which added up over processes are the fields of a `WindowSums`.
-        Nothing waits for them. Without a sample there is no mean: it is NaN.
+        Five numbers on the device of `sq_norms`; summed over processes they are the fields of a `WindowSums`. They are
+        not waited for. Without any sample the mean is NaN.
     """
     home, count = sq_norms.device, len(sizes)
-    norms = torch.stack([sq_norms, moved(mean_sq_norm, home)])
+    norms = torch.stack([sq_norms, move_to(mean_sq_norm, home)])
     if loss_scale is not None:
         squared = loss_scale.to(norms).square()
         norms = norms / (squared if is_grad_scaled else torch.stack([squared, torch.ones_like(squared)]))

@@ -1,4 +1,4 @@
-"""What every way of watching gradients has in common: the calls of a window, their order, and what they return."""
+"""The interface of all watchers: the calls of a window, their order, and what they return."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from lightning_bsscale.gradients.comparison import Comparison, not_compared
-from lightning_bsscale.gradients.norms import moved
+from lightning_bsscale.gradients.norms import move_to
 from lightning_bsscale.gradients.shares import share_of_sums
 from lightning_bsscale.theory.checks import check_number
 
-__all__ = ["GradientWatcher", "Parameters", "Seen", "WindowShare"]
+__all__ = ["GradientWatcher", "Parameters", "RawSums", "WindowShare"]
 
 Parameters = Callable[[], Iterable[Tensor]]
 
@@ -24,23 +24,23 @@ class WindowShare(NamedTuple):
     """One process's share of a window, on the device.
 
     Attributes:
-        sums: five numbers in the order of `WindowSums`' fields, 1-d, float64 where the device has it; added up over
+        sums: five numbers in the order of `WindowSums`' fields, 1-d, float64 if the device has it; summed over
             processes they are the `WindowSums`
-        difference: the numbers of a `comparison.Difference` between `.grad` and what was seen, 1-d; NaN where they were
-            not compared
+        difference: the numbers of a `comparison.Difference` between `.grad` and the observed gradients, 1-d; NaN if
+            they were not compared
     """
 
     sums: Tensor
     difference: Tensor
 
 
-class Seen(NamedTuple):
-    """What a watcher saw of a window, as it is: with loss scale and loss divisor, and of this process.
+class RawSums(NamedTuple):
+    """This process's observations of a window, still with loss scale and loss divisor.
 
     Attributes:
         sq_norms: sum of the squared norms of the samples' gradients, 0-d
         mean_sq_norm: this process's share of the squared norm of `.grad`, 0-d
-        difference: as in `WindowShare`; None where there was no comparison
+        difference: as in `WindowShare`; None without a comparison
     """
 
     sq_norms: Tensor
@@ -52,8 +52,8 @@ class GradientWatcher(ABC):
     """Watches the gradients of samples, window by window.
 
     A sample is the gradient of one group of examples. A window may have any number of samples, each of its own size,
-    all at the same parameters and of losses with the same divisor. These are the calls, with nothing registered before
-    and after them::
+    all at the same parameters and of losses with the same divisor. The calls are as follows; nothing is registered
+    before and after them::
 
         watcher.start_window()
         for examples in window:
@@ -64,17 +64,17 @@ class GradientWatcher(ABC):
         watcher.stop_window()
         share = watcher.window_share(loss_divisor=loss_divisor)
 
-    A watcher never changes a gradient, and never waits for the device or for another process. A subclass says how
-    gradients are seen, in the methods that begin with an underscore here; the order of calls is kept by this class.
+    A watcher never changes a gradient, and never waits for the device or for another process. This class keeps the
+    order of calls; a subclass observes the gradients, in the methods that begin with an underscore here.
 
     Args:
-        parameters: gives the parameters to watch anew for each window; those that require no gradient when a window
-            starts, or are not initialised, are left out of that window
+        parameters: returns the parameters to watch; called for each window. Parameters that require no gradient when a
+            window starts, or are not initialised, are left out of that window
         world_size: number of processes
 
     Attributes:
-        sees_mean_over_ranks: Whether a sample's gradient can be seen only as the mean over all processes, whose samples
-            then count as one.
+        sees_mean_over_ranks: Whether only the mean of a sample's gradient over all processes is observed, so that their
+            samples count as one.
     """
 
     sees_mean_over_ranks: ClassVar[bool] = False
@@ -96,20 +96,20 @@ class GradientWatcher(ABC):
 
     @property
     def sq_norms(self) -> Tensor:
-        """The squared norm of each sample's gradient as it was seen, with what its loss was multiplied and divided by.
+        """The observed squared norm of each sample's gradient, with loss scale and loss divisor.
 
         One for each sample that ended, in order, 1-d, on the device, of the open window or the last one. They are those
-        of this process, or its share where `sees_mean_over_ranks`. NaN where one could not be determined.
+        of this process, or its share with `sees_mean_over_ranks`. NaN if a norm could not be determined.
         """
         if not self._sq_norms:
             return torch.zeros(0, dtype=torch.float64)
         return torch.stack(self._sq_norms)
 
     def start_window(self, *, compared: bool = False) -> None:
-        """Start to watch. A window that was open is given up.
+        """Start to watch, and discard a window that is still open.
 
         Args:
-            compared: whether to compare `.grad` at the step with what was seen
+            compared: whether to compare `.grad` at the step with the observed gradients
         """
         self.stop_window()
         self._sizes, self._sq_norms = [], []
@@ -119,9 +119,7 @@ class GradientWatcher(ABC):
         self._is_open = True
 
     def start_sample(self) -> None:
-        """Count gradients from now on: to be called before the backward pass, after the forward pass.
-
-        What a sample that never ended gathered is forgotten.
+        """Start a sample, after the forward pass and before the backward pass, and discard one that never ended.
 
         Raises:
             RuntimeError: If no window is open.
@@ -132,10 +130,10 @@ class GradientWatcher(ABC):
         self._is_in_sample = True
 
     def end_sample(self, examples: float) -> None:
-        """Close the sample, after the backward pass. One without any gradient has norm zero.
+        """End the sample, after the backward pass. A sample without any gradient has norm zero.
 
         Args:
-            examples: its size
+            examples: size of the sample
 
         Raises:
             RuntimeError: If no sample was started.
@@ -149,11 +147,7 @@ class GradientWatcher(ABC):
         self._sizes.append(size)
 
     def stop_window(self) -> int:
-        """Remove everything that was registered. Calling it again does no harm.
-
-        Returns:
-            The number of samples that ended; one that never ended is left out.
-        """
+        """Remove everything that was registered, and return the number of samples that ended. It may be repeated."""
         self._is_open = self._is_in_sample = False
         self._close()
         return len(self._sizes)
@@ -164,15 +158,15 @@ class GradientWatcher(ABC):
         """Compute this process's share of the window, after `stop_window` and before clipping and the step.
 
         Args:
-            loss_divisor: what each loss was divided by before its backward pass
-            loss_scale: what each loss was multiplied by, 0-d, on the device; None for 1
-            is_grad_scaled: whether `.grad` is still multiplied by it now
+            loss_divisor: number by which each loss was divided before its backward pass
+            loss_scale: factor on each loss, 0-d, on the device; None for 1
+            is_grad_scaled: whether `.grad` still has this factor
 
         Returns:
-            The share. Nothing waits for it.
+            The share, without waiting for it.
         """
         with torch.no_grad():
-            seen = self._seen(None if is_grad_scaled else loss_scale)
+            seen = self._raw_sums(None if is_grad_scaled else loss_scale)
             sums = share_of_sums(
                 seen.sq_norms,
                 seen.mean_sq_norm,
@@ -183,28 +177,28 @@ class GradientWatcher(ABC):
                 ranks_in_sample=self._world_size if self.sees_mean_over_ranks else 1,
             )
             home = sums.device
-            return WindowShare(sums, not_compared(home) if seen.difference is None else moved(seen.difference, home))
+            return WindowShare(sums, not_compared(home) if seen.difference is None else move_to(seen.difference, home))
 
     def _trained(self) -> dict[int, Tensor]:
-        """Return the parameters that require a gradient now, by id."""
+        """Return the parameters that currently require a gradient, by id."""
         return {id(p): p for p in self._parameters() if p.requires_grad and not is_lazy(p)}
 
     @abstractmethod
     def _open(self, compared: bool) -> None:
-        """Start a window: nothing is open."""
+        """Start a window, while none is open."""
 
     @abstractmethod
     def _begin_sample(self) -> None:
-        """Count from now on."""
+        """Start a sample."""
 
     @abstractmethod
     def _end_sample(self) -> Tensor:
-        """Return the squared norm of the sample's gradient as it was seen, 0-d."""
+        """End the sample, and return the observed squared norm of its gradient, 0-d."""
 
     @abstractmethod
     def _close(self) -> None:
         """Remove everything that was registered, if anything was."""
 
     @abstractmethod
-    def _seen(self, loss_scale: Tensor | None) -> Seen:
-        """Return what was seen of the window; `loss_scale` is what the losses, but not `.grad`, are multiplied by."""
+    def _raw_sums(self, loss_scale: Tensor | None) -> RawSums:
+        """Return the observations of the window; `loss_scale` is a factor on the losses that is not on `.grad`."""

@@ -6,21 +6,21 @@ from dataclasses import dataclass, replace
 
 __all__ = ["Agreement"]
 
-# All of the first windows, as most of what changes gradients does so from the start. A prime number afterwards, so that
-# what changes them in every second or fourth window is found too.
+# Most code that changes gradients does so from the start, so all of the first windows are compared. Afterwards the
+# period is a prime number, which also catches changes in every second or fourth window.
 COMPARED_FIRST = 4
 COMPARED_EVERY = 17
-# A recipe may change gradients in its first epoch only. One that does so again is not measured any more.
+# A recipe may change gradients in its first epoch only. If they change again, measurement stops for good.
 MOST_CHANGES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """Whether `.grad` at the step is what the hooks saw. All ranks count alike, from the same sums.
+    """Whether `.grad` at the step equals what the hooks observed; the same on all ranks, which use the same sums.
 
     Attributes:
-        windows: Measured windows since the gradients were last found changed, or unchanged again.
-        changes: How often they were found changed.
+        windows: Measured windows since the last change of `is_good`.
+        changes: How often changed gradients were detected.
         is_good: Whether windows are measured now.
     """
 
@@ -39,18 +39,18 @@ class Agreement:
         return replace(self, windows=self.windows + 1), self.is_good or compared, compared
 
     def with_result(self, explained: bool) -> tuple[Agreement, bool]:
-        """Take the result of a comparison.
+        """Add the result of a comparison.
 
         Args:
             explained: Whether rounding explains the difference.
 
         Returns:
-            The new record, and whether gradients that were good until now were found changed. Averages that rest on
-            them are then to be discarded.
+            The new record, and whether this comparison is the first to detect changed gradients. Averages that rest on
+            them must then be discarded.
         """
         if explained == self.is_good:
             return self, False
-        # Compared again at once where they are good again, and one period later where they are not.
+        # Good gradients are compared again at once, changed ones a period later.
         windows = 0 if explained else 1
         found_changed = not explained
         return Agreement(windows=windows, changes=self.changes + found_changed, is_good=explained), found_changed

@@ -1,4 +1,4 @@
-"""Checks of arguments, in one form: what was wrong, what was found, what is allowed."""
+"""Checks of arguments. Each message says which argument is wrong, what is allowed, and what was received."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["as_number", "as_numbers", "check_integer", "check_number", "found", "quoted"]
+__all__ = ["as_number", "as_numbers", "check_integer", "check_number", "join_names", "show"]
 
 _LONGEST = 120
 
@@ -24,13 +24,13 @@ def check_number(
     at_most: float | None = None,
     may_be_infinite: bool = False,
 ) -> float:
-    """Return ``value`` as a float, or say what is wrong with it.
+    """Return ``value`` as a float, or raise an error that says what is allowed.
 
-    A bool is not a number here (``warmup=True`` is a mistake, not one example), and NaN is never allowed.
+    A bool is not accepted as a number (``warmup=True`` is a mistake, not one example). NaN is never allowed.
 
     Args:
         name: The argument's name, for the message.
-        value: What was given.
+        value: The value received.
         above: The value must be larger than this.
         at_least: The value must not be smaller than this.
         below: The value must be smaller than this.
@@ -42,7 +42,7 @@ def check_number(
 
     Raises:
         TypeError: If the value is not a real number.
-        ValueError: If the value is NaN, infinite without leave, or out of bounds.
+        ValueError: If the value is NaN, out of bounds, or infinite where that is not allowed.
 
     Example:
         >>> check_number("target_ratio", 0.5, above=0)
@@ -61,7 +61,7 @@ def check_number(
     if bounds:
         allowed = f"{allowed} {' and '.join(bounds)}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be {allowed}, got {found(value)} ({type(value).__name__})")
+        raise TypeError(f"{name} must be {allowed}, got {show(value)} ({type(value).__name__})")
     try:
         number = float(value)
     except OverflowError:  # an integer or a fraction that no float can hold
@@ -73,16 +73,16 @@ def check_number(
         and (at_most is None or number <= at_most)
     )
     if math.isnan(number) or not inside or (math.isinf(number) and not may_be_infinite):
-        raise ValueError(f"{name} must be {allowed}, got {found(value)}")
+        raise ValueError(f"{name} must be {allowed}, got {show(value)}")
     return number
 
 
 def check_integer(name: str, value: object, *, at_least: int) -> int:
-    """Return ``value`` as an int, or say what is wrong with it.
+    """Return ``value`` as an int, or raise an error that says what is allowed.
 
     Args:
         name: The argument's name, for the message.
-        value: What was given; ``8.0`` is no integer, nor is ``True``.
+        value: The value received; neither ``8.0`` nor ``True`` is an integer.
         at_least: The smallest value allowed.
 
     Returns:
@@ -100,24 +100,24 @@ def check_integer(name: str, value: object, *, at_least: int) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         kind = type(value).__name__
-        raise TypeError(f"{name} must be an integer of at least {at_least}, got {found(value)} ({kind})")
+        raise TypeError(f"{name} must be an integer of at least {at_least}, got {show(value)} ({kind})")
     if value < at_least:
-        raise ValueError(f"{name} must be an integer of at least {at_least}, got {found(value)}")
+        raise ValueError(f"{name} must be an integer of at least {at_least}, got {show(value)}")
     return int(value)
 
 
 def as_number(name: str, value: Any) -> float:
-    """Return one number as a float: Python's, NumPy's, or a tensor's of one element.
+    """Return a Python or NumPy number, or a tensor of one element, as a float.
 
     Args:
         name: The argument's name, for the message.
-        value: What was given. Not-a-number and infinity pass; a string does not, nor does ``True``.
+        value: The value received. NaN and infinity are accepted; strings and bools are not.
 
     Returns:
         The number.
 
     Raises:
-        TypeError: If it is not one number.
+        TypeError: If it is not a single number.
 
     Example:
         >>> as_number("lr", "0.1")
@@ -131,7 +131,7 @@ def as_number(name: str, value: Any) -> float:
             one = value.item()
     if isinstance(one, bool) or not isinstance(one, numbers.Real):
         kind = type(value).__name__
-        raise TypeError(f"{name} must be a number (or a tensor of one element), got {found(value)} ({kind})")
+        raise TypeError(f"{name} must be a number (or a tensor of one element), got {show(value)} ({kind})")
     return float(one)
 
 
@@ -146,56 +146,56 @@ def as_numbers(name: str, values: Any) -> list[float]:
         The numbers.
 
     Raises:
-        TypeError: If it is no sequence.
-        ValueError: If it has more dimensions than one, or none.
+        TypeError: If it is not a sequence.
+        ValueError: If it does not have exactly one dimension.
     """
     dimensions = getattr(values, "ndim", 1)
     if dimensions != 1:
         raise ValueError(f"{name} must have one dimension, got the shape {tuple(values.shape)}")
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be a sequence of numbers, got {found(values)} ({type(values).__name__})")
-    # All at once: a tensor on a device is waited for once.
+        raise TypeError(f"{name} must be a sequence of numbers, got {show(values)} ({type(values).__name__})")
+    # One transfer for the whole tensor, not one for each element.
     to_list = getattr(values, "tolist", None)
     listed = to_list() if callable(to_list) else values
     return [as_number(f"{name}[{index}]", value) for index, value in enumerate(listed)]
 
 
-def found(value: object) -> str:
-    """Show what was given, in one line of a message.
+def show(value: object) -> str:
+    """Format a received value for one line of a message.
 
     Args:
-        value: Anything.
+        value: Any object.
 
     Returns:
-        Its ``repr``, cut where it is long (a tensor, a batch). A class is named as one: what is meant is nearly always
-        an instance.
+        Its ``repr``, truncated if it is long (a tensor, a batch). A class is named as such, because nearly always an
+        instance was meant.
 
     Example:
-        >>> found(0.5), found(dict)
+        >>> show(0.5), show(dict)
         ('0.5', 'the class dict instead of an instance')
-        >>> len(found("a" * 1000))
+        >>> len(show("a" * 1000))
         120
     """
     if inspect.isclass(value):
         return f"the class {value.__name__} instead of an instance"
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # the user's own class, shown in a sentence that must be said
+    except Exception:  # a user's class; its broken repr must not hide the message
         text = f"an instance of {type(value).__name__} whose repr fails"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
 
 
-def quoted(names: Iterable[str]) -> str:
-    """Join the names of a table for an error message.
+def join_names(names: Iterable[str]) -> str:
+    """Join names for a message.
 
     Args:
-        names: The names, for instance a dict's keys.
+        names: The names, for instance the keys of a dict.
 
     Returns:
         The names in quotes, separated by commas.
 
     Example:
-        >>> quoted({"linear": 1, "sqrt": 2})
+        >>> join_names({"linear": 1, "sqrt": 2})
         "'linear', 'sqrt'"
     """
     return ", ".join(repr(name) for name in names)

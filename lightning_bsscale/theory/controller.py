@@ -1,4 +1,4 @@
-"""Policy, rule and path: from what is known at a window's end to the next batch size and learning-rate factor."""
+"""Policy, rule and path: from the situation at a window's end to the next batch size and learning-rate factor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.policies import Limits, Situation, hold_without_decision, recorded_decision
 from lightning_bsscale.theory.records import DecisionRecord
-from lightning_bsscale.theory.rules import LearningRateRule, RatePath, uses_fallback
+from lightning_bsscale.theory.rules import FactorPath, LearningRateRule, uses_fallback
 
 __all__ = ["BatchState", "Decided"]
 
@@ -18,9 +18,9 @@ class Decided(NamedTuple):
 
     Attributes:
         batch: The batch from the next window on.
-        record: The decision, with everything it was taken by.
-        is_valid: Whether the policy's answer was a decision; one that is not holds.
-        answer: What the policy answered.
+        record: The decision with all its inputs.
+        is_valid: Whether the policy returned a valid decision; otherwise the batch is held.
+        answer: What the policy returned.
     """
 
     batch: BatchState
@@ -37,32 +37,32 @@ class BatchState:
         batch_size: The current batch size, in examples.
         start_batch_size: The batch size of the first start, in examples.
         examples_at_last_change: Examples seen when the batch last changed, or None.
-        path: The rule's ratios along the changes so far.
-        lr_scale: The factor that the path gives, after any ceiling.
+        path: Product of the rule's ratios over the changes so far.
+        lr_scale: The factor that follows from the path, after any ceiling.
     """
 
     batch_size: int
     start_batch_size: int
     examples_at_last_change: float | None = None
-    path: RatePath = field(default_factory=RatePath)
+    path: FactorPath = field(default_factory=FactorPath)
     lr_scale: float = 1.0
 
     @classmethod
     def begin(cls, batch_size: int, rule: LearningRateRule) -> BatchState:
-        """Begin at the user's own batch size, in examples, where a rule's factor is its first."""
-        return cls(batch_size=batch_size, start_batch_size=batch_size, lr_scale=RatePath().factor(rule))
+        """Begin at the user's batch size, in examples, with the factor of an empty path."""
+        return cls(batch_size=batch_size, start_batch_size=batch_size, lr_scale=FactorPath().factor(rule))
 
     def decided(self, situation: Situation, *, policy: Any, rule: LearningRateRule, limits: Limits) -> Decided:
         """Ask the policy, check its answer, round it, clip it to the limits, and apply the rule.
 
         Args:
-            situation: What is known at the window's end.
+            situation: The state of training at the window's end.
             policy: Any object with `decide(situation, limits)`.
             rule: How the learning rate follows the batch.
-            limits: What the batch is a multiple of, and between which sizes it may move.
+            limits: The possible batch sizes.
 
         Returns:
-            The next batch, and the record of the decision.
+            The next batch and the record of the decision.
         """
         answer = policy.decide(situation, limits)
         checked = recorded_decision(answer, situation)
@@ -85,10 +85,10 @@ class BatchState:
         return Decided(batch, record, checked is not None, answer)
 
     def window_factor(self, window_examples: int, rule: LearningRateRule, noise: NoiseScale | None) -> float:
-        """Compute the factor for one window of another size than the current batch size.
+        """Compute the factor for one window whose size differs from the current batch size.
 
-        A probe, or a short last window, gets the factor of its own size by the same rule. A short one never gets less
-        than the user's own learning rate: the user's plan has short last windows too, and takes them at full rate.
+        A probe or a short last window gets the factor of its own size by the same rule. A short window never gets less
+        than the user's learning rate: the user's plan has short last windows too, at the full learning rate.
 
         Args:
             window_examples: Examples of the window.
@@ -102,7 +102,7 @@ class BatchState:
         return factor if window_examples > self.batch_size else min(self.lr_scale, max(1.0, factor))
 
     def with_rule(self, rule: LearningRateRule, noise: NoiseScale | None) -> BatchState:
-        """Change to another rule: the learning rate is then meant for the first batch size.
+        """Change to another rule, and take the learning rate to be that of the first batch size.
 
         Args:
             rule: How the learning rate follows the batch from now on.
@@ -111,14 +111,14 @@ class BatchState:
         Returns:
             A new record with the same batch size.
         """
-        begun = replace(self, batch_size=self.start_batch_size, path=RatePath(), lr_scale=RatePath().factor(rule))
+        begun = replace(self, batch_size=self.start_batch_size, path=FactorPath(), lr_scale=FactorPath().factor(rule))
         return begun if self.batch_size == self.start_batch_size else begun._moved(self.batch_size, rule, noise)
 
     def fitted(self, limits: Limits, rule: LearningRateRule, noise: NoiseScale | None) -> BatchState:
-        """Take the nearest possible batch size, where another start made the current one impossible.
+        """Move to the nearest possible batch size, where a new start made the current one impossible.
 
         Args:
-            limits: Those of this start.
+            limits: The limits of this start.
             rule: How the learning rate follows the batch.
             noise: The current noise scale, or None.
 
@@ -132,5 +132,5 @@ class BatchState:
         return replace(self, lr_scale=self.path.factor(rule))
 
     def _moved(self, batch_size: int, rule: LearningRateRule, noise: NoiseScale | None) -> BatchState:
-        path = self.path.grown(rule, self.batch_size, batch_size, noise)
+        path = self.path.extended(rule, self.batch_size, batch_size, noise)
         return replace(self, batch_size=batch_size, path=path, lr_scale=path.factor(rule))

@@ -1,4 +1,4 @@
-"""The decisions that are kept: bounded, however long the training and whatever the policy."""
+"""The decisions that a run keeps: a bounded number, however long the training and whatever the policy."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ HOLDS_LIMIT = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionLog:
-    """Changes of the batch, and the first of each run of holds with one code.
+    """Changes of the batch, and the first of each run of holds with the same code.
 
     Attributes:
-        records: Those kept, in order. Beyond each limit the older half of the changes (or of the holds) keeps every
-            second one, so the first and the latest are always there, and a long run keeps its whole course.
-        changes: Changes in all.
-        holds: Runs of holds in all.
-        kept_changes: Changes among those kept.
+        records: The decisions that are kept, in order. Beyond each limit every second change (or hold) of the older
+            half is dropped, so the first and the latest are always kept, and the record covers the whole run.
+        changes: Number of all changes.
+        holds: Number of all runs of holds.
+        kept_changes: Number of changes in `records`.
     """
 
     records: tuple[DecisionRecord, ...] = ()
@@ -30,7 +30,7 @@ class DecisionLog:
     kept_changes: int = 0
 
     def continues(self, record: DecisionRecord) -> bool:
-        """Return whether a decision only continues the present run of holds, and so is not kept."""
+        """Return whether a decision only continues the current run of holds, and need not be kept."""
         last = self.records[-1] if self.records else None
         return (
             last is not None
@@ -40,14 +40,7 @@ class DecisionLog:
         )
 
     def added(self, record: DecisionRecord) -> DecisionLog:
-        """Keep a decision.
-
-        Args:
-            record: The decision, one that does not only continue a run of holds.
-
-        Returns:
-            A new log.
-        """
+        """Return a log with one more decision, one that does not only continue a run of holds."""
         records, is_change = (*self.records, record), record.is_change
         changes = self.kept_changes + is_change
         kept, limit = (changes, CHANGES_LIMIT) if is_change else (len(records) - changes, HOLDS_LIMIT)

@@ -1,30 +1,30 @@
-r"""Many windows: averages with a memory in examples, and the noise scale with an honest interval.
+r"""Averages over many windows with a memory in examples, and the noise scale with an interval that covers it.
 
-One window's estimate of the squared gradient norm can be zero or negative, so nothing is divided window by
-window. The weighted means of trace and squared norm are kept apart and divided once:
+One window's estimate of the squared gradient norm can be zero or negative, so ratios of single windows are
+meaningless. The weighted means of trace and squared norm are kept separately and divided once:
 
     B_simple = S / G2,   S = sum w_i S_i / sum w_i,   G2 = sum w_i G2_i / sum w_i
 
-The weight of a window is its number of examples, which no measurement enters, times the memory's decay
+The weight of a window is its number of examples, which does not depend on any measurement, times the memory's decay
 ``exp(-a_i / memory)``, where ``a_i`` is the window's age in examples. Weights that depend on a measurement would
 bias the means. Since both means are normalised by the sum of weights, they need no further debiasing.
 
 Variances are those of weighted means with unknown, unequal variances (the "sandwich"; White 1980), because
-windows differ in size and in number of micro-batches, so that their scatter differs:
+windows differ in size and in number of micro-batches, and so in scatter:
 
     Var S = n/(n - 1) * sum w_i^2 (S_i - S)^2 / (sum w_i)^2,     n = (sum w_i)^2 / sum w_i^2   (Kish 1965)
 
-and alike for ``G2`` and the covariance. ``n`` is the effective number of windows. Student's t replaces the normal
+and likewise for ``G2`` and the covariance. ``n`` is the effective number of windows. Student's t replaces the normal
 quantile, with ``min(n - 1, (sum w_i^2)^2 / sum w_i^4)`` degrees of freedom (Satterthwaite 1946, for a sum of squares
 with weights ``w_i^2``): an exponential memory worth n windows knows its scatter only as well as n/2 of them.
 
-The interval around the ratio is Fieller's (fieller.py), its upper end lengthened where the trace's windows are skewed,
+The interval around the ratio is Fieller's (fieller.py). Where the windows' traces are skewed, its upper end is raised
 by the third moment of the weighted mean, sum w_i^3 (S_i - S)^3 / (sum w_i)^3.
 
 Windows need no correction for autocorrelation. Each window's moments are unbiased *at its own parameters*, given
-everything before, so their errors are uncorrelated (martingale differences) however slowly the truth moves. The
-truth's own movement within the memory enters the scatter and only widens the interval. What the interval covers
-is the weighted mean over the memory, not the last step's value.
+everything before, so their errors are uncorrelated (martingale differences) however slowly the true value moves. Its
+movement within the memory adds to the scatter and only widens the interval. The interval covers the weighted
+mean over the memory, not the last step's value.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MIN_EFFECTIVE_WINDOWS = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseScale:
-    """The gradient noise scale with its interval; "unknown" is a value here, never an exception.
+    """The gradient noise scale with its interval. An unknown one is a value, never an exception.
 
     Attributes:
         noise_scale: trace / grad_sq, in examples; infinite where ``grad_sq`` is not above zero.
@@ -52,13 +52,13 @@ class NoiseScale:
         high: Upper end of the two-sided interval, in examples; may be infinite.
         trace: Weighted mean of the windows' tr(Sigma), gradient units squared times examples.
         grad_sq: Weighted mean of the windows' squared gradient norm, gradient units squared; may be negative.
-        effective_windows: Windows of equal weight that would be worth as much (Kish).
-        resolved: Whether the interval is bounded and lies above zero. Nothing is decided where it is not.
+        effective_windows: Equivalent number of windows of equal weight (Kish).
+        resolved: Whether the interval is bounded and lies above zero; otherwise no decision is based on it.
         trace_variance: Variance of ``trace``, in its unit squared.
         grad_sq_variance: Variance of ``grad_sq``, in its unit squared.
         covariance: Covariance of ``trace`` and ``grad_sq``, in the product of their units.
         confidence: Two-sided confidence of ``low`` and ``high``.
-        degrees_of_freedom: Of the variances, for Student's t; infinite where they are known exactly.
+        degrees_of_freedom: Degrees of freedom of the variances, for Student's t; infinite where they are exact.
         trace_third_moment: Third central moment of ``trace``, in its unit cubed: above zero where a few large windows
             make up much of the trace.
     """
@@ -81,7 +81,7 @@ class NoiseScale:
         """Compute a one-sided lower bound of the noise scale.
 
         Args:
-            confidence: Probability that the truth lies above, from 0.5 (the point estimate) to below 1.
+            confidence: Probability that the true value lies above, from 0.5 (the point estimate) to below 1.
 
         Returns:
             The bound in examples, at least 0; 0 where nothing is known.
@@ -100,7 +100,7 @@ class NoiseScale:
         """Compute a one-sided upper bound of the noise scale.
 
         Args:
-            confidence: Probability that the truth lies below, from 0.5 (the point estimate) to below 1.
+            confidence: Probability that the true value lies below, from 0.5 (the point estimate) to below 1.
 
         Returns:
             The bound in examples; infinite where nothing is known.
@@ -132,7 +132,7 @@ def noise_scale_from_means(
     degrees_of_freedom: float = math.inf,
     trace_third_moment: float = 0.0,
 ) -> NoiseScale:
-    """Divide the means and put Fieller's interval around the ratio.
+    """Divide the means, and compute Fieller's interval around the ratio.
 
     Args:
         trace: Mean of tr(Sigma).
@@ -142,7 +142,7 @@ def noise_scale_from_means(
         covariance: Covariance of the two means.
         effective_windows: Effective number of windows, for the record.
         confidence: Two-sided confidence of the interval, between 0 and 1.
-        degrees_of_freedom: Of the variances, at least 1; infinite where they are known exactly.
+        degrees_of_freedom: Degrees of freedom of the variances, at least 1; infinite where they are exact.
         trace_third_moment: Third central moment of that mean of the trace.
 
     Returns:
@@ -316,9 +316,8 @@ class Averages:
             confidence: Two-sided confidence of the interval, between 0 and 1.
 
         Returns:
-            The noise scale; None before the second window, since scatter, and so any statement about uncertainty, needs
-            two. Where the memory has faded to less than two windows of equal weight, the variances are infinite and
-            the estimate is unresolved.
+            The noise scale; None before the second window, because scatter needs two. Where the memory has faded to
+            less than two windows of equal weight, the variances are infinite and the estimate is unresolved.
 
         Example:
             >>> averages = Averages()
@@ -361,11 +360,7 @@ class Averages:
         )
 
     def to_state(self) -> dict[str, float | int]:
-        """Return the sums as plain numbers, for a checkpoint.
-
-        Returns:
-            One entry for each of :data:`SUM_NAMES`.
-        """
+        """Return the sums as plain numbers for a checkpoint, one for each of :data:`SUM_NAMES`."""
         return {name: getattr(self, name) for name in SUM_NAMES}
 
     @classmethod
@@ -390,7 +385,7 @@ class Averages:
 SUM_NAMES = tuple(field.name for field in fields(Averages))
 """Names of the sums, in order; each is additive over windows of equal age."""
 
-# With which power of a window's weight each sum decays.
+# The power of the decay by which each sum is multiplied.
 _POWERS = {
     **{"weight": 1, "trace": 1, "grad_sq": 1, "weight_sq": 2, "trace_weight_sq": 2, "grad_sq_weight_sq": 2},
     **{"trace_trace": 2, "grad_sq_grad_sq": 2, "trace_grad_sq": 2, "weight_cubed": 3, "trace_weight_cubed": 3},
@@ -431,7 +426,7 @@ def sums_of(moments: WindowMoments) -> dict[str, float]:
         "windows": 1,
         "dropped": 0,
     }
-    # Also a finite window whose squares overflow: it would silence every later one.
+    # A finite window whose squares overflow is dropped too: it would make the sums infinite for good.
     if not all(math.isfinite(value) for value in sums.values()):
         return {**dict.fromkeys(SUM_NAMES, 0.0), "windows": 0, "dropped": 1}
     return sums

@@ -1,4 +1,4 @@
-"""Examples over all ranks: exact up to the last message, assumed to be of the usual size since then."""
+"""Examples over all ranks: counted exactly up to the last message, at the usual size since then."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["ExampleCount"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleCount:
-    """A count that all ranks share at every moment, so that decisions may depend on it.
+    """A count that is the same on all ranks at any time, so that decisions may depend on it.
 
     One rank counts exactly. With several, each rank knows only its own examples and sends them with the next measured
     window. Until that message arrives, every loader batch counts as one of the usual size.
 
     Attributes:
         known: Examples that were counted exactly.
-        in_flight: Examples assumed for the windows that a message on its way covers.
-        assumed: Examples assumed for the windows since.
+        in_flight: Examples assumed for the windows of a message that has not arrived.
+        assumed: Examples assumed for the windows since that message.
     """
 
     known: int = 0
@@ -34,7 +34,7 @@ class ExampleCount:
         return replace(self, known=self.known + examples)
 
     def assuming(self, examples: int) -> ExampleCount:
-        """Add a window whose size a later message will bring."""
+        """Add a window whose exact size will arrive with a later message."""
         return replace(self, assumed=self.assumed + examples)
 
     def sent(self) -> ExampleCount:
@@ -42,11 +42,11 @@ class ExampleCount:
         return ExampleCount(known=self.known, in_flight=self.in_flight + self.assumed)
 
     def arrived(self, examples: int) -> ExampleCount:
-        """Replace what was assumed by what the message brought."""
+        """Replace the assumed number by that of the message."""
         return replace(self, known=self.known + examples, in_flight=0)
 
     def settled(self) -> ExampleCount:
-        """Keep what was assumed: the message on its way will not be read."""
+        """Keep the assumed number, where the message will not be read."""
         return replace(self, known=self.known + self.in_flight, in_flight=0)
 
     def resumed(self, world_size: int) -> ExampleCount:

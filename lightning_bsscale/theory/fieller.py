@@ -1,4 +1,4 @@
-"""An interval for a ratio of two uncertain means that stays honest when the denominator is not clearly above zero."""
+"""An interval for a ratio of two uncertain means that is valid even if the denominator is not clearly above zero."""
 
 from __future__ import annotations
 
@@ -57,9 +57,10 @@ def fieller_interval(
     quantile: float,
     trace_third_moment: float = 0.0,
 ) -> tuple[float, float, bool]:
-    """Compute Fieller's set for the ratio trace / grad_sq, cut to zero and above, with a longer upper tail.
+    """Compute Fieller's set for the ratio trace / grad_sq, restricted to zero and above, with a longer upper tail.
 
-    All ratios ``rho`` for which ``trace - rho grad_sq`` lies within ``quantile`` standard errors of zero:
+    The set contains all ratios ``rho`` for which ``trace - rho grad_sq`` lies within ``quantile`` standard errors of
+    zero:
 
         (trace - rho grad_sq)^2 <= quantile^2 (trace_variance - 2 rho covariance + rho^2 grad_sq_variance)
 
@@ -67,14 +68,14 @@ def fieller_interval(
     squared norm is not clearly above zero and the set is unbounded; the delta method's interval is bounded there too,
     and wrong.
 
-    A mean over heavy-tailed windows usually lies *below* the truth, since most samples hold too few of the rare large
-    values. The upper end is therefore that of Fieller's set for a trace of
+    A mean over heavy-tailed windows usually lies *below* the true value, since most samples contain too few of the rare
+    large values. The upper end is therefore that of Fieller's set for a trace of
 
         trace + 2 quantile^2 * max(0, trace_third_moment) / variance of (trace - rho_hat grad_sq)
 
-    The form is Johnson's (1978), who has (1 + 2 quantile^2) / 6 where this has 2 quantile^2: a sample of a heavy tail
+    The form is Johnson's (1978), who has (1 + 2 quantile^2) / 6 instead of 2 quantile^2: a sample from a heavy tail
     underestimates its own third moment, and six times his term restores the coverage (benchmarks/averages.py). Without
-    skewness nothing changes, and neither the lower end nor ``resolved`` ever does.
+    skewness the interval is Fieller's; the lower end and ``resolved`` never depend on it.
 
     Args:
         trace: Mean of tr(Sigma).
@@ -102,7 +103,7 @@ def fieller_interval(
     a = grad_sq**2 - t2 * grad_sq_variance
     b = trace * grad_sq - t2 * covariance
     c = trace**2 - t2 * trace_variance
-    # Zero within rounding at worst where a > 0, since the point estimate is in the set.
+    # Where a > 0 the point estimate is in the set, so the discriminant is negative by rounding only.
     root = math.sqrt(max(0.0, b * b - a * c))
     if a > 0 and grad_sq > 0:
         low, high = (b - root) / a, (b + root) / a
@@ -114,9 +115,9 @@ def fieller_interval(
             high = (b + math.sqrt(max(0.0, b * b - a * c))) / a
         return max(0.0, low), max(0.0, high), low > 0
     if a <= 0 < c and (b > 0 or a < 0):
-        # Two roots of opposite sign, and the set is what lies outside: only a lower end is known. The two forms are
-        # the same number; the first neither cancels nor divides by an a that is almost zero.
+        # The roots have opposite signs and the set lies outside them: only a lower end is known. Both forms are the
+        # same number; the first neither cancels nor divides by an a that is almost zero.
         return (c / (b + root) if b > 0 else (b - root) / a), math.inf, False
-    # Nothing is known: the trace itself is not above zero, or the squared norm is clearly *below* zero, which
-    # no true gradient has and which chance does rarely.
+    # Nothing is known: the trace itself is not above zero, or the squared norm is clearly *below* zero, which is
+    # impossible for the true gradient and rare by chance.
     return 0.0, math.inf, False

@@ -1,4 +1,4 @@
-"""What the measured windows add up to: averages, their history, and whether the gradients can be trusted."""
+"""The measured windows of a run: averages, history, and whether the gradients can be trusted."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ MANY_DROPPED = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
-    """What has arrived of a closed window, the same on all ranks.
+    """Numbers of a closed window that have arrived; the same on all ranks.
 
     Attributes:
         sums: The window's sums over all ranks.
-        explained: Whether rounding explains the difference between `.grad` and what was watched; None where nothing was
-            compared.
-        examples: Examples over all ranks since the message before; None on one rank, which counts by itself.
-        seconds_per_micro_batch: Mean over ranks; None on one rank, and while a rank has not timed one.
-        seconds_per_step: Mean over ranks, likewise.
+        explained: Whether rounding explains the difference between `.grad` and the observed gradients; None if it was
+            not compared.
+        examples: Examples over all ranks since the previous message; None on one rank, which counts exactly.
+        seconds_per_micro_batch: Mean over ranks; None on one rank, or if a rank has not timed one yet.
+        seconds_per_step: The same for a step.
     """
 
     sums: WindowSums
@@ -38,16 +38,16 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClosedWindow:
-    """What is known of a window when it ends; kept until its sums have arrived.
+    """What is known about a window at its end; kept until its sums have arrived.
 
     Attributes:
-        examples_seen: Examples of all windows, this one included, as they were counted at its end.
-        optimizer_steps: Optimizer steps, this one included.
+        examples_seen: Examples of all windows including this one, as counted at its end.
+        optimizer_steps: Optimizer steps including this one.
         batch_size: The current batch size, in examples.
         micro_batches: Micro-batches of one rank.
         lr: The learning rate of this step.
         lr_scale: The factor on it.
-        arrived: Its sums, where a checkpoint had to wait for them; else None until the next window's end.
+        arrived: Its sums, if a checkpoint waited for them; otherwise None.
     """
 
     examples_seen: int
@@ -66,10 +66,10 @@ class MeasuredWindows:
     Attributes:
         averages: The averages that the noise scale is computed from.
         agreement: Which windows are compared, and whether any is measured.
-        history: The measured windows. Beyond :data:`HISTORY_LIMIT` the older half keeps every second one, so that a
-            long run keeps its whole course in bounded memory.
-        examples_at_last: Examples seen at the last of them.
-        dropped_in_a_row: How many were dropped since the last that entered.
+        history: The measured windows. Beyond :data:`HISTORY_LIMIT` every second one of the older half is dropped, so
+            that the history covers a long run in bounded memory.
+        examples_at_last: Examples seen at the last measured window.
+        dropped_in_a_row: Number of windows dropped since the last one that entered the averages.
     """
 
     averages: RobustAverages = field(default_factory=RobustAverages)
@@ -81,39 +81,39 @@ class MeasuredWindows:
     @property
     def noise(self) -> NoiseScale | None:
         """The averaged noise scale, or None before there is one."""
-        # The last measurement holds it, so that it is computed once a measured window.
+        # Taken from the last measurement, so that it is computed once for each measured window.
         return self.history[-1].noise if self.averages.sums.windows and self.history else None
 
     @property
     def many_were_dropped(self) -> bool:
-        """Whether so many windows in a row were dropped that something is wrong with the loss."""
+        """Whether enough windows in a row were dropped to suspect the loss."""
         return self.dropped_in_a_row >= MANY_DROPPED
 
     def compared(self, explained: bool | None) -> tuple[MeasuredWindows, bool]:
-        """Take the result of a comparison of `.grad` with what the hooks saw.
+        """Add the result of a comparison of `.grad` with the observed gradients.
 
         Args:
-            explained: Whether rounding explains the difference; None where nothing was compared.
+            explained: Whether rounding explains the difference; None if they were not compared.
 
         Returns:
-            A new record, and whether the gradients were found changed: the averages are then empty.
+            A new record, and whether changed gradients were detected: the averages are then empty.
         """
         if explained is None:
             return self, False
         agreement, found_changed = self.agreement.with_result(explained)
-        averages = self.averages.emptied() if found_changed else self.averages
+        averages = self.averages.cleared() if found_changed else self.averages
         return replace(self, agreement=agreement, averages=averages), found_changed
 
     def added(self, sums: WindowSums, window: ClosedWindow, *, memory: float) -> MeasuredWindows:
-        """Add a window to the averages and to the history; one without a pair of samples, or without any gradient, not.
+        """Add a window to averages and history, unless it has fewer than two samples or no gradient at all.
 
         Args:
             sums: The window's sums, over all ranks.
-            window: What was known at its end, with `examples_seen` corrected where a message brought the exact number.
-            memory: Examples over which a window's weight falls to 1/e; infinite for all windows alike.
+            window: The window at its end, with the exact `examples_seen` if a message has brought it.
+            memory: Examples over which a window's weight falls to 1/e; infinite for equal weights.
 
         Returns:
-            A new record, or this one.
+            A new record, or this one if the window was not added.
         """
         if sums.num_samples < 2 or sums.sum_sq_norms == sums.mean_sq_norm == 0:
             return self

@@ -1,4 +1,4 @@
-r"""One window's moments: squared norms and sizes in, unbiased noise and signal out.
+r"""One window's moments: unbiased estimates of noise and signal from squared norms and sizes.
 
 A window's samples are gradients of separate groups of examples (usually its micro-batches), all at the same parameters.
 Sample k has ``b_k`` examples and the mean gradient ``g_k``; the optimizer steps with the unweighted mean
@@ -20,14 +20,14 @@ Both are unbiased, for unequal sizes too. Proof: with independent examples, ``E 
     E(m - M)   = tr(Sigma) h (K - 1) / K                 hence   E S  = tr(Sigma)
     E(K M - m) = (K - 1) ||G||^2                         hence   E G2 = ||G||^2                            QED
 
-Nowhere was equality of the ``b_k`` used; the unweighted mean and the *harmonic* size are what makes it exact.
+The proof never uses equal ``b_k``: it is exact because of the unweighted mean and the *harmonic* size.
 
 Source: McCandlish et al. 2018, arXiv 1812.06162, appendix A.1 (there: two batch sizes; here: all pairs of a
 window, a U-statistic, since ``G2`` is the mean of ``g_i . g_j`` over ``i != j``).
 
 Where it stops being true: gradients of different steps (other parameters); examples that are not independent
 (contrastive losses, BatchNorm across a micro-batch, sampling without replacement from a tiny data set); a loss
-that is no mean over examples.
+that is not a mean over examples.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class WindowSums:
     Attributes:
         sum_sq_norms: Sum of the squared norms of the samples' own mean gradients, gradient units squared.
         mean_sq_norm: Squared norm of the unweighted mean of these gradients, before clipping, gradient units squared.
-        num_samples: K, over ranks and accumulation.
+        num_samples: K, over all ranks and micro-batches.
         sum_inverse_sizes: Sum of ``1 / b_k``, in 1/examples.
         examples: Examples of the window.
     """
@@ -61,21 +61,13 @@ class WindowSums:
     examples: float
 
     @classmethod
-    def read(cls, numbers: Sequence[float]) -> WindowSums:
-        """Make the record from the numbers that were added up over processes.
-
-        Args:
-            numbers: The five, in the order of the fields. ``num_samples`` is rounded: a tenth of each of ten processes
-                does not add up exactly.
-
-        Returns:
-            The record.
-        """
+    def from_numbers(cls, numbers: Sequence[float]) -> WindowSums:
+        """Make the record from its five numbers, in the order of the fields, summed over processes."""
         sum_sq_norms, mean_sq_norm, num_samples, sum_inverse_sizes, examples = numbers
         return cls(
             sum_sq_norms=sum_sq_norms,
             mean_sq_norm=mean_sq_norm,
-            num_samples=round(num_samples),
+            num_samples=round(num_samples),  # a tenth of each of ten processes does not add up exactly
             sum_inverse_sizes=sum_inverse_sizes,
             examples=examples,
         )
@@ -88,7 +80,7 @@ class WindowMoments:
     Attributes:
         trace: Estimate of tr(Sigma), in gradient units squared times examples.
         grad_sq: Estimate of the true gradient's squared norm, in gradient units squared; may be negative.
-        num_samples: Samples behind the step (over ranks and accumulation), at least 2.
+        num_samples: Samples of the step (over all ranks and micro-batches), at least 2.
         examples: Examples in the window.
         harmonic_size: Harmonic mean of the sample sizes, in examples.
     """
@@ -101,14 +93,14 @@ class WindowMoments:
 
 
 def moments_of(sums: WindowSums) -> WindowMoments:
-    """Compute a window's moments. The formulas and their proof stand at the top of this module.
+    """Compute a window's moments by the formulas at the top of this module.
 
     Args:
-        sums: Over the window's samples; at least two, since one gradient has no pair.
+        sums: Sums over the window's samples, at least two.
 
     Returns:
-        The moments. They are non-finite where the norms are; they are then dropped and counted by
-        :class:`~lightning_bsscale.theory.estimate.Averages`, since an overflow is an ordinary event with AMP.
+        The moments; non-finite where the norms are. :class:`~lightning_bsscale.theory.estimate.Averages` drops and
+        counts such windows, since overflows are ordinary with AMP.
 
     Example:
         Two samples of 4 examples with gradients (3, 0) and (1, 0), mean (2, 0):
@@ -136,7 +128,7 @@ def moments_of(sums: WindowSums) -> WindowMoments:
 def window_moments(
     micro_sq_norms: Sequence[float], mean_sq_norm: float, micro_batch_sizes: Sequence[float]
 ) -> WindowMoments:
-    """Compute a window's moments from lists, one entry a micro-batch.
+    """Compute a window's moments from lists with one entry per micro-batch.
 
     Args:
         micro_sq_norms: Squared norm of each micro-batch's own mean gradient, gradient units squared.

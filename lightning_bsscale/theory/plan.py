@@ -1,8 +1,8 @@
-"""The user's own plan of optimizer steps: where it would be by now, and where it ends.
+"""The user's plan of optimizer steps: where it would be by now, and where it ends.
 
-The plan is that of the first start, counted in that start's micro-batches. A run resumed with other micro-batches, or
-on another number of devices, covers the plan at another pace. What goes in and out here is counted in loader batches of
-the present start.
+The plan is that of the first start, counted in that start's micro-batches. A run that is resumed with other
+micro-batches or on another number of devices covers the plan at another pace. Arguments and results are counted in
+loader batches of the current start.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from lightning_bsscale.theory.windows import batches_until_step, planned_steps, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanPosition:
-    """Where the user's plan is at a window's end; a checkpoint holds it.
+    """Position in the user's plan at a window's end; part of a checkpoint.
 
     Attributes:
-        before: (scheduler frequency, steps of the plan before this epoch); frequency 1, all optimizer steps, is first
+        before: (scheduler frequency, steps of the plan before this epoch); the first has frequency 1: all steps
         reached: (scheduler frequency, steps of the plan when Lightning began to repeat an epoch)
         ready: the plan's micro-batches of this epoch so far
         is_last: whether the last window ended the epoch; False where the plan ended earlier in it
@@ -29,7 +29,7 @@ class PlanPosition:
             a loader without a length
         epoch_batches: loader batches that Lightning announced for this epoch, or None
         epoch_examples: examples in this epoch, or None where unknown
-        origin: where the present pace began in this epoch: (the plan's micro-batches, loader batches)
+        origin: where the current pace began in this epoch: (the plan's micro-batches, loader batches)
     """
 
     before: tuple[tuple[int, int], ...]
@@ -44,7 +44,7 @@ class PlanPosition:
 
 
 def steps_made(position: PlanPosition, accumulate: int, frequency: int = 1) -> int:
-    """Count the steps that the plan has made by now.
+    """Count the steps of the plan up to a position.
 
     Args:
         position: Where the plan is.
@@ -52,7 +52,7 @@ def steps_made(position: PlanPosition, accumulate: int, frequency: int = 1) -> i
         frequency: Count only the steps at which Lightning steps a scheduler of this frequency.
 
     Returns:
-        The number over all epochs; it never falls.
+        The number over all epochs; it never decreases.
 
     Example:
         >>> plan = UserPlan(
@@ -71,29 +71,29 @@ def steps_made(position: PlanPosition, accumulate: int, frequency: int = 1) -> i
 
 
 def _counted(position: PlanPosition, accumulate: int, frequency: int) -> int:
-    """Return the steps up to the position: fewer than were made where an epoch is repeated."""
+    """Count the steps up to the position, without those of a repeated epoch's first pass."""
     here = planned_steps(position.ready, accumulate, is_last=position.is_last, frequency=frequency)
     return dict(position.before)[frequency] + here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserPlan:
-    """What the user planned: `accumulate` micro-batches a step, and one step at an epoch's ragged end.
+    """The user's plan: `accumulate` micro-batches per step, and one step at an epoch's ragged end.
 
-    The plan ends with `total_examples` where the user set them, else after `max_steps` of its steps. Lightning itself
-    ends a training by `max_epochs`.
+    The plan ends after `total_examples` if the user set them, otherwise after `max_steps` of its steps. Lightning
+    itself ends training after `max_epochs`.
 
-    Resumed within an epoch and with other micro-batches, Lightning continues at the same index of an epoch that has
-    another length: it skips a part of the epoch, or repeats a part, or begins it again. Where epochs end the training,
-    the plan follows the position in the epoch, so that both end together. Where a number of steps or examples does, the
-    plan follows what is trained on.
+    After resuming within an epoch with other micro-batches, Lightning continues at the same index of an epoch of
+    another length: it skips a part of the epoch, repeats a part, or begins it again. If epochs end the training, the
+    plan follows the position in the epoch, so that both end together. If a number of steps or examples does, the plan
+    follows the examples that are trained on.
 
     Attributes:
         accumulate: micro-batches of one step of the plan
         max_steps: steps of the plan, or None
         total_examples: the budget that the user set, or None
         granularity: examples of one loader batch on all devices, at this start
-        plan_granularity: the same at the first start, which the plan counts in
+        plan_granularity: the same at the first start, in which the plan is counted
         ends_with_epochs: whether `max_epochs` ends the training, not a number of steps or examples
     """
 
@@ -128,10 +128,10 @@ class UserPlan:
         )
 
     def begin_at(self, position: PlanPosition, batch_idx: int, steps: int) -> PlanPosition:
-        """Return the position within a training that has run without the scaler, and so by the plan.
+        """Return the position within a training that has followed the plan without the scaler.
 
         Args:
-            position: what `begin` returned
+            position: the result of `begin`
             batch_idx: index in the epoch of the next loader batch
             steps: optimizer steps so far
         """
@@ -146,19 +146,22 @@ class UserPlan:
         epoch_examples: int | None,
         frequencies: Iterable[int] = (),
     ) -> PlanPosition:
-        """Return the position of a checkpoint, for the loaders and schedulers of this start.
+        """Adapt a checkpoint's position to the loaders and schedulers of this start.
 
         Args:
             position: from the checkpoint
             epoch_batches: as for `begin`
             epoch_examples: as for `begin`
             frequencies: as for `begin`
+
+        Returns:
+            the adapted position
         """
         done, expected, origin = position.micro_batches, epoch_batches, (position.ready, position.micro_batches)
         if self._pace == 1:
             if position.expected is not None and epoch_batches is not None:
                 expected = min(epoch_batches, position.expected)
-            # As in a run that was never interrupted, wherever this makes no difference.
+            # The same as in an uninterrupted run, wherever the two are equivalent.
             is_within = self.ends_with_epochs or epoch_batches is None or done < epoch_batches
             origin = (0, 0) if is_within and position.ready == done else origin
         return replace(
@@ -170,12 +173,7 @@ class UserPlan:
         )
 
     def count_for(self, position: PlanPosition, frequencies: Iterable[int]) -> PlanPosition:
-        """Return the position with steps counted for more schedulers from here on.
-
-        Args:
-            position: where the plan is
-            frequencies: of the schedulers
-        """
+        """Return the position with steps also counted for schedulers of these frequencies, from here on."""
         counted = dict(position.before)
         new = tuple((frequency, 0) for frequency in dict.fromkeys(frequencies) if frequency not in counted)
         return replace(position, before=position.before + new, reached=position.reached + new)
@@ -190,17 +188,17 @@ class UserPlan:
         first: int = 0,
         is_repeated: bool = False,
     ) -> PlanPosition:
-        """Return the position at an epoch's beginning.
+        """Return the position at the start of an epoch.
 
         Args:
             position: at the end of the last epoch, or before the first
             epoch_batches: loader batches that Lightning announces, or None
             micro_batches: loader batches received in the last epoch; 0 before the first
             epoch_examples: examples in this epoch, or None where unknown
-            first: index of the loader batch with which a resumed run begins the epoch
-            is_repeated: whether Lightning begins the epoch in progress again
+            first: index of the loader batch at which a resumed run begins
+            is_repeated: whether Lightning starts the epoch in progress again
         """
-        # Only an epoch that ended before its announced end says that this one may; a loader may also have grown.
+        # Expect an early end only if the last epoch ended early; a loader may also have become longer.
         ended_early = 0 < micro_batches < (position.epoch_batches or 0)
         expected = min(micro_batches, epoch_batches) if ended_early and epoch_batches is not None else epoch_batches
         before, reached = position.before, position.reached
@@ -208,7 +206,7 @@ class UserPlan:
             reached = tuple((frequency, self.steps(position, frequency)) for frequency, _ in before)
         else:
             before = tuple((frequency, _counted(position, self.accumulate, frequency)) for frequency, _ in before)
-        is_skipped = self.ends_with_epochs and epoch_batches is not None  # what lies before `first`
+        is_skipped = self.ends_with_epochs and epoch_batches is not None  # the part before `first`
         ready = math.floor(first * self._pace) if is_skipped else 0
         return PlanPosition(
             before=before,
@@ -232,16 +230,16 @@ class UserPlan:
         """
         end = self._end_in_epoch(position)
         planned = self._in_plan(position, ready, is_last=is_last)
-        # The plan makes no steps past its end: with an explicit budget training may continue, schedulers stay there.
+        # The plan stops at its end: with an explicit budget training may continue, but schedulers stay there.
         reached = planned if end is None else min(planned, end)
         return replace(position, micro_batches=ready, ready=reached, is_last=is_last and reached == planned)
 
     def steps(self, position: PlanPosition, frequency: int = 1) -> int:
-        """Return the steps that the plan has made by now: see `steps_made`."""
+        """Count the steps of the plan up to the position; see `steps_made`."""
         return steps_made(position, self.accumulate, frequency)
 
     def steps_after(self, position: PlanPosition, ready: int, *, is_last: bool) -> int:
-        """Return the steps that the plan will have made when the window in progress ends: see `advance`."""
+        """Count the steps of the plan up to the end of the window in progress; see `advance`."""
         return self.steps(self.advance(position, ready, is_last=is_last))
 
     def step_of_scheduler_step(self, position: PlanPosition, frequency: int, number: int) -> int:
@@ -249,11 +247,11 @@ class UserPlan:
 
         Args:
             position: where the plan is
-            frequency: the scheduler's
-            number: which of the scheduler's steps, over all epochs, from 1
+            frequency: the scheduler's frequency
+            number: index of the scheduler's step over all epochs, from 1
 
         Returns:
-            the number over all epochs, from 1
+            index of the plan's step over all epochs, from 1
         """
         before = dict(position.before)
         here = step_of_scheduler_step(number - before[frequency], self.accumulate, frequency)
@@ -261,22 +259,22 @@ class UserPlan:
         return min(before[1] + here, self.steps(position))
 
     def epoch_length(self, position: PlanPosition, batch_idx: int) -> int | None:
-        """Return how many loader batches to expect in this epoch.
+        """Return the expected number of loader batches in this epoch.
 
         Args:
             position: where the plan is
             batch_idx: index of the next loader batch
 
         Returns:
-            the announced number, or fewer where the last epoch ended early; None for a loader without a length
+            the announced number, or fewer if the last epoch ended early; None for a loader without a length
         """
         if position.expected is not None and batch_idx < position.expected:
             return position.expected
-        # Resumed from an epoch's end without max_epochs, Lightning takes one more loader batch in that epoch.
+        # After resuming from an epoch's end without max_epochs, Lightning loads one more batch in that epoch.
         return None if position.epoch_batches is None else max(position.epoch_batches, batch_idx + 1)
 
     def batches_left(self, position: PlanPosition, batch_idx: int, examples_seen: float) -> int | None:
-        """Return how many loader batches are left, for the window that begins now.
+        """Return the number of loader batches left at the start of a window.
 
         Args:
             position: where the plan is
@@ -284,7 +282,7 @@ class UserPlan:
             examples_seen: examples so far
 
         Returns:
-            at least 1, or None where the plan does not end within the epoch (or has ended, and Lightning continues)
+            at least 1; None if the plan does not end within the epoch, or has ended already
         """
         if self.total_examples is not None:
             left = math.ceil((self.total_examples - examples_seen) / self.granularity)
@@ -324,16 +322,16 @@ class UserPlan:
         planned, done = position.origin
         if self.ends_with_epochs or not done:
             planned = done = 0
-        elif done >= position.epoch_batches:  # one more than there are: see `epoch_length`
+        elif done >= position.epoch_batches:  # one batch more than announced; see `epoch_length`
             return planned + math.ceil(self._pace)
         if self._pace == 1:
             return planned + position.epoch_batches - done
-        # A loader that cannot be resumed begins with its first batch again: it never gets to the short last one.
+        # A loader that cannot be resumed starts with its first batch again and never reaches the short last one.
         left = (position.epoch_batches - done) * self.granularity
         return planned + math.ceil(min(left, position.epoch_examples or left) / self.plan_granularity)
 
     def _end_in_epoch(self, position: PlanPosition) -> int | None:
-        """Return after how many of the plan's micro-batches in this epoch `max_steps` ends it, or None."""
+        """Return the number of the plan's micro-batches in this epoch after which `max_steps` ends it, or None."""
         if self.max_steps is None:
             return None
         left = max(0, self.max_steps - dict(position.before)[1])

@@ -1,12 +1,12 @@
 """Learning-rate schedules as factors of progress in examples: linear warmup, then decay.
 
 The number of steps changes when the batch grows, so progress is counted in examples. A schedule is a function of the
-position in the budget; ask it at the *middle of the window*, examples seen before it plus half its own:
+position in the budget. Evaluate it at the *middle of the window*, the examples seen before it plus half its own:
 
     factor(examples_seen + window / 2, total_examples, warmup_examples)
 
-The first step's rate is then above zero, the last step's above the end of the decay, and the sum of the rates over
-the run (the midpoint rule) hardly depends on how the budget was cut into windows.
+The first step's learning rate is then above zero, the last step's above the end of the decay, and the sum of the
+learning rates over the run (the midpoint rule) hardly depends on how the budget is divided into windows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from lightning_bsscale.theory.checks import check_number, found, quoted
+from lightning_bsscale.theory.checks import check_number, join_names, show
 
 __all__ = [
     "SCHEDULES",
@@ -45,11 +45,11 @@ class Schedule(ABC):
 
     @abstractmethod
     def factor(self, examples_seen: float, total_examples: float, warmup_examples: float) -> float:
-        """Compute the factor on the rate.
+        """Compute the factor on the learning rate.
 
         Args:
-            examples_seen: Position in examples, at least 0; use the window's middle. Past the budget's end the
-                factor stays at its last value.
+            examples_seen: Position in examples, at least 0; use the window's middle. Beyond the end of the budget the
+                factor keeps its last value.
             total_examples: The budget, above 0; infinite where the decay needs no end.
             warmup_examples: Length of the linear warmup from 0 to 1, at least 0; 0 for none.
 
@@ -65,7 +65,7 @@ def _warmup(examples_seen: float, warmup_examples: float) -> float:
 
 
 def _decay_progress(examples_seen: float, total_examples: float, warmup_examples: float) -> float:
-    # How much of the decay is done: 0 at the warmup's end, 1 at the budget's end.
+    # 0 at the end of the warmup, 1 at the end of the budget.
     total = check_number("total_examples", total_examples, above=0, may_be_infinite=True)
     if examples_seen >= total:
         return 1.0
@@ -135,7 +135,7 @@ class WarmupStep(Schedule):
     """Linear warmup, then a cut by ``gamma`` at each milestone.
 
     Args:
-        milestones: Shares of the whole budget (warmup included), rising, each between 0 and 1.
+        milestones: Shares of the whole budget (warmup included), in rising order, each between 0 and 1.
         gamma: Factor of one cut, above 0 and at most 1.
 
     Example:
@@ -150,12 +150,12 @@ class WarmupStep(Schedule):
         """Check the options.
 
         Raises:
-            TypeError: If the milestones are no sequence of numbers.
+            TypeError: If the milestones are not a sequence of numbers.
             ValueError: If they do not rise.
         """
         given: object = self.milestones
         if isinstance(given, str) or not isinstance(given, Sequence):
-            raise TypeError(f"milestones must be a sequence of shares of the budget, got {found(given)}")
+            raise TypeError(f"milestones must be a sequence of shares of the budget, got {show(given)}")
         shares = tuple(
             check_number(f"milestones[{i}]", share, above=0, below=1) for i, share in enumerate(self.milestones)
         )
@@ -176,7 +176,7 @@ class WarmupExponential(Schedule):
     """Linear warmup, then an exponential: ``final ** p``, p the progress after warmup.
 
     Args:
-        final: Factor at the budget's end, above 0 (an exponential never gets there) and at most 1.
+        final: Factor at the budget's end, above 0 (an exponential never reaches 0) and at most 1.
 
     Example:
         >>> [round(WarmupExponential(final=0.01).factor(seen, 1000, 0), 3) for seen in (0, 500, 1000)]
@@ -197,7 +197,7 @@ class WarmupExponential(Schedule):
 @final
 @dataclass(frozen=True, slots=True)
 class WarmupConstant(Schedule):
-    """Linear warmup, then a constant rate.
+    """Linear warmup, then a constant learning rate.
 
     Example:
         >>> [WarmupConstant().factor(seen, 1000, 200) for seen in (100, 200, 1000)]
@@ -212,10 +212,10 @@ class WarmupConstant(Schedule):
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class Checked(Schedule):
-    """Any schedule with a check of its answers: of a user's own, what is no number must not reach the optimizer.
+    """Any schedule with its factors checked, so that an invalid one never reaches the optimizer.
 
     Args:
-        schedule: The schedule to ask.
+        schedule: The schedule to check, usually a user's.
 
     Example:
         >>> Checked(WarmupCosine()).factor(500, 1000, 0)
@@ -229,7 +229,7 @@ class Checked(Schedule):
 
     @property
     def name(self) -> str:
-        """Name of the schedule inside."""
+        """Name of the wrapped schedule."""
         return self.schedule.name
 
     def factor(self, examples_seen: float, total_examples: float, warmup_examples: float) -> float:  # noqa: D102
@@ -244,11 +244,11 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "exponential": WarmupExponential,
     "constant": WarmupConstant,
 }
-"""Schedules by name; each can be made without an argument."""
+"""Schedules by name; each can be created without arguments."""
 
 
 def resolve_schedule(schedule: object) -> Schedule:
-    """Make a schedule from what the user gave: a name or a schedule.
+    """Return the schedule for a name, or a schedule as it is.
 
     Args:
         schedule: A key of :data:`SCHEDULES`, or a schedule.
@@ -264,11 +264,11 @@ def resolve_schedule(schedule: object) -> Schedule:
         >>> resolve_schedule("cosine")
         WarmupCosine(final=0.0)
     """
-    allowed = f"one of {quoted(SCHEDULES)}, or a Schedule such as WarmupCosine(final=0.05)"
+    allowed = f"one of {join_names(SCHEDULES)}, or a Schedule such as WarmupCosine(final=0.05)"
     if isinstance(schedule, str):
         if schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be {allowed}, got {found(schedule)}")
+            raise ValueError(f"schedule must be {allowed}, got {show(schedule)}")
         return SCHEDULES[schedule]()
     if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be {allowed}, got {found(schedule)}")
+        raise TypeError(f"schedule must be {allowed}, got {show(schedule)}")
     return schedule

@@ -1,4 +1,4 @@
-"""The unit that a run counts in: examples of one loader batch over all ranks, and what else a start fixes."""
+"""The unit in which a run counts (examples of one loader batch over all ranks), and what else a start fixes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["Start", "describe_change", "read_unit"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What batches and the user's plan are counted in.
+    """The sizes in which batches and the user's plan are counted.
 
     Attributes:
         granularity: Examples of one loader batch over all ranks.
-        loader_batch_size: The loaders' own `batch_size` over all ranks, which tells a changed loader batch from a short
-            one; None where a loader has none.
+        loader_batch_size: The loaders' own `batch_size` over all ranks, which distinguishes a changed loader batch from
+            a short one; None if a loader has none.
         world_size: Number of ranks.
         accumulate: Loader batches of one step.
     """
@@ -32,7 +32,7 @@ class Start:
 
     @property
     def own_micro_batch_size(self) -> int | None:
-        """Examples of one loader batch on this rank; None with several ranks, which may differ."""
+        """Examples of one loader batch on this rank; None with several ranks, where they may differ."""
         return self.granularity if self.world_size == 1 else None
 
     @property
@@ -48,11 +48,11 @@ def read_unit(first_size: int, loader_batch_size: int | None, world_size: int, f
         first_size: Examples of the ranks' first loader batches together.
         loader_batch_size: The loaders' own `batch_size` together, or None.
         world_size: Number of ranks.
-        first: The start of the run that is resumed, or None. The loader batch that a resumed run happens to begin with
-            may be a short one, so its unit is kept, unless the loaders say that it was changed.
+        first: The first start of the resumed run, or None. The loader batch with which a resumed run happens to begin
+            may be a short one, so the unit is kept unless the loaders' `batch_size` changed.
 
     Returns:
-        The number, at least one example for each rank of a resumed run.
+        The number; in a resumed run, at least one example per rank.
     """
     if first is None:
         return first_size
@@ -63,15 +63,7 @@ def read_unit(first_size: int, loader_batch_size: int | None, world_size: int, f
 
 
 def describe_change(before: Start, now: Start) -> str:
-    """Describe how two starts differ.
-
-    Args:
-        before: The first one.
-        now: The present one.
-
-    Returns:
-        A part of a sentence, empty where they are alike.
-    """
+    """Describe in a phrase how two starts differ; empty if they are alike."""
     names = {
         "micro_batch_size": "micro-batches of {} instead of {} examples",
         "world_size": "{} instead of {} devices",

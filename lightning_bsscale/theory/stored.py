@@ -1,4 +1,4 @@
-"""Records as checkpoints and journals hold them: made plain, checked, and made records again.
+"""Convert records to plain values for checkpoints and journals, check plain values, and convert them back.
 
 A stored record is a dict as JSON gives it: numbers, strings, bools, None, dicts and lists. Infinity and NaN, which JSON
 does not have, are the words ``"inf"``, ``"-inf"`` and ``"nan"``.
@@ -17,33 +17,33 @@ from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
-from lightning_bsscale.theory.checks import found, quoted
+from lightning_bsscale.theory.checks import join_names, show
 
 __all__ = ["FRACTIONS", "as_plain", "check_stored", "from_plain", "plain_value"]
 
 FRACTIONS = frozenset({("Decision", "batch_size")})
-"""Class and field of each ``int`` that may be any number: a policy may answer 11.9, which the limits then round."""
+"""Class and field of each ``int`` that may be any number: a policy may return 11.9, which the limits then round."""
 
 _WORDS = frozenset({"inf", "-inf", "nan"})
 _Check = Callable[[Any], "str | None"]
-"""Given a value, what is wrong with it in words that follow the field's name, or None."""
+"""Returns what is wrong with a value, worded to follow the field's name, or None."""
 _Reader = Callable[[Any], Any]
-"""Given a plain value, the value of a field."""
+"""Returns the value of a field for a plain value."""
 
 _PLAIN_ALREADY = frozenset({int, str, bool, type(None)})
 
 
 def plain_value(value: Any) -> Any:
-    """Return a value as JSON and `torch.load(weights_only=True)` can hold it.
+    """Convert a value to what JSON and `torch.load(weights_only=True)` can hold.
 
     Args:
         value: numbers, strings, bools, None, dataclass instances, and dicts, lists and tuples of these; anything else
             is returned as it is
 
     Returns:
-        the same as numbers, strings, bools, None, dicts and lists
+        numbers, strings, bools, None, dicts and lists
     """
-    # JSON has no inf and no nan, so they travel as words; and neither it nor a checkpoint has NumPy's numbers.
+    # JSON has neither inf nor nan, so they are stored as words. Neither JSON nor a checkpoint holds NumPy numbers.
     kind = type(value)
     if kind in _PLAIN_ALREADY:
         return value
@@ -61,29 +61,14 @@ def plain_value(value: Any) -> Any:
 
 
 def as_plain(record: Any) -> dict[str, Any]:
-    """Return the fields of a record as numbers, strings, bools, None, dicts and lists.
-
-    Args:
-        record: a dataclass instance, such as a `Measurement`
-
-    Returns:
-        a dict that JSON and `torch.load(weights_only=True)` can hold
-    """
-    # Not by dataclasses.asdict: it deep-copies every number, and a checkpoint holds thousands of records.
+    """Return the fields of a dataclass instance as numbers, strings, bools, None, dicts and lists."""
+    # dataclasses.asdict would deep-copy every number, and a checkpoint holds thousands of records.
     cls: Any = type(record)
     return {name: plain_value(getattr(record, name)) for name in _field_names(cls)}
 
 
 def from_plain(cls: Any, fields: Mapping[str, Any]) -> Any:
-    """Make a record from what `as_plain` returned.
-
-    Args:
-        cls: the record's class
-        fields: what `as_plain` returned
-
-    Returns:
-        an equal record
-    """
+    """Make a record of class `cls` from the result of `as_plain`."""
     made = {}
     for name, reader in _readers_of(cls):
         value = fields[name]
@@ -103,7 +88,7 @@ def _readers_of(cls: Any) -> tuple[tuple[str, _Reader | None], ...]:
 
 
 def _reader_of(annotation: Any) -> _Reader | None:
-    # None where the plain value is the field's own.
+    # None if the plain value needs no conversion.
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in {typing.Union, types.UnionType}:
         return next(filter(None, map(_reader_of, arguments)), None)
@@ -123,17 +108,17 @@ def _float_of(value: Any) -> Any:
 
 
 def check_stored(cls: type, fields: Any, *, fractions: frozenset[tuple[str, str]] = frozenset()) -> None:
-    """Check that a dict holds the fields of a record, all of them and no others, each of its type and finite.
+    """Check that a dict holds exactly the fields of a record, each of its type and finite.
 
-    An ``int`` is a count: not below 0. A ``float`` may also be one of the three words. A nested record is checked too.
+    An ``int`` is a count of at least 0. A ``float`` may also be one of the three words. Nested records are checked too.
 
     Args:
         cls: the record's class, a dataclass
         fields: name → value
-        fractions: class and field of each ``int`` that may be any number not below 0
+        fractions: class and field of each ``int`` that may be any number of at least 0
 
     Raises:
-        ValueError: something is missing, too much, or of another type
+        ValueError: a field is missing, unknown, or of another type
 
     Example:
         >>> from lightning_bsscale.theory.policies import Limits
@@ -158,11 +143,11 @@ def _record_check(cls: type, fractions: frozenset[tuple[str, str]]) -> _Check:
 
     def check(fields: Any) -> str | None:
         if not isinstance(fields, dict):
-            return f"must be an object with the fields of a {cls.__name__}, got {found(fields)}"
+            return f"must be an object with the fields of a {cls.__name__}, got {show(fields)}"
         if fields.keys() != checks.keys():
             missing, extra = sorted(checks.keys() - fields.keys()), sorted(fields.keys() - checks.keys())
             lacks = [f"lacks {', '.join(missing)}"] if missing else []
-            return " and ".join([*lacks, *([f"has unknown fields: {found(', '.join(extra))}"] if extra else [])])
+            return " and ".join([*lacks, *([f"has unknown fields: {show(', '.join(extra))}"] if extra else [])])
         for name, is_wrong in checks.items():
             problem = is_wrong(fields[name])
             if problem is not None:
@@ -177,15 +162,15 @@ def _check_of(annotation: Any, fractions: frozenset[tuple[str, str]]) -> _Check:
     if origin in {typing.Union, types.UnionType}:
         return _any_of([_check_of(argument, fractions) for argument in arguments])
     if origin in {list, tuple}:
-        item = _check_of(arguments[0], fractions) if arguments else _says_nothing
+        item = _check_of(arguments[0], fractions) if arguments else _accept_any
         return lambda value: _list_problem(value, item)
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return _record_check(annotation, fractions)
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         values = [member.value for member in annotation]
-        one_of = f"must be one of {quoted(map(str, values))}"
-        return lambda value: None if value in values else f"{one_of}, got {found(value)}"
-    return _SIMPLE.get(annotation, _says_nothing)
+        one_of = f"must be one of {join_names(map(str, values))}"
+        return lambda value: None if value in values else f"{one_of}, got {show(value)}"
+    return _SIMPLE.get(annotation, _accept_any)
 
 
 def _any_of(checks: list[_Check]) -> _Check:
@@ -202,7 +187,7 @@ def _any_of(checks: list[_Check]) -> _Check:
 
 def _list_problem(value: Any, item: _Check) -> str | None:
     if not isinstance(value, list):
-        return f"must be a list, got {found(value)}"
+        return f"must be a list, got {show(value)}"
     return next((f"must be a list, but an item {problem}" for problem in map(item, value) if problem is not None), None)
 
 
@@ -214,32 +199,32 @@ def _is_number(value: Any) -> bool:
 def _is_float(value: Any) -> str | None:
     if _is_number(value) or (isinstance(value, str) and value in _WORDS):
         return None
-    return f'must be a finite number, "inf", "-inf" or "nan", got {found(value)}'
+    return f'must be a finite number, "inf", "-inf" or "nan", got {show(value)}'
 
 
 def _is_count(value: Any) -> str | None:
     if isinstance(value, int) and _is_number(value) and value >= 0:
         return None
-    return f"must be a whole number of at least 0, got {found(value)}"
+    return f"must be a whole number of at least 0, got {show(value)}"
 
 
 def _is_any_count(value: Any) -> str | None:
-    return None if _is_number(value) and value >= 0 else f"must be a finite number of at least 0, got {found(value)}"
+    return None if _is_number(value) and value >= 0 else f"must be a finite number of at least 0, got {show(value)}"
 
 
 def _is_string(value: Any) -> str | None:
-    return None if isinstance(value, str) else f"must be a string, got {found(value)}"
+    return None if isinstance(value, str) else f"must be a string, got {show(value)}"
 
 
 def _is_flag(value: Any) -> str | None:
-    return None if isinstance(value, bool) else f"must be true or false, got {found(value)}"
+    return None if isinstance(value, bool) else f"must be true or false, got {show(value)}"
 
 
 def _is_none(value: Any) -> str | None:
-    return None if value is None else f"must be null, got {found(value)}"
+    return None if value is None else f"must be null, got {show(value)}"
 
 
-def _says_nothing(value: Any) -> str | None:
+def _accept_any(value: Any) -> str | None:
     return None
 
 

@@ -1,12 +1,12 @@
-"""What a batch buys: progress of a step, worth of an example, steps against examples.
+"""The trade-off of a batch size: progress per step, value of an example, steps against examples.
 
 All batches and noise scales are in examples. ``B_noise`` is the (Hessian-weighted) noise scale, ``B_simple`` its
-measurable proxy tr(Sigma)/||G||^2, ``B_crit`` the batch at which an example is worth half; near an optimum that is
-well conditioned they agree, otherwise they differ by a task-dependent factor, often 1 to 4 (Merrill et al. 2025,
+measurable proxy tr(Sigma)/||G||^2, ``B_crit`` the batch at which an example is worth half. Near a well-conditioned
+optimum they agree; elsewhere they differ by a task-dependent factor, often 1 to 4 (Merrill et al. 2025,
 arXiv 2505.23971).
 
 Source: McCandlish et al. 2018, arXiv 1812.06162, sections 2.2 and 2.3. Where it stops being true: the quadratic model
-of one step with a well-chosen rate; Adam; an optimum where small batches generalise better.
+of one step with a well-chosen learning rate; Adam; an optimum where small batches generalise better.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 def step_progress(batch_size: float, noise_scale: float) -> float:
     """Compute the progress of one step, relative to a step with the true gradient.
 
-    ``dL(B) / dL_max = 1 / (1 + B_noise / B)``, at the best rate for each batch (eq. 2.7).
+    ``dL(B) / dL_max = 1 / (1 + B_noise / B)``, at the best learning rate for each batch (eq. 2.7).
 
     Args:
         batch_size: B, in examples, above 0.
@@ -68,7 +68,7 @@ def relative_gradient_error(batch_size: float, noise_scale: float) -> float:
 
 
 def sample_efficiency(batch_size: float, critical_batch_size: float) -> float:
-    """Compute what an example is worth, relative to an example in a very small batch.
+    """Compute the value of an example, relative to an example in a very small batch.
 
     ``1 / (1 + B / B_crit)``, the inverse of :func:`relative_examples`.
 
@@ -87,12 +87,12 @@ def sample_efficiency(batch_size: float, critical_batch_size: float) -> float:
 
 
 def batch_size_for_efficiency(efficiency: float, critical_batch_size: float) -> float:
-    """Compute the largest batch that keeps a wanted worth of every example.
+    """Compute the largest batch at which an example keeps a given share of its value.
 
     ``B = B_crit (1 / efficiency - 1)``, the inverse of :func:`sample_efficiency`.
 
     Args:
-        efficiency: Wanted share of an example's worth, between 0 and 1.
+        efficiency: Share of an example's value to keep, between 0 and 1.
         critical_batch_size: B_crit, in examples, above 0.
 
     Returns:
@@ -166,7 +166,7 @@ def critical_batch_size(*, min_steps: float, min_examples: float) -> float:
 
 
 def steps_for_examples(examples: float, *, min_steps: float, min_examples: float) -> float:
-    """Compute how many steps reach the loss when so many examples may be spent.
+    """Compute the steps to the loss for a given number of examples.
 
     From ``(S/S_min - 1)(E/E_min - 1) = 1`` (eq. 2.11): ``S = S_min (1 + 1 / (E/E_min - 1))``.
 
@@ -188,7 +188,7 @@ def steps_for_examples(examples: float, *, min_steps: float, min_examples: float
 
 
 def examples_for_steps(steps: float, *, min_steps: float, min_examples: float) -> float:
-    """Compute how many examples reach the loss in so many steps: the inverse of :func:`steps_for_examples`.
+    """Compute the examples to the loss for a given number of steps: the inverse of :func:`steps_for_examples`.
 
     ``E = E_min (1 + 1 / (S/S_min - 1))``.
 

@@ -1,7 +1,7 @@
-"""Plans of micro-batches: the next window, the user's own plan of steps, the budget, the default maximum.
+"""Plans in micro-batches: the next window, the user's plan of steps, the budget, the default maximum.
 
-A *window* is the run of micro-batches between two optimizer steps. Micro-batches are counted per rank and per epoch,
-as Lightning counts batches.
+A *window* is the sequence of micro-batches between two optimizer steps. Micro-batches are counted per rank and per
+epoch, as Lightning counts batches.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class WindowPlan:
     Attributes:
         start: Index of its first micro-batch in the epoch.
         num_micro_batches: Micro-batches of one rank, at least 1.
-        is_probe: Whether it is longer than the batch asks for, to have a pair to measure.
-        is_short: Whether the epoch's or the budget's end made it shorter than wanted.
+        is_probe: Whether it is longer than the batch requires, to have a pair to measure.
+        is_short: Whether the end of the epoch or the budget made it shorter than wanted.
     """
 
     start: int
@@ -43,15 +43,15 @@ class WindowPlan:
 def plan_window(
     *, start: int, wanted: int, epoch_batches: int | None, budget_batches: int | None, is_probe: bool = False
 ) -> WindowPlan:
-    """Plan one window: the wanted length, cut at the epoch's end and at the budget's.
+    """Plan one window: the wanted length, cut at the end of the epoch and of the budget.
 
     Args:
         start: Index of the next micro-batch in this epoch, from 0.
-        wanted: Micro-batches that the batch (or the probe) asks for, at least 1.
-        epoch_batches: Micro-batches in this epoch, more than ``start``; None when the loader does not know.
+        wanted: Micro-batches that the batch (or the probe) requires, at least 1.
+        epoch_batches: Micro-batches in this epoch, more than ``start``; None for a loader without a length.
         budget_batches: Micro-batches left in the budget; None for no budget. At least one is always planned,
             since a micro-batch that is loaded is trained on.
-        is_probe: Whether the window is a probe. One that is cut to a single micro-batch is none any more.
+        is_probe: Whether the window is a probe; a window of a single micro-batch never is.
 
     Returns:
         The plan.
@@ -78,10 +78,10 @@ def plan_window(
 
 
 def planned_steps(ready: int, accumulate: int, *, is_last: bool, frequency: int = 1) -> int:
-    """Count the steps that the user's own plan has made in this epoch.
+    """Count the steps of the user's plan in this epoch.
 
-    Lightning steps after every ``accumulate`` micro-batches and after an epoch's last one, and steps a scheduler at
-    those of them whose number of micro-batches is a multiple of the scheduler's frequency.
+    Lightning steps after every ``accumulate`` micro-batches and after an epoch's last one. It steps a scheduler at
+    those steps whose number of micro-batches is a multiple of the scheduler's frequency.
 
     Args:
         ready: Micro-batches done in this epoch.
@@ -105,16 +105,16 @@ def planned_steps(ready: int, accumulate: int, *, is_last: bool, frequency: int 
 
 
 def step_of_scheduler_step(number: int, accumulate: int, frequency: int) -> int:
-    """Compute at which optimizer step of an epoch the user's own plan steps a scheduler for the given time.
+    """Compute the optimizer step of an epoch at which the user's plan makes a given scheduler step.
 
     Args:
-        number: Which of the scheduler's steps in this epoch, from 1; 0 or less for one of an earlier epoch.
+        number: Index of the scheduler step in this epoch, from 1; 0 or less for one of an earlier epoch.
         accumulate: The user's ``accumulate_grad_batches``, at least 1.
         frequency: The scheduler's frequency, in micro-batches as Lightning counts it.
 
     Returns:
-        The number of the optimizer step, from 1; 0 for an earlier epoch. At an epoch's ragged end, where the epoch
-        has fewer steps, the epoch's last step is meant.
+        Index of the optimizer step, from 1; 0 for an earlier epoch. It may exceed the number of steps at an epoch's
+        ragged end, and then means the epoch's last step.
 
     Example:
         >>> step_of_scheduler_step(3, 4, 1), step_of_scheduler_step(2, 4, 6)
@@ -127,12 +127,12 @@ def step_of_scheduler_step(number: int, accumulate: int, frequency: int) -> int:
 
 
 def batches_until_step(step: int, accumulate: int, epoch_batches: int | None) -> int | None:
-    """Compute after how many micro-batches of an epoch the user's own plan has made ``step`` steps.
+    """Compute the number of micro-batches of an epoch after which the user's plan has made ``step`` steps.
 
     Args:
         step: Steps within this epoch, from 0.
         accumulate: The user's ``accumulate_grad_batches``, at least 1.
-        epoch_batches: Micro-batches in this epoch; None when the loader does not know.
+        epoch_batches: Micro-batches in this epoch; None for a loader without a length.
 
     Returns:
         The count of micro-batches, or None when the epoch has fewer steps.
@@ -156,22 +156,22 @@ def planned_examples(
     accumulate: int,
     micro_batch_size: float,
 ) -> float | None:
-    """Compute the budget: the examples of the plan that the user made, the smaller one where there are two.
+    """Compute the budget: the examples of the user's plan, or of the smaller one if there are two.
 
     ``max_epochs`` plans ``max_epochs`` times the epoch's examples. ``max_steps`` plans that many windows of the
-    starting batch, with a shorter one at the end of each epoch where the epoch is no multiple of it.
+    starting batch, with a shorter one at the end of each epoch that is not a multiple of it.
 
     Args:
         max_epochs: Epochs planned; None for no limit.
         max_steps: Optimizer steps planned; None for no limit.
-        epoch_batches: Micro-batches of one rank in an epoch; None when the loader does not know.
-        epoch_examples: Examples in an epoch over all ranks; None to take ``epoch_batches`` full micro-batches.
+        epoch_batches: Micro-batches of one rank in an epoch; None for a loader without a length.
+        epoch_examples: Examples in an epoch over all ranks; None to assume ``epoch_batches`` full micro-batches.
         accumulate: The user's ``accumulate_grad_batches``, at least 1.
         micro_batch_size: Examples of one micro-batch over all ranks, above 0.
 
     Returns:
-        The budget in examples, or None when no plan can be computed. (Of two plans of which one cannot be computed, the
-        other holds.)
+        The budget in examples, or None if no plan can be computed. (If one of two plans cannot be computed, the other
+        applies.)
 
     Example:
         >>> planned_examples(
@@ -192,21 +192,23 @@ def planned_examples(
             plans.append(max_steps * window)
         else:
             full_epochs, steps = divmod(max_steps, math.ceil(epoch_batches / accumulate))
-            plans.append(full_epochs * epoch_examples + steps * window)  # fewer steps than an epoch: all full
+            plans.append(
+                full_epochs * epoch_examples + steps * window
+            )  # fewer steps than an epoch has, all of them full
     return min(plans, default=None)
 
 
 def default_max_batch_size(
     *, start_batch: int, granularity: int, epoch_examples: float | None, total_examples: float | None
 ) -> int:
-    """Compute the largest batch where the user names none.
+    """Compute the default largest batch.
 
-    32 times the start, but never more than leaves 8 steps an epoch (8 in the whole budget where the epoch's length is
-    not known), and never below the start.
+    It is 32 times the start, but at least 8 steps per epoch remain (8 in the whole budget if the epoch's length is
+    unknown), and it is never below the start.
 
     Args:
         start_batch: The starting batch, in examples.
-        granularity: What a batch is a multiple of: examples of one micro-batch over all ranks.
+        granularity: The unit of batch sizes: examples of one micro-batch over all ranks.
         epoch_examples: Examples in an epoch; None when unknown.
         total_examples: The budget in examples; None when unknown.
 
@@ -227,7 +229,7 @@ def default_max_batch_size(
 
 
 def windows_in_memory(memory: float, spacing: float) -> float:
-    """Compute how many measured windows the averages can hold, once many have passed (Kish's effective number).
+    """Compute how many measured windows the averages hold in the long run (Kish's effective number).
 
     With one window in every ``spacing`` examples the weights are powers of ``r = exp(-spacing / memory)``, and
     ``(sum w)^2 / sum w^2`` tends to ``(1 + r) / (1 - r) = coth(spacing / (2 memory))``.

@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from lightning_bsscale import BatchSizeScaler
-from lightning_bsscale.callbacks.state.spawn import Outcome, _Letter
+from lightning_bsscale.callbacks.state.spawn import Outcome, _SentOutcome
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.stored import as_plain
@@ -124,7 +124,7 @@ def test_what_the_callback_has_to_show_comes_back_too(folders, name):
 
 def letter_to(callback, outcome, folder):
     """As another process would send it through Lightning's pipe."""
-    letter = _Letter(callback._way_back._name, outcome, str(folder))
+    letter = _SentOutcome(callback._channel._name, outcome, str(folder))
     return bytes(ForkingPickler.dumps(copy.deepcopy(letter)))  # Lightning copies it before it is sent
 
 
@@ -190,7 +190,7 @@ def test_whatever_its_size_only_a_path_is_sent_and_the_file_is_private(temporary
 
 
 def test_any_other_copy_of_the_state_is_empty_and_writes_no_file(temporary):
-    letter = _Letter(BatchSizeScaler()._way_back._name, big_outcome(), str(temporary))
+    letter = _SentOutcome(BatchSizeScaler()._channel._name, big_outcome(), str(temporary))
     assert pickle.loads(pickle.dumps(letter)) is None
     assert copy.deepcopy(letter) is letter
     assert not list(temporary.iterdir())
@@ -220,7 +220,7 @@ def test_what_a_killed_training_left_is_replaced_and_a_failed_one_cleans_up(temp
     pickle.loads(letter)
     assert scaler.batch_size == 16
     letter_to(scaler, outcome(8), temporary)
-    scaler._way_back.clean_up(pl.Trainer(**QUIET, default_root_dir=temporary))
+    scaler._channel.clean_up(pl.Trainer(**QUIET, default_root_dir=temporary))
     assert not list(temporary.iterdir())
 
 

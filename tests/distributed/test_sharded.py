@@ -110,7 +110,7 @@ def check(kind, case, watcher):
             [sum(values) for values in zip(*(found["shares"][name][part] for found in ranks), strict=True)]
             for part in (0, 1)
         )
-        assert Difference.read(difference).is_explained is (factor is not None)
+        assert Difference.from_numbers(difference).is_explained is (factor is not None)
         if factor is not None:
             for value, (expected, tolerance) in zip(sums, true_sums(ranks, factor, case), strict=True):
                 assert value == pytest.approx(expected, rel=tolerance)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_bsscale.gradients import comparison
-from lightning_bsscale.gradients.comparison import Compared, Comparison, Difference, Held
+from lightning_bsscale.gradients.comparison import ComparedParameter, Comparison, Difference, HeldGradient
 
 CPU = torch.device("cpu")
 KEY = 7
@@ -15,7 +15,7 @@ def shards_of(gradient, dim, shards):
     size = -(-gradient.shape[dim] // shards)
     starts = [min(rank * size, gradient.shape[dim]) for rank in range(shards)]
     return [
-        Held(KEY, gradient.narrow(dim, start, min(size, gradient.shape[dim] - start)), dim, rank * size)
+        HeldGradient(KEY, gradient.narrow(dim, start, min(size, gradient.shape[dim] - start)), dim, rank * size)
         for rank, start in enumerate(starts)
     ]
 
@@ -24,11 +24,11 @@ def compared(own, held, dim, *, turn=0):
     """What the ranks find together, of their own gradients and of what each holds."""
     ranks, told = len(own), []
     for gradient, part in zip(own, held, strict=True):
-        shape = Compared(KEY, tuple(gradient.shape), torch.bfloat16, float(ranks), 1, dim, ranks)
+        shape = ComparedParameter(KEY, tuple(gradient.shape), torch.bfloat16, float(ranks), 1, dim, ranks)
         sample = Comparison([shape], CPU, turn=turn, on_ranks=True)
         sample.take([(KEY, gradient)])
         told.append(sample.difference([part], torch.ones(1, dtype=torch.bool), None))
-    return Difference.read(torch.stack(told).sum(0).tolist())
+    return Difference.from_numbers(torch.stack(told).sum(0).tolist())
 
 
 @pytest.mark.parametrize("most", [4, 4096])
@@ -80,12 +80,12 @@ def test_a_parameter_of_large_gradients_does_not_hide_another():
     small, large = torch.randn(64, 64, generator=generator) * 1e-3, torch.randn(64, generator=generator)
     found = {}
     for scales in (None, torch.tensor([2e-3, 1.0], dtype=torch.float64)):
-        both = [Compared(1, (64, 64), torch.float32), Compared(2, (64,), torch.float32)]
+        both = [ComparedParameter(1, (64, 64), torch.float32), ComparedParameter(2, (64,), torch.float32)]
         sample = Comparison(both, CPU, turn=0, on_ranks=True)
         sample.take([(1, small), (2, large)])
-        held = [Held(1, 2 * small), Held(2, large)]
+        held = [HeldGradient(1, 2 * small), HeldGradient(2, large)]
         told = sample.difference(held, torch.ones(2, dtype=torch.bool), None, scales=scales)
-        found[scales is None] = Difference.read(told.tolist()).is_explained
+        found[scales is None] = Difference.from_numbers(told.tolist()).is_explained
     assert found == {False: False, True: True}  # the twin without scales does not see it
 
 
@@ -94,9 +94,9 @@ def test_sparse_gradients_are_compared_on_one_device_only(on_ranks):
     """Between ranks the elements must be the same, and which rows a rank uses is its own."""
     rows, values = torch.tensor([[3, 3, 900]]), torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     gradient = torch.sparse_coo_tensor(rows, values, (1000, 8), check_invariants=True)
-    embedding = Compared(KEY, (1000, 8), torch.float32)
+    embedding = ComparedParameter(KEY, (1000, 8), torch.float32)
     for factor in (1, 2):
         sample = Comparison([embedding], CPU, turn=0, on_ranks=on_ranks, peaks=not on_ranks)
         sample.take([(KEY, gradient)])
-        told = sample.difference([Held(KEY, factor * gradient)], torch.ones(1, dtype=torch.bool), None)
-        assert Difference.read(told.tolist()).is_explained == (factor == 1 or on_ranks)
+        told = sample.difference([HeldGradient(KEY, factor * gradient)], torch.ones(1, dtype=torch.bool), None)
+        assert Difference.from_numbers(told.tolist()).is_explained == (factor == 1 or on_ranks)

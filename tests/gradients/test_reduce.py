@@ -21,7 +21,7 @@ def test_odd_vectors():
     assert values[1] != values[1]
     assert PendingSums(torch.zeros(0), world_size=1).read() == []
     assert PendingSums(torch.ones(2, requires_grad=True) * 2, world_size=1).read() == [2.0, 2.0]
-    with pytest.raises(ValueError, match="1-d, found 0 dimensions"):
+    with pytest.raises(ValueError, match="1-d, got 0 dimensions"):
         PendingSums(torch.tensor(1.0), world_size=1)
 
 

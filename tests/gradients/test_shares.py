@@ -62,7 +62,7 @@ def test_samples_that_are_means_over_ranks_are_unbiased(sizes):
             * torch.tensor([1 / 4, 1, 1, 1, 1])  # of losses that were not divided
             for rank, norms in enumerate(held)
         ]
-        sums = WindowSums.read(sum(shares).tolist())
+        sums = WindowSums.from_numbers(sum(shares).tolist())
         assert (sums.num_samples, sums.examples) == (2, len(examples))
         moments = moments_of(sums)
         traces.append(moments.trace)

@@ -86,10 +86,10 @@ def test_shares_add_up_to_the_sums_of_separate_gradients(seed):
     shares = shares_of(model, by_rank, **how, said=said, compared=compared)
     sums, difference = added(shares)
     expected = true_sums(model, [x for samples in by_rank for x in samples])
-    found = WindowSums.read(sums)
+    found = WindowSums.from_numbers(sums)
     for name in WindowSums.__dataclass_fields__:
         assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=2e-5, abs=1e-12), name
-    assert Difference.read(difference).is_explained is (True if compared else None)
+    assert Difference.from_numbers(difference).is_explained is (True if compared else None)
     assert all(share.sums.dtype == torch.float64 for share in shares)
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor, NoiseScalePolicy
 from lightning_bsscale.callbacks.checks import preflight
-from lightning_bsscale.callbacks.state.spawn import Outcome, _Letter
+from lightning_bsscale.callbacks.state.spawn import Outcome, _SentOutcome
 from lightning_bsscale.callbacks.trainer import accumulation, loaders
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
 from lightning_bsscale.gradients.shard_differences import UnsupportedSharding
@@ -185,7 +185,7 @@ def post_local_sgd():
 
 @case
 def sync_batch_norm():
-    preflight.warn_of_batch_norm(torch.nn.SyncBatchNorm(2), world_size=2)  # torch runs it on GPUs only
+    preflight.warn_batch_norm(torch.nn.SyncBatchNorm(2), world_size=2)  # torch runs it on GPUs only
 
 
 @case
@@ -343,7 +343,7 @@ CASES += [
 
 @case
 def tensors_of_several_lengths():
-    with mock.patch.object(loaders, "_said_ambiguous", set()):  # said once in a process
+    with mock.patch.object(loaders, "_warned_types", set()):  # said once in a process
         train(module=FirstTensorIsOther(), loader=DataLoader(range(8), batch_size=4, collate_fn=other_first))
 
 
@@ -442,7 +442,7 @@ def sent_home(folder):
     """What a callback has to show, as another process sends it, and the callback."""
     scaler = BatchSizeScaler()
     with mock.patch.object(tempfile, "tempdir", folder):
-        return ForkingPickler.dumps(_Letter(scaler._way_back._name, Outcome(), folder)), scaler
+        return ForkingPickler.dumps(_SentOutcome(scaler._channel._name, Outcome(), folder)), scaler
 
 
 @case

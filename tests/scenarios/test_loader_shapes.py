@@ -159,7 +159,7 @@ def combined(mode):
 def test_combined_loaders(mode, length, given):
     """The default counts the first loader's; a function counts what it likes."""
     if given == "default":
-        loaders._said_ambiguous.clear()
+        loaders._warned_types.clear()
         with pytest.warns(UserWarning, match="first dimension"):
             check_exact(combined(mode), [3] * length)
     else:
@@ -276,7 +276,7 @@ def test_the_default_is_lightnings_own(shape):
 
 def test_lightnings_warning_of_an_ambiguous_batch_is_not_repeated():
     """Its advice is for `self.log`. Ours is said once, whatever the sizes, and names the way out."""
-    loaders._said_ambiguous.clear()
+    loaders._warned_types.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         check_exact(Shaped(lambda x: {"x": x, "anchors": torch.zeros(7)}), UNEQUAL)
@@ -289,12 +289,12 @@ def test_lightnings_warning_of_an_ambiguous_batch_is_not_repeated():
     with pytest.warns(UserWarning, match="ambiguous collection") as caught:
         _ = [data.extract_batch_size(batch) for batch in Shaped(lambda x: {"x": x, "anchors": torch.zeros(7)})]
     assert len(caught) == len(set(UNEQUAL))
-    loaders._said_ambiguous.clear()
+    loaders._warned_types.clear()
     options = dict(size=UNEQUAL[0], batch_size_fn=lambda batch: len(batch["x"]))
     check_exact(
         Shaped(lambda x: {"x": x, "anchors": torch.zeros(7)}), UNEQUAL, callback=windows_of(1, 3, 4, 2, **options)
     )
-    assert not loaders._said_ambiguous
+    assert not loaders._warned_types
 
 
 def test_a_batch_that_can_be_read_only_once_is_left_to_the_training_step():

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from lightning_bsscale.theory.checks import as_number, as_numbers, check_integer, check_number, found
+from lightning_bsscale.theory.checks import as_number, as_numbers, check_integer, check_number, show
 
 
 @pytest.mark.parametrize("value", [1, 1.5, np.float32(1.5), np.int64(3)])
@@ -62,9 +62,9 @@ def test_what_no_float_can_hold_is_out_of_bounds(value):
 
 
 def test_what_was_found_is_shown_in_one_short_line():
-    assert found(np.ones((2, 2))) == "array([[1., 1.], [1., 1.]])"
-    assert found("a" * 1000) == "'" + "a" * 115 + " ..."
-    assert found(int) == "the class int instead of an instance"
+    assert show(np.ones((2, 2))) == "array([[1., 1.], [1., 1.]])"
+    assert show("a" * 1000) == "'" + "a" * 115 + " ..."
+    assert show(int) == "the class int instead of an instance"
     with pytest.raises(TypeError, match=r"^x must be a finite number, got \[0, 1, .* \.\.\. \(list\)$"):
         check_number("x", list(range(1000)))
 

@@ -179,7 +179,7 @@ def test_splitting_micro_batches_over_ranks_does_not_matter(window, data):
         (sum(n for n, _ in own), mean / 4, len(own), sum(1 / size for _, size in own), sum(size for _, size in own))
         for own in split
     ]
-    reduced = moments_of(WindowSums.read([sum(numbers) for numbers in zip(*shares, strict=True)]))
+    reduced = moments_of(WindowSums.from_numbers([sum(numbers) for numbers in zip(*shares, strict=True)]))
     plain = window_moments([n for n, _ in entries], mean, [s for _, s in entries])
     assert reduced.trace == pytest.approx(plain.trace, rel=1e-9, abs=1e-6)
     assert reduced.grad_sq == pytest.approx(plain.grad_sq, rel=1e-9, abs=1e-6)
@@ -230,5 +230,5 @@ def test_sums_are_read_in_the_order_of_the_fields():
     num_samples = sum([2 / 10] * 10)  # of ten ranks that see two samples as means over ranks
     assert num_samples < 2
     expected = WindowSums(sum_sq_norms=10.0, mean_sq_norm=4.0, num_samples=2, sum_inverse_sizes=0.5, examples=8.0)
-    assert WindowSums.read([10.0, 4.0, num_samples, 0.5, 8.0]) == expected
-    assert isinstance(WindowSums.read([1.0] * 5).num_samples, int)
+    assert WindowSums.from_numbers([10.0, 4.0, num_samples, 0.5, 8.0]) == expected
+    assert isinstance(WindowSums.from_numbers([1.0] * 5).num_samples, int)

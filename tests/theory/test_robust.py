@@ -134,7 +134,7 @@ def test_a_run_that_stops_and_resumes_is_the_same(values, stop):
 @pytest.mark.parametrize("count", [5, 30])
 def test_emptied_averages_keep_their_counts_and_start_anew(count):
     windows = [*ordinary(count), window(8e6, 1e3), window(math.nan)]
-    emptied = averaged(RobustAverages, windows).emptied()
+    emptied = averaged(RobustAverages, windows).cleared()
     assert (emptied.limited, emptied.dropped, emptied.noise_scale()) == (1, 1, None)
     again = emptied
     for moments in windows:

@@ -40,14 +40,14 @@ def check_namespace(trainer: Any, callback: str) -> None:
     )
 
 
-def _is_a(callback: object, cls: type[Any]) -> bool:
+def _is_instance(callback: object, cls: type[Any]) -> bool:
     # Lightning's callbacks are the same under both names, and a list of callbacks may hold the other package's.
     return isinstance(callback, cls) or any(
         base.__name__ == cls.__name__ and base.__module__.split(".")[0] in NAMESPACES for base in type(callback).__mro__
     )
 
 
-def check_alone(trainer: pl.Trainer, callback: str, others: dict[type[Any], str]) -> None:
+def check_incompatible(trainer: pl.Trainer, callback: str, others: dict[type[Any], str]) -> None:
     """Refuses callbacks that do the same or write the same things.
 
     Args:
@@ -60,18 +60,18 @@ def check_alone(trainer: pl.Trainer, callback: str, others: dict[type[Any], str]
     """
     for other in trainer.callbacks:  # type: ignore[attr-defined]
         for cls, why in others.items():
-            if _is_a(other, cls):
+            if _is_instance(other, cls):
                 raise MisconfigurationException(
                     f"{callback} cannot work beside {type(other).__name__}: {why}. Remove one of the two."
                 )
 
 
-REFUSED_NEIGHBOURS: dict[type[Any], str] = {
+INCOMPATIBLE_CALLBACKS: dict[type[Any], str] = {
     GradientAccumulationScheduler: "both would set trainer.accumulate_grad_batches",
     StochasticWeightAveraging: "it sets trainer.accumulate_grad_batches for an epoch without training",
 }
 if hasattr(callbacks, "SpikeDetection"):
-    REFUSED_NEIGHBOURS[callbacks.SpikeDetection] = (
+    INCOMPATIBLE_CALLBACKS[callbacks.SpikeDetection] = (
         "it compares losses that Lightning has divided by the number of micro-batches of its window, and takes a short "
         "window after long ones for a spike"
     )
@@ -94,7 +94,7 @@ def check_finders(trainer: pl.Trainer, callback: str) -> None:
     """
     for other in trainer.callbacks:  # type: ignore[attr-defined]
         for cls, why in FINDERS.items():
-            if not _is_a(other, cls):
+            if not _is_instance(other, cls):
                 continue
             for hook in ("on_train_epoch_start", "on_train_batch_start", "on_train_batch_end", "on_train_epoch_end"):
                 # By its name, as the base class may be the other package's.

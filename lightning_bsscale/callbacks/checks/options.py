@@ -13,7 +13,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
-from lightning_bsscale.theory.checks import check_integer, check_number, found
+from lightning_bsscale.theory.checks import check_integer, check_number, show
 from lightning_bsscale.theory.rules import Constant, LearningRateRule, resolve_rule
 from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule, resolve_schedule
 
@@ -172,7 +172,7 @@ def check_batch_size_fn(value: Any) -> Any:
     """
     if value is not None and not callable(value):
         raise TypeError(
-            f"batch_size_fn must be a function from a batch to a number of examples, or None, got {found(value)}"
+            f"batch_size_fn must be a function from a batch to a number of examples, or None, got {show(value)}"
         )
     return value
 
@@ -191,7 +191,7 @@ def check_record(value: object) -> bool | str | Path:
         ValueError: the path is empty, remote, or that of a folder or a device
     """
     if not isinstance(value, (bool, str, Path)):
-        raise TypeError(f"record must be True, False or a path, got {found(value)} ({type(value).__name__})")
+        raise TypeError(f"record must be True, False or a path, got {show(value)} ({type(value).__name__})")
     if isinstance(value, bool):
         return value
     if not str(value).strip() or (os.path.exists(value) and not os.path.isfile(value)):
@@ -230,7 +230,7 @@ def check_flag(name: str, value: object) -> bool:
         TypeError: it is no bool
     """
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {found(value)} ({type(value).__name__})")
+        raise TypeError(f"{name} must be True or False, got {show(value)} ({type(value).__name__})")
     return value
 
 
@@ -247,5 +247,5 @@ def check_prefix(value: object) -> str:
         TypeError: it is no string
     """
     if not isinstance(value, str):
-        raise TypeError(f"log_prefix must be a string, got {found(value)} ({type(value).__name__})")
+        raise TypeError(f"log_prefix must be a string, got {show(value)} ({type(value).__name__})")
     return value

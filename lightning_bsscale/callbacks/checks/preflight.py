@@ -80,9 +80,9 @@ def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, callbac
 
 
 # Below two windows of equal weight, theory/estimate.py calls every estimate unresolved.
-ENOUGH_WINDOWS = 2.0
+MIN_WINDOWS = 2.0
 # In fewer steps than that the defaults themselves remember too little, and there is little to decide.
-FEWEST_STEPS = 150
+MIN_STEPS = 150
 
 
 def _shares_micro_batches(strategy: Any) -> bool:
@@ -163,7 +163,7 @@ def check_optimizer(trainer: pl.Trainer, callback: str) -> None:
         )
 
 
-def check_learning_rate_is_ours(trainer: pl.Trainer) -> None:
+def check_learning_rate_control(trainer: pl.Trainer) -> None:
     """Refuses an optimizer whose step cannot be watched, or whose learning rate cannot be set.
 
     Args:
@@ -257,7 +257,7 @@ def check_schedule(trainer: pl.Trainer, schedule: Any) -> None:
         )
 
 
-def warn_of_dry_schedule(options: RunOptions) -> None:
+def warn_unapplied_schedule(options: RunOptions) -> None:
     """Says once that a dry run leaves the rate alone, where the callback was to own it.
 
     Args:
@@ -300,7 +300,7 @@ def check_plan(trainer: pl.Trainer, options: RunOptions, total_examples: float |
         )
 
 
-def warn_of_short_plan(
+def warn_short_plan(
     trainer: pl.Trainer, options: RunOptions, total_examples: float | None, start_batch_size: int, accumulate: int
 ) -> None:
     """Warn where the averages could not resolve anything in this training.
@@ -315,12 +315,12 @@ def warn_of_short_plan(
     if total_examples is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     if accumulate * trainer.world_size > 1:
-        warn_of_short_memory(total_examples, options.memory, start_batch_size, measure_every=options.measure_every)
+        warn_short_memory(total_examples, options.memory, start_batch_size, measure_every=options.measure_every)
     elif options.probe_every > 0 and not options.dry_run:
-        warn_of_short_memory(total_examples, options.memory, start_batch_size, probe_every=options.probe_every)
+        warn_short_memory(total_examples, options.memory, start_batch_size, probe_every=options.probe_every)
 
 
-def warn_of_short_memory(total_examples: float, memory: float, batch_size: int, **every: int) -> None:
+def warn_short_memory(total_examples: float, memory: float, batch_size: int, **every: int) -> None:
     """Says once where the averages cannot hold the two windows without which nothing is resolved.
 
     Args:
@@ -333,13 +333,13 @@ def warn_of_short_memory(total_examples: float, memory: float, batch_size: int, 
     spacing = batch_size * (windows + 1 if option == "probe_every" else windows)
     examples = memory * total_examples
     held = math.ceil(total_examples / spacing) if memory == 1 else windows_in_memory(examples, spacing)
-    if held < ENOUGH_WINDOWS and total_examples >= FEWEST_STEPS * batch_size:
+    if held < MIN_WINDOWS and total_examples >= MIN_STEPS * batch_size:
         better = 4 * spacing / total_examples
         advice = f"Set a lower {option}" + (f", or memory={better:.2g}." if memory < better <= 1 else ".")
         rank_zero_warn(
             f"bsscale: the noise scale can hardly be resolved in this training: one window in {spacing} examples is "
             f"measured, and memory={memory:g} of {total_examples:g} examples averages over {examples:g}. That holds "
-            f"{held:.1f} windows, and an interval needs more than {ENOUGH_WINDOWS:g}. {advice}",
+            f"{held:.1f} windows, and an interval needs more than {MIN_WINDOWS:g}. {advice}",
             category=UserWarning,
         )
 
@@ -379,7 +379,7 @@ def check_maximum(max_batch_size: int, start_batch_size: int) -> None:
         )
 
 
-def warn_of_batch_norm(pl_module: pl.LightningModule, world_size: int) -> None:
+def warn_batch_norm(pl_module: pl.LightningModule, world_size: int) -> None:
     """Says once where the micro-batch, or that of all ranks, defines the function.
 
     Args:
@@ -405,7 +405,7 @@ def warn_of_batch_norm(pl_module: pl.LightningModule, world_size: int) -> None:
         )
 
 
-def warn_of_single_micro_batch(
+def warn_single_micro_batch(
     options: RunOptions,
     *,
     accumulate: int,
@@ -425,7 +425,7 @@ def warn_of_single_micro_batch(
     if samples_per_micro_batch > 1:
         return
     if not options.decides:
-        _warn_monitor_of_single_micro_batch(accumulate, None if is_smoke_test else epoch_batches)
+        _warn_monitor_single_micro_batch(accumulate, None if is_smoke_test else epoch_batches)
         return
     if is_smoke_test:
         return
@@ -446,7 +446,7 @@ def warn_of_single_micro_batch(
     )
 
 
-def _warn_monitor_of_single_micro_batch(accumulate: int, epoch_batches: int | None) -> None:
+def _warn_monitor_single_micro_batch(accumulate: int, epoch_batches: int | None) -> None:
     if accumulate == 1:
         rank_zero_warn(
             "GradientNoiseScaleMonitor needs at least two micro-batches a step to measure, and with "

@@ -42,7 +42,7 @@ class RunJournal:
         if trainer.is_global_zero:
             self._journal = Journal(path, dict(header), resumes=resumes)
             with self.closed_on_error():  # a warning may be made an error
-                _say_journal(self._journal, resumes)
+                _log_journal(self._journal, resumes)
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
@@ -88,7 +88,7 @@ def _log_folder(trainer: pl.Trainer) -> str:
     return folder
 
 
-def _say_journal(journal: Journal, resumes: Mapping[str, Any] | None) -> None:
+def _log_journal(journal: Journal, resumes: Mapping[str, Any] | None) -> None:
     if journal.is_continued:
         beyond = f"; the {journal.replaced} after them, which the checkpoint does not know of, are replaced"
         rank_zero_info(

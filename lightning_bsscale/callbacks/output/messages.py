@@ -11,13 +11,13 @@ from torch.optim import Optimizer
 
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.summary import describe_grounds, describe_noise, describe_number, describe_reason
-from lightning_bsscale.theory.checks import found
+from lightning_bsscale.theory.checks import show
 from lightning_bsscale.theory.policies import Limits
 from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.start import Start, describe_change
 
 
-def say_start(batch_size: int, limits: Limits, options: RunOptions, *, is_resumed: bool) -> None:
+def log_start(batch_size: int, limits: Limits, options: RunOptions, *, is_resumed: bool) -> None:
     """Says once where the batch begins, and how far it may go where the user did not choose.
 
     Args:
@@ -35,7 +35,7 @@ def say_start(batch_size: int, limits: Limits, options: RunOptions, *, is_resume
         )
 
 
-def say_resumed(first: Start, before: Start, now: Start, batch_before: int, batch_size: int) -> None:
+def warn_changed_start(first: Start, before: Start, now: Start, batch_before: int, batch_size: int) -> None:
     """Says what a run that goes on changed; nothing where all is as it was.
 
     Args:
@@ -56,7 +56,7 @@ def say_resumed(first: Start, before: Start, now: Start, batch_before: int, batc
         )
 
 
-def say_unfinished(lost: int, rest: int) -> None:
+def warn_cut_window(lost: int, rest: int) -> None:
     """Says what a checkpoint within a window could not hold.
 
     Args:
@@ -72,7 +72,7 @@ def say_unfinished(lost: int, rest: int) -> None:
     )
 
 
-def say_repeated(done: int, announced: int | None, *, waits: bool) -> None:
+def warn_repeated_epoch(done: int, announced: int | None, *, waits: bool) -> None:
     """Say that a resumed run begins an epoch anew, as its checkpoint lies beyond the epoch's new length.
 
     Args:
@@ -88,7 +88,7 @@ def say_repeated(done: int, announced: int | None, *, waits: bool) -> None:
     )
 
 
-def say_lost(lost: int, came: int, announced: int | None) -> None:
+def warn_dropped_micro_batches(lost: int, came: int, announced: int | None) -> None:
     """Says that an epoch ended within a window.
 
     Args:
@@ -106,7 +106,7 @@ def say_lost(lost: int, came: int, announced: int | None) -> None:
     )
 
 
-def say_decision(record: DecisionRecord, options: RunOptions) -> None:
+def log_decision(record: DecisionRecord, options: RunOptions) -> None:
     """One line for a change of the batch, and one for a hold where the user wants to hear it.
 
     Args:
@@ -127,7 +127,7 @@ def say_decision(record: DecisionRecord, options: RunOptions) -> None:
         rank_zero_info(f"bsscale: after {seen} examples the batch stays {old}: {reason}{told}")
 
 
-def warn_of_own_computation(optimizer: Optimizer) -> None:
+def warn_overwritten_factor(optimizer: Optimizer) -> None:
     """Say that the optimizer overwrites what the factor was put on.
 
     Args:
@@ -141,7 +141,7 @@ def warn_of_own_computation(optimizer: Optimizer) -> None:
     )
 
 
-def warn_of_scheduler_step(pl_module: pl.LightningModule) -> None:
+def warn_scheduler_step(pl_module: pl.LightningModule) -> None:
     """Says that there are fewer optimizer steps than planned, to whoever steps a scheduler by their number.
 
     Args:
@@ -158,7 +158,7 @@ def warn_of_scheduler_step(pl_module: pl.LightningModule) -> None:
         )
 
 
-def warn_of_dropped(many: int, *, has_scaler: bool) -> None:
+def warn_dropped_windows(many: int, *, has_scaler: bool) -> None:
     """Says that nothing can be measured as it goes.
 
     Args:
@@ -184,7 +184,7 @@ def warn_of_dropped(many: int, *, has_scaler: bool) -> None:
     )
 
 
-def warn_of_changed_gradients(parameter: str | None) -> None:
+def warn_changed_gradients(parameter: str | None) -> None:
     """Say that nothing is measured where the step's gradient is not the mean of the micro-batches' gradients.
 
     Args:
@@ -204,7 +204,7 @@ def warn_of_changed_gradients(parameter: str | None) -> None:
     )
 
 
-def warn_of_no_decision(policy: Any, answer: Any) -> None:
+def warn_invalid_decision(policy: Any, answer: Any) -> None:
     """Warn that a policy answered something else than a decision.
 
     Args:
@@ -212,7 +212,7 @@ def warn_of_no_decision(policy: Any, answer: Any) -> None:
         answer: what it answered
     """
     rank_zero_warn(
-        f"{type(policy).__name__}.decide answered {found(answer)}; a Decision with a finite positive "
+        f"{type(policy).__name__}.decide answered {show(answer)}; a Decision with a finite positive "
         "batch_size is needed. The batch is held; this is said once.",
         category=UserWarning,
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_bsscale.theory.checks import found
+from lightning_bsscale.theory.checks import show
 from lightning_bsscale.theory.state import RunState
 from lightning_bsscale.theory.stored import FRACTIONS, as_plain, check_stored, from_plain
 
@@ -48,7 +48,7 @@ def read_run(checkpoint: dict[str, Any], callback: str) -> RunState:
     """
     if checkpoint.get("schema") != STATE_SCHEMA:
         raise MisconfigurationException(
-            f"The checkpoint holds a {callback} state of schema {found(checkpoint.get('schema'))}; this version reads "
+            f"The checkpoint holds a {callback} state of schema {show(checkpoint.get('schema'))}; this version reads "
             f"{STATE_SCHEMA}. Continue with the version of lightning-bsscale that wrote it, or start without ckpt_path."
         )
     try:

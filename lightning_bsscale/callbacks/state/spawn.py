@@ -32,7 +32,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_bsscale.theory.state import RunState
 from lightning_bsscale.theory.stored import as_plain, from_plain
 
-_waiting: WeakValueDictionary[str, WayBack] = WeakValueDictionary()
+_channels: WeakValueDictionary[str, ResultChannel] = WeakValueDictionary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Outcome:
     journal_path: str | None = None
 
 
-class WayBack:
+class ResultChannel:
     """A callback's, from wherever it is trained with to where it is held.
 
     Attributes:
@@ -64,7 +64,7 @@ class WayBack:
         self.outcome = outcome
         self._process = os.getpid()
         self._name = uuid.uuid4().hex
-        _waiting[self._name] = self
+        _channels[self._name] = self
 
     def send(self, trainer: pl.Trainer, outcome: Outcome) -> None:
         """Sends, where this is a copy in another process; elsewhere there is nothing to do.
@@ -74,7 +74,7 @@ class WayBack:
             outcome: what the callback has to show
         """
         if os.getpid() != self._process:
-            vars(trainer.state)[f"bsscale_{self._name}"] = _Letter(self._name, outcome, trainer.default_root_dir)
+            vars(trainer.state)[f"bsscale_{self._name}"] = _SentOutcome(self._name, outcome, trainer.default_root_dir)
 
     def clean_up(self, trainer: pl.Trainer) -> None:
         """Delete what a child wrote before another one failed, so that nobody will read it.
@@ -88,15 +88,15 @@ class WayBack:
                 # After Ctrl-C in this process alone they train on, and this process waits for them when it ends.
                 Finalize(None, _delete, (path,), exitpriority=-1)  # below 0: when they have been joined
 
-    def arrived(self) -> WayBack:
+    def for_copy(self) -> ResultChannel:
         """A copy of the callback was made: what is sent to the first one is not the copy's.
 
         Returns:
-            a way of the copy's own, or in another process, which may train for this one, the same
+            a channel of the copy's own, or in another process, which may train for this one, the same
         """
         if os.getpid() == self._process:
-            return WayBack(self.outcome)
-        _waiting[self._name] = self
+            return ResultChannel(self.outcome)
+        _channels[self._name] = self
         return self
 
 
@@ -112,26 +112,26 @@ def without_module(callback: pl.Callback) -> dict[str, Any]:
     return {name: value for name, value in vars(callback).items() if name not in ("log", "log_dict")}
 
 
-class _Letter:
+class _SentOutcome:
     """An outcome in `trainer.state`. Only `multiprocessing` writes it to a file: any other copy or pickle is empty."""
 
     def __init__(self, name: str, outcome: Outcome, default_root_dir: str) -> None:
         self.name, self.outcome, self.default_root_dir = name, outcome, default_root_dir
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Letter:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _SentOutcome:
         return self  # Lightning copies the state before it sends it
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
 
 
-def _post(letter: _Letter) -> tuple[Any, tuple[Any, ...]]:
+def _write_outcome(sent: _SentOutcome) -> tuple[Any, tuple[Any, ...]]:
     # Nothing is raised here: Lightning would lose the weights of the whole training.
     problem: Exception | None = None
-    for path in _possible_paths(letter.name, letter.default_root_dir):
+    for path in _possible_paths(sent.name, sent.default_root_dir):
         try:
-            _write(path, json.dumps(as_plain(letter.outcome)))
-            return _open, (letter.name, str(path))
+            _write(path, json.dumps(as_plain(sent.outcome)))
+            return _read_outcome, (sent.name, str(path))
         except (OSError, TypeError, ValueError) as error:
             problem = error
     rank_zero_warn(
@@ -143,15 +143,15 @@ def _post(letter: _Letter) -> tuple[Any, tuple[Any, ...]]:
     return type(None), ()
 
 
-ForkingPickler.register(_Letter, _post)
+ForkingPickler.register(_SentOutcome, _write_outcome)
 
 
-def _open(name: str, path: str) -> None:
+def _read_outcome(name: str, path: str) -> None:
     """Read what a child has written, in the process whose callback waits for it, and delete the file."""
-    way = _waiting.get(name)
+    channel = _channels.get(name)
     try:
-        if way is not None:
-            way.outcome = from_plain(Outcome, json.loads(Path(path).read_text(encoding="utf-8")))
+        if channel is not None:
+            channel.outcome = from_plain(Outcome, json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError) as problem:  # the weights, which are read next, must not be lost with it
         rank_zero_warn(
             f"bsscale: what the callback measured and decided could not be read back ({problem}), so the callback "

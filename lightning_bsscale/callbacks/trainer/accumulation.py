@@ -79,7 +79,7 @@ class Accumulation:
         self._trainer.accumulate_grad_batches = _Window(num_micro_batches, start)
 
     def skip(self, batch_idx: int, *, is_open: bool) -> None:
-        """Moves the window past a micro-batch that never came: the loader gave None, and Lightning counts its index.
+        """Moves the window past a micro-batch that never done: the loader gave None, and Lightning counts its index.
 
         Where it was to be a window's last one, no step is made, and the next micro-batch would clear the gradient of
         all the others. Right only in `on_train_batch_end` of that index.
@@ -98,7 +98,7 @@ class Accumulation:
         self._trainer.accumulate_grad_batches = self.original
 
 
-def rescale_cut_window(parameters: Iterable[Tensor], planned: int, came: int) -> None:
+def rescale_cut_window(parameters: Iterable[Tensor], planned: int, done: int) -> None:
     """Makes a window's gradient the mean over the micro-batches that came, where the loader ended before the plan did.
 
     Each loss was divided by the planned number, so the gradient is multiplied by planned/came. Only a loader without
@@ -107,8 +107,8 @@ def rescale_cut_window(parameters: Iterable[Tensor], planned: int, came: int) ->
     Args:
         parameters: what the optimizer steps
         planned: micro-batches in the plan
-        came: micro-batches that came
+        done: micro-batches that done
     """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if grads and came != planned:
-        torch._foreach_mul_(grads, planned / came)
+    if grads and done != planned:
+        torch._foreach_mul_(grads, planned / done)

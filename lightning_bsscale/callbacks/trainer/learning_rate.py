@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_bsscale.callbacks.trainer.optimizer_step import UpdateSpan
+from lightning_bsscale.callbacks.trainer.optimizer_step import UpdateWrapper
 
 
 def _copy(rate: Any) -> Any:
@@ -27,44 +27,44 @@ def _version(rate: Any) -> int:
 
 
 @dataclass(slots=True)
-class _Scaled:
+class _ScaledGroup:
     """One parameter group while the factor is on its learning rate: what was found, and what was put there."""
 
     group: dict[str, Any]
-    found: Any
-    put: Any = None
+    original: Any
+    written: Any = None
     version: int = 0
 
-    def put_there(self, rate: Any) -> None:
+    def write(self, rate: Any) -> None:
         # A tensor may be captured by a compiled or graphed step, so it keeps its identity.
-        if isinstance(self.found, Tensor):
+        if isinstance(self.original, Tensor):
             with torch.no_grad():
                 self.group["lr"].copy_(rate)
         else:
             self.group["lr"] = rate
 
     def remember(self) -> None:
-        self.put = self.group["lr"]
-        self.version = _version(self.put)
+        self.written = self.group["lr"]
+        self.version = _version(self.written)
 
     def without(self, factor: float) -> Any:
         """Return what the user has there now: what was found or, where it was changed, the new value / factor."""
         now = self.group["lr"]
-        same = now is self.put if isinstance(now, Tensor) else now is self.put or now == self.put
+        same = now is self.written if isinstance(now, Tensor) else now is self.written or now == self.written
         if same and _version(now) == self.version:
-            return self.found
+            return self.original
         if factor == 0:
             return _copy(now)
         return now.detach() / factor if isinstance(now, Tensor) else now / factor
 
-    def give_back(self, rate: Any) -> None:
-        if isinstance(rate, Tensor) and self.group["lr"] is self.put:
-            self.put_there(rate)
+    def restore(self, rate: Any) -> None:
+        if isinstance(rate, Tensor) and self.group["lr"] is self.written:
+            self.write(rate)
         else:
             self.group["lr"] = rate
 
 
-class _OwnComputation:
+class _OverwriteDetector:
     """Finds out that the optimizer computes its learning rate anew in each step: what is put there has no effect.
 
     Where an optimizer multiplies its learning rate in a step, the change does not depend on the factor. Where it
@@ -111,15 +111,15 @@ class ScopedFactor:
         self.optimizer = optimizer
         self._factor = 1.0
         self._schedule_factor = 1.0
-        self._scaled: list[_Scaled] = []
+        self._scaled: list[_ScaledGroup] = []
         self._applied = 1.0
-        self._stepped_with: Any = None
-        self._put_first: float | None = None
+        self._last_lr: Any = None
+        self._first_written: float | None = None
         self._change = 1.0
-        self._own_computation = _OwnComputation()
+        self._detector = _OverwriteDetector()
         self.used_factor = 1.0
         self.is_seen = False
-        self._span = UpdateSpan(optimizer, self.apply, self.restore)
+        self._wrapper = UpdateWrapper(optimizer, self.apply, self.restore)
 
     def apply(self) -> None:
         """Puts the factor on, where it is not; the update begins."""
@@ -128,26 +128,26 @@ class ScopedFactor:
         self._applied = both = self._factor * self._schedule_factor
         groups = self.optimizer.param_groups
         if both != 1:
-            self._scaled = [_Scaled(group, _copy(group["lr"])) for group in groups]
+            self._scaled = [_ScaledGroup(group, _copy(group["lr"])) for group in groups]
             for one in self._scaled:
-                one.put_there(one.found * both)
+                one.write(one.original * both)
             for one in self._scaled:  # when all are written, as groups may share one tensor
                 one.remember()
         first = groups[0]["lr"]
-        self._stepped_with = _copy(first)
-        self._put_first = None if isinstance(first, Tensor) else first  # a tensor would have to be read
+        self._last_lr = _copy(first)
+        self._first_written = None if isinstance(first, Tensor) else first  # a tensor would have to be read
         self.used_factor = self._factor
         self.is_seen = True
 
     def restore(self) -> None:
         """Takes the factor off; also after a step that an exception left."""
-        if self._put_first is not None:
-            self._change = self.optimizer.param_groups[0]["lr"] / self._put_first if self._put_first else 1.0
-            self._put_first = None
+        if self._first_written is not None:
+            self._change = self.optimizer.param_groups[0]["lr"] / self._first_written if self._first_written else 1.0
+            self._first_written = None
         scaled, self._scaled = self._scaled, []
         rates = [one.without(self._applied) for one in scaled]
         for one, rate in zip(scaled, rates, strict=True):
-            one.give_back(rate)
+            one.restore(rate)
 
     def change(self, factor: float, schedule_factor: float) -> None:
         """Sets both factors, from the next update on.
@@ -163,7 +163,7 @@ class ScopedFactor:
         """A window begins: what its step does is not known yet."""
         self.restore()
         self.is_seen = False
-        self._span.keep_in_place()
+        self._wrapper.keep_in_place()
 
     def is_overwritten(self) -> bool:
         """Judge the update of this window, once.
@@ -172,8 +172,8 @@ class ScopedFactor:
             whether the optimizer computes its learning rate by itself, whatever is put there
         """
         if self.is_seen:
-            self._own_computation.add(self._applied, float(self._change))
-        return self._own_computation.is_sure
+            self._detector.add(self._applied, float(self._change))
+        return self._detector.is_sure
 
     @property
     def is_wanted(self) -> bool:
@@ -183,7 +183,7 @@ class ScopedFactor:
     @property
     def lr(self) -> float:
         """The learning rate that the last update was made with (first parameter group); before any, the user's."""
-        return float(self._stepped_with if self._stepped_with is not None else self.optimizer.param_groups[0]["lr"])
+        return float(self._last_lr if self._last_lr is not None else self.optimizer.param_groups[0]["lr"])
 
     def follow(self, optimizer: Any) -> None:
         """Goes over to another optimizer.
@@ -193,13 +193,13 @@ class ScopedFactor:
         """
         self.remove()
         self.optimizer = optimizer
-        self._own_computation = _OwnComputation()
-        self._span = UpdateSpan(optimizer, self.apply, self.restore)
+        self._detector = _OverwriteDetector()
+        self._wrapper = UpdateWrapper(optimizer, self.apply, self.restore)
 
     def remove(self) -> None:
         """Lets the step go and puts the user's learning rates back."""
         self.restore()
-        self._span.remove()
+        self._wrapper.remove()
 
 
 def relative_learning_rate(optimizer: Optimizer) -> float:

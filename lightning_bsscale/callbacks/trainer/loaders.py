@@ -16,10 +16,10 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_bsscale.callbacks.checks.options import BatchSizeFn
 from lightning_bsscale.gradients.reduce import extremes, sums
-from lightning_bsscale.theory.checks import found
+from lightning_bsscale.theory.checks import show
 from lightning_bsscale.theory.windows import planned_examples
 
-_said_ambiguous: set[str] = set()  # of which types of batch, in this process, as Lightning does
+_warned_types: set[str] = set()  # of which types of batch, in this process, as Lightning does
 
 
 def _tensors_in(batch: Any) -> Iterator[Tensor]:
@@ -63,7 +63,7 @@ def batch_size_of(batch: Any, batch_size_fn: BatchSizeFn | None) -> int:
     if not 0 < number < math.inf or number != number // 1:
         source = "The loader gave a batch of" if batch_size_fn is None else "batch_size_fn returned"
         hint = " Call .item() on it." if isinstance(size, Tensor) else ""
-        raise MisconfigurationException(f"{source} {found(size)} examples; a positive whole number is needed.{hint}")
+        raise MisconfigurationException(f"{source} {show(size)} examples; a positive whole number is needed.{hint}")
     return int(number)
 
 
@@ -79,8 +79,8 @@ def _size_of_first_tensor(batch: Any) -> int:
             "that counts them, for example batch_size_fn=len, or batch_size_fn=lambda batch: batch.num_graphs."
         )
     size = tensors[0].size(0) if tensors[0].ndim else 1
-    if kind not in _said_ambiguous and any(tensor.ndim and tensor.size(0) != size for tensor in tensors):
-        _said_ambiguous.add(kind)
+    if kind not in _warned_types and any(tensor.ndim and tensor.size(0) != size for tensor in tensors):
+        _warned_types.add(kind)
         rank_zero_warn(
             f"bsscale: the tensors in a batch of type {kind} differ in their first dimension, and that of the first "
             "tensor is taken for the number of examples. If it is not, the noise scale is wrong by that factor: pass a "
@@ -93,7 +93,7 @@ def _size_of_first_tensor(batch: Any) -> int:
 class SizeCheck:
     """Says once where the micro-batches are not of the size that everything is counted in: the first one's."""
 
-    ENOUGH = 50
+    MICRO_BATCHES = 50
     TOLERANCE = 0.25
 
     def __init__(self, micro_batch_size: int | None) -> None:
@@ -108,12 +108,12 @@ class SizeCheck:
 
     def add(self, examples: int, micro_batches: int) -> None:
         """Add a window of so many examples and micro-batches."""
-        if self._unit is None or self._count >= self.ENOUGH:
+        if self._unit is None or self._count >= self.MICRO_BATCHES:
             return
         self._count += micro_batches
         self._examples += examples
         mean = self._examples / self._count
-        if self._count >= self.ENOUGH and abs(mean / self._unit - 1) > self.TOLERANCE:
+        if self._count >= self.MICRO_BATCHES and abs(mean / self._unit - 1) > self.TOLERANCE:
             rank_zero_warn(
                 f"bsscale: the first micro-batch had {self._unit} examples, the first {self._count} have {mean:.4g} "
                 "on average. Batches, limits and the budget are counted in micro-batches of the first one's size. Let "
@@ -155,7 +155,7 @@ class Loaders:
     epoch: int
     batch_size_fn: BatchSizeFn | None
 
-    def are_old(self, trainer: pl.Trainer) -> bool:
+    def were_replaced(self, trainer: pl.Trainer) -> bool:
         """Whether new ones were made for the present epoch (`reload_dataloaders_every_n_epochs`).
 
         Args:
@@ -168,9 +168,9 @@ class Loaders:
         every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         return bool(every) and self.epoch != now and trainer.fit_loop._last_train_dl_reload_epoch == now
 
-    def asked_again(self, trainer: pl.Trainer, micro_batch_size: int) -> Loaders:
+    def read_again(self, trainer: pl.Trainer, micro_batch_size: int) -> Loaders:
         """Ask the new loaders, at their first micro-batch of so many examples on this rank; it waits for all ranks."""
-        return ask_all_ranks(trainer, micro_batch_size, self.batch_size_fn)
+        return read_loaders(trainer, micro_batch_size, self.batch_size_fn)
 
     def epoch_examples(self, granularity: int) -> int | None:
         """Examples in an epoch: exact for plain DataLoaders, batches × the usual size for any others with a length.
@@ -187,7 +187,7 @@ class Loaders:
         return None if self.batches is None else self.batches * granularity
 
 
-def ask_all_ranks(trainer: pl.Trainer, micro_batch_size: int, batch_size_fn: BatchSizeFn | None) -> Loaders:
+def read_loaders(trainer: pl.Trainer, micro_batch_size: int, batch_size_fn: BatchSizeFn | None) -> Loaders:
     """Puts together what the ranks' loaders say, and checks that they are of one length.
 
     It waits for all ranks: for the start of training, and where loaders are made anew.

@@ -42,7 +42,7 @@ def can_wrap_step(optimizer: Any) -> bool:
     return not hasattr(type(getattr(type(optimizer), "step", None)), "__set__")
 
 
-class UpdateSpan:
+class UpdateWrapper:
     """Calls `before` as the optimizer begins to update, and `after` when it has; both may be called repeatedly."""
 
     def __init__(self, optimizer: Any, before: Callable[[], None], after: Callable[[], None]) -> None:
@@ -85,14 +85,14 @@ class UpdateSpan:
             self._wrap()
 
     def _wrap(self) -> None:
-        found = self._plain_step()
+        inner = self._plain_step()
         on_instance = vars(self._optimizer).get("step")
         # A bound method stays one: torch's schedulers take its __func__, and its signature is asked for.
-        is_method = isinstance(found, MethodType)
+        is_method = isinstance(inner, MethodType)
 
-        @functools.wraps(found.__func__ if is_method else found)
+        @functools.wraps(inner.__func__ if is_method else inner)
         def step(*args: Any, **kwargs: Any) -> Any:
-            return self._step(found, args[1:] if is_method else args, kwargs)
+            return self._step(inner, args[1:] if is_method else args, kwargs)
 
         ours: Any = MethodType(step, self._optimizer) if is_method else step
         vars(self._optimizer)["step"] = ours
@@ -101,40 +101,40 @@ class UpdateSpan:
     def _plain_step(self) -> Any:
         # torch's zero_grad makes the class's step run hooks, also for an optimizer that has no tables of them: from its
         # second step on such an optimizer would fail in torch, where it was not wrapped before.
-        found = self._optimizer.step
-        is_torchs = isinstance(self._optimizer, Optimizer) and getattr(found, "hooked", False)
+        inner = self._optimizer.step
+        is_torchs = isinstance(self._optimizer, Optimizer) and getattr(inner, "hooked", False)
         if is_torchs and not hasattr(self._optimizer, "_optimizer_step_pre_hooks"):
-            return MethodType(found.__func__.__wrapped__, self._optimizer)
-        return found
+            return MethodType(inner.__func__.__wrapped__, self._optimizer)
+        return inner
 
-    def _step(self, found: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _step(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._is_inside or self._is_removed:
-            return found(*args, **kwargs)
+            return inner(*args, **kwargs)
         self._is_inside, self._depth = True, 0
         self._before()
         try:
-            args, kwargs = self._aside_in_closure(args, kwargs, 0)
-            return found(*args, **kwargs)
+            args, kwargs = self._suspend_in_closure(args, kwargs, 0)
+            return inner(*args, **kwargs)
         finally:
             self._is_inside = False
             self._after()
 
-    def _aside_in_closure(
+    def _suspend_in_closure(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], place: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         closure = kwargs.get("closure", args[place] if len(args) > place else None)
         if not callable(closure):  # with a gradient scaler it was called before the step
             return args, kwargs
 
-        def aside(*given: Any, **named: Any) -> Any:
+        def suspended(*given: Any, **named: Any) -> Any:
             self._after()  # an optimizer may call its closure several times
             loss = closure(*given, **named)
             self._before()
             return loss
 
         if "closure" in kwargs:
-            return args, {**kwargs, "closure": aside}
-        return (*args[:place], aside, *args[place + 1 :]), kwargs
+            return args, {**kwargs, "closure": suspended}
+        return (*args[:place], suspended, *args[place + 1 :]), kwargs
 
     # A subclass's step that calls its parent's runs the hooks twice: only the outer run counts.
 
@@ -148,7 +148,7 @@ class UpdateSpan:
             return None
         self._before()
         # Someone may step without the wrapper, by the class's function or a method taken before.
-        return None if self._is_inside else self._aside_in_closure(args, kwargs, 1)
+        return None if self._is_inside else self._suspend_in_closure(args, kwargs, 1)
 
     def _before_post_hooks(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._depth = max(0, self._depth - 1)
@@ -163,9 +163,9 @@ class UpdateSpan:
         self._is_removed = True
         attributes = vars(self._optimizer)
         while self._wrapped and attributes.get("step") is self._wrapped[-1][0]:
-            _, found = self._wrapped.pop()
-            if found is None:
+            _, inner = self._wrapped.pop()
+            if inner is None:
                 del attributes["step"]
             else:
-                attributes["step"] = found
+                attributes["step"] = inner
         self._wrapped = []

@@ -45,9 +45,9 @@ class ExampleClock:
         for entry in self._entries:
             entry.config.frequency = sys.maxsize
         self._now: int | None = None
-        self._was_asked = False
+        self._was_read = False
 
-    def is_of(self, trainer: pl.Trainer) -> bool:
+    def matches(self, trainer: pl.Trainer) -> bool:
         """Whether these are the Trainer's schedulers still.
 
         Args:
@@ -75,13 +75,13 @@ class ExampleClock:
         for entry in self._entries:
             entry.steps = planned(entry.frequency)
 
-    def ask_planned_step(self) -> int | None:
+    def read_planned_step(self) -> int | None:
         """Return the planned step for which a scheduler is being stepped; None where none is.
 
         Returns:
             the number, from 1
         """
-        self._was_asked = self._was_asked or self._now is not None
+        self._was_read = self._was_read or self._now is not None
         return self._now
 
     def advance(self, planned: Callable[[int], int], step_of: Callable[[int, int], int]) -> bool:
@@ -108,7 +108,7 @@ class ExampleClock:
                     self._pl_module.lr_scheduler_step(entry.config.scheduler, None)
                 finally:
                     self._now = None
-        return stepped and not self._was_asked
+        return stepped and not self._was_read
 
     def release(self) -> None:
         """Gives the schedulers back to Lightning."""

@@ -12,7 +12,7 @@ class StopRequest:
         """Ask for nothing yet."""
         self._is_ours = False
 
-    def ask(self, trainer: pl.Trainer) -> None:
+    def request(self, trainer: pl.Trainer) -> None:
         """Ask for the end of training.
 
         Args:

@@ -62,7 +62,7 @@ def read_plan(trainer: pl.Trainer, options: RunOptions, found: Loaders, first: S
         preflight.check_plan(trainer, options, total, first.batch_size)
         if given is not None or max_steps is not None:
             preflight.check_min_epochs(trainer, total, epoch_examples)
-    preflight.warn_of_short_plan(trainer, options, total, first.batch_size, now.accumulate)
+    preflight.warn_short_plan(trainer, options, total, first.batch_size, now.accumulate)
     return ReadPlan(
         steps=UserPlan(
             accumulate=first.accumulate,

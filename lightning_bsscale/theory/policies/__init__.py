@@ -1,4 +1,4 @@
-"""When the batch size changes, and to what: one file per policy, one table of names in ``choose.py``.
+"""Policies, which decide when the batch size changes and to what: one file each, and a table of names in ``choose.py``.
 
 A policy is a pure function: the same situation and limits give the same decision.
 

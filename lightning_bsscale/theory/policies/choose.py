@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import cast
 
-from lightning_bsscale.theory.checks import found, quoted
+from lightning_bsscale.theory.checks import join_names, show
 from lightning_bsscale.theory.policies.noise_scale import NoiseScalePolicy
 from lightning_bsscale.theory.policies.policy import Policy, SupportsDecide
 
@@ -15,7 +15,7 @@ __all__ = ["POLICIES", "resolve_policy"]
 POLICIES: dict[str, type[Policy]] = {
     "noise_scale": NoiseScalePolicy,
 }
-"""Policies by name; each can be made without an argument."""
+"""Policies by name; each can be created without arguments."""
 
 
 def resolve_policy(policy: object) -> SupportsDecide:
@@ -35,11 +35,11 @@ def resolve_policy(policy: object) -> SupportsDecide:
         >>> resolve_policy("noise_scale").target_ratio
         0.5
     """
-    allowed = f"one of {quoted(POLICIES)}, or an object with decide(situation, limits)"
+    allowed = f"one of {join_names(POLICIES)}, or an object with decide(situation, limits)"
     if isinstance(policy, str):
         if policy not in POLICIES:
-            raise ValueError(f"policy must be {allowed}, got {found(policy)}")
+            raise ValueError(f"policy must be {allowed}, got {show(policy)}")
         return POLICIES[policy]()
     if inspect.isclass(policy) or not callable(getattr(policy, "decide", None)):
-        raise TypeError(f"policy must be {allowed}, got {found(policy)}")
+        raise TypeError(f"policy must be {allowed}, got {show(policy)}")
     return cast("SupportsDecide", policy)

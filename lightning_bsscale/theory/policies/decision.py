@@ -1,4 +1,4 @@
-"""A policy's decision, and what is recorded of it."""
+"""A policy's decision, and how it is recorded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_CODE_LENGTH = 80
 
 
 class Reason(str, Enum):
-    """Why the batch changed or did not; the values are the sentences that log, journal and documentation print."""
+    """Why the batch changed or was held; the values are the sentences in log, journal and documentation."""
 
     IN_WARMUP = "hold: still in warmup"
     NO_ESTIMATE = "hold: no estimate of the noise scale yet"
@@ -31,12 +31,12 @@ class Reason(str, Enum):
     SHRINK = "shrink: the noise scale's upper bound asks for a smaller batch"
 
     def __str__(self) -> str:
-        """Return the sentence, alike on all Python versions."""
+        """Return the sentence, as all Python versions should."""
         return str(self.value)
 
     @property
     def code(self) -> str:
-        """The member's name in lower case, such as ``"unresolved"``: what a :class:`Decision` carries as its code."""
+        """The member's name in lower case, such as ``"unresolved"``: the code of a :class:`Decision`."""
         return self.name.lower()
 
 
@@ -46,15 +46,15 @@ class Decision:
 
     :class:`NoiseScalePolicy` compares ``target = target_ratio * bound`` with ``needed``. To grow, the target of the
     lower bound must be at least ``needed = hysteresis * batch_size``. To shrink, the target of the upper bound must be
-    at most ``needed = batch_size / hysteresis``. A policy that decides by other numbers leaves these at None.
+    at most ``needed = batch_size / hysteresis``. A policy that uses other numbers leaves these at None.
 
     Attributes:
         batch_size: The batch size from the next window on, in examples; the current one to hold.
-        reason: Why, as a sentence; the built-in ones are the values of :class:`Reason`. Cut at 500 characters in a
-            record.
-        code: The kind of reason, as a short string that stays the same while the kind does: a run of holds with one
-            code is one record, whatever numbers the sentence holds. None takes :attr:`Reason.code` where the reason is
-            one of its sentences, else ``"hold"``, ``"grow"`` or ``"shrink"``, by the requested batch size.
+        reason: Why, as a sentence; the built-in ones are the values of :class:`Reason`. Truncated to 500 characters
+            in a record.
+        code: The kind of reason, as a short constant string: a run of holds with one code is one record, whatever
+            numbers the sentences contain. None means :attr:`Reason.code` if the reason is one of its sentences,
+            otherwise ``"hold"``, ``"grow"`` or ``"shrink"``, by the requested batch size.
         bound: The one-sided bound of the noise scale that decided, in examples: the upper one to shrink, else the lower
             one.
         confidence: One-sided confidence of ``bound``, as a share; 0.5 is the estimate itself.
@@ -75,14 +75,14 @@ _CODES = {reason.value: reason.code for reason in Reason}
 
 
 def recorded_decision(answer: object, situation: Situation) -> Decision | None:
-    """Turn a policy's answer into what is recorded: Python numbers, a code, and texts of bounded length.
+    """Convert a policy's answer to a recordable decision: Python numbers, a code, and texts of bounded length.
 
     Args:
         answer: What ``decide`` returned.
-        situation: The situation it answered.
+        situation: The situation it was given.
 
     Returns:
-        The decision; None where the answer is no :class:`Decision` with a finite positive batch size.
+        The decision; None if the answer is not a :class:`Decision` with a finite positive batch size.
 
     Example:
         >>> now = Situation(batch_size=8, start_batch_size=8, examples_seen=0)
@@ -107,14 +107,7 @@ def recorded_decision(answer: object, situation: Situation) -> Decision | None:
 
 
 def hold_without_decision(situation: Situation) -> Decision:
-    """Hold the batch size because a policy's answer was no decision.
-
-    Args:
-        situation: The situation it answered.
-
-    Returns:
-        The hold that is recorded.
-    """
+    """Return the hold that is recorded if a policy's answer is not a valid decision."""
     return Decision(
         batch_size=situation.batch_size, reason="held: the policy's answer was no decision", code="no_decision"
     )

@@ -1,4 +1,4 @@
-"""Grow towards a share of the noise scale: ordered gates, then a target."""
+"""Grow towards a share of the noise scale: first the gates in order, then a target."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import final
 
-from lightning_bsscale.theory.checks import check_number, found
+from lightning_bsscale.theory.checks import check_number, show
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.policies.decision import Decision, Reason
 from lightning_bsscale.theory.policies.policy import Policy
@@ -50,7 +50,7 @@ def _near_end(policy: NoiseScalePolicy, situation: Situation, limits: Limits) ->
 
 @lru_cache(maxsize=8)
 def _bounds(noise: NoiseScale, confidence: float) -> tuple[float, float]:
-    # A policy decides at every step; the estimate changes only after a measured window.
+    # A policy decides at every step, but the estimate changes only after a measured window.
     return noise.lower_bound(confidence), noise.upper_bound(confidence)
 
 
@@ -63,20 +63,20 @@ _GATES: tuple[_Gate, ...] = (_in_warmup, _no_estimate, _unresolved, _cooling_dow
 class NoiseScalePolicy(Policy):
     """Grow towards a share of the noise scale, by its one-sided lower bound.
 
-    Gates first, in this order; the first reason to hold wins: in warmup, no estimate, unresolved, cooling down, at the
-    limit, too near the end. Then the target ``target_ratio * lower_bound(confidence)``: the batch grows when the target
-    is at least ``hysteresis`` times the current batch size, to the target, but by at most ``max_growth`` at a time.
+    The gates are checked first, and the first reason to hold wins: in warmup, no estimate, unresolved, cooling down, at
+    the limit, too near the end. The target is ``target_ratio * lower_bound(confidence)``. If it is at least
+    ``hysteresis`` times the current batch size, the batch grows to the target, by at most ``max_growth`` at a time.
 
     Source: McCandlish et al. 2018, arXiv 1812.06162 (the noise scale as the batch where an example is worth half).
-    Where it stops being true: the noise scale is the critical batch only up to a task-dependent factor, which is what
-    ``target_ratio`` is for; it says that examples are used well, not that few steps are enough.
+    Where it stops being true: the noise scale is the critical batch only up to a task-dependent factor, for which there
+    is ``target_ratio``; it says that examples are used well, not that few steps are enough.
 
     Args:
         target_ratio: Target batch size as a share of the noise scale, above 0.
         confidence: Confidence of the one-sided bound, from 0.5 (the point estimate) to below 1.
-        max_growth: Largest ratio of one change, above 1; but one micro-batch per rank more is always allowed.
-        hysteresis: How far the target must be from the current batch size, as a ratio of at least 1.
-        cooldown: Least distance between two changes, and from the last change to the end, as a share of the budget,
+        max_growth: Largest ratio of one change, above 1; one more micro-batch per rank is always allowed.
+        hysteresis: Smallest ratio of target and current batch size for a change, at least 1.
+        cooldown: Smallest distance between two changes, and from the last change to the end, as a share of the budget,
             from 0 to below 1; needs a budget unless it is 0.
         allow_shrink: Whether the batch may also shrink (by the upper bound, with the same hysteresis and ratio).
     """
@@ -89,10 +89,10 @@ class NoiseScalePolicy(Policy):
     allow_shrink: bool = False
 
     def __post_init__(self) -> None:
-        """Check the options and store them as Python numbers, the only ones that a journal holds.
+        """Check the options, and store them as Python numbers for the journal.
 
         Raises:
-            TypeError: If ``allow_shrink`` is no bool.
+            TypeError: If ``allow_shrink`` is not a bool.
         """
         checked = {
             "target_ratio": check_number("target_ratio", self.target_ratio, above=0),
@@ -104,11 +104,11 @@ class NoiseScalePolicy(Policy):
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if not isinstance(self.allow_shrink, bool):
-            raise TypeError(f"allow_shrink must be True or False, got {found(self.allow_shrink)}")
+            raise TypeError(f"allow_shrink must be True or False, got {show(self.allow_shrink)}")
 
     @property
     def needs_budget(self) -> bool:
-        """Whether ``cooldown``, a share of the budget, is above 0; without a budget its gates are open."""
+        """Whether ``cooldown``, a share of the budget, is above 0; without a budget its gates never hold."""
         return self.cooldown > 0
 
     def decide(self, situation: Situation, limits: Limits) -> Decision:  # noqa: D102
@@ -133,7 +133,7 @@ class NoiseScalePolicy(Policy):
         return self._decision(situation, batch, Reason.CLOSE_ENOUGH)
 
     def _decision(self, situation: Situation, batch_size: int, reason: Reason) -> Decision:
-        """Return the decision with the numbers behind it; for a hold, those that growth is judged by."""
+        """Return the decision with its numbers; for a hold, those of the test for growth."""
         if situation.noise is None:
             return Decision(batch_size=batch_size, reason=reason.value, code=reason.code)
         lower, upper = _bounds(situation.noise, self.confidence)

@@ -22,16 +22,15 @@ class SupportsDecide(Protocol):
 class Policy(ABC):
     """Decides when the batch size changes, and to what. Pure: the same situation and limits give the same decision.
 
-    On several devices every process asks its own copy. A policy that used anything else (a random number, a value known
-    to one process only) would give the processes windows of different lengths, and they would wait for each other
-    forever.
+    On several devices every process has its own copy. If a policy used anything else (a random number, a value known to
+    one process only), the processes would get windows of different lengths and wait for each other forever.
     """
 
     __slots__ = ()
 
     @property
     def needs_budget(self) -> bool:
-        """Whether the policy cannot work without knowing the budget."""
+        """Whether the policy needs to know the budget."""
         return False
 
     @abstractmethod

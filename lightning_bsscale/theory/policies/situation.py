@@ -18,14 +18,14 @@ class Situation:
         batch_size: The current batch size, in examples over all ranks.
         start_batch_size: The batch size at the start of training, in examples.
         examples_seen: Examples seen so far.
-        total_examples: The budget in examples; None when unknown.
+        total_examples: The budget in examples; None if unknown.
         warmup_examples: Length of the warmup, in examples.
         optimizer_steps: Optimizer steps taken so far.
         schedule_factor: The schedule's current factor on the learning rate (1 at its peak), without the rule's.
-        examples_at_last_change: Examples seen when the batch size last changed; None when it never did.
-        noise: The current estimate; None when there is none.
-        seconds_per_micro_batch: Measured seconds of one micro-batch; None when unknown.
-        seconds_per_step: Measured seconds of one optimizer step beyond its micro-batches; None when unknown.
+        examples_at_last_change: Examples seen when the batch size last changed; None if it never did.
+        noise: The current estimate, or None.
+        seconds_per_micro_batch: Measured seconds of one micro-batch; None if unknown.
+        seconds_per_step: Measured seconds of one optimizer step beyond its micro-batches; None if unknown.
     """
 
     batch_size: int
@@ -92,6 +92,6 @@ class Limits:
             >>> limits.clip(31.9), limits.clip(1), limits.clip(1000)
             (24, 8, 96)
         """
-        asked = check_number("batch_size", batch_size, at_least=0, may_be_infinite=True)
-        bounded = int(min(asked, self._largest))
+        requested = check_number("batch_size", batch_size, at_least=0, may_be_infinite=True)
+        bounded = int(min(requested, self._largest))
         return max(bounded // self.granularity * self.granularity, self._smallest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from lightning_bsscale.theory.checks import check_number, found
+from lightning_bsscale.theory.checks import check_number, show
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.rules.rule import LearningRateRule
 
@@ -17,8 +17,8 @@ __all__ = ["Capped"]
 class Capped(LearningRateRule):
     """Any rule with a ceiling: ``min(rule, cap)`` on the factor since the start.
 
-    The ceiling is on the whole factor, not on a single growth, and the path below it is remembered: a batch that
-    shrinks again returns to the factor that it had.
+    The ceiling applies to the whole factor, not to a single change. The path below it is remembered: a batch that
+    shrinks again returns to its earlier factor.
 
     Args:
         rule: The rule to cap.
@@ -37,10 +37,10 @@ class Capped(LearningRateRule):
         """Check the options.
 
         Raises:
-            TypeError: If ``rule`` is no rule.
+            TypeError: If ``rule`` is not a rule.
         """
         if not isinstance(self.rule, LearningRateRule):
-            raise TypeError(f"rule must be a LearningRateRule such as Sqrt(), got {found(self.rule)}")
+            raise TypeError(f"rule must be a LearningRateRule such as Sqrt(), got {show(self.rule)}")
         object.__setattr__(self, "cap", check_number("cap", self.cap, at_least=1))
 
     @property
@@ -50,17 +50,17 @@ class Capped(LearningRateRule):
 
     @property
     def needs_noise(self) -> bool:
-        """As the rule inside."""
+        """The same as that of the wrapped rule."""
         return self.rule.needs_noise
 
     @property
     def has_peak(self) -> bool:
-        """As the rule inside."""
+        """The same as that of the wrapped rule."""
         return self.rule.has_peak
 
     def ratio(self, old_batch: float, new_batch: float, noise: NoiseScale | None) -> float:  # noqa: D102
         return self.rule.ratio(old_batch, new_batch, noise)
 
     def applied(self, path_factor: float) -> float:  # noqa: D102
-        inside = self.rule.applied(path_factor)
-        return min(check_number(f"the factor that the rule {self.rule.name!r} applies", inside, above=0), self.cap)
+        uncapped = self.rule.applied(path_factor)
+        return min(check_number(f"the factor that the rule {self.rule.name!r} applies", uncapped, above=0), self.cap)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from lightning_bsscale.theory.checks import found, quoted
+from lightning_bsscale.theory.checks import join_names, show
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.rules.capped import Capped
 from lightning_bsscale.theory.rules.constant import Constant
@@ -28,7 +28,7 @@ RULES: dict[str, type[LearningRateRule]] = {
     "surge": Surge,
     "none": Constant,
 }
-"""Rules by name; each can be made without an argument."""
+"""Rules by name; each can be created without arguments."""
 
 _SATURATING = ("SGD", "ASGD")
 _LINEAR = ("LARS",)
@@ -46,13 +46,13 @@ _RULE_NAME_BY_OPTIMIZER: dict[str, str] = {
 
 
 def rule_for_optimizer(class_names_along_mro: Sequence[str]) -> LearningRateRule:
-    """Choose the rule by the optimizer's class name: the first known one along its method resolution order.
+    """Choose the rule by the optimizer's class: the first known name in its method resolution order.
 
     SGD family: saturating. Adam family, Lion, Adafactor, LAMB, Adagrad, RMSprop, Muon: sqrt. LARS: linear.
 
     Args:
         class_names_along_mro: ``[cls.__name__ for cls in type(optimizer).__mro__]``, so that a user's subclass
-            of a known optimizer works. Upper and lower case are not distinguished.
+            of a known optimizer is recognised. Case is ignored.
 
     Returns:
         The rule.
@@ -70,7 +70,7 @@ def rule_for_optimizer(class_names_along_mro: Sequence[str]) -> LearningRateRule
             return RULES[rule_name]()
     raise ValueError(
         f"lr_rule='auto' does not know the optimizer {next(iter(class_names_along_mro), '?')}. "
-        f"Give its rule: lr_rule must be one of {quoted(RULES)}, or an object such as Power(exponent=0.75). "
+        f"Give its rule: lr_rule must be one of {join_names(RULES)}, or an object such as Power(exponent=0.75). "
         f"Known optimizers (and their subclasses): {', '.join((*_SATURATING, *_LINEAR, *_SQRT))}"
     )
 
@@ -79,13 +79,13 @@ def resolve_rule(rule: object, *, cap: float | None = None, name: str = "lr_rule
     """Return the rule for a name, a rule, or any object with a ``ratio`` method.
 
     Args:
-        rule: A key of :data:`RULES`, or an object. ``"auto"`` is no rule: see :func:`rule_for_optimizer`.
+        rule: A key of :data:`RULES`, or an object. ``"auto"`` is handled by :func:`rule_for_optimizer`.
         cap: Largest factor on the learning rate since the start, at least 1; None for no ceiling.
         name: The argument's name, for the message.
         auto: What else the caller allows, for the message.
 
     Returns:
-        The rule, inside a :class:`Capped` if there is a ceiling.
+        The rule, wrapped in :class:`Capped` if there is a ceiling.
 
     Raises:
         ValueError: If the name is unknown.
@@ -95,25 +95,25 @@ def resolve_rule(rule: object, *, cap: float | None = None, name: str = "lr_rule
         >>> resolve_rule("sqrt", cap=8)
         Capped(rule=Sqrt(), cap=8.0)
     """
-    allowed = f"one of {quoted(RULES)}{auto}, or an object with ratio(old_batch, new_batch, noise)"
+    allowed = f"one of {join_names(RULES)}{auto}, or an object with ratio(old_batch, new_batch, noise)"
     resolved: LearningRateRule
     if isinstance(rule, str):
         if rule not in RULES:
-            raise ValueError(f"{name} must be {allowed}, got {found(rule)}")
+            raise ValueError(f"{name} must be {allowed}, got {show(rule)}")
         resolved = RULES[rule]()
     elif isinstance(rule, LearningRateRule):
         resolved = rule
     elif inspect.isclass(rule) or not callable(getattr(rule, "ratio", None)):
-        raise TypeError(f"{name} must be {allowed}, got {found(rule)}")
+        raise TypeError(f"{name} must be {allowed}, got {show(rule)}")
     else:
-        resolved = _Foreign(rule)
+        resolved = _CustomRule(rule)
     return resolved if cap is None else Capped(resolved, cap)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class _Foreign(LearningRateRule):
-    """A user's object with a ``ratio`` method, inheriting from nothing; path.py checks its answers."""
+class _CustomRule(LearningRateRule):
+    """A user's object with a ``ratio`` method; path.py checks its results."""
 
     rule: Any
 

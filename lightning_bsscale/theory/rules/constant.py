@@ -1,4 +1,4 @@
-"""No rule."""
+"""The rule that leaves the learning rate alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["Constant"]
 @final
 @dataclass(frozen=True, slots=True)
 class Constant(LearningRateRule):
-    """No rule: the learning rate stays as it is.
+    """Constant rule: the learning rate does not follow the batch.
 
-    For experiments; growth without rescaling loses accuracy with SGD.
+    For experiments; with SGD, growth without rescaling loses accuracy.
 
     Example:
         >>> Constant().ratio(64, 256, None)

@@ -18,7 +18,7 @@ __all__ = ["Power", "Sqrt"]
 class Sqrt(LearningRateRule):
     """Square-root rule: ``sqrt(new / old)``.
 
-    For the Adam family while both batches are far below the noise scale; has no ceiling (``Capped`` gives one).
+    For the Adam family while both batches are far below the noise scale; without a ceiling (``Capped`` adds one).
 
     Source: Malladi et al. 2022, arXiv 2205.10287; Krizhevsky 2014, arXiv 1404.5997; Hoffer et al. 2017, arXiv
     1705.08741.
@@ -39,7 +39,7 @@ class Sqrt(LearningRateRule):
 class Power(LearningRateRule):
     """Power rule: ``(new / old) ** exponent``.
 
-    For Adam, between the square root and the linear rule; an empirical exponent without a derivation.
+    For Adam, between the square root and the linear rule. The exponent is empirical, without a derivation.
 
     Source: McCandlish et al. 2018, arXiv 1812.06162, who report exponents between 0.5 and 1 for Adam.
 

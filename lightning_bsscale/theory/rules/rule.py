@@ -22,12 +22,12 @@ class LearningRateRule(ABC):
 
     @property
     def needs_noise(self) -> bool:
-        """Whether the rule uses the noise scale (and the square root where it is not resolved)."""
+        """Whether the rule uses the noise scale, and the square root if that is not resolved."""
         return False
 
     @property
     def has_peak(self) -> bool:
-        """Whether the learning rate may fall again when the batch grows."""
+        """Whether the learning rate may fall as the batch grows."""
         return False
 
     @abstractmethod
@@ -37,7 +37,7 @@ class LearningRateRule(ABC):
         Args:
             old_batch: Batch size before, in examples, above 0.
             new_batch: Batch size after, in examples, above 0.
-            noise: The current estimate, or None where there is none.
+            noise: The current estimate, or None.
 
         Returns:
             The factor, above 0; 1 when the batch size does not change.
@@ -56,38 +56,15 @@ class LearningRateRule(ABC):
 
 
 def batch_ratio(old_batch: float, new_batch: float) -> float:
-    """Divide the new batch size by the old one; refuse impossible ones.
-
-    Args:
-        old_batch: Batch size before, in examples.
-        new_batch: Batch size after, in examples.
-
-    Returns:
-        ``new / old``, above 0.
-    """
+    """Return ``new / old``, above 0; refuse batch sizes that are not positive."""
     return check_number("new_batch", new_batch, above=0) / check_number("old_batch", old_batch, above=0)
 
 
 def resolved_scale(noise: NoiseScale | None) -> float | None:
-    """Return the noise scale where it is resolved.
-
-    Args:
-        noise: The current estimate, or None.
-
-    Returns:
-        The noise scale in examples; None where it is unknown.
-    """
+    """Return the noise scale in examples if it is resolved, else None."""
     return noise.noise_scale if noise is not None and noise.resolved else None
 
 
 def uses_fallback(rule: LearningRateRule, noise: NoiseScale | None) -> bool:
-    """Return whether the rule must use the square root now.
-
-    Args:
-        rule: The rule.
-        noise: The current estimate, or None.
-
-    Returns:
-        True when the rule needs a noise scale and there is no resolved one.
-    """
+    """Return whether the rule needs a resolved noise scale and there is none, so that it uses the square root."""
     return rule.needs_noise and resolved_scale(noise) is None
