@@ -1,7 +1,7 @@
 """The demonstration: scikit-learn's digits with a fixed small batch, a fixed large one, and one that grows.
 
-Its data and its model are ordinary Lightning code, and the examples use them too. It needs scikit-learn and matplotlib
-(the extra ``examples``) and no network.
+Its data and model are ordinary Lightning code, which the examples use too. It needs scikit-learn and matplotlib (the
+extra ``examples``) and no network.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Result:
     """One finished run.
 
     Attributes:
-        name: what it was
+        name: name of the run
         optimizer_steps: optimizer steps made
         examples: training examples seen, counted by the model
         seconds: wall time of training
         val_loss: mean cross-entropy over the validation images, in nats
-        val_accuracy: share of the validation images that were told right
+        val_accuracy: share of the validation images that were classified correctly
     """
 
     name: str
@@ -56,11 +56,7 @@ class Result:
 
 
 def digits_data() -> tuple[TensorDataset, TensorDataset]:
-    """Load scikit-learn's digits: 1,797 images of 8 × 8 points.
-
-    Returns:
-        1,347 examples to train on and 450 to validate on, always the same
-    """
+    """Return scikit-learn's digits, images of 8 × 8 points: 1,347 for training and 450 for validation."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -72,15 +68,15 @@ def digits_data() -> tuple[TensorDataset, TensorDataset]:
 
 
 class DigitsModel(pl.LightningModule):
-    """A small CNN, SGD with momentum, and warmup and cosine over the planned steps."""
+    """A small CNN with SGD, momentum, and warmup and cosine over the planned steps."""
 
     def __init__(self, rate: float = RATE, warmup: float = 0.03, final: float = 0.02) -> None:
-        """Makes the layers.
+        """Create the layers.
 
         Args:
             rate: the highest learning rate
-            warmup: share of the planned steps in which the rate rises
-            final: factor on the rate at the end
+            warmup: share of the planned steps in which the learning rate rises
+            final: factor on the learning rate at the end
         """
         super().__init__()
         self.rate, self.warmup, self.final = rate, warmup, final
@@ -98,49 +94,25 @@ class DigitsModel(pl.LightningModule):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify.
-
-        Args:
-            images: a batch of shape (examples, 1, 8, 8)
-
-        Returns:
-            one logit a class
-        """
+        """Return the logits for a batch of images of shape (examples, 1, 8, 8)."""
         logits: Tensor = self.layers(images)
         return logits
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """Compute the mean loss of one micro-batch.
-
-        Args:
-            batch: images and labels
-            batch_idx: its index in the epoch
-
-        Returns:
-            the loss
-        """
+        """Return the mean loss of one micro-batch."""
         images, labels = batch
         self.examples_seen += len(labels)
         return F.cross_entropy(self(images), labels)
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Log ``val_loss`` and ``val_accuracy``.
-
-        Args:
-            batch: images and labels
-            batch_idx: its index
-        """
+        """Log ``val_loss`` and ``val_accuracy``."""
         images, labels = batch
         logits = self(images)
         self.log("val_loss", F.cross_entropy(logits, labels))
         self.log("val_accuracy", (logits.argmax(1) == labels).float().mean())
 
     def configure_optimizers(self) -> Any:
-        """Make the optimizer and its scheduler: an ordinary one on steps, of which the scaler keeps the pace.
-
-        Returns:
-            both, as Lightning takes them
-        """
+        """Return the optimizer and an ordinary scheduler on steps, which the scaler keeps in pace."""
         optimizer = torch.optim.SGD(self.parameters(), lr=self.rate, momentum=0.9)
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, round(self.warmup * total))
@@ -157,11 +129,7 @@ class DigitsModel(pl.LightningModule):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Lightning's banners and warnings out of a block; levels and filters are as before after it.
-
-    Yields:
-        nothing
-    """
+    """Suppress Lightning's banners and warnings in a block."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     try:
@@ -178,24 +146,24 @@ def quiet() -> Iterator[None]:
 def train(
     name: str, *, batch_size: int, rate: float, seed: int, epochs: int, callbacks: Sequence[pl.Callback] = ()
 ) -> Result:
-    """Train once. Runs of one seed share the initial weights and the order of the examples, whatever the batch.
+    """Train once. Runs with one seed share the initial weights and the order of the examples, whatever the batch.
 
     Args:
-        name: what to call it
+        name: name of the run
         batch_size: the loader's batch
         rate: the highest learning rate
-        seed: of the weights and of the order
+        seed: seed of the weights and of the order
         epochs: passes over the data
-        callbacks: for the Trainer
+        callbacks: the Trainer's callbacks
 
     Returns:
-        the run's figures, after the last step
+        The result after the last step.
     """
     train_data, val_data = digits_data()
     threads = torch.get_num_threads()
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        torch.set_num_threads(1)  # tiny layers: a second thread costs more than it gives
+        torch.set_num_threads(1)  # with tiny layers a second thread costs more than it saves
         try:
             model = DigitsModel(rate)
             order = torch.Generator().manual_seed(seed)
@@ -227,14 +195,7 @@ def train(
 
 
 def results_table(results: Sequence[Result]) -> str:
-    """Align the figures of some runs.
-
-    Args:
-        results: the runs
-
-    Returns:
-        a table of text, numbers to the right
-    """
+    """Return the results as an aligned table."""
     rows = [("run", "optimizer steps", "examples", "seconds", "val loss", "val accuracy")]
     rows += [
         (
@@ -257,15 +218,15 @@ def results_table(results: Sequence[Result]) -> str:
 
 
 def run(out: Path, seed: int, epochs: int) -> int:
-    """Train three times, print one table, and write the scaler's picture and journal under names that are free.
+    """Train three times, print a table, and write the scaler's figure and journal under unused names.
 
     Args:
-        out: folder for both; it is made
-        seed: of the weights and of the order of the examples
-        epochs: passes over the data, for each run
+        out: folder for both, created if necessary
+        seed: seed of the weights and of the order of the examples
+        epochs: passes over the data in each run
 
     Returns:
-        the exit status: 0, or 1 when a library is missing
+        The exit status: 0, or 1 if a library is missing.
     """
     missing = [
         name
@@ -290,7 +251,7 @@ def run(out: Path, seed: int, epochs: int) -> int:
         results.append(train(name, batch_size=batch_size, rate=rate, seed=seed, epochs=epochs, callbacks=callbacks))
     with quiet():
         figure, _ = scaler.plot()
-        file, picture = open_new(out / "bsscale.png")  # what is there may be of another run, or no picture of ours
+        file, picture = open_new(out / "bsscale.png")  # an existing file may belong to another run
         with file:
             figure.savefig(file, dpi=120, format="png")
     journal = scaler.journal_path

@@ -1,4 +1,4 @@
-"""Pictures from records alone (matplotlib inside the functions)."""
+"""Figures drawn from records alone (matplotlib is imported inside the functions)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NOISE, BATCH, RATE = "#0072B2", "#D55E00", "#009E73"  # told apart by colour-blind readers too
+NOISE, BATCH, RATE = "#0072B2", "#D55E00", "#009E73"  # distinguishable for colour-blind readers
 
 
-MOST_OPEN = 10  # pyplot warns of more than 20, and the user has some too
+MOST_OPEN = 10  # pyplot warns about more than 20, and the user may have some too
 _open_figures: deque[ref[Figure]] = deque()
 
 
 def _figure(panels: int) -> tuple[Figure, Any]:
-    # pyplot's figures are those that notebooks and plt.show() show, but it keeps each of them until it is closed. A
-    # notebook closes them at the end of the cell, and in an interactive session the user does. A script that plots
-    # after each epoch closes none, so there the oldest of ours are closed: whoever holds one can still save it.
+    # Notebooks and plt.show() show pyplot's figures, but pyplot keeps each of them until it is closed. A notebook
+    # closes them at the end of the cell, and in an interactive session the user does. A script that plots after each
+    # epoch closes none, so the oldest of ours are closed there; a closed figure can still be saved.
     try:
         from matplotlib import is_interactive
         from matplotlib import pyplot as plt
@@ -35,13 +35,13 @@ def _figure(panels: int) -> tuple[Figure, Any]:
         raise ModuleNotFoundError("Plots need matplotlib: pip install 'lightning-bsscale[plot]'.") from error
     size: dict[str, Any] = {"figsize": (8, 3.6 * panels), "layout": "constrained"}
     figure: Figure | None = None
-    if threading.current_thread() is threading.main_thread():  # elsewhere a window cannot be opened
+    if threading.current_thread() is threading.main_thread():  # other threads cannot open a window
         # Without a display, MPLBACKEND=TkAgg is an ImportError: such a figure can still be saved.
         with contextlib.suppress(ImportError):
             figure = plt.figure(**size)
     if figure is None:
         figure = NewFigure(**size)
-    elif not is_interactive():  # asked now, as a notebook's backend says so when it makes its first figure
+    elif not is_interactive():  # checked here, because a notebook's backend is set when it creates its first figure
         _open_figures.append(ref(figure))
         while len(_open_figures) > MOST_OPEN:
             oldest = _open_figures.popleft()()
@@ -53,7 +53,7 @@ def _figure(panels: int) -> tuple[Figure, Any]:
 def _batch_staircase(
     history: Sequence[Measurement], decisions: Sequence[DecisionRecord]
 ) -> tuple[list[float], list[float]]:
-    # Corners of the batch against examples, for steps that change after the given x.
+    """Return x and y of the batch against examples, for steps that change after x."""
     changes = [record for record in decisions if record.is_change]
     last = max(
         [made.examples_seen for made in history] + [record.situation.examples_seen for record in decisions], default=0
@@ -72,9 +72,9 @@ def _draw_noise(axes: Axes, history: Sequence[Measurement], decisions: Sequence[
     xs = [made.examples_seen for made in known]
     noises = [made.noise for made in known if made.noise is not None]
     batch_xs, batches = _batch_staircase(history, decisions)
-    told = [*(noise.noise_scale for noise in noises if noise.resolved), *batches] or [1.0]
-    top, bottom = 4 * max(told), 0.5 * min(told)
-    # An unknown (or very far) upper end is drawn to the edge, an unresolved estimate as a gap: neither is a number.
+    shown = [*(noise.noise_scale for noise in noises if noise.resolved), *batches] or [1.0]
+    top, bottom = 4 * max(shown), 0.5 * min(shown)
+    # An unknown (or very large) upper end is drawn to the edge, and an unresolved estimate as a gap.
     resolved = [noise.resolved for noise in noises]
     axes.fill_between(
         xs,
@@ -104,15 +104,15 @@ def _draw_noise(axes: Axes, history: Sequence[Measurement], decisions: Sequence[
 def _draw_rate(axes: Axes, history: Sequence[Measurement], decisions: Sequence[DecisionRecord]) -> None:
     xs = [made.examples_seen for made in history]
     without = [made.lr / made.lr_scale if made.lr_scale else math.nan for made in history]
-    # A window of another size (a probe, a short last one) has a factor of its own: drawn is that of the batch in force.
+    # A window of another size (a probe, a short last one) has its own factor; the current batch's factor is drawn.
     factors = [(record.situation.examples_seen, record.lr_scale) for record in decisions if record.is_change]
-    in_force = [next((f for seen, f in reversed(factors) if seen < x), 1.0) for x in xs]
+    current = [next((f for seen, f in reversed(factors) if seen < x), 1.0) for x in xs]
     axes.plot(
         xs,
-        [rate * factor for rate, factor in zip(without, in_force, strict=True)],
+        [lr * factor for lr, factor in zip(without, current, strict=True)],
         color=RATE,
         linewidth=1.2,
-        label="rate",
+        label="learning rate",
     )
     axes.plot(
         xs,
@@ -120,7 +120,7 @@ def _draw_rate(axes: Axes, history: Sequence[Measurement], decisions: Sequence[D
         color="0.4",
         linestyle="--",
         linewidth=1,
-        label="rate without the factor",
+        label="without the factor",
     )
     axes.set_ylabel("learning rate")
     axes.legend(loc="best", fontsize="small")
@@ -129,15 +129,15 @@ def _draw_rate(axes: Axes, history: Sequence[Measurement], decisions: Sequence[D
 def plot_noise_scale(
     history: Sequence[Measurement], decisions: Sequence[DecisionRecord] = (), ax: Axes | None = None
 ) -> tuple[Figure, Any]:
-    """Draws the noise scale with its band over the batch staircase, against examples seen.
+    """Draw the noise scale with its band and the batch against examples seen.
 
     Args:
         history: measured windows
-        decisions: changes of the batch; without any, the measured windows' own batch is drawn
-        ax: where to draw; None makes a figure
+        decisions: changes of the batch; without any, the batch of the measured windows is drawn
+        ax: axes to draw on; None creates a figure
 
     Returns:
-        the figure and the axes
+        The figure and the axes.
     """
     figure: Any = None if ax is None else ax.figure
     axes: Any = ax
@@ -151,15 +151,15 @@ def plot_noise_scale(
 def plot_run(
     history: Sequence[Measurement], decisions: Sequence[DecisionRecord], ax: Axes | None = None
 ) -> tuple[Figure, Any]:
-    """Draws noise scale and batch, and below them the rate with and without the factor, against examples seen.
+    """Draw noise scale and batch, and below them the learning rate with and without the factor.
 
     Args:
         history: measured windows
         decisions: changes of the batch
-        ax: where to draw the upper panel alone; None makes a figure with both
+        ax: axes to draw the upper panel alone on; None creates a figure with both
 
     Returns:
-        the figure, and its axes (one, or both)
+        The figure, and its axes (one or both).
     """
     if ax is not None:
         return plot_noise_scale(history, decisions, ax)

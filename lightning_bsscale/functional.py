@@ -1,7 +1,7 @@
-"""The measurement and its use as plain functions: for loops without Lightning, notebooks, and planning.
+"""Plain functions for measuring and using the noise scale: for loops without Lightning, notebooks, and planning.
 
-Numbers may be Python's, NumPy's or tensors of one element; a tensor on a device is waited for. The formulas are those
-of `lightning_bsscale.theory`; nothing is computed here.
+Numbers may be Python or NumPy numbers, or tensors of one element; a tensor on a device is waited for. The formulas are
+those of `lightning_bsscale.theory`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def noise_scale(
 ) -> NoiseScale | None:
     """Compute the gradient noise scale from the squared gradient norms of one optimizer step, or of several.
 
-    A window is the micro-batches of one step, all at the same parameters, at least two of them. For several windows
-    give a list with one entry a window for each of the first three arguments; windows may differ in number and size of
-    their micro-batches.
+    A window consists of the micro-batches of one step, all at the same parameters, at least two of them. For several
+    windows, pass a list with one entry per window for each of the first three arguments; windows may differ in number
+    and size of their micro-batches.
 
     Args:
         micro_sq_norms: Squared norm of each micro-batch's own mean gradient, in gradient units squared.
@@ -43,17 +43,17 @@ def noise_scale(
         None if no window was finite.
 
     Raises:
-        ValueError: If the three arguments differ in their number of windows. What is no number, or a negative norm,
-            raises TypeError or ValueError, and says where it stands.
+        ValueError: If the three arguments differ in their number of windows. A value that is not a number, or a
+            negative norm, raises TypeError or ValueError with its position.
 
     Example:
         >>> noise_scale([9.0, 1.0], 4.0, [4, 4]).noise_scale
         2.6666666666666665
-        >>> found = noise_scale([[9.0, 1.0], [8.0, 2.0], [9.0, 2.0]], [4.0, 4.0, 4.5], [[4, 4], [4, 4], [4, 4]])
-        >>> f"{found.noise_scale:.2f} examples, between {found.low:.2f} and {found.high:.2f}"
+        >>> noise = noise_scale([[9.0, 1.0], [8.0, 2.0], [9.0, 2.0]], [4.0, 4.0, 4.5], [[4, 4], [4, 4], [4, 4]])
+        >>> f"{noise.noise_scale:.2f} examples, between {noise.low:.2f} and {noise.high:.2f}"
         '2.53 examples, between 2.19 and 2.99'
     """
-    # A 0-d array can be iterated over by its type, and not in fact.
+    # A 0-d array has the type of an iterable, but cannot be iterated over.
     if not isinstance(mean_sq_norm, Iterable) or getattr(mean_sq_norm, "ndim", None) == 0:
         norms = [sq_norms_of("micro_sq_norms", micro_sq_norms)]
         means = [sq_norm_of("mean_sq_norm", mean_sq_norm)]
@@ -81,18 +81,7 @@ def _windows(name: str, windows: Any) -> list[tuple[str, Any]]:
 
 
 def sq_norm_of(name: str, value: Any) -> float:
-    """Take a squared norm as a number. NaN and infinity pass: an overflow is an ordinary event, and drops its window.
-
-    Args:
-        name: The argument's name, for the message.
-        value: A number, or a tensor of one element.
-
-    Returns:
-        The number.
-
-    Raises:
-        ValueError: If it is negative.
-    """
+    """Return a squared norm as a number of at least 0. NaN and infinity are accepted: an overflow drops its window."""
     norm = as_number(name, value)
     if norm < 0:
         raise ValueError(f"{name} must be at least 0, got {norm}")
@@ -100,31 +89,15 @@ def sq_norm_of(name: str, value: Any) -> float:
 
 
 def sq_norms_of(name: str, values: Any) -> list[float]:
-    """Take several squared norms as numbers.
-
-    Args:
-        name: The argument's name, for the message.
-        values: A sequence, or a tensor with one dimension.
-
-    Returns:
-        The numbers.
-    """
+    """Return a sequence of squared norms as numbers of at least 0."""
     return [sq_norm_of(f"{name}[{index}]", norm) for index, norm in enumerate(as_numbers(name, values))]
 
 
 def noise_scale_of(averages: Averages, confidence: float) -> NoiseScale | None:
-    """Compute the noise scale also where one window is all there is.
-
-    Args:
-        averages: The windows' sums.
-        confidence: Two-sided confidence of the interval, between 0 and 1.
-
-    Returns:
-        The noise scale. From fewer windows than an interval needs its variances are infinite. None without any window.
-    """
-    found = averages.noise_scale(confidence)
-    if found is not None or averages.windows == 0:
-        return found
+    """Compute the noise scale, from a single window with infinite variances; None without any window."""
+    noise = averages.noise_scale(confidence)
+    if noise is not None or averages.windows == 0:
+        return noise
     return noise_scale_from_means(
         trace=averages.trace / averages.weight,
         grad_sq=averages.grad_sq / averages.weight,
@@ -139,8 +112,8 @@ def noise_scale_of(averages: Averages, confidence: float) -> NoiseScale | None:
 def critical_batch_size(*, min_steps: SupportsFloat, min_examples: SupportsFloat) -> float:
     """Compute the critical batch from the two ends of the steps-examples hyperbola.
 
-    It is the batch at which an example is worth half of what it is worth in a very small batch. The noise scale is a
-    proxy for it, and often differs by a factor of 1 to 4.
+    It is the batch at which an example is worth half as much as in a very small batch. The noise scale is a proxy for
+    it, and often differs by a factor of 1 to 4.
 
     Args:
         min_steps: Fewest steps to the loss in question (with a very large batch), above 0.
@@ -170,17 +143,17 @@ def scale_learning_rate(
     """Compute the learning rate for another batch.
 
     Args:
-        lr: The rate that is right for `old_batch`, at least 0.
+        lr: The learning rate for `old_batch`, at least 0.
         old_batch: Examples per optimizer step, before.
         new_batch: Examples per optimizer step, after.
         rule: `"linear"` (SGD, small batches), `"sqrt"` (Adam family), `"power"`, `"saturating"` (SGD), `"surge"`
             (Adam family), `"none"`, or an object such as `Power(exponent=0.75)`.
-        noise_scale: What `"saturating"` and `"surge"` need, in examples. Without a resolved one they use the square
-            root.
-        cap: Largest factor on the rate, at least 1; None for no ceiling.
+        noise_scale: The noise scale for `"saturating"` and `"surge"`, in examples. Without a resolved one they use the
+            square root.
+        cap: Largest factor on the learning rate, at least 1; None for no ceiling.
 
     Returns:
-        The rate for `new_batch`.
+        The learning rate for `new_batch`.
 
     Example:
         >>> scale_learning_rate(1e-3, 64, 256)
@@ -191,7 +164,7 @@ def scale_learning_rate(
     if noise_scale is None or isinstance(noise_scale, NoiseScale):
         noise = noise_scale
     else:
-        # A number is taken as known exactly.
+        # A plain number is treated as exact.
         noise = noise_scale_from_means(
             trace=check_number("noise_scale", as_number("noise_scale", noise_scale), above=0),
             grad_sq=1.0,
@@ -208,7 +181,7 @@ def scale_learning_rate(
 
 
 def steps_and_examples(batch_size: SupportsFloat, critical_batch_size: SupportsFloat) -> tuple[float, float]:
-    """Compute what a batch costs: steps and examples to a given loss, relative to the fewest possible of each.
+    """Compute the cost of a batch: steps and examples to a given loss, relative to the fewest possible of each.
 
     Args:
         batch_size: Examples per optimizer step, above 0.

@@ -1,4 +1,4 @@
-"""The gradient noise scale as a torchmetrics metric, for loops of one's own."""
+"""The gradient noise scale as a torchmetrics metric, for your own training loops."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class GradientNoiseScale(Metric):
     """The gradient noise scale over all windows since the last reset, in examples.
 
     An update is one optimizer step. The state is a handful of sums in float64, which are added over processes. Each
-    process then contributes windows of its own: the mean gradient must be that of exactly the micro-batches whose norms
-    go with it, so with DistributedDataParallel either give every rank's norms with the all-reduced gradient on one rank
-    only, or each rank's norms with the mean before the all-reduce. `update` reads its arguments, so it waits for a
-    device that still computes them.
+    process contributes its own windows. The mean gradient must be that of exactly the micro-batches whose norms are
+    passed with it. With DistributedDataParallel, either pass every rank's norms with the all-reduced gradient on one
+    rank only, or each rank's norms with its mean before the all-reduce. `update` reads its arguments, so it waits for a
+    device that is still computing them.
 
     Args:
-        **kwargs: those of `torchmetrics.Metric`
+        **kwargs: arguments of `torchmetrics.Metric`
 
     Example:
         A loop that accumulates two micro-batches a step, here of a loss that is linear in the weights:
@@ -64,7 +64,7 @@ class GradientNoiseScale(Metric):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name in SUM_NAMES:
-            # Persistent: what a long run has measured belongs into its checkpoint.
+            # Persistent, because the measurements of a long run belong in its checkpoint.
             self.add_state(f"sum_{name}", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum", persistent=True)
 
     def update(
@@ -73,12 +73,12 @@ class GradientNoiseScale(Metric):
         mean_sq_norm: Tensor | float,
         micro_batch_sizes: Tensor | Sequence[float],
     ) -> None:
-        """Add one window. One with a non-finite norm (an overflow) is dropped, and counted in `sum_dropped`.
+        """Add one window. A window with a non-finite norm (an overflow) is dropped and counted in `sum_dropped`.
 
         Args:
             micro_sq_norms: squared norm of each micro-batch's own mean gradient: 1-d, at least two
             mean_sq_norm: squared norm of the unweighted mean of these gradients, before clipping
-            micro_batch_sizes: examples in each micro-batch: 1-d, as many
+            micro_batch_sizes: examples in each micro-batch: 1-d, the same number
         """
         moments = window_moments(
             sq_norms_of("micro_sq_norms", micro_sq_norms),
@@ -93,11 +93,11 @@ class GradientNoiseScale(Metric):
         """Compute the noise scale over all processes.
 
         Returns:
-            A 0-d float64 tensor, in examples: infinite where the squared gradient norm is not above zero on average,
-            NaN without any window.
+            A 0-d float64 tensor, in examples: infinite if the averaged squared gradient norm is not above zero, NaN
+            without any window.
         """
-        found = noise_scale_of(self._averages(), 0.9)
-        value = math.nan if found is None else found.noise_scale
+        noise = noise_scale_of(self._averages(), 0.9)
+        value = math.nan if noise is None else noise.noise_scale
         return torch.tensor(value, dtype=torch.float64, device=self.device)
 
     def interval(self, confidence: float = 0.9) -> NoiseScale | None:
@@ -107,7 +107,7 @@ class GradientNoiseScale(Metric):
             confidence: two-sided confidence, between 0 and 1
 
         Returns:
-            The record with `low`, `high` and `resolved`; from one window alone the interval is unknown, from 0 to
+            The record with `low`, `high` and `resolved`; from a single window the interval is unknown, from 0 to
             infinity. None without any window.
         """
         with self.sync_context(
@@ -119,7 +119,7 @@ class GradientNoiseScale(Metric):
         """Plot one value or several; needs matplotlib.
 
         Args:
-            val: what `compute` or `forward` returned, or a list of these; by default `compute()` now
+            val: a value of `compute` or `forward`, or a list of these; by default the current one
             ax: a matplotlib axis to draw on; by default a new one
 
         Returns:

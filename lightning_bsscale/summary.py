@@ -1,4 +1,4 @@
-"""Decisions as people read them: the summary table, and the parts of a log line."""
+"""Decisions in readable form: the summary table, and the parts of a log line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MIN_REASON_WIDTH = 24
 
 
 def describe_number(value: float, digits: int = 3) -> str:
-    """A number as people write it: ``33,675``, ``43.3``, ``0.0125``.
+    """Format a number for reading: ``33,675``, ``43.3``, ``0.0125``.
 
     Args:
         value: the number
-        digits: significant digits, at least; whole numbers have all of theirs
+        digits: minimum of significant digits; whole numbers keep all of theirs
 
     Returns:
-        a few characters; powers of ten only from 10¹⁵ on
+        A few characters; powers of ten only from 10¹⁵ on.
     """
     if not math.isfinite(value):
         return str(float(value))
@@ -33,21 +33,14 @@ def describe_number(value: float, digits: int = 3) -> str:
 
 
 def describe_noise(noise: NoiseScale | None) -> str:
-    """A noise scale in a few characters.
-
-    Args:
-        noise: an estimate, or None
-
-    Returns:
-        ``"123 [80.1, 210]"`` in examples, or ``"unknown"``
-    """
+    """Format a noise scale: ``"123 [80.1, 210]"`` in examples, or ``"unknown"``."""
     if noise is None:
         return "unknown"
     return f"{describe_number(noise.noise_scale)} [{describe_number(noise.low)}, {describe_number(noise.high)}]"
 
 
 def _compared(target: float | None, needed: float | None) -> tuple[str, str]:
-    # Both in as many digits as it takes to see which is the larger one.
+    """Format target and needed number with enough digits to see which is larger."""
     if target is None or needed is None:
         return tuple("-" if one is None else describe_number(one) for one in (target, needed))  # type: ignore[return-value]
     digits = 3
@@ -57,13 +50,14 @@ def _compared(target: float | None, needed: float | None) -> tuple[str, str]:
 
 
 def describe_grounds(record: DecisionRecord) -> str:
-    """The numbers that a decision was taken by, in words.
+    """Format the numbers behind a decision.
 
     Args:
         record: the decision
 
     Returns:
-        ``"lower bound (90 %) 34.1 x 0.5 = target 17.1, needed at least 16"``, without what the policy did not say
+        ``"lower bound (90 %) 34.1 x 0.5 = target 17.1, needed at least 16"``, without the numbers that the policy left
+        out.
     """
     decision, side = record.decision, "upper" if record.is_shrink else "lower"
     target, needed = _compared(decision.target, decision.needed)
@@ -81,16 +75,9 @@ def describe_grounds(record: DecisionRecord) -> str:
 
 
 def describe_reason(record: DecisionRecord) -> str:
-    """A decision's reason, and what was asked for where the limits or the micro-batch allowed another batch.
-
-    Args:
-        record: the decision
-
-    Returns:
-        the sentence
-    """
-    asked, reason = record.decision.batch_size, record.decision.reason
-    return reason if asked == record.batch_size else f"{reason} (asked for {describe_number(asked)})"
+    """Return a decision's reason, with the requested batch size if the limits or the micro-batch changed it."""
+    requested, reason = record.decision.batch_size, record.decision.reason
+    return reason if requested == record.batch_size else f"{reason} (requested {describe_number(requested)})"
 
 
 def _row(record: DecisionRecord) -> tuple[str, ...]:
@@ -112,15 +99,15 @@ def _row(record: DecisionRecord) -> tuple[str, ...]:
 
 
 def summary_table(decisions: Sequence[DecisionRecord], *, changes: int | None = None, holds: int | None = None) -> str:
-    """Changes, and the first of each run of holds, as an aligned table of 120 columns.
+    """Format changes, and the first of each run of holds, as an aligned table of 120 columns.
 
     Args:
         decisions: the records, in order
-        changes: how many changes there were in all, where `decisions` may be thinned
-        holds: how many runs of holds there were in all
+        changes: number of all changes, if `decisions` may be thinned
+        holds: number of all runs of holds
 
     Returns:
-        a table of text, with a last line where there were more records than these
+        The table, with a last line if there were more records than these.
     """
     confidences = {record.decision.confidence for record in decisions if record.decision.bound is not None}
     shared = confidences.pop() if len(confidences) == 1 else None
@@ -141,9 +128,9 @@ def summary_table(decisions: Sequence[DecisionRecord], *, changes: int | None = 
 def _omitted(decisions: Sequence[DecisionRecord], changes: int | None, holds: int | None) -> list[str]:
     shown = sum(record.is_change for record in decisions)
     counts = [("changes", shown, changes), ("runs of holds", len(decisions) - shown, holds)]
-    told = [
+    thinned = [
         f"{describe_number(kept)} of {describe_number(made)} {name}"
         for name, kept, made in counts
         if made is not None and made > kept
     ]
-    return [f"Kept are {' and '.join(told)}; the older ones are thinned."] if told else []
+    return [f"Shown are {' and '.join(thinned)}; older ones were thinned."] if thinned else []

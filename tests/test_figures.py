@@ -53,8 +53,8 @@ def test_an_unresolved_estimate_is_a_gap_and_an_unknown_end_the_edge(tmp_path):
     assert all(math.isfinite(limit) for limit in axes[0].get_ylim())
     rates = lines(axes[1])
     # The measured windows' own factor is 1.5 (a probe); the one in force was 1 before the growth and 3 after it.
-    assert list(rates["rate"].get_ydata()) == pytest.approx([0.1 / 1.5, 0.1 / 1.5, 0.2, 0.3])
-    assert rates["rate without the factor"].get_ydata()[-1] == pytest.approx(0.1)
+    assert list(rates["learning rate"].get_ydata()) == pytest.approx([0.1 / 1.5, 0.1 / 1.5, 0.2, 0.3])
+    assert rates["without the factor"].get_ydata()[-1] == pytest.approx(0.1)
     figure.savefig(tmp_path / "run.png")
 
 

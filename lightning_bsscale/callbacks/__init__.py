@@ -1,1 +1,1 @@
-"""Lightning: when to call whom. A hook collects, asks theory, applies and records; it does no arithmetic of its own."""
+"""Lightning's hooks: they decide the order of calls to the other folders, and do no arithmetic."""

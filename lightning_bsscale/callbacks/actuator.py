@@ -1,6 +1,6 @@
-"""The only way to touch the Trainer, its optimizer and its schedulers.
+"""The only writer of the Trainer, its optimizer and its schedulers.
 
-`TrainerActuator` acts. `NullActuator` serves the monitor and dry runs: it looks at the learning rate, and that is all.
+`TrainerActuator` acts. `NullActuator`, for the monitor and dry runs, only reads the learning rate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Actuator", "NullActuator", "TrainerActuator"]
 
 
 class Actuator:
-    """Acts on one training, from `on_train_start` to its end. This one only looks at the learning rate.
+    """Acts on one training, from `on_train_start` to its end. This base class only reads the learning rate.
 
     Args:
         trainer: the Trainer
@@ -41,35 +41,35 @@ class Actuator:
 
     @property
     def accumulate(self) -> int:
-        """The user's own `accumulate_grad_batches`."""
+        """The user's `accumulate_grad_batches`."""
         return int(self.trainer.accumulate_grad_batches)
 
     def place_window(self, start: int, micro_batches: int) -> None:
-        """Make the window in progress begin at micro-batch `start` of the epoch, and have so many."""
+        """Make the window in progress begin at index `start` of the epoch, with so many micro-batches."""
 
     def skip(self, batch_idx: int, *, is_open: bool) -> None:
-        """Move the window past an index for which the loader gave None."""
+        """Move the window past an index for which the loader returned None."""
 
     def rescale_cut_window(self, planned: int, done: int) -> None:
-        """Make the gradient the mean over the micro-batches that were done, where they are not as many as planned."""
+        """Make the gradient the mean over the micro-batches done, if these are fewer than planned."""
 
     def stop(self) -> None:
         """Ask for the end of training."""
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether an exception ended the training: another rank may be gone."""
+        """Whether an exception ended the training, so that another rank may be gone."""
         return self.trainer.state.status == TrainerStatus.INTERRUPTED
 
     # ------------------------------------------------------------------ learning rate
 
     def attach(self, optimizer: Any, plan: UserPlan, position: PlanPosition) -> None:
-        """Take hold of the optimizer's step; the user's schedulers are where the plan is."""
+        """Wrap the optimizer's step, and assume that the user's schedulers are at the plan's position."""
         self._lr = ScopedFactor(optimizer)
         self._held.callback(self._lr.remove)
 
     def check_optimizer(self) -> None:
-        """Refuse an optimizer that cannot be worked with.
+        """Refuse an optimizer that is not supported.
 
         Raises:
             MisconfigurationException: see `checks.preflight`
@@ -86,42 +86,42 @@ class Actuator:
         return self._lr
 
     def begin_window(self) -> None:
-        """Begin a window: its update has not been seen."""
+        """Begin a window, whose update has not been seen."""
         self._scoped.begin_window()
 
     def scale_learning_rate(self, factor: float, scheduled: float) -> None:
-        """Set the factors on the learning rate from the next update on: the batch's, and the own schedule's."""
+        """Set the learning-rate factors from the next update on: the batch's, and the callback's own schedule's."""
 
     def before_step(self, *, is_late: bool) -> None:
-        """Note the learning rate where the update may have begun unnoticed, or cannot be noticed."""
+        """Note the learning rate, in case the update has begun or will begin unnoticed."""
         self._scoped.apply()
 
     def end_step(self) -> None:
-        """Take the factor off the learning rate, also where a step was left in its middle."""
+        """Remove the factor from the learning rate, also after an interrupted step."""
         if self._lr is not None:
             self._lr.restore()
 
     @property
     def lr(self) -> float:
-        """The learning rate that the last update was made with (first parameter group); before any, the user's."""
+        """The learning rate of the last update (first parameter group); before any, the user's."""
         return self._scoped.lr
 
     @property
     def lr_scale(self) -> float:
-        """The factor on it in that update."""
+        """The factor on the learning rate in the last update."""
         return self._scoped.used_factor
 
     def shown_lr_scale(self, of_batch: float) -> float:
-        """Return the factor to log: the applied one, or where none is applied the one that would be."""
+        """Return the factor to log: the applied one, or the hypothetical one if none is applied."""
         return of_batch
 
     @property
     def relative_lr(self) -> float:
-        """Where the user's scheduler has taken the learning rate, 1 at its start."""
+        """The user's learning rate relative to its initial value."""
         return relative_learning_rate(self._scoped.optimizer)
 
     def is_factor_overwritten(self) -> bool:
-        """Judge the update of this window, once: whether the optimizer overwrote the factor that was put there."""
+        """Judge this window's update once; return whether the optimizer was found to overwrite the factor."""
         return False
 
     # ------------------------------------------------------------------ schedulers
@@ -132,11 +132,11 @@ class Actuator:
         return []
 
     def follow_schedulers(self, plan: UserPlan, position: PlanPosition) -> PlanPosition:
-        """Change to the Trainer's present schedulers, where they were set up anew."""
+        """Change to the Trainer's current schedulers, if they were set up again."""
         return position
 
     def step_schedulers(self, plan: UserPlan, position: PlanPosition) -> bool:
-        """Step the schedulers up to the plan, and return whether nobody asked for which planned step."""
+        """Step the schedulers up to the plan; return whether a step was made and the planned step never read."""
         return False
 
     @property
@@ -147,22 +147,22 @@ class Actuator:
     # ------------------------------------------------------------------ the end
 
     def release(self) -> None:
-        """Give everything back, each thing whatever happens to the others; a second call does nothing."""
+        """Restore everything of the user's, each part even if another fails; a second call does nothing."""
         self._held.close()
 
 
 class NullActuator(Actuator):
-    """Serves the monitor and dry runs: windows, learning rate and schedulers stay the Trainer's."""
+    """The actuator of the monitor and of dry runs: windows, learning rate and schedulers stay the Trainer's."""
 
 
 class TrainerActuator(Actuator):
-    """Serves the scaler: places windows, scales the learning rate, and steps the user's schedulers.
+    """The actuator of the scaler: places windows, scales the learning rate, and steps the user's schedulers.
 
     Args:
         trainer: the Trainer
-        pl_module: whose `lr_scheduler_step` steps a scheduler
+        pl_module: the module, whose `lr_scheduler_step` steps a scheduler
         callback: name of the callback, for messages
-        schedule: the callback's own schedule, beside which there may be no scheduler
+        schedule: the callback's own schedule, which excludes the user's scheduler
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class TrainerActuator(Actuator):
         self._schedule = schedule
         self._stop = StopRequest()
         self._held.callback(self._stop.withdraw, trainer)
-        # From the start, as Lightning steps schedulers also for a None that comes before the first micro-batch.
+        # From the start, because Lightning steps schedulers also for a None before the first micro-batch.
         self._clock = ExampleClock(trainer, pl_module)
         self._held.callback(lambda: self._clock.release())
         self._accumulation = Accumulation(trainer)
@@ -182,19 +182,19 @@ class TrainerActuator(Actuator):
 
     @property
     def accumulate(self) -> int:
-        """The user's own `accumulate_grad_batches`."""
+        """The user's `accumulate_grad_batches`."""
         return self._accumulation.original
 
     def place_window(self, start: int, micro_batches: int) -> None:
-        """Make the window in progress begin at micro-batch `start` of the epoch, and have so many."""
+        """Make the window in progress begin at index `start` of the epoch, with so many micro-batches."""
         self._accumulation.place(start, micro_batches)
 
     def skip(self, batch_idx: int, *, is_open: bool) -> None:
-        """Move the window past an index for which the loader gave None."""
+        """Move the window past an index for which the loader returned None."""
         self._accumulation.skip(batch_idx, is_open=is_open)
 
     def rescale_cut_window(self, planned: int, done: int) -> None:
-        """Make the gradient the mean over the micro-batches that were done, where they are not as many as planned."""
+        """Make the gradient the mean over the micro-batches done, if these are fewer than planned."""
         rescale_cut_window(watched_parameters(self._scoped.optimizer), planned, done)
 
     def stop(self) -> None:
@@ -202,12 +202,12 @@ class TrainerActuator(Actuator):
         self._stop.request(self.trainer)
 
     def attach(self, optimizer: Any, plan: UserPlan, position: PlanPosition) -> None:
-        """Take hold of the optimizer's step; the user's schedulers are where the plan is."""
+        """Wrap the optimizer's step, and assume that the user's schedulers are at the plan's position."""
         super().attach(optimizer, plan, position)
         self._clock.start_at(lambda frequency: plan.steps(position, frequency))
 
     def check_optimizer(self) -> None:
-        """Refuse an optimizer that cannot be worked with, or whose learning rate cannot be scaled.
+        """Refuse an optimizer that is not supported, or whose learning rate cannot be scaled.
 
         Raises:
             MisconfigurationException: see `checks.preflight`
@@ -216,20 +216,20 @@ class TrainerActuator(Actuator):
         preflight.check_learning_rate_control(self.trainer)
 
     def scale_learning_rate(self, factor: float, scheduled: float) -> None:
-        """Set the factors on the learning rate from the next update on: the batch's, and the own schedule's."""
+        """Set the learning-rate factors from the next update on: the batch's, and the callback's own schedule's."""
         self._scoped.change(factor, scheduled)
 
     def before_step(self, *, is_late: bool) -> None:
-        """Put the factor on where the update may have begun before the optimizer's step was wrapped."""
+        """Apply the factor if the update may have begun before the optimizer's step was wrapped."""
         if is_late:
             self._scoped.apply()
 
     def shown_lr_scale(self, of_batch: float) -> float:
-        """Return the factor to log: the applied one, or where none is applied the one that would be."""
+        """Return the factor to log: the applied one, or the hypothetical one if none is applied."""
         return self._scoped.used_factor
 
     def is_factor_overwritten(self) -> bool:
-        """Judge the update of this window, once: whether the optimizer overwrote the factor that was put there."""
+        """Judge this window's update once; return whether the optimizer was found to overwrite the factor."""
         scoped = self._scoped
         self._was_seen = self._was_seen or scoped.is_seen
         self._missed = self._missed + 1 if scoped.is_wanted and not scoped.is_seen else 0
@@ -246,7 +246,7 @@ class TrainerActuator(Actuator):
         return self._clock.frequencies
 
     def follow_schedulers(self, plan: UserPlan, position: PlanPosition) -> PlanPosition:
-        """Change to the Trainer's present schedulers, where they were set up anew."""
+        """Change to the Trainer's current schedulers, if they were set up again."""
         if self._clock.matches(self.trainer):
             return position
         preflight.check_schedule(self.trainer, self._schedule)
@@ -257,7 +257,7 @@ class TrainerActuator(Actuator):
         return position
 
     def step_schedulers(self, plan: UserPlan, position: PlanPosition) -> bool:
-        """Step the schedulers up to the plan, and return whether nobody asked for which planned step."""
+        """Step the schedulers up to the plan; return whether a step was made and the planned step never read."""
         return self._clock.advance(
             lambda frequency: plan.steps(position, frequency),
             lambda frequency, number: plan.step_of_scheduler_step(position, frequency, number),

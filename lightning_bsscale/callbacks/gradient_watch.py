@@ -1,7 +1,7 @@
-"""One window's gradients, from the first backward pass to sums that all ranks share. It looks and changes nothing.
+"""Measure one window's gradients, from the first backward pass to the sums over all ranks.
 
 A window's sums stay on the device and are read at the end of the next window, so that no step waits for its own
-measurement. Examples and seconds that the ranks must share travel with them.
+measurement. The examples and seconds that ranks share are sent with them.
 """
 
 from __future__ import annotations
@@ -27,33 +27,21 @@ from lightning_bsscale.theory.measured import Arrived, ClosedWindow
 from lightning_bsscale.theory.records import WindowSums
 from lightning_bsscale.theory.state import OpenWindow
 
-# A message: the sums, what the host adds, and the comparison.
+# A message holds the sums, the host's numbers, and the comparison.
 _SUMS = len(WindowSums.__dataclass_fields__)
 _OF_HOST = 3
 
 
 def watched_parameters(optimizer: Optimizer) -> list[Tensor]:
-    """Return the parameters whose gradient the optimizer steps with now, each once.
-
-    Args:
-        optimizer: the optimizer
-
-    Returns:
-        the parameters of all groups
-    """
+    """Return the parameters of all groups of the optimizer, each once."""
     return list({id(p): p for group in optimizer.param_groups for p in group["params"]}.values())
 
 
 class GradientWatch:
-    """Watches the windows that are to be watched, and brings their sums to the host."""
+    """Watches the gradients of the windows to be measured, and transfers their sums to the host."""
 
     def __init__(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
-        """Choose how to watch; nothing is registered until a window is measured.
-
-        Args:
-            trainer: for the strategy, the precision and the number of ranks
-            optimizer: whose parameters to watch
-        """
+        """Choose a watcher; nothing is registered until a window is measured."""
         self.optimizer = optimizer
         self.sends = True
         self.times = StepTimes(world_size=trainer.world_size)
@@ -68,23 +56,23 @@ class GradientWatch:
         self._is_watching = False
         self._share: WindowShare | None = None
         self._in_flight: PendingSums | None = None
-        self._worst = math.nan  # place of the parameter whose gradients differ most
+        self._worst = math.nan  # index of the parameter whose gradients differ most
 
     @contextmanager
     def _explain_unsupported(self) -> Iterator[None]:
-        # Some of what a watcher cannot do shows only in the first backward pass.
+        # Some unsupported cases show only in the first backward pass.
         try:
             yield
         except UnsupportedSharding as error:
             raise MisconfigurationException(
                 f"The gradients cannot be measured with {type(self._trainer.strategy).__name__} here: {error}. Shard "
-                "the model by fully_shard over one dimension, use DDP, or feed lightning_bsscale.GradientNoiseScale in "
-                "a loop of your own."
+                "the model by fully_shard over one dimension, use DDP, or update lightning_bsscale.GradientNoiseScale "
+                "in your own training loop."
             ) from error
 
     @property
     def samples_per_micro_batch(self) -> int:
-        """Gradients that can be told apart in one micro-batch of all ranks: one for each, or one for all."""
+        """Distinguishable gradients in one micro-batch of all ranks: one for each rank, or one for all."""
         return 1 if self._watcher.sees_mean_over_ranks else self._trainer.world_size
 
     @property
@@ -97,16 +85,12 @@ class GradientWatch:
         return getattr(self._trainer.precision_plugin, "scaler", None)
 
     def follow(self, optimizer: Optimizer) -> None:
-        """Change to another optimizer; the window in progress is not measured, as its parameters may be others.
-
-        Args:
-            optimizer: the one that steps from now on
-        """
+        """Change to another optimizer; the window in progress is not measured, since its parameters may differ."""
         self.stop()
         self.optimizer = optimizer
 
     def open(self, window: OpenWindow) -> None:
-        """Begin a window, also where the last one never ended."""
+        """Begin a window, also if the last one never ended."""
         self.stop()
         self._share = None
         if window.is_watched:
@@ -125,23 +109,23 @@ class GradientWatch:
             self._watcher.end_sample(examples)
 
     def before_step(self, window: OpenWindow) -> None:
-        """Take the sums of a complete window, before anything clips the gradient."""
+        """Compute the sums of a complete window, before the gradient is clipped."""
         if not self._is_watching:
             return
         self._is_watching = False
         ended = self._watcher.stop_window()
-        # A training_step that returned None had no backward pass: its micro-batch has no gradient.
+        # A training_step that returned None had no backward pass, so its micro-batch has no gradient.
         if window.begun * self.samples_per_micro_batch < 2 or ended != window.begun:
             return
         scaler, scale = self._gradient_scaler, None
         if scaler is not None:
-            # The scale is constant within a window, and applied to a one on the device it needs no transfer.
+            # The scale is constant within a window; scaling a one on the device reads it without a transfer.
             scale = scaler.scale(torch.ones((), dtype=torch.float64, device=self._device))
         with self._explain_unsupported():
             self._share = self._watcher.window_share(
                 loss_divisor=window.loss_divisor,
                 loss_scale=scale,
-                # Optimizers that unscale for themselves step with the gradient of the scaled loss.
+                # An optimizer that unscales by itself steps with the gradient of the scaled loss.
                 is_grad_scaled=bool(getattr(self.optimizer, "_step_supports_amp_scaling", False)),
             )
 
@@ -151,18 +135,11 @@ class GradientWatch:
 
     @property
     def has_sums(self) -> bool:
-        """Whether the gradients of the window that just ended were seen."""
+        """Whether the gradients of the window that just ended were observed."""
         return self._share is not None
 
     def receive(self, pending: ClosedWindow | None) -> Arrived | None:
-        """Return the sums of the pending window: those that a checkpoint held, or those on their way.
-
-        Args:
-            pending: the window, or None
-
-        Returns:
-            the record, the same on all ranks; None where nothing is on its way
-        """
+        """Return the numbers of the pending window, from checkpoint or message; the same on all ranks, or None."""
         arrived = self.peek() if pending is None or pending.arrived is None else pending.arrived
         self._in_flight = None
         if arrived is not None:
@@ -170,7 +147,7 @@ class GradientWatch:
         return arrived
 
     def peek(self) -> Arrived | None:
-        """Return the sums on their way, and leave them there: for a checkpoint."""
+        """Return the numbers of the message in flight without consuming it, for a checkpoint."""
         if self._in_flight is None:
             return None
         numbers = self._in_flight.read()
@@ -192,22 +169,17 @@ class GradientWatch:
 
     @property
     def most_changed(self) -> str | None:
-        """Name of the parameter that differed most in the last comparison; None where it is not known."""
+        """Name of the parameter that differed most in the last comparison, or None if unknown."""
         watched = self._watcher.watched
         named = {id(p): name for name, p in self._trainer.lightning_module.named_parameters()}
         return named.get(id(watched[int(self._worst)])) if self._worst < len(watched) else None
 
     def discard(self) -> None:
-        """Discard what was seen of the window that just ended: its gradients cannot be trusted."""
+        """Discard the sums of the window that just ended, whose gradients cannot be trusted."""
         self._share = None
 
     def end_window(self, window: OpenWindow, *, is_sent: bool) -> None:
-        """End a window, and send its sums on their way.
-
-        Args:
-            window: the window
-            is_sent: whether to send anything
-        """
+        """End a window, and send its sums if there is anything to send."""
         self.unsent_examples += window.examples
         share, self._share = self._share, None
         if not is_sent:
@@ -226,7 +198,7 @@ class GradientWatch:
         self._in_flight = PendingSums(vector, world_size=self._trainer.world_size)
 
     def _empty_share(self, window: OpenWindow) -> WindowShare:
-        # Every rank sends for every window that was to be measured, also one that saw nothing: its norms are NaN.
+        # Every rank sends for every window to be measured; without observations its norms are NaN.
         nothing = torch.full((), math.nan, dtype=torch.float64, device=self._device)
         sums = share_of_sums(
             nothing,
@@ -238,17 +210,13 @@ class GradientWatch:
         return WindowShare(sums, not_compared(self._device))
 
     def abandon_pending(self) -> bool:
-        """After an error another rank may be gone: leave what has not arrived, and send nothing more.
-
-        Returns:
-            whether nothing is on its way any more
-        """
+        """Stop sending after an error, drop a message that has not arrived, and return whether none is in flight."""
         self.sends = False
         if self._in_flight is not None and self._trainer.world_size > 1 and not self._in_flight.has_arrived:
             self._in_flight = None
         return self._in_flight is None
 
     def stop(self) -> None:
-        """Take every hook away."""
+        """Remove all hooks."""
         self._is_watching = False
         self._watcher.stop_window()

@@ -1,4 +1,4 @@
-"""GradientNoiseScaleMonitor: measures, logs, changes nothing."""
+"""GradientNoiseScaleMonitor: measures and logs, and changes nothing."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class GradientNoiseScaleMonitor(WindowCallback):
-    """Measures the gradient noise scale while training, and changes nothing.
+    """Measures the gradient noise scale during training, and changes nothing.
 
-    It compares the gradients of the micro-batches of one window with their mean, so it needs at least two of them:
-    ``accumulate_grad_batches`` of 2 or more. It logs the keys of `BatchSizeScaler` that are measurements, and
-    ``batch_size``, ``accumulate_grad_batches`` and ``examples_seen``, every `log_every_n_steps` optimizer steps.
+    It compares the gradients of one window's micro-batches with their mean, so it needs at least two of them:
+    ``accumulate_grad_batches`` of 2 or more. It logs the measurements of `BatchSizeScaler`, and ``batch_size``,
+    ``accumulate_grad_batches`` and ``examples_seen``, every `log_every_n_steps` optimizer steps.
 
     Example::
 
@@ -41,18 +41,18 @@ class GradientNoiseScaleMonitor(WindowCallback):
         log_prefix: str = "bsscale/",
         record: bool | str | Path = False,
     ) -> None:
-        """Checks the options.
+        """Check the options.
 
         Args:
-            measure_every: One window in so many is measured. Defaults to 8.
-            memory: Share of the training's examples over which measurements are averaged; 1.0 for all, and also where
-                the number of examples is unknown. Defaults to 0.05.
+            measure_every: Measure one window in so many. Defaults to 8.
+            memory: Share of the training's examples over which measurements are averaged; 1.0, or an unknown number
+                of examples, averages over all. Defaults to 0.05.
             batch_size_fn: Counts the examples (or tokens) of a batch. Defaults to None: first tensor, first dimension.
-            log_prefix: Goes before each logged key. Defaults to ``"bsscale/"``.
-            record: True writes ``bsscale.jsonl`` into the log folder, a path says which file; where there is one
-                already, ``-v1``, ``-v2``, … is put before its suffix (see `journal_path`). Defaults to False.
+            log_prefix: Prefix of each logged key. Defaults to ``"bsscale/"``.
+            record: True writes ``bsscale.jsonl`` into the log folder, a path names the file. If it exists already,
+                ``-v1``, ``-v2``, … is inserted before its suffix (see `journal_path`). Defaults to False.
 
-        A wrong type raises TypeError, a wrong value ValueError, with what is allowed.
+        A wrong type raises TypeError and a wrong value ValueError, with the allowed values in the message.
         """
         super().__init__(
             RunOptions(
@@ -69,10 +69,10 @@ class GradientNoiseScaleMonitor(WindowCallback):
         """Draw the noise scale with its band, and the batch, against examples seen.
 
         Args:
-            ax: where to draw; None makes a figure
+            ax: axes to draw on; None creates a figure
 
         Returns:
-            the figure, and its axes
+            The figure and its axes.
         """
         from lightning_bsscale.figures import plot_noise_scale
 

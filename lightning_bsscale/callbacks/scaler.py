@@ -1,4 +1,4 @@
-"""BatchSizeScaler: its options, its results, and what it refuses."""
+"""BatchSizeScaler: its options, its results, and the checks before training."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ if TYPE_CHECKING:
 class BatchSizeScaler(WindowCallback):
     """Measures the gradient noise scale, grows the batch towards it, and rescales the learning rate.
 
-    The batch grows by gradient accumulation, at optimizer-step boundaries, from the micro-batch and
-    ``accumulate_grad_batches`` that the Trainer was given. Everything is counted in examples (or in what
-    `batch_size_fn` counts): warmup, memory, budget. The user's ``interval: step`` schedulers are stepped as often as
-    the user's own plan would have stepped them, so a schedule built from ``trainer.estimated_stepping_batches`` ends
-    where it should.
+    The batch grows by gradient accumulation, at optimizer steps, from the loader's micro-batch and the Trainer's
+    ``accumulate_grad_batches``. Warmup, memory and budget are counted in examples (or in what `batch_size_fn` counts).
+    The user's ``interval: step`` schedulers are stepped as often as the user's plan would have stepped them, so a
+    schedule built from ``trainer.estimated_stepping_batches`` ends where it should.
 
     Logged at optimizer steps, under `log_prefix`:
 
@@ -47,15 +46,15 @@ class BatchSizeScaler(WindowCallback):
     ``grad_sq_norm``              ‖G‖² averaged, gradient units squared
     ``grad_trace_cov``            tr Σ averaged, gradient units squared × examples
     ``dropped_windows``           measured windows with a NaN or inf so far; they did not enter the averages
-    ``limited_windows``           measured windows so far that were far from all others (gradient spikes); their
+    ``limited_windows``           measured windows so far that were far from all others (gradient spikes), and whose
                                   influence on the averages was limited
     ``batch_size``                the current batch size, from the next window on, in examples; in a dry run, the
-                                  one that would be
+                                  hypothetical one
     ``accumulate_grad_batches``   micro-batches of this window
-    ``lr_scale``                  the factor on the learning rate in this step, as it was applied; in a dry run, the
-                                  one that `batch_size` would have had
-    ``lr``                        the learning rate of this step (first parameter group), factor included, as the
-                                  optimizer had it; both are the last update's where this step made none
+    ``lr_scale``                  the factor on the learning rate applied in this step; in a dry run, the one that
+                                  `batch_size` would have
+    ``lr``                        the learning rate of this step (first parameter group), factor included; both are
+                                  the last update's if this step made none
     ``examples_seen``             examples so far
     ============================  =============================================================================
 
@@ -85,34 +84,36 @@ class BatchSizeScaler(WindowCallback):
         progress_bar: bool = False,
         verbose: bool = False,
     ) -> None:
-        """Checks the options; everything else waits for the first micro-batch.
+        """Check the options; the run starts at the first micro-batch.
 
         Args:
             policy: When to grow and to what: ``"noise_scale"`` or a policy object. Defaults to ``"noise_scale"``.
-            lr_rule: How the rate follows the batch: ``"auto"`` (by the optimizer's class), ``"linear"``, ``"sqrt"``,
-                ``"power"``, ``"saturating"``, ``"surge"``, ``"none"``, or a rule object. Defaults to ``"auto"``.
-            lr_cap: Largest factor on the rate. Defaults to None, no ceiling.
-            schedule: None leaves the user's scheduler in charge; a name (``"cosine"``, ``"linear"``, ``"step"``,
-                ``"exponential"``, ``"constant"``) or a schedule object owns the rate, with `warmup`. Defaults to None.
+            lr_rule: How the learning rate follows the batch: ``"auto"`` (by the optimizer's class), ``"linear"``,
+                ``"sqrt"``, ``"power"``, ``"saturating"``, ``"surge"``, ``"none"``, or a rule object. Defaults to
+                ``"auto"``.
+            lr_cap: Largest factor on the learning rate. Defaults to None, no ceiling.
+            schedule: None leaves the user's scheduler in control; a name (``"cosine"``, ``"linear"``, ``"step"``,
+                ``"exponential"``, ``"constant"``) or a schedule object controls the learning rate, with `warmup`.
+                Defaults to None.
             warmup: No growth before this: a float is a share of the budget, an int a number of examples. Defaults to
                 0.05.
-            total_examples: The budget in examples; training stops when it is used up. Defaults to None: the user's own
+            total_examples: The budget in examples; training stops when it is used up. Defaults to None: the user's
                 plan, from `max_epochs`, or `max_steps` × the starting batch.
-            max_batch_size: Largest batch in examples. Defaults to None: 32 × the start, at least 8 steps an epoch. (A
-                probe window has two micro-batches whatever this says.)
-            measure_every: After warmup, one window in so many is measured. Defaults to 8.
-            probe_every: While a window has one micro-batch, one window in so many has two, to be measured; 0 turns this
-                off. Defaults to 4.
+            max_batch_size: Largest batch in examples. Defaults to None: 32 × the start, with at least 8 steps per
+                epoch. (A probe window has two micro-batches regardless.)
+            measure_every: After warmup, measure one window in so many. Defaults to 8.
+            probe_every: While windows have one micro-batch, one window in so many has two, to be measured; 0 disables
+                this. Defaults to 4.
             memory: Share of the budget over which measurements are averaged; 1.0 for all. Defaults to 0.05.
             batch_size_fn: Counts the examples (or tokens) of a batch. Defaults to None: first tensor, first dimension.
             dry_run: Measure and decide, but change nothing. Defaults to False.
-            log_prefix: Goes before each logged key. Defaults to ``"bsscale/"``.
-            record: True writes ``bsscale.jsonl`` into the log folder, a path says which file; where there is one
-                already, ``-v1``, ``-v2``, … is put before its suffix (see `journal_path`). Defaults to False.
+            log_prefix: Prefix of each logged key. Defaults to ``"bsscale/"``.
+            record: True writes ``bsscale.jsonl`` into the log folder, a path names the file. If it exists already,
+                ``-v1``, ``-v2``, … is inserted before its suffix (see `journal_path`). Defaults to False.
             progress_bar: Show the batch in the progress bar. Defaults to False.
-            verbose: Also say why the batch is held, once for each run of holds. Defaults to False.
+            verbose: Also log why the batch is held, once for each run of holds. Defaults to False.
 
-        A wrong type raises TypeError, a wrong value ValueError, with what is allowed.
+        A wrong type raises TypeError and a wrong value ValueError, with the allowed values in the message.
         """
         rule, cap = options.check_rule(lr_rule, lr_cap)
         checked_warmup = options.check_warmup(warmup)
@@ -144,7 +145,7 @@ class BatchSizeScaler(WindowCallback):
 
     @property
     def batch_size(self) -> int | None:
-        """The current batch size, in examples over all devices; None before training. A dry run: what it would be."""
+        """The current batch size, in examples over all devices, hypothetical in a dry run; None before training."""
         return None if self._run is None else self._run.batch.batch_size
 
     @property
@@ -159,26 +160,27 @@ class BatchSizeScaler(WindowCallback):
 
     @property
     def decisions(self) -> list[DecisionRecord]:
-        """Changes of the batch, and the first of each run of holds with one code; older ones of very many thinned."""
+        """Changes of the batch, and the first of each run of holds with one code; thinned in very long runs."""
         return [] if self._run is None else list(self._run.decisions.records)
 
     @property
     def planned_steps(self) -> int:
-        """Optimizer steps that the user's own plan (the starting batch throughout) would have made by now.
+        """Optimizer steps that the user's plan (with the starting batch throughout) would have made by now.
 
-        What `global_step` would be without the scaler, for a scheduler that is stepped with a number of updates. In
-        `lr_scheduler_step` it is the planned step for which the scheduler is being stepped. 0 before training.
+        This is what `global_step` would be without the scaler, for schedulers that are stepped with a number of
+        updates. In `lr_scheduler_step` it is the planned step for which the scheduler is being stepped. 0 before
+        training.
         """
         if self._loop is not None:
             return self._loop.planned_steps
         return 0 if self._run is None else self._run.planned_steps
 
     def summary(self) -> str:
-        """Return what was decided, why, and by which numbers.
+        """Return a table of the decisions, their reasons and numbers.
 
         Returns:
-            a table: examples, step, batch, factor, noise scale with its two-sided interval, the one-sided bound that
-            decided, the target made of it, what the target was compared with, reason
+            Its columns are examples, step, batch, factor, noise scale with its two-sided interval, the one-sided bound
+            that decided, the target derived from it, the number it was compared with, and the reason.
         """
         log = DecisionLog() if self._run is None else self._run.decisions
         table = summary_table(log.records, changes=log.changes, holds=log.holds)
@@ -188,10 +190,10 @@ class BatchSizeScaler(WindowCallback):
         """Draw noise scale with band, batch, and learning rate with and without the factor, against examples seen.
 
         Args:
-            ax: where to draw the noise scale and the batch alone; None makes a figure with both panels
+            ax: axes to draw the noise scale and the batch alone on; None creates a figure with both panels
 
         Returns:
-            the figure, and its axes
+            The figure and its axes.
         """
         from lightning_bsscale.figures import plot_run
 

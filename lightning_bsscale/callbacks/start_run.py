@@ -1,4 +1,4 @@
-"""The start of a run, at its first micro-batch: what is read and checked, and the loop that comes of it."""
+"""The start of a run, at its first micro-batch: read and check the plan, and create the loop."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def start_run(
     micro_batch_size: int,
     batch_idx: int,
 ) -> WindowLoop:
-    """Read the user's plan, begin or resume the run, and take hold of what the run needs.
+    """Read the user's plan, begin or resume the run, and attach to the optimizer.
 
     Args:
         trainer: the Trainer, before its first micro-batch
-        options: the callback's
-        actuator: what touches the Trainer
-        checkpoint: of the run that is resumed, or None
+        options: the callback's options
+        actuator: writes to the Trainer
+        checkpoint: the callback's state of a resumed run, or None
         micro_batch_size: examples in the first micro-batch of this rank
         batch_idx: its index in the epoch
 
     Returns:
-        the loop, before its first window
+        The loop, before its first window.
 
-    What cannot work raises MisconfigurationException; nothing is held then but what `actuator.release` gives back.
+    What cannot work raises MisconfigurationException; `actuator.release` then restores everything.
     """
     stored = None if checkpoint is None else read_run(checkpoint, options.callback)
     optimizer = unwrapped(trainer.optimizers[0])
@@ -91,7 +91,7 @@ def start_run(
         messages.log_start(state.batch.batch_size, plan.limits, options, is_resumed=stored is not None)
     journal = _open_journal(trainer, options, rule, checkpoint)
     with journal.closed_on_error():
-        # Last, so that nothing is held when something above is refused.
+        # Last, so that an error above leaves nothing attached.
         _warn_single_micro_batch(trainer, options, settings, state, loaders)
         # The first micro-batch of a resumed run may be a short one.
         usual_size = micro_batch_size if stored is None else now.own_micro_batch_size
@@ -128,7 +128,7 @@ def _position(
     if stored is not None:
         return settings.plan.resumed(stored.position, **lengths)
     position = settings.plan.begin(**lengths)
-    if trainer.global_step > 0:  # begun without the callback: what was done, was done by the plan
+    if trainer.global_step > 0:  # training began without the callback, and followed the plan
         return settings.plan.begin_at(position, batch_idx, trainer.global_step)
     return position
 
@@ -137,7 +137,7 @@ def _open_journal(
     trainer: pl.Trainer, options: RunOptions, rule: LearningRateRule, checkpoint: dict[str, Any] | None
 ) -> RunJournal:
     header: dict[str, Any] = {"policy": None, "lr_rule": None, "dry_run": True}
-    if options.decides and options.record is not False:  # a policy may be anything: describe it only for a reader
+    if options.decides and options.record is not False:  # a policy may be any object: describe it only for a journal
         header = {"policy": describe_policy(options.policy), "lr_rule": rule.name, "dry_run": options.dry_run}
     return RunJournal(trainer, options.record, header, None if checkpoint is None else checkpoint["journal"])
 

@@ -1,4 +1,4 @@
-"""The hooks that the scaler and the monitor share: a run's life from `setup` to `teardown`."""
+"""The hooks shared by the scaler and the monitor: a run's life from `setup` to `teardown`."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ class WindowCallback(pl.Callback):
 
     @property
     def history(self) -> list[Measurement]:
-        """The measured windows; of a very long training, older ones thinned."""
+        """The measured windows; in a very long training, older ones are thinned."""
         return [] if self._run is None else list(self._run.measured.history)
 
     @property
     def journal_path(self) -> Path | None:
-        """The file that this run records to (on the first rank); None without `record`, and before training."""
+        """The journal of this run (on the first rank); None without `record`, and before training."""
         return None if self._recorded_to is None else Path(self._recorded_to)
 
     @property
@@ -77,16 +77,16 @@ class WindowCallback(pl.Callback):
     # ------------------------------------------------------------------ before the first step
 
     def _check_trainer(self, trainer: pl.Trainer) -> None:
-        """Refuse what the callback cannot work with, before anything is set up."""
+        """Check the Trainer, before anything is set up."""
 
     def _check_optimizer(self, trainer: pl.Trainer) -> None:
-        """Refuse what only the optimizer and its schedulers can tell."""
+        """Check the optimizer and its schedulers."""
 
     def _make_actuator(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Actuator:
         raise NotImplementedError
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse what cannot work, before anything is set up."""
+        """Check the Trainer and the module, before anything is set up."""
         name = self._options.callback
         compatibility.check_namespace(trainer, name)
         if stage != "fit":
@@ -94,7 +94,7 @@ class WindowCallback(pl.Callback):
         failed = self._open_run.begin(trainer, name)
         if failed is not None:
             self._abandon(failed)
-        # A second fit of the same Trainer goes on where the last one ended, as Lightning's own counters do.
+        # A second fit of the same Trainer continues where the last one ended, as Lightning's own counters do.
         is_same = trainer.global_step > 0 and self._finished_at == (id(trainer), trainer.global_step)
         self._checkpoint = self._checkpoint if is_same else None
         self._outcome, self._channel.outcome = Outcome(run=self._run if is_same else None), None
@@ -102,19 +102,19 @@ class WindowCallback(pl.Callback):
         self._check_trainer(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse what only the optimizer can tell."""
+        """Check the optimizer and the module's normalisation."""
         preflight.check_optimizer(trainer, self._options.callback)
         self._check_optimizer(trainer)
         preflight.warn_batch_norm(pl_module, trainer.world_size)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take hold of the schedulers. Lightning then asks whether the checkpoint was saved at a window's end."""
+        """Create the actuator, and place the resumed window, which Lightning inspects next."""
         self._open_run.is_training = True
         self._actuator = self._make_actuator(trainer, pl_module)
         if self._checkpoint is not None:
             run = read_run(self._checkpoint, self._options.callback)
             self._actuator.place_window(*run.window_at_restart())
-            # A micro-batch that is loaded is trained on, so a run that was over must not load one.
+            # A loaded micro-batch is trained on, so a finished run must not load one.
             if run.is_over(trainer.max_steps, self._options.total_examples):
                 self._actuator.stop()
 
@@ -123,7 +123,7 @@ class WindowCallback(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin a micro-batch, and with it perhaps a window."""
+        """Begin a micro-batch, and possibly a window."""
         self._size = size = batch_size_of(batch, self._options.batch_size_fn)
         if self._loop is None:
             assert self._actuator is not None
@@ -138,7 +138,7 @@ class WindowCallback(pl.Callback):
         self._loop.begin_micro_batch(size, batch_idx)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
-        """Begin to watch: gradients made before, in the training step, do not count."""
+        """Start watching; gradients computed within the training step do not count."""
         if self._loop is not None:
             self._loop.gradients.before_backward()
 
@@ -150,16 +150,16 @@ class WindowCallback(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Take the sums: the gradient is complete and not yet clipped."""
+        """Compute the sums, while the gradient is complete and not yet clipped."""
         if self._loop is not None:
             self._loop.before_step(optimizer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End a micro-batch, and with it perhaps a window."""
+        """End a micro-batch, and possibly a window."""
         if self._loop is None:
-            # Lightning judges the index by the window that `on_train_start` placed.
+            # Lightning applies the window that `on_train_start` placed to this index.
             if batch is None and self._checkpoint is not None and self._actuator is not None:
                 self._actuator.skip(batch_idx, is_open=False)
         elif batch is None:
@@ -170,14 +170,14 @@ class WindowCallback(pl.Callback):
     # ------------------------------------------------------------------ the end
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give everything back."""
+        """Restore everything of the user's."""
         if self._loop is not None:
             self._loop.drop_window()
         self._finish(trainer)
         self._channel.send(trainer, self._outcome)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give everything back."""
+        """Restore everything of the user's."""
         self._channel.clean_up(trainer)
         if self._open_run.is_in_another(trainer):
             return
@@ -199,10 +199,10 @@ class WindowCallback(pl.Callback):
             if actuator is not None:
                 actuator.release()
             return
-        # First what is the user's, and nothing in it can fail; a policy's state, a full disk or a lost device can.
+        # Restore the user's objects first, which cannot fail; a policy's state, a full disk or a lost device can.
         loop.release()
         try:
-            # A checkpoint may still be saved: by ModelCheckpoint after an exception, by the user after training.
+            # A checkpoint may still be saved, by ModelCheckpoint after an exception or by the user after training.
             self._checkpoint = self.state_dict()
             self._finished_at = (id(trainer), trainer.global_step)
         finally:
@@ -211,14 +211,14 @@ class WindowCallback(pl.Callback):
             self._outcome = Outcome(run=loop.state, journal_path=loop.reports.journal.path)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave the fit: the callback may be part of another Trainer's from now on."""
+        """Leave the fit, so that another Trainer may use the callback."""
         if stage == "fit":
             self._open_run.end(trainer)
 
     # ------------------------------------------------------------------ copies and checkpoints
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled or copied: options and results, but no Trainer."""
+        """Return the attributes to pickle or copy: options and results, but no Trainer."""
         return without_module(self) | {
             "_loop": None,
             "_actuator": None,
@@ -229,7 +229,7 @@ class WindowCallback(pl.Callback):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin as a copy, here or in another process."""
+        """Restore a copy, in this or another process."""
         vars(self).update(state)
         self._channel = self._channel.for_copy()
 
@@ -239,10 +239,10 @@ class WindowCallback(pl.Callback):
         return self._options.callback
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: everything up to the last window's end, and how far the one in progress is.
+        """Return the state for a checkpoint: the run up to its last window, and the position in the one in progress.
 
         Returns:
-            numbers, strings, lists and dicts, and what a policy's own `state_dict` returns; empty before training
+            Numbers, strings, lists and dicts, and whatever a policy's own `state_dict` returns; empty before training.
         """
         if self._loop is None:
             return self._checkpoint or {}
@@ -250,13 +250,9 @@ class WindowCallback(pl.Callback):
         return to_checkpoint(run, self._options.policy, self._loop.reports.journal.state())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until training begins.
-
-        Args:
-            state_dict: what `state_dict` returned; of a schema that this version does not read, it is refused
-        """
+        """Keep the state until training begins; refuse one of another schema."""
         run = read_run(state_dict, self._options.callback)
         if self._open_run.is_training:
-            return  # another Trainer validates a checkpoint within this training
+            return  # another Trainer validates a checkpoint during this training
         self._checkpoint = state_dict
         self._outcome, self._channel.outcome = Outcome(run=run), None

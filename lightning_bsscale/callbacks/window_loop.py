@@ -1,9 +1,9 @@
-"""A window's life, in its order: shared by the scaler, its dry run, and the monitor.
+"""The life of a window in order, shared by the scaler, its dry run, and the monitor.
 
     begin_micro_batch → before_backward → after_backward → … → before_step → end_micro_batch
 
-The pure functions of `theory.run` decide, the `GradientWatch` sees, the `Actuator` acts, and the `Reports` show. Here
-is the order alone.
+The pure functions of `theory.run` decide, the `GradientWatch` measures, the `Actuator` acts, and the `Reports` report.
+This file holds only the order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class WindowLoop:
     gradients: GradientWatch
     loaders: Loaders
     reports: Reports
-    _in_progress: int | None = None  # index of the micro-batch that has begun
+    _in_progress: int | None = None  # index of the micro-batch in progress
 
     # ------------------------------------------------------------------ a window's life
 
@@ -45,15 +45,15 @@ class WindowLoop:
         return self.actuator.trainer
 
     def begin_micro_batch(self, size: int, batch_idx: int) -> None:
-        """Begin a micro-batch of `size` examples, and with it perhaps an epoch or a window."""
+        """Begin a micro-batch of `size` examples, and possibly an epoch or a window."""
         self._in_progress, position = batch_idx, self.state.position
-        # An epoch may begin with None, and a stopped run's checkpoint calls the epoch that it is in the next one.
+        # An epoch may begin with None, and a stopped run's checkpoint counts its unfinished epoch as the next one.
         if batch_idx == 0 or (self._trainer.current_epoch != self.state.epoch and batch_idx < position.micro_batches):
             self._start_epoch(size)
         elif self.state.is_resumed and position.is_last:
             self._start_epoch(size, first=batch_idx)
         elif not self.settings.acts and batch_idx % self.actuator.accumulate == 0:
-            self.drop_window()  # here Lightning clears the gradient, whether or not a step ended the window before
+            self.drop_window()  # Lightning clears the gradient here, whether or not a step ended the last window
         self._follow(self._trainer.optimizers[0])
         window = self.state.window or self._open_window(batch_idx)
         window = replace(window, begun=window.begun + 1, examples=window.examples + size)
@@ -91,7 +91,7 @@ class WindowLoop:
         self.actuator.scale_learning_rate(*factors)
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Take the sums: the gradient is complete and not yet clipped."""
+        """Compute the sums, while the gradient is complete and not yet clipped."""
         window = self.state.window
         if window is None:
             return
@@ -108,7 +108,7 @@ class WindowLoop:
         return window is not None and self._trainer.global_step > window.steps_before
 
     def end_micro_batch(self, batch_idx: int) -> None:
-        """End a micro-batch, and with the optimizer's step its window."""
+        """End a micro-batch and, if the optimizer has stepped, its window."""
         window, has_stepped = self.state.window, self._has_stepped
         self.gradients.times.stop(stepped=has_stepped)
         if window is not None:
@@ -139,7 +139,7 @@ class WindowLoop:
         asked = self._ask_policy()
         self.reports.log(self.state, self.actuator, asked, window)
         if self.actuator.is_factor_overwritten():
-            # Not an error: it may show only when the batch first grows, days into a training.
+            # Not an error, because it may show only when the batch first grows, days into a training.
             messages.warn_overwritten_factor(self.gradients.optimizer)
             self._use_rule(Constant())
 
@@ -163,7 +163,7 @@ class WindowLoop:
     # ------------------------------------------------------------------ what interrupts it
 
     def _follow(self, optimizer: Optimizer) -> bool:
-        """Change to another optimizer and other schedulers, where the user had them set up anew in mid-training."""
+        """Change to another optimizer and other schedulers if they were set up again during training."""
         optimizer = unwrapped(optimizer)
         is_other = optimizer is not self.gradients.optimizer
         if is_other:
@@ -186,7 +186,7 @@ class WindowLoop:
             self._scale_learning_rate(window.planned, has_usual_size=window.has_usual_size)
 
     def skip_micro_batch(self, batch_idx: int) -> None:
-        """Note an index for which the loader gave None: nothing began, but Lightning counts it."""
+        """Skip an index for which the loader returned None, which Lightning counts all the same."""
         if batch_idx == 0:
             self._start_epoch(0)
         window = self.state.window
@@ -196,18 +196,18 @@ class WindowLoop:
         self.state = replace(self.state, window=window, micro_batches_in_epoch=batch_idx + 1)
 
     def drop_window(self) -> None:
-        """Leave a window that no step ended, as Lightning does at an epoch's end."""
+        """Drop a window that no step ended, as Lightning does at an epoch's end."""
         self.state, dropped = run.drop_window(self.settings, self.state)
         self.reports.window_dropped(self.state, dropped)
 
     def close_stepped(self) -> None:
-        """Close a window whose step was made, where another callback saves or raised before the micro-batch's end."""
+        """Close a window whose step was made, if another callback saves or raised before the micro-batch's end."""
         if self._in_progress is not None and self._has_stepped:
             self.end_micro_batch(self._in_progress)
 
     @property
     def planned_steps(self) -> int:
-        """Steps of the user's own plan; from a window's step on, that one included."""
+        """Steps of the user's plan, including that of the current window once it has been made."""
         being_made, batch_idx = self.actuator.planned_step_in_progress, self._in_progress
         if being_made is not None:
             return being_made
@@ -219,10 +219,10 @@ class WindowLoop:
     # ------------------------------------------------------------------ checkpoint and end
 
     def snapshot(self) -> RunState:
-        """Return the run as a checkpoint holds it: with the sums on their way, which are waited for."""
-        self.actuator.end_step()  # an exception may have left a step in its middle
+        """Return the run for a checkpoint, after waiting for the sums in flight."""
+        self.actuator.end_step()  # an exception may have interrupted a step
         self.close_stepped()
-        if self.actuator.is_interrupted:  # another callback saves before this one is notified
+        if self.actuator.is_interrupted:  # another callback saves before this one is notified of the exception
             self.abandon_pending()
         pending = self.state.pending
         if pending is None or pending.arrived is not None:
@@ -231,19 +231,19 @@ class WindowLoop:
         return replace(self.state, pending=None if arrived is None else replace(pending, arrived=arrived))
 
     def abandon_pending(self) -> None:
-        """After an error another rank may be gone: leave what has not arrived, and send nothing more."""
+        """Stop waiting and sending after an error, since another rank may be gone."""
         pending = self.state.pending
         if self.gradients.abandon_pending() and (pending is None or pending.arrived is None):
             self.state = replace(self.state, pending=None, examples=self.state.examples.settled())
 
     def release(self) -> None:
-        """Give everything back to the user; a second call does nothing."""
+        """Restore everything of the user's; a second call does nothing."""
         self._in_progress = None
         self.actuator.release()
         self.gradients.stop()
 
     def flush(self) -> None:
-        """Take what is still on its way, and close the journal."""
+        """Receive the sums in flight, and close the journal."""
         with closing(self.reports.journal):
             arrived = self.gradients.receive(self.state.pending)
             self.state, measurement, found_changed = run.take_arrived(self.settings, self.state, arrived)

@@ -18,7 +18,7 @@ def said_of(pattern, caught):
 NOT_MEASURED = ".*(noise scale cannot be measured|at least two micro-batches)"
 HARDLY_RESOLVED = "noise scale .*resolved"
 DROPPED = r"last \d+ micro-batches"
-OTHER_START = "bsscale. going on with"
+OTHER_START = "bsscale. resuming with"
 NOT_THE_MEAN = ".*is not the mean"
 CANNOT_MEASURE = FEW_MICRO_BATCHES = ignored(NOT_MEASURED)
 WITHIN_A_WINDOW = ignored("bsscale. the checkpoint was saved")

@@ -69,7 +69,7 @@ def test_a_number_in_the_reason_makes_no_record_of_its_own(tmp_path):
     assert held.decision.reason == "hold: 4 examples are too few"
     assert held.decision.code == "hold"
     assert len(pickle.dumps(scaler.state_dict()["run"]["decisions"])) < 3000
-    assert "Kept are" not in scaler.summary()
+    assert "Shown are" not in scaler.summary()
     records = read_journal(tmp_path / "run.jsonl")[1]
     assert [record for record in records if isinstance(record, DecisionRecord)] == [held]
     assert all(again.agrees for again in replay(tmp_path / "run.jsonl", Policy(numbered)))
@@ -84,7 +84,7 @@ def test_thousands_of_records_are_thinned_and_the_summary_says_so(decide, name):
     assert steps[-600:] == list(range(2488 - 599, 2489))
     assert len(steps) < 1025
     lines = scaler.summary().splitlines()
-    assert lines[-1] == f"Kept are {len(steps):,} of 2,488 {name}; the older ones are thinned."
+    assert lines[-1] == f"Shown are {len(steps):,} of 2,488 {name}; older ones were thinned."
     assert max(map(len, lines)) <= 120
     # A checkpoint shows the same, and what it shows continues as it would have.
     again = BatchSizeScaler()
@@ -273,7 +273,7 @@ def test_what_was_asked_for_and_what_was_done_are_told_apart(caplog):
         scaler = trained(decide, 20, verbose=True)
     assert [one.batch_size for one in scaler.decisions] == [8, 8]
     lines = [one.message for one in caplog.records if one.message.startswith("bsscale: after")]
-    assert lines[0].endswith("as much as possible (asked for 1,000)")
+    assert lines[0].endswith("as much as possible (requested 1,000)")
     assert re.search(r"12 examples .* 8: as much as possible .*1,000", lines[1])
     assert "(asked for" in scaler.summary()
 

@@ -117,7 +117,7 @@ def test_a_second_run_replaces_nothing_and_says_where_it_records(tmp_path, kind,
     assert said()[0] == f"bsscale: recording to {path}."
     assert files(tmp_path) == ["run-v1.jsonl", "run-v2.jsonl", "run.jsonl"]
     assert (first.journal_path, second.journal_path) == (path, path.with_name("run-v2.jsonl"))
-    assert said()[-1] == f"bsscale: recording to {second.journal_path}, as there is a run.jsonl already."
+    assert said()[-1] == f"bsscale: recording to {second.journal_path} because run.jsonl exists already."
     assert len({read_journal(path.parent / name)[0]["id"] for name in files(tmp_path)}) == 3
 
 

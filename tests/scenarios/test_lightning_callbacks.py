@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer, m
 from torch import nn
 
 from lightning_bsscale import GradientNoiseScaleMonitor
-from lightning_bsscale.callbacks.checks import compatibility as neighbours
+from lightning_bsscale.callbacks.checks import compatibility
 from tests.helpers.expected_warnings import (
     CANNOT_MEASURE,
     CKPT_PATH,
@@ -326,7 +326,7 @@ def test_spike_detection_would_take_a_short_window_for_a_spike(monkeypatch, tmp_
     """Why it is refused: the loss is 1 throughout, and what it is shown is 1/8 in long windows and 1 in the last."""
     if not hasattr(callbacks, "SpikeDetection"):
         pytest.skip("this Lightning has no SpikeDetection")
-    monkeypatch.setattr(neighbours, "INCOMPATIBLE_CALLBACKS", {})
+    monkeypatch.setattr(compatibility, "INCOMPATIBLE_CALLBACKS", {})
 
     class One(Regression):
         def training_step(self, batch, batch_idx):

@@ -299,7 +299,7 @@ def test_lightnings_warning_of_an_ambiguous_batch_is_not_repeated():
 
 def test_a_batch_that_can_be_read_only_once_is_left_to_the_training_step():
     batch = iter([torch.zeros(3)])
-    with pytest.raises(MisconfigurationException, match="holds no tensor"):
+    with pytest.raises(MisconfigurationException, match="contains no tensor"):
         loaders.batch_size_of(batch, None)
     assert len(next(batch)) == 3
 
@@ -311,7 +311,7 @@ def test_arrays_are_not_walked_through():
         def __iter__(self):
             pytest.fail("read number by number")
 
-    with pytest.raises(MisconfigurationException, match="holds no tensor"):
+    with pytest.raises(MisconfigurationException, match="contains no tensor"):
         loaders.batch_size_of([Array()], None)
     assert loaders.batch_size_of([Array(), torch.zeros(4)], None) == 4
 

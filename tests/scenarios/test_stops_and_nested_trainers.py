@@ -166,7 +166,7 @@ def test_one_object_is_refused_in_a_second_trainer_and_the_first_does_not_notice
     within = Within(hook, inner(callback, lambda trainer, module, loader: trainer.fit(module, loader)))
     found = outer(callback, [within])
     assert len(within.errors) == 1
-    assert "part of the fit of another Trainer" in within.errors[0]
+    assert "in use by the fit of another Trainer" in within.errors[0]
     assert_same(found, outer(made()))
 
 

@@ -112,7 +112,7 @@ def test_an_answer_that_is_no_decision_is_held_and_named_once(answer):
     assert sum("Answers.decide" in str(warning.message) for warning in caught) == 1
     assert (scaler.batch_size, scaler.lr_scale) == (4, 1.0)
     reasons = [record.decision.reason for record in scaler.decisions]
-    assert reasons == ["hold", "held: the policy's answer was no decision"]
+    assert reasons == ["hold", "hold: the policy did not return a valid decision"]
 
 
 @pytest.mark.parametrize("size", [np.int64(8), np.float32(8.0), 8.0, 11.9, 10**300], ids=str)

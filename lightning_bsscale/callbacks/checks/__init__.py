@@ -1,1 +1,1 @@
-"""What is refused, and the warnings, before the first step."""
+"""Errors and warnings before the first step."""

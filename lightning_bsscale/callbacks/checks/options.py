@@ -1,4 +1,4 @@
-"""The callbacks' options, and checks of them where `theory.checks` has none."""
+"""The callbacks' options, and those checks of them that `theory.checks` does not have."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def _constant(optimizer: Optimizer) -> LearningRateRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """A callback's options, checked; `BatchSizeScaler` documents them. The defaults are those of a monitor.
+    """A callback's checked options, which `BatchSizeScaler` documents. The defaults are those of the monitor.
 
     Attributes:
         callback: name of the callback, for messages
-        decides: whether the batch size and the learning-rate factor are decided, or only measurements are taken
-        rule_for: makes the rule that fits an optimizer
+        decides: whether batch size and learning-rate factor are decided, instead of only measuring
+        rule_for: returns the rule for an optimizer
     """
 
     callback: str
@@ -53,32 +53,17 @@ class RunOptions:
     verbose: bool = False
 
     def shares(self) -> list[str]:
-        """The options that are shares of the budget, and so need one.
-
-        Returns:
-            ``name=value`` of each
-        """
+        """Return ``name=value`` of each option that is a share of the budget, and so needs one."""
         shares = [f"warmup={self.warmup}"] if isinstance(self.warmup, float) and self.warmup > 0 else []
         shares += [f"memory={self.memory}"] if self.memory < 1 else []
         shares += [f"schedule={self.schedule.name}"] if self.schedule is not None else []
-        # A policy of the user's own may not say; it sees total_examples=None and can decide for itself.
+        # A user's policy without `needs_budget` receives total_examples=None and can decide for itself.
         shares += [f"policy={type(self.policy).__name__}"] if getattr(self.policy, "needs_budget", False) else []
         return shares
 
 
 def check_total(value: object, warmup: int | float) -> int | None:
-    """Checks the budget.
-
-    Args:
-        value: a number of examples, or None
-        warmup: the checked warmup
-
-    Returns:
-        the budget
-
-    Raises:
-        MisconfigurationException: the warmup takes all of it
-    """
+    """Return the checked budget, of which a warmup in examples must leave a part."""
     if value is None:
         return None
     total = check_integer("total_examples", value, at_least=1)
@@ -91,39 +76,21 @@ def check_total(value: object, warmup: int | float) -> int | None:
 
 
 def check_rule(lr_rule: object, lr_cap: object) -> tuple[Any, float | None]:
-    """Checks how the rate follows the batch; which rule ``"auto"`` is, the optimizer will say.
-
-    Args:
-        lr_rule: a name, ``"auto"``, or a rule
-        lr_cap: the largest factor, or None
-
-    Returns:
-        both
-
-    Raises:
-        MisconfigurationException: a ceiling for a rate that never changes
-    """
+    """Return the checked rule and ceiling; ``"auto"`` is resolved later, by the optimizer."""
     cap = None if lr_cap is None else check_number("lr_cap", lr_cap, at_least=1)
     if isinstance(lr_rule, str) and lr_rule == "auto":
         return lr_rule, cap
     rule = resolve_rule(lr_rule, auto=", 'auto'")
     if cap is not None and isinstance(rule, Constant):
         raise MisconfigurationException(
-            f"lr_cap={cap:g} is a ceiling on the factor on the rate, and lr_rule='none' leaves the rate as it is. "
+            f"lr_cap={cap:g} limits the learning-rate factor, but lr_rule='none' never changes the learning rate. "
             "Remove lr_cap, or choose a rule."
         )
     return lr_rule, cap
 
 
 def check_schedule(value: object) -> Schedule | None:
-    """Checks who owns the rate.
-
-    Args:
-        value: a name, a schedule, or None for the user's own scheduler
-
-    Returns:
-        the schedule; one of the user's own with a check of its answers
-    """
+    """Return the schedule, a user's own with its factors checked; None leaves the user's scheduler in control."""
     if value is None:
         return None
     schedule = resolve_schedule(value)
@@ -131,14 +98,7 @@ def check_schedule(value: object) -> Schedule | None:
 
 
 def check_warmup(value: object) -> int | float:
-    """Checks a warmup.
-
-    Args:
-        value: a share of the budget (float) or a number of examples (int)
-
-    Returns:
-        the value; its type says which of the two it is
-    """
+    """Return the warmup, whose type says what it is: a share of the budget (float) or examples (int)."""
     if not isinstance(value, bool) and isinstance(value, Integral):
         return check_integer("warmup (as a number of examples)", value, at_least=0)
     return check_number(
@@ -147,29 +107,12 @@ def check_warmup(value: object) -> int | float:
 
 
 def check_memory(value: object) -> float:
-    """Checks the memory of the averages.
-
-    Args:
-        value: a share of the budget
-
-    Returns:
-        the value
-    """
+    """Return the averaging memory, a share of the budget."""
     return check_number("memory (a share of the budget; 1.0 averages over everything)", value, above=0, at_most=1)
 
 
 def check_batch_size_fn(value: Any) -> Any:
-    """Checks a function that counts examples.
-
-    Args:
-        value: a callable, or None
-
-    Returns:
-        the value
-
-    Raises:
-        TypeError: it is neither
-    """
+    """Return the function that counts the examples of a batch, or None."""
     if value is not None and not callable(value):
         raise TypeError(
             f"batch_size_fn must be a function from a batch to a number of examples, or None, got {show(value)}"
@@ -178,24 +121,13 @@ def check_batch_size_fn(value: Any) -> Any:
 
 
 def check_record(value: object) -> bool | str | Path:
-    """Checks where to write the journal.
-
-    Args:
-        value: True, False, or a path
-
-    Returns:
-        the value
-
-    Raises:
-        TypeError: it is none of these
-        ValueError: the path is empty, remote, or that of a folder or a device
-    """
+    """Return where to write the journal: True, False, or the path of a regular local file."""
     if not isinstance(value, (bool, str, Path)):
         raise TypeError(f"record must be True, False or a path, got {show(value)} ({type(value).__name__})")
     if isinstance(value, bool):
         return value
     if not str(value).strip() or (os.path.exists(value) and not os.path.isfile(value)):
-        raise ValueError(f"record must be True, False or the path of a file, got {str(value)!r}, which is no file's")
+        raise ValueError(f"record must be True, False or the path of a file, got {str(value)!r}, which is not a file")
     if is_remote(str(value)):
         raise ValueError(
             f"record must be True, False or a path on this machine, got {str(value)!r}: a journal is appended to and "
@@ -205,47 +137,19 @@ def check_record(value: object) -> bool | str | Path:
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is a URL, as fsspec and Lightning take them: ``s3://bucket/run``, ``memory://run``.
-
-    Args:
-        path: a path; also one whose slashes `Path` has made one of
-
-    Returns:
-        False for what the operating system opens, such as ``C:/runs``
-    """
+    """Return whether a path is a URL such as ``s3://bucket/run``, also with the single slash that `Path` leaves."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.:-]+:/", path) is not None
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Checks a switch.
-
-    Args:
-        name: the option
-        value: what was given
-
-    Returns:
-        the value
-
-    Raises:
-        TypeError: it is no bool
-    """
+    """Return a switch, which must be a bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {show(value)} ({type(value).__name__})")
     return value
 
 
 def check_prefix(value: object) -> str:
-    """Checks the prefix of the logged keys.
-
-    Args:
-        value: a string
-
-    Returns:
-        the value
-
-    Raises:
-        TypeError: it is no string
-    """
+    """Return the prefix of the logged keys."""
     if not isinstance(value, str):
         raise TypeError(f"log_prefix must be a string, got {show(value)} ({type(value).__name__})")
     return value

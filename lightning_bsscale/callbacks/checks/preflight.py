@@ -1,4 +1,4 @@
-"""Every combination we refuse, before the first step, with the way out."""
+"""Refuse combinations that cannot work, before the first step, each with a way out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_bsscale.theory.windows import windows_in_memory
 
 
 def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, callback: str) -> None:
-    """Refuses what cannot be measured.
+    """Refuse what cannot be measured.
 
     Args:
         trainer: the Trainer
@@ -30,58 +30,58 @@ def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, callbac
         callback: the callback's name, for the message
 
     Raises:
-        MisconfigurationException: manual optimization, DeepSpeed, or several devices
+        MisconfigurationException: If optimization is manual, or the strategy or one of its options is not supported.
     """
     if not pl_module.automatic_optimization:
         raise MisconfigurationException(
-            f"{callback} needs automatic optimization, and {type(pl_module).__name__} sets automatic_optimization = "
-            "False: with manual optimization Lightning does not say where a window begins. Use automatic optimization, "
-            "or feed lightning_bsscale.GradientNoiseScale in your training_step."
+            f"{callback} needs automatic optimization, but {type(pl_module).__name__} sets automatic_optimization = "
+            "False: with manual optimization Lightning does not tell where a window begins. Use automatic "
+            "optimization, or update lightning_bsscale.GradientNoiseScale in your training_step."
         )
     strategy = type(trainer.strategy).__name__
     if trainer.strategy.handles_gradient_accumulation or "DeepSpeed" in strategy:
         raise MisconfigurationException(
             f"{callback} cannot work with {strategy}: it accumulates gradients by itself, with a number fixed at the "
-            "start. Use another strategy, or feed lightning_bsscale.GradientNoiseScale in a loop of your own."
+            "start. Use another strategy, or update lightning_bsscale.GradientNoiseScale in your own training loop."
         )
     known = isinstance(trainer.strategy, (DDPStrategy, FSDPStrategy, ModelParallelStrategy))
-    # Lightning's class for TPUs is a DDPStrategy by descent only: it reduces without torch's process group.
+    # Lightning's strategy for TPUs inherits from DDPStrategy, but reduces without torch's process group.
     if trainer.world_size > 1 and (not known or isinstance(trainer.strategy, XLAStrategy)):
         raise MisconfigurationException(
-            f"{callback} works on one device, with DDP and with FSDP (FSDPStrategy, ModelParallelStrategy), and the "
+            f"{callback} works on one device, with DDP and with FSDP (FSDPStrategy, ModelParallelStrategy), but the "
             f"Trainer has {trainer.world_size} devices with {strategy}. Use Trainer(strategy='ddp') or one device, or "
-            "feed lightning_bsscale.GradientNoiseScale in a loop of your own."
+            "update lightning_bsscale.GradientNoiseScale in your own training loop."
         )
     if isinstance(trainer.strategy, ModelParallelStrategy) and _shares_micro_batches(trainer.strategy):
         raise MisconfigurationException(
-            f"{callback} cannot work with tensor parallelism: there several processes share one micro-batch, and no "
-            "gradient is that of one process's own examples. Use ModelParallelStrategy(tensor_parallel_size=1, "
-            "data_parallel_size=...), which shards by fully_shard, or feed lightning_bsscale.GradientNoiseScale in a "
-            "loop of your own."
+            f"{callback} cannot work with tensor parallelism: several processes share one micro-batch, so no gradient "
+            "is that of one process's own examples. Use ModelParallelStrategy(tensor_parallel_size=1, "
+            "data_parallel_size=...), which shards by fully_shard, or update lightning_bsscale.GradientNoiseScale in "
+            "your own training loop."
         )
     if isinstance(trainer.strategy, FSDPStrategy) and trainer.gradient_clip_val and not _clips_by_value(trainer):
         raise MisconfigurationException(
             f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) clips by norm, which Lightning does not do with "
-            "FSDPStrategy: each rank holds a part of the gradient. Set gradient_clip_algorithm='value', or override "
-            "configure_gradient_clipping and call self.trainer.model.clip_grad_norm_(max_norm) there."
+            "FSDPStrategy, where each rank holds a part of the gradient. Set gradient_clip_algorithm='value', or "
+            "override configure_gradient_clipping and call self.trainer.model.clip_grad_norm_(max_norm) there."
         )
     if getattr(trainer.strategy, "_ddp_kwargs", {}).get("static_graph"):
         raise MisconfigurationException(
-            f"{callback} cannot work with DDPStrategy(static_graph=True): torch fails there as soon as a step has more "
-            "than one micro-batch (pytorch issue 143580). Use static_graph=False."
+            f"{callback} cannot work with DDPStrategy(static_graph=True): with it, torch fails as soon as a step has "
+            "more than one micro-batch (pytorch issue 143580). Use static_graph=False."
         )
     averages = getattr(trainer.strategy, "_model_averaging_period", None) is not None
     if averages or type(getattr(trainer.strategy, "_ddp_comm_state", None)).__name__ == "PostLocalSGDState":
         raise MisconfigurationException(
-            f"{callback} cannot work with post-local SGD (DDPStrategy(model_averaging_period=...)): there each group "
-            "of ranks steps by itself, and no gradient is the mean over all. Leave model_averaging_period and "
-            "PostLocalSGDState out."
+            f"{callback} cannot work with post-local SGD (DDPStrategy(model_averaging_period=...)): each group of "
+            "ranks steps on its own, so no gradient is the mean over all ranks. Remove model_averaging_period and "
+            "PostLocalSGDState."
         )
 
 
 # Below two windows of equal weight, theory/estimate.py calls every estimate unresolved.
 MIN_WINDOWS = 2.0
-# In fewer steps than that the defaults themselves remember too little, and there is little to decide.
+# In fewer steps even the default memory is too short, and there is little to decide.
 MIN_STEPS = 150
 
 
@@ -98,55 +98,56 @@ def _clips_by_value(trainer: pl.Trainer) -> bool:
 
 
 def check_trainer_for_scaler(trainer: pl.Trainer) -> None:
-    """Refuses limits that count what the scaler changes.
+    """Refuse limits that count what the scaler changes.
 
     Args:
         trainer: the Trainer
 
     Raises:
-        MisconfigurationException: `min_steps` is set
+        MisconfigurationException: If `min_steps` is set.
     """
     if trainer.min_steps:
         raise MisconfigurationException(
             f"Trainer(min_steps={trainer.min_steps}) counts optimizer steps, of which BatchSizeScaler makes fewer for "
-            "the same examples, so training would go on after its budget. Use min_epochs, within the budget."
+            "the same examples, so training would continue beyond its budget. Use min_epochs, within the budget."
         )
 
 
 def check_min_epochs(trainer: pl.Trainer, total_examples: float | None, epoch_examples: float | None) -> None:
-    """Refuses epochs beyond the budget.
+    """Refuse `min_epochs` beyond the budget.
 
     Args:
         trainer: the Trainer
-        total_examples: the budget
-        epoch_examples: examples in an epoch, or None where it is unknown
+        total_examples: the budget, or None
+        epoch_examples: examples in an epoch, or None if unknown
 
     Raises:
-        MisconfigurationException: `min_epochs` reaches past the budget
+        MisconfigurationException: If `min_epochs` requires more examples than the budget.
     """
     if trainer.min_epochs and total_examples is not None and epoch_examples is not None:
         needed = trainer.min_epochs * epoch_examples
         if needed > total_examples:
             raise MisconfigurationException(
-                f"Trainer(min_epochs={trainer.min_epochs}) asks for {needed:g} examples, and the budget (max_steps, or "
+                f"Trainer(min_epochs={trainer.min_epochs}) requires {needed:g} examples, but the budget (max_steps, or "
                 f"total_examples) ends after {total_examples:g}. Lower min_epochs, or raise the budget."
             )
 
 
 def check_optimizer(trainer: pl.Trainer, callback: str) -> None:
-    """Refuses an optimizer that does not step once a window, or whose rate cannot be read.
+    """Refuse an optimizer that does not step once per window, or whose learning rate cannot be read.
 
     Args:
         trainer: the Trainer, with its optimizers
         callback: the callback's name, for the message
 
     Raises:
-        MisconfigurationException: there is no optimizer, it calls its closure several times, or its groups have no rate
+        MisconfigurationException: If there is no optimizer, if it calls its closure several times per step, or if a
+            parameter group has no learning rate.
     """
     groups = trainer.optimizers[0].param_groups if trainer.optimizers else []
     if not groups:
         raise MisconfigurationException(
-            f"{callback} needs an optimizer, and configure_optimizers returns none. Return one, or remove the callback."
+            f"{callback} needs an optimizer, but configure_optimizers returns none. Return one, or remove the callback."
         )
     optimizer = type(trainer.optimizers[0])
     if any("lbfgs" in cls.__name__.lower() for cls in optimizer.__mro__):
@@ -157,55 +158,55 @@ def check_optimizer(trainer: pl.Trainer, callback: str) -> None:
         )
     if any(group.get("lr") is None for group in groups):
         raise MisconfigurationException(
-            f"{callback} needs the rate in every parameter group of the optimizer, and {optimizer.__name__} has a "
-            "group without one (no 'lr', or None). An optimizer that sets its own rate must be told not to, for "
-            "example transformers' Adafactor(relative_step=False, lr=1e-3)."
+            f"{callback} needs a learning rate in every parameter group of the optimizer, but {optimizer.__name__} has "
+            "a group without one (no 'lr', or None). An optimizer that sets its own learning rate must be configured "
+            "not to, for example transformers' Adafactor(relative_step=False, lr=1e-3)."
         )
 
 
 def check_learning_rate_control(trainer: pl.Trainer) -> None:
-    """Refuses an optimizer whose step cannot be watched, or whose learning rate cannot be set.
+    """Refuse an optimizer whose step cannot be wrapped, or whose learning rate cannot be set.
 
     Args:
         trainer: the Trainer, with its optimizers
 
     Raises:
-        MisconfigurationException: `step` is a property, or each look at the groups makes new ones
+        MisconfigurationException: If `step` is a property, or `param_groups` returns new dictionaries at each access.
     """
     optimizer = unwrapped(trainer.optimizers[0])
     name = type(optimizer).__name__
     if not can_wrap_step(optimizer):
         raise MisconfigurationException(
             f"BatchSizeScaler applies the learning-rate factor within optimizer.step(), and the step of {name} cannot "
-            "be wrapped, as it is a property of the class. Make it a method, or use dry_run=True or "
+            "be wrapped, because it is a property of the class. Make it a method, or use dry_run=True or "
             "GradientNoiseScaleMonitor, which change nothing."
         )
     if not all(one is other for one, other in zip(optimizer.param_groups, optimizer.param_groups, strict=True)):
         raise MisconfigurationException(
             f"BatchSizeScaler sets the learning rate in the optimizer's parameter groups, and {name}.param_groups "
-            "makes new dictionaries each time it is asked, so nothing set in them lasts. Return the same ones, or "
-            "use dry_run=True or GradientNoiseScaleMonitor, which change nothing."
+            "returns new dictionaries at each access, so changes to them are lost. Return the same ones, or use "
+            "dry_run=True or GradientNoiseScaleMonitor, which change nothing."
         )
 
 
-# A module that overrides optimizer_step may leave steps out on purpose; so many from the start on are no accident.
+# A module that overrides optimizer_step may skip steps on purpose, but not this many from the start on.
 MANY_MISSED = 20
 
 
 def check_update(trainer: pl.Trainer, missed: int, *, was_seen: bool) -> None:
-    """Refuses weights that are updated by something else than `optimizer.step()`.
+    """Refuse weights that are updated by other means than `optimizer.step()`.
 
     Args:
         trainer: the Trainer
-        missed: steps in a row in which a factor was to be applied, and `optimizer.step()` was not called
-        was_seen: whether it ever was
+        missed: consecutive steps with a factor in which `optimizer.step()` was not called
+        was_seen: whether it was ever called
 
     Raises:
-        MisconfigurationException: there is no good reason for it
+        MisconfigurationException: If neither a gradient scaler nor an overridden `optimizer_step` explains it.
     """
     pl_module = trainer.lightning_module
     overridden = is_overridden("optimizer_step", pl_module)
-    skips = getattr(trainer.precision_plugin, "scaler", None) is not None  # where the gradient is not finite
+    skips = getattr(trainer.precision_plugin, "scaler", None) is not None  # steps with a non-finite gradient
     if (overridden and (was_seen or missed < MANY_MISSED)) or (skips and not overridden):
         return
     where = f"{type(pl_module).__name__}.optimizer_step" if overridden else type(trainer.precision_plugin).__name__
@@ -217,18 +218,18 @@ def check_update(trainer: pl.Trainer, missed: int, *, was_seen: bool) -> None:
 
 
 def choose_rule(lr_rule: Any, lr_cap: float | None, optimizer: Optimizer) -> LearningRateRule:
-    """The rule, by name, by object, or by the optimizer's class for ``"auto"``.
+    """Return the rule for a name or an object, or by the optimizer's class for ``"auto"``.
 
     Args:
         lr_rule: the option
         lr_cap: the largest factor, or None
-        optimizer: what steps
+        optimizer: the optimizer that steps
 
     Returns:
-        the rule
+        The rule.
 
     Raises:
-        MisconfigurationException: ``"auto"`` and an optimizer of an unknown class
+        MisconfigurationException: If ``"auto"`` does not know the optimizer's class.
     """
     if not (isinstance(lr_rule, str) and lr_rule == "auto"):
         return resolve_rule(lr_rule, cap=lr_cap)
@@ -240,62 +241,59 @@ def choose_rule(lr_rule: Any, lr_cap: float | None, optimizer: Optimizer) -> Lea
 
 
 def check_schedule(trainer: pl.Trainer, schedule: Any) -> None:
-    """Refuses two owners of the rate.
+    """Refuse two owners of the learning rate.
 
     Args:
         trainer: the Trainer, with its optimizers
         schedule: the callback's own schedule, or None
 
     Raises:
-        MisconfigurationException: the module has a scheduler and the callback a schedule
+        MisconfigurationException: If the module has a scheduler and the callback a schedule.
     """
     if schedule is not None and trainer.lr_scheduler_configs:
-        found = ", ".join(type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs)
+        names = ", ".join(type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs)
         raise MisconfigurationException(
-            f"BatchSizeScaler(schedule={schedule!r}) would own the rate, and configure_optimizers returns a scheduler "
-            f"({found}). Remove the scheduler there, or leave schedule=None: yours is then put on the example clock."
+            f"BatchSizeScaler(schedule={schedule!r}) would control the learning rate, but configure_optimizers returns "
+            f"a scheduler ({names}). Remove that scheduler, or leave schedule=None: the scheduler then follows the "
+            "examples instead of the steps."
         )
 
 
 def warn_unapplied_schedule(options: RunOptions) -> None:
-    """Says once that a dry run leaves the rate alone, where the callback was to own it.
-
-    Args:
-        options: the scaler's
-    """
+    """Warn that a dry run does not apply the callback's own schedule."""
     if options.dry_run and options.schedule is not None:
         rank_zero_warn(
-            f"bsscale: dry_run=True changes nothing, so schedule={options.schedule!r} is not applied: the rate is the "
-            "optimizer's own throughout. For a run to compare with, give it a scheduler in configure_optimizers.",
+            f"bsscale: dry_run=True changes nothing, so schedule={options.schedule!r} is not applied: the learning "
+            "rate stays the optimizer's own. For a run to compare with, return a scheduler from configure_optimizers.",
             category=UserWarning,
         )
 
 
 def check_plan(trainer: pl.Trainer, options: RunOptions, total_examples: float | None, start_batch_size: int) -> None:
-    """Refuse a budget in which no batch fits.
+    """Refuse a budget of less than one batch, and warn about a warmup that covers all of it.
 
     Args:
         trainer: the Trainer
-        options: the callback's
+        options: the callback's options
         total_examples: the budget, or None
         start_batch_size: micro-batch × accumulation × devices, in examples
 
     Raises:
-        MisconfigurationException: the user's budget is below one batch
+        MisconfigurationException: If the user's budget is below one batch.
     """
     given, warmup = options.total_examples, options.warmup
     if given is not None and given < start_batch_size:
         raise MisconfigurationException(
             f"total_examples={given} is less than one starting batch of {start_batch_size} examples (micro-batch × "
-            "accumulate_grad_batches × devices). It counts examples, not steps or epochs; leave it out to train as "
-            "long as the Trainer says."
+            "accumulate_grad_batches × devices). It counts examples, not steps or epochs; omit it to use the "
+            "Trainer's own limits."
         )
     if total_examples is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     if isinstance(warmup, int) and warmup >= total_examples:
         rank_zero_warn(
-            f"bsscale: warmup={warmup} examples is all of this training ({total_examples:g} examples), so the batch "
-            "never grows in it. An int counts examples; a float such as 0.05 is a share of the training.",
+            f"bsscale: warmup={warmup} examples covers all of this training ({total_examples:g} examples), so the "
+            "batch never grows. An int counts examples; a float such as 0.05 is a share of the training.",
             category=UserWarning,
         )
 
@@ -303,15 +301,7 @@ def check_plan(trainer: pl.Trainer, options: RunOptions, total_examples: float |
 def warn_short_plan(
     trainer: pl.Trainer, options: RunOptions, total_examples: float | None, start_batch_size: int, accumulate: int
 ) -> None:
-    """Warn where the averages could not resolve anything in this training.
-
-    Args:
-        trainer: the Trainer
-        options: the callback's
-        total_examples: the budget, or None
-        start_batch_size: micro-batch × accumulation × devices, in examples
-        accumulate: the user's own `accumulate_grad_batches`
-    """
+    """Warn if the averages cannot resolve a noise scale in this training, given its budget and measured windows."""
     if total_examples is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     if accumulate * trainer.world_size > 1:
@@ -321,7 +311,7 @@ def warn_short_plan(
 
 
 def warn_short_memory(total_examples: float, memory: float, batch_size: int, **every: int) -> None:
-    """Says once where the averages cannot hold the two windows without which nothing is resolved.
+    """Warn if the averages cannot hold the two windows that an interval needs.
 
     Args:
         total_examples: the budget
@@ -338,69 +328,64 @@ def warn_short_memory(total_examples: float, memory: float, batch_size: int, **e
         advice = f"Set a lower {option}" + (f", or memory={better:.2g}." if memory < better <= 1 else ".")
         rank_zero_warn(
             f"bsscale: the noise scale can hardly be resolved in this training: one window in {spacing} examples is "
-            f"measured, and memory={memory:g} of {total_examples:g} examples averages over {examples:g}. That holds "
-            f"{held:.1f} windows, and an interval needs more than {MIN_WINDOWS:g}. {advice}",
+            f"measured, and memory={memory:g} of {total_examples:g} examples averages over {examples:g}. These hold "
+            f"{held:.1f} windows, but an interval needs more than {MIN_WINDOWS:g}. {advice}",
             category=UserWarning,
         )
 
 
 def check_budget(total_examples: float | None, needed_by: list[str]) -> None:
-    """Refuses shares of an unknown budget.
+    """Refuse shares of an unknown budget.
 
     Args:
         total_examples: the budget, or None
         needed_by: the options that are shares of it
 
     Raises:
-        MisconfigurationException: the budget is unknown and needed
+        MisconfigurationException: If the budget is needed and unknown.
     """
     if total_examples is None and needed_by:
         raise MisconfigurationException(
-            f"The number of examples of this training is unknown (the loader has no length, or max_epochs is -1), and "
+            f"The number of examples of this training is unknown (the loader has no length, or max_epochs is -1), but "
             f"{', '.join(needed_by)} {'are shares' if len(needed_by) > 1 else 'is a share'} of it. "
             "Set Trainer(max_steps=...), or pass BatchSizeScaler(total_examples=...)."
         )
 
 
 def check_maximum(max_batch_size: int, start_batch_size: int) -> None:
-    """Refuses a maximum below the start.
+    """Refuse a maximum below the start.
 
     Args:
         max_batch_size: the user's maximum, in examples
         start_batch_size: micro-batch × accumulation × devices, in examples
 
     Raises:
-        MisconfigurationException: it is below the start
+        MisconfigurationException: If it is below the start.
     """
     if max_batch_size < start_batch_size:
         raise MisconfigurationException(
             f"max_batch_size={max_batch_size} is below the starting batch of {start_batch_size} examples (micro-batch "
-            f"× accumulate_grad_batches × devices). Use at least {start_batch_size}, or start smaller."
+            f"× accumulate_grad_batches × devices). Use at least {start_batch_size}, or a smaller start."
         )
 
 
 def warn_batch_norm(pl_module: pl.LightningModule, world_size: int) -> None:
-    """Says once where the micro-batch, or that of all ranks, defines the function.
-
-    Args:
-        pl_module: the module
-        world_size: number of ranks
-    """
+    """Warn if the function of the model depends on the micro-batch, or on the micro-batches of all ranks."""
     layers = {type(module) for module in pl_module.modules() if isinstance(module, _BatchNorm)}
     if SyncBatchNorm in layers and world_size > 1:
         layers.remove(SyncBatchNorm)
         rank_zero_warn(
             "The model has SyncBatchNorm: each rank's gradient depends on the other ranks' examples, so the ranks are "
-            "no independent samples, and the measured noise scale is off, mostly too large. Use "
+            "not independent samples, and the measured noise scale is wrong, mostly too large. Use "
             "Trainer(sync_batchnorm=False), or a normalisation within the example such as GroupNorm.",
             category=UserWarning,
         )
-    found = sorted(layer.__name__ for layer in layers)
-    if found:
+    names = sorted(layer.__name__ for layer in layers)
+    if names:
         rank_zero_warn(
-            f"The model has {', '.join(found)}: its output depends on the micro-batch, not on the batch, so the "
-            "measured noise scale holds for this micro-batch only. Growing by accumulation leaves its statistics as "
-            "they are.",
+            f"The model has {', '.join(names)}: its output depends on the micro-batch, not on the batch, so the "
+            "measured noise scale holds for this micro-batch only. Growing by accumulation does not change its "
+            "statistics.",
             category=UserWarning,
         )
 
@@ -413,13 +398,13 @@ def warn_single_micro_batch(
     samples_per_micro_batch: int,
     is_smoke_test: bool,
 ) -> None:
-    """Warn once that nothing can be measured while a step has one micro-batch.
+    """Warn that nothing can be measured while a step has one micro-batch.
 
     Args:
-        options: the callback's
-        accumulate: micro-batches of a step
+        options: the callback's options
+        accumulate: micro-batches per step
         epoch_batches: micro-batches in an epoch, or None for a loader without a length
-        samples_per_micro_batch: gradients that can be told apart in one
+        samples_per_micro_batch: distinguishable gradients in one micro-batch
         is_smoke_test: whether this is `fast_dev_run`
     """
     if samples_per_micro_batch > 1:
@@ -430,7 +415,7 @@ def warn_single_micro_batch(
     if is_smoke_test:
         return
     if epoch_batches == 1:
-        why = "an epoch has one, at whose end Lightning steps. Halve the loader's batch_size"
+        why = "an epoch has only one, after which Lightning steps. Halve the loader's batch_size"
     elif accumulate == 1 and options.dry_run:
         why = "dry_run=True changes nothing. Set Trainer(accumulate_grad_batches=2) or more with smaller micro-batches"
     elif accumulate == 1 and options.probe_every == 0:
@@ -441,7 +426,7 @@ def warn_single_micro_batch(
     else:
         return
     rank_zero_warn(
-        "bsscale: while a step has one micro-batch on one device, the noise scale cannot be measured, and " + why + ".",
+        "bsscale: while a step has one micro-batch on one device, the noise scale cannot be measured: " + why + ".",
         category=UserWarning,
     )
 
@@ -449,14 +434,14 @@ def warn_single_micro_batch(
 def _warn_monitor_single_micro_batch(accumulate: int, epoch_batches: int | None) -> None:
     if accumulate == 1:
         rank_zero_warn(
-            "GradientNoiseScaleMonitor needs at least two micro-batches a step to measure, and with "
-            "accumulate_grad_batches=1 on one device there is one. Halve the loader's batch_size and set "
+            "GradientNoiseScaleMonitor needs at least two micro-batches per step, but accumulate_grad_batches=1 on one "
+            "device gives only one. Halve the loader's batch_size and set "
             "Trainer(accumulate_grad_batches=2): the training is the same.",
             category=UserWarning,
         )
     elif epoch_batches == 1:
         rank_zero_warn(
-            "GradientNoiseScaleMonitor needs at least two micro-batches a step to measure, and an epoch has one, "
-            "at whose end Lightning steps. Halve the loader's batch_size.",
+            "GradientNoiseScaleMonitor needs at least two micro-batches per step, but an epoch has only one, after "
+            "which Lightning steps. Halve the loader's batch_size.",
             category=UserWarning,
         )

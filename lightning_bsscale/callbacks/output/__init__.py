@@ -1,1 +1,1 @@
-"""Loggers, log lines and the journal."""
+"""Logged numbers, messages and the journal."""

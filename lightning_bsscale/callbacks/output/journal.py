@@ -1,4 +1,4 @@
-"""The run's journal: where it is written, and what is said of it."""
+"""The run's journal: which file it is written to, and the messages about that."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ JOURNAL_NAME = "bsscale.jsonl"
 
 
 class RunJournal:
-    """Writes what a run records, where the user wants a journal; elsewhere, and on other ranks, nothing.
+    """Writes the records of a run if the user wants a journal; otherwise, and on other ranks, it does nothing.
 
     Args:
-        trainer: whose log folder is the default
-        record: the option: True writes ``bsscale.jsonl`` into the log folder, a path is taken as given
-        header: what the first line says
-        resumes: the journal entry of the checkpoint that is resumed, or None
+        trainer: the Trainer, whose log folder is the default
+        record: the option: True writes ``bsscale.jsonl`` into the log folder, a path is used as it is
+        header: content of the first line
+        resumes: the journal entry of the resumed checkpoint, or None
     """
 
     def __init__(
@@ -41,16 +41,12 @@ class RunJournal:
         path = Path(_log_folder(trainer)) / JOURNAL_NAME if record is True else Path(record)
         if trainer.is_global_zero:
             self._journal = Journal(path, dict(header), resumes=resumes)
-            with self.closed_on_error():  # a warning may be made an error
+            with self.closed_on_error():  # a warning may be turned into an error
                 _log_journal(self._journal, resumes)
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
-        """Close the journal where the run that opened it cannot begin.
-
-        Yields:
-            nothing
-        """
+        """Close the journal if the run that opened it cannot begin."""
         try:
             yield
         except BaseException:
@@ -69,31 +65,31 @@ class RunJournal:
 
     @property
     def path(self) -> str | None:
-        """The file that is recorded to; None without one, and where it was removed as nothing was recorded."""
+        """The journal's file; None without a journal, or if the file was removed because nothing was recorded."""
         return None if self._journal is None or self._journal.is_removed else str(self._journal.path)
 
     def state(self) -> dict[str, Any] | None:
-        """Return what a checkpoint holds of the journal: its id, path and number of records, or None."""
+        """Return the journal's id, path and number of records for a checkpoint, or None."""
         return None if self._journal is None else self._journal.state()
 
 
 def _log_folder(trainer: pl.Trainer) -> str:
-    # On every rank: Lightning tells all of them the first one's log folder, and waits until all ask.
+    # Called on every rank: Lightning broadcasts the first rank's log folder, and waits for all of them.
     folder = str(trainer.log_dir or trainer.default_root_dir)
     if is_remote(folder):
         raise MisconfigurationException(
-            f"record=True writes into the log folder, and a journal is a local file; the log folder is {folder!r}. "
-            "Give a local path, record='runs/bsscale.jsonl', and copy the file after training."
+            f"record=True writes a local file into the log folder, but the log folder is {folder!r}. Pass a local path "
+            "such as record='runs/bsscale.jsonl', and copy the file after training."
         )
     return folder
 
 
 def _log_journal(journal: Journal, resumes: Mapping[str, Any] | None) -> None:
     if journal.is_continued:
-        beyond = f"; the {journal.replaced} after them, which the checkpoint does not know of, are replaced"
+        replaced = f"; {journal.replaced} later records, unknown to the checkpoint, are replaced"
         rank_zero_info(
             f"bsscale: continuing the journal {journal.path} after {journal.records} records"
-            f"{beyond if journal.replaced else ''}."
+            f"{replaced if journal.replaced else ''}."
         )
         return
     if resumes is not None and journal.in_use:
@@ -107,5 +103,5 @@ def _log_journal(journal: Journal, resumes: Mapping[str, Any] | None) -> None:
         rank_zero_info(
             f"bsscale: the resumed run's journal {resumes['path']} is not continued: {journal.not_continued}."
         )
-    taken = "" if journal.path == journal.requested else f", as there is a {journal.requested.name} already"
-    rank_zero_info(f"bsscale: recording to {journal.path}{taken}.")
+    why = "" if journal.path == journal.requested else f" because {journal.requested.name} exists already"
+    rank_zero_info(f"bsscale: recording to {journal.path}{why}.")

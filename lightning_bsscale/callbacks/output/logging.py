@@ -1,4 +1,4 @@
-"""Numbers for Lightning's loggers and the progress bar."""
+"""Log numbers to Lightning's loggers and the progress bar."""
 
 from __future__ import annotations
 
@@ -11,14 +11,7 @@ from lightning_bsscale.theory.measured import MeasuredWindows
 
 
 def measured_values(measured: MeasuredWindows) -> dict[str, float]:
-    """Return the logged numbers of what was measured; those of the estimate from the first one on.
-
-    Args:
-        measured: the measured windows
-
-    Returns:
-        key without prefix → value; an unknown upper end is inf
-    """
+    """Return the logged numbers of the measured windows by key, without prefix; an unknown upper end is inf."""
     noise, averages = measured.noise, measured.averages
     counted: dict[str, float] = {"dropped_windows": averages.dropped, "limited_windows": averages.limited}
     if noise is None:
@@ -34,22 +27,15 @@ def measured_values(measured: MeasuredWindows) -> dict[str, float]:
 
 
 def is_log_due(trainer: pl.Trainer) -> bool:
-    """Whether to log at this optimizer step: where Lightning's loggers take values, and at an epoch's end.
-
-    Args:
-        trainer: the Trainer, in `on_train_batch_end` of a window's last micro-batch
-
-    Returns:
-        True also at the last step
-    """
+    """Return whether to log at this optimizer step: as Lightning's loggers do, and at an epoch's or training's end."""
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return bool(trainer.should_stop or trainer.is_last_batch or (every and trainer.global_step % every == 0))
 
 
 def log_values(trainer: pl.Trainer, prefix: str, values: Mapping[str, float], *, show: bool = False) -> None:
-    """Logs numbers at an optimizer step, for loggers and `callback_metrics`.
+    """Log numbers at an optimizer step, to the loggers and `callback_metrics`.
 
-    Handed to the loggers directly, as LearningRateMonitor does: `LightningModule.log` would cost more than measuring.
+    They go to the loggers directly, as in LearningRateMonitor: `LightningModule.log` would cost more than measuring.
 
     Args:
         trainer: whose loggers take them
@@ -58,9 +44,9 @@ def log_values(trainer: pl.Trainer, prefix: str, values: Mapping[str, float], *,
         show: whether the progress bar shows the batch
     """
     named = {prefix + key: float(value) for key, value in values.items()}
-    # Tensors, as everything there is; on the host, so that nothing is copied to the device and back.
+    # callback_metrics holds tensors; on the host they need no copy to the device and back.
     trainer.callback_metrics.update({key: torch.tensor(value, dtype=torch.float64) for key, value in named.items()})
-    # The loggers' step is that of the step just made, counted from 0: Lightning's own metrics of it have the same.
+    # The loggers' step is the index from 0 of the step just made, as in Lightning's own metrics.
     if trainer.log_every_n_steps:  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             logger.log_metrics(named, step=trainer.global_step - 1)

@@ -1,4 +1,4 @@
-"""What a run says while it trains: log lines and warnings."""
+"""Log lines and warnings during training."""
 
 from __future__ import annotations
 
@@ -18,30 +18,23 @@ from lightning_bsscale.theory.start import Start, describe_change
 
 
 def log_start(batch_size: int, limits: Limits, options: RunOptions, *, is_resumed: bool) -> None:
-    """Says once where the batch begins, and how far it may go where the user did not choose.
-
-    Args:
-        batch_size: the batch in force
-        limits: of the batch
-        options: the scaler's
-        is_resumed: whether this is a resumed run
-    """
+    """Log the first batch size, and the default maximum if the user chose none."""
     if options.max_batch_size is None:
-        begins = "going on" if is_resumed else "starting"
+        begins = "resuming" if is_resumed else "starting"
         grows = "would grow" if options.dry_run else "grows"
         rank_zero_info(
-            f"bsscale: {begins} at a batch of {batch_size} examples; it {grows} to at most {limits.max_batch_size} "
-            "(set max_batch_size to choose)."
+            f"bsscale: {begins} with a batch of {batch_size} examples; it {grows} to at most {limits.max_batch_size} "
+            "(to choose, set max_batch_size)."
         )
 
 
 def warn_changed_start(first: Start, before: Start, now: Start, batch_before: int, batch_size: int) -> None:
-    """Says what a run that goes on changed; nothing where all is as it was.
+    """Warn about what differs from the run that is resumed, if anything.
 
     Args:
-        first: what the plan is counted in
-        before: what the run that wrote the checkpoint was counted in
-        now: what it goes on with
+        first: the start whose steps the plan counts
+        before: the start of the run that wrote the checkpoint
+        now: this start
         batch_before: the batch in the checkpoint, in examples
         batch_size: the batch from now on
     """
@@ -49,170 +42,152 @@ def warn_changed_start(first: Start, before: Start, now: Start, batch_before: in
     if changes:
         stays = "stays" if batch_size == batch_before else f"becomes {batch_size}, the nearest possible one"
         rank_zero_warn(
-            f"bsscale: going on with {changes}. The batch of {batch_before} examples {stays}: "
-            f"{batch_size // now.granularity} micro-batches a step. Planned steps are still those of the first start, "
-            f"{first.batch_size} examples each.",
+            f"bsscale: resuming with {changes}. The batch of {batch_before} examples {stays}: "
+            f"{batch_size // now.granularity} micro-batches per step. Planned steps are still those of the first "
+            f"start, {first.batch_size} examples each.",
             category=UserWarning,
         )
 
 
 def warn_cut_window(lost: int, rest: int) -> None:
-    """Says what a checkpoint within a window could not hold.
+    """Warn that a checkpoint within a window lacks the gradient of its first micro-batches.
 
     Args:
         lost: micro-batches of the unfinished window before the checkpoint
-        rest: micro-batches of that window still to come; 0 in a dry run, where Lightning steps with them as it does
+        rest: its remaining micro-batches, as a window; 0 in a dry run, where Lightning steps with them unchanged
     """
-    then = f"the other {rest} make a window of their own" if rest else "the others are stepped with, divided as before"
+    then = f"the other {rest} form a window" if rest else "the step is made with the others, with the usual divisor"
     rank_zero_warn(
-        f"bsscale: the checkpoint was saved within a window, and no checkpoint holds the gradient of its first "
-        f"{lost} micro-batches; {then}. A checkpoint at a window's end loses "
-        "nothing: ModelCheckpoint(every_n_train_steps=...), or at an epoch's end.",
+        f"bsscale: the checkpoint was saved within a window. The gradients of the window's first {lost} micro-batches "
+        f"are lost, and {then}. To lose nothing, save at a window's end with "
+        "ModelCheckpoint(every_n_train_steps=...), or at an epoch's end.",
         category=UserWarning,
     )
 
 
 def warn_repeated_epoch(done: int, announced: int | None, *, waits: bool) -> None:
-    """Say that a resumed run begins an epoch anew, as its checkpoint lies beyond the epoch's new length.
+    """Warn that a resumed run restarts an epoch, because its checkpoint lies beyond the epoch's new length.
 
     Args:
         done: micro-batches of the epoch before the checkpoint
-        announced: micro-batches that the epoch has now
-        waits: whether schedulers wait, as the end of training is that of its epochs
+        announced: micro-batches of the epoch now
+        waits: whether schedulers wait, because epochs end the training
     """
-    then = "Step-wise schedulers wait until it is where they are" if waits else "Its examples count again"
+    then = "Step-wise schedulers wait until it reaches their position" if waits else "Its examples count again"
     rank_zero_warn(
         f"bsscale: the checkpoint was saved after {done} micro-batches of an epoch that now has {announced}, so "
-        f"Lightning begins that epoch anew. {then}. A checkpoint at an epoch's end repeats nothing.",
+        f"Lightning restarts that epoch. {then}. To repeat nothing, save at an epoch's end.",
         category=UserWarning,
     )
 
 
-def warn_dropped_micro_batches(lost: int, came: int, announced: int | None) -> None:
-    """Says that an epoch ended within a window.
+def warn_dropped_micro_batches(dropped: int, done: int, announced: int | None) -> None:
+    """Warn that an epoch ended within a window.
 
     Args:
-        lost: micro-batches of the window, which Lightning drops
-        came: micro-batches of the epoch
-        announced: how many there should have been, or None
+        dropped: micro-batches of the window, which Lightning drops
+        done: micro-batches of the epoch
+        announced: announced micro-batches of the epoch, or None
     """
+    of_epoch = f"{done} micro-batches" if announced is None else f"{done} of {announced} micro-batches"
     rank_zero_warn(
-        f"bsscale: the last {lost} micro-batches of an epoch were not stepped with, as Lightning drops an unfinished "
-        f"window: the epoch ended after {came} micro-batches, announced were {announced or 'unknown many'}. Where "
-        "training was stopped (EarlyStopping, max_time) that is all, and also where the epoch was left "
-        "(on_train_batch_start returned -1) or its last micro-batch was None. Where the loader is shorter than it "
-        "says, or than limit_train_batches, mend that; from the second epoch on its real length is used.",
+        f"bsscale: dropped the last {dropped} micro-batches: the epoch ended after {of_epoch}, and Lightning drops an "
+        "unfinished window. If you did not stop training early (EarlyStopping, max_time, on_train_batch_start "
+        "returning -1), and the last micro-batch was not None, fix the loader's length or limit_train_batches. From "
+        "the second epoch on, the real length is used.",
         category=UserWarning,
     )
 
 
 def log_decision(record: DecisionRecord, options: RunOptions) -> None:
-    """One line for a change of the batch, and one for a hold where the user wants to hear it.
-
-    Args:
-        record: the decision
-        options: the scaler's
-    """
+    """Log a change of the batch, and with `verbose` also a hold."""
     seen, old = describe_number(record.situation.examples_seen), describe_number(record.situation.batch_size)
     grounds, reason = describe_grounds(record), describe_reason(record)
     if record.is_change:
         verb = "would change" if options.dry_run else "changed"
-        told = "; ".join(filter(None, [f"noise scale {describe_noise(record.situation.noise)}", grounds]))
+        numbers = "; ".join(filter(None, [f"noise scale {describe_noise(record.situation.noise)}", grounds]))
         rank_zero_info(
             f"bsscale: after {seen} examples the batch {verb} from {old} to {describe_number(record.batch_size)}, the "
-            f"factor on the learning rate to {describe_number(record.lr_scale)} ({record.lr_rule}); {told}: {reason}"
+            f"learning-rate factor to {describe_number(record.lr_scale)} ({record.lr_rule}); {numbers}: {reason}"
         )
     elif options.verbose:
-        told = f" ({grounds})" if grounds else ""
-        rank_zero_info(f"bsscale: after {seen} examples the batch stays {old}: {reason}{told}")
+        numbers = f" ({grounds})" if grounds else ""
+        rank_zero_info(f"bsscale: after {seen} examples the batch stays {old}: {reason}{numbers}")
 
 
 def warn_overwritten_factor(optimizer: Optimizer) -> None:
-    """Say that the optimizer overwrites what the factor was put on.
-
-    Args:
-        optimizer: it
-    """
+    """Warn that the optimizer overwrites the learning rate, and with it the factor."""
     rank_zero_warn(
-        f"bsscale: {type(optimizer).__name__} computes its learning rate anew in each step, so the learning-rate "
-        "factor has no effect. From here on the factor is 1, while the batch still grows. Turn the optimizer's own "
-        "schedule off and use a scheduler, or set lr_rule='none', and no schedule here. This is said once.",
+        f"bsscale: {type(optimizer).__name__} recomputes its learning rate in each step, so the learning-rate "
+        "factor has no effect. From now on the factor is 1, while the batch still grows. Turn off the optimizer's own "
+        "schedule and use a scheduler, or set lr_rule='none' and no schedule here. This warning is shown only once.",
         category=UserWarning,
     )
 
 
 def warn_scheduler_step(pl_module: pl.LightningModule) -> None:
-    """Says that there are fewer optimizer steps than planned, to whoever steps a scheduler by their number.
-
-    Args:
-        pl_module: the module
-    """
+    """Warn about an overridden `lr_scheduler_step` that there are fewer optimizer steps than planned."""
     if is_overridden("lr_scheduler_step", pl_module):
         name = type(pl_module).__name__
         rank_zero_warn(
-            f"bsscale: {name}.lr_scheduler_step is overridden, and it is called once for each step of your own plan, "
-            "of which fewer optimizer steps are made as the batch grows. If it hands self.global_step to the "
-            "scheduler (as with timm's step_update), the schedule ends too early: hand it the scaler's planned_steps "
-            "instead. If it does not, ignore this.",
+            f"bsscale: {name}.lr_scheduler_step is overridden. It is called once for each step of your own plan, while "
+            "fewer optimizer steps are made as the batch grows. If it passes self.global_step to the scheduler (as "
+            "with timm's step_update), the schedule ends too early: pass the scaler's planned_steps instead. If it "
+            "does not, ignore this warning.",
             category=UserWarning,
         )
 
 
 def warn_dropped_windows(many: int, *, has_scaler: bool) -> None:
-    """Says that nothing can be measured as it goes.
+    """Warn that nothing can be measured.
 
     Args:
-        many: measured windows in a row with a gradient that is not finite
-        has_scaler: whether a gradient scaler is looking for its scale
+        many: consecutive measured windows with a non-finite gradient
+        has_scaler: whether a gradient scaler searches for its scale
     """
     if has_scaler:
         cause = (
-            "With 16-bit mixed precision a few at the start are ordinary, while the loss scale is found, and those "
-            "steps are skipped; so many mean that the loss itself is NaN or inf, or that the loss scale does not come "
-            "down: look at trainer.precision_plugin.scaler.get_scale(), or use precision='bf16-mixed'."
+            "With 16-bit mixed precision a few are normal at the start, until the loss scale is found; those steps are "
+            "skipped. This many mean that the loss itself is NaN or inf, or that the loss scale does not decrease: "
+            "check trainer.precision_plugin.scaler.get_scale(), or use precision='bf16-mixed'."
         )
     else:
         cause = (
-            "The loss or its gradient is NaN or inf, and the weights probably too by now: lower the learning rate, or "
+            "The loss or its gradient is NaN or inf, and by now probably the weights too: lower the learning rate, or "
             "clip the gradient (gradient_clip_val)."
         )
     rank_zero_warn(
-        f"bsscale: the last {many} measured windows held a gradient that is not finite. They were dropped: the noise "
-        f"scale is still that of the windows before them, or unknown. {cause} Trainer(detect_anomaly=True) names the "
-        "operation. This is said once.",
+        f"bsscale: the last {many} measured windows had a non-finite gradient. They were dropped: the noise scale is "
+        f"still that of earlier windows, or unknown. {cause} Trainer(detect_anomaly=True) names the operation. This "
+        "warning is shown only once.",
         category=UserWarning,
     )
 
 
 def warn_changed_gradients(parameter: str | None) -> None:
-    """Say that nothing is measured where the step's gradient is not the mean of the micro-batches' gradients.
+    """Warn that nothing is measured while the step's gradient is not the mean of the micro-batches' gradients.
 
     Args:
-        parameter: name of the one that differs most, where it is known
+        parameter: name of the parameter that differs most, if known
     """
-    where = f" (most of all that of {parameter})" if parameter else ""
+    where = f" (most of all for {parameter})" if parameter else ""
     rank_zero_warn(
-        f"bsscale: the gradient in .grad at the step{where} is not the mean of what the backward passes of its "
-        "micro-batches gave: something else changes or adds to .grad, for example on_after_backward, an "
-        "on_before_optimizer_step of a callback listed before this one, a .backward() within training_step, or a "
-        "zero_grad that keeps old gradients. A noise scale of the two together would be wrong, so nothing is measured, "
-        "what was measured is discarded, and the batch stays. Change gradients in tensor hooks that are registered "
-        "before training, or after this callback, in on_before_optimizer_step or configure_gradient_clipping of the "
-        "module; return the whole loss from training_step. The comparison is repeated now and then, and measuring "
-        "begins again where it agrees. This is said once.",
+        f"bsscale: the gradient in .grad at the step{where} is not the mean of its micro-batches' gradients: other "
+        "code changes or adds to .grad, for example on_after_backward, an on_before_optimizer_step of a callback "
+        "listed before this one, a .backward() within training_step, or a zero_grad that keeps old gradients. The "
+        "noise scale would be wrong, so nothing is measured, earlier measurements are discarded, and the batch is "
+        "held. Change gradients in tensor hooks that are registered before training, or after this callback, in "
+        "on_before_optimizer_step or configure_gradient_clipping of the module; return the whole loss from "
+        "training_step. The comparison is repeated from time to time, and measurement resumes when it agrees. This "
+        "warning is shown only once.",
         category=UserWarning,
     )
 
 
 def warn_invalid_decision(policy: Any, answer: Any) -> None:
-    """Warn that a policy answered something else than a decision.
-
-    Args:
-        policy: the policy
-        answer: what it answered
-    """
+    """Warn that a policy did not return a decision."""
     rank_zero_warn(
-        f"{type(policy).__name__}.decide answered {show(answer)}; a Decision with a finite positive "
-        "batch_size is needed. The batch is held; this is said once.",
+        f"{type(policy).__name__}.decide returned {show(answer)}; expected a Decision with a finite positive "
+        "batch_size. The batch is held. This warning is shown only once.",
         category=UserWarning,
     )

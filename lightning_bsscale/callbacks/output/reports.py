@@ -1,4 +1,4 @@
-"""What a run shows while it trains: logged numbers, journal lines, and messages, each warning once."""
+"""The output of a run during training: logged numbers, journal records, and messages, each warning once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lightning_bsscale.theory.state import CutWindow, OpenWindow, RunSettings, R
 
 
 class Reports:
-    """Shows what happens in one run.
+    """The output of one run.
 
     Args:
-        options: the callback's
-        settings: what the run is done with
-        journal: where records are written
+        options: the callback's options
+        settings: the settings of the run
+        journal: receives the records
         sizes: checks the sizes of micro-batches
     """
 
@@ -36,23 +36,23 @@ class Reports:
         self._options = options
         self._settings = settings
         self._sizes = sizes
-        self._shown_once: set[Callable[..., None]] = set()
+        self._shown: set[Callable[..., None]] = set()
 
-    def once(self, say: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """Say something for the first time only."""
-        if say not in self._shown_once:
-            self._shown_once.add(say)
-            say(*args, **kwargs)
+    def once(self, message: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Show a message the first time only."""
+        if message not in self._shown:
+            self._shown.add(message)
+            message(*args, **kwargs)
 
     def epoch_started(self, started: EpochStarted) -> None:
-        """Say what an epoch's start lost or repeats."""
+        """Warn about micro-batches that the start of an epoch dropped or repeats."""
         self.window_dropped(started.state_at_end, started.dropped)
         before, announced = started.state_at_end.position.micro_batches, started.state.position.epoch_batches
         if self._settings.decides and started.is_repeated and announced is not None and before >= announced:
             messages.warn_repeated_epoch(before, announced, waits=self._settings.plan.ends_with_epochs)
 
     def window_dropped(self, state: RunState, micro_batches: int) -> None:
-        """Say once that an epoch ended within a window; `state` is that at its end."""
+        """Warn once that an epoch ended within a window; `state` is that at its end."""
         if micro_batches and self._settings.acts:
             self.once(
                 messages.warn_dropped_micro_batches,
@@ -62,19 +62,19 @@ class Reports:
             )
 
     def window_opened(self, window: OpenWindow, cut: CutWindow | None) -> None:
-        """Say what a checkpoint within a window could not hold."""
+        """Warn about the part of a window that a checkpoint lacks."""
         if cut is not None and cut.lost and self._settings.decides:
             messages.warn_cut_window(cut.lost, window.planned if self._settings.acts else 0)
 
     def window_closed(self, window: OpenWindow, closed: Closed, *, has_gradient_scaler: bool) -> None:
-        """Check the window's size, and record what has arrived."""
+        """Check the window's size, and record the measurement that has arrived."""
         self._sizes.add(window.examples, window.begun)
         if closed.state.measured.many_were_dropped:
             self.once(messages.warn_dropped_windows, MANY_DROPPED, has_scaler=has_gradient_scaler)
         self.journal.write(closed.measurement)
 
     def decided(self, asked: Asked) -> None:
-        """Record a decision, and say it."""
+        """Record and log a decision."""
         if asked.decided is not None and not asked.decided.is_valid:
             self.once(messages.warn_invalid_decision, self._settings.policy, asked.decided.answer)
         if asked.record is not None:
@@ -82,7 +82,7 @@ class Reports:
             messages.log_decision(asked.record, self._options)
 
     def log(self, state: RunState, actuator: Actuator, asked: Asked, window: OpenWindow) -> None:
-        """Log at an optimizer step, where it is due or the batch changed."""
+        """Log numbers at an optimizer step if it is due or the batch changed."""
         trainer = actuator.trainer
         if not (logging.is_log_due(trainer) or (asked.record is not None and asked.record.is_change)):
             return

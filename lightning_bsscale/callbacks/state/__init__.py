@@ -1,1 +1,1 @@
-"""Checkpoints, and the results of workers."""
+"""Checkpoints, the fit in progress, and results of spawned workers."""

@@ -1,4 +1,4 @@
-"""A run as a checkpoint holds it: the `RunState` made plain, the policy's own state, and the journal's place."""
+"""A callback's state in a checkpoint: the plain `RunState`, the policy's own state, and the journal's position."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ STATE_SCHEMA = 2
 
 
 def to_checkpoint(state: RunState, policy: Any, journal: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what a checkpoint holds.
+    """Return the state for a checkpoint.
 
     Args:
         state: the run
-        policy: whose own `state_dict` is kept, where it has one
+        policy: the policy, whose own `state_dict` is included if it has one
         journal: the journal's id, path and number of records, or None
 
     Returns:
-        numbers, strings, lists and dicts, and what the policy's `state_dict` returns
+        Numbers, strings, lists and dicts, and whatever the policy's `state_dict` returns.
     """
     own = getattr(policy, "state_dict", None)
     return {
@@ -34,17 +34,17 @@ def to_checkpoint(state: RunState, policy: Any, journal: dict[str, Any] | None) 
 
 
 def read_run(checkpoint: dict[str, Any], callback: str) -> RunState:
-    """Read the run that a checkpoint holds.
+    """Read the run from a checkpoint.
 
     Args:
-        checkpoint: what it holds for the callback
-        callback: whose it is
+        checkpoint: the callback's state in it
+        callback: the callback's name, for the message
 
     Returns:
-        the run at the last window's end
+        The run at the end of its last window.
 
     Raises:
-        MisconfigurationException: the state is of another schema, or damaged
+        MisconfigurationException: If the state is of another schema, or damaged.
     """
     if checkpoint.get("schema") != STATE_SCHEMA:
         raise MisconfigurationException(
@@ -63,7 +63,7 @@ def read_run(checkpoint: dict[str, Any], callback: str) -> RunState:
 
 
 def restore_policy(policy: Any, checkpoint: dict[str, Any]) -> None:
-    """Hand a policy what one of its class kept for itself."""
+    """Give the policy the state that one of its class stored."""
     stored, load = checkpoint["policy"], getattr(policy, "load_state_dict", None)
     if stored["class"] == type(policy).__qualname__ and stored["state"] is not None and callable(load):
         load(stored["state"])

@@ -1,14 +1,13 @@
 """Return a callback's results from spawned workers to the caller.
 
 Under `ddp_spawn`, `ddp_fork` and `ddp_notebook` each process trains with a copy of the callback, and the user holds the
-one that nobody trained with. Of what the first process made, Lightning sends back weights, metrics and `trainer.state`,
-through a pipe that the parent reads only after its children have ended. A pipe holds 64 KiB, and whoever writes more
-waits for a reader that waits for the writer. So the outcome goes into a file, as Lightning's weights do, and only its
-path travels with `trainer.state`.
+original. From the first process Lightning returns weights, metrics and `trainer.state`, through a pipe that the parent
+reads only after its children have ended. A pipe holds 64 KiB, and a process that writes more would wait forever. The
+outcome is therefore written to a file, like Lightning's weights, and only its path travels with `trainer.state`.
 
-The file is written when Lightning puts the state into the pipe, which is the last thing that the process does: if
-training fails before that, there is nothing to clean up. The parent deletes it as soon as it has read it, or when it
-learns that another child has failed.
+The file is written when Lightning puts the state into the pipe, which is the last action of the process: if training
+fails before, there is nothing to clean up. The parent deletes the file as soon as it has read it, or when it learns
+that another child has failed.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ _channels: WeakValueDictionary[str, ResultChannel] = WeakValueDictionary()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a callback shows when no training is in progress.
+    """A callback's results while no training is in progress.
 
     Attributes:
         run: the run as far as it is known, or None
-        journal_path: the file that it recorded to, or None
+        journal_path: the journal's file, or None
     """
 
     run: RunState | None = None
@@ -49,51 +48,36 @@ class Outcome:
 
 
 class ResultChannel:
-    """A callback's, from wherever it is trained with to where it is held.
+    """Carries a callback's outcome from the process that trains to the one that called `fit`.
+
+    Args:
+        outcome: the received outcome of the original, for a copy
 
     Attributes:
-        outcome: what came back; None before
+        outcome: the received outcome, or None
     """
 
     def __init__(self, outcome: Outcome | None = None) -> None:
-        """Begins to wait.
-
-        Args:
-            outcome: what a copy was made with
-        """
         self.outcome = outcome
         self._process = os.getpid()
         self._name = uuid.uuid4().hex
         _channels[self._name] = self
 
     def send(self, trainer: pl.Trainer, outcome: Outcome) -> None:
-        """Sends, where this is a copy in another process; elsewhere there is nothing to do.
-
-        Args:
-            trainer: whose state Lightning sends back when training has ended
-            outcome: what the callback has to show
-        """
+        """Attach the outcome to the state that Lightning returns, if this is a copy in another process."""
         if os.getpid() != self._process:
             vars(trainer.state)[f"bsscale_{self._name}"] = _SentOutcome(self._name, outcome, trainer.default_root_dir)
 
     def clean_up(self, trainer: pl.Trainer) -> None:
-        """Delete what a child wrote before another one failed, so that nobody will read it.
-
-        Args:
-            trainer: whose fit has failed
-        """
+        """Delete the file of a child if another child failed, so that nobody will read it."""
         for path in _possible_paths(self._name, trainer.default_root_dir):
             _delete(path)
             if active_children():
-                # After Ctrl-C in this process alone they train on, and this process waits for them when it ends.
-                Finalize(None, _delete, (path,), exitpriority=-1)  # below 0: when they have been joined
+                # After Ctrl-C in this process alone, the children keep training until this process ends and joins them.
+                Finalize(None, _delete, (path,), exitpriority=-1)  # below 0: after they have been joined
 
     def for_copy(self) -> ResultChannel:
-        """A copy of the callback was made: what is sent to the first one is not the copy's.
-
-        Returns:
-            a channel of the copy's own, or in another process, which may train for this one, the same
-        """
+        """Return a copy's channel: a new one, or in a worker, which may train for the original, this one."""
         if os.getpid() == self._process:
             return ResultChannel(self.outcome)
         _channels[self._name] = self
@@ -101,32 +85,25 @@ class ResultChannel:
 
 
 def without_module(callback: pl.Callback) -> dict[str, Any]:
-    """What a callback holds, without what Lightning put there: the module's own `log` and `log_dict`.
-
-    Args:
-        callback: one that has trained
-
-    Returns:
-        its attributes
-    """
+    """Return a callback's attributes without the module's `log` and `log_dict`, which Lightning puts there."""
     return {name: value for name, value in vars(callback).items() if name not in ("log", "log_dict")}
 
 
 class _SentOutcome:
-    """An outcome in `trainer.state`. Only `multiprocessing` writes it to a file: any other copy or pickle is empty."""
+    """An outcome in `trainer.state`, which only `multiprocessing` writes to a file; other pickles are empty."""
 
     def __init__(self, name: str, outcome: Outcome, default_root_dir: str) -> None:
         self.name, self.outcome, self.default_root_dir = name, outcome, default_root_dir
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _SentOutcome:
-        return self  # Lightning copies the state before it sends it
+        return self  # Lightning copies the state before sending it
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
 
 
 def _write_outcome(sent: _SentOutcome) -> tuple[Any, tuple[Any, ...]]:
-    # Nothing is raised here: Lightning would lose the weights of the whole training.
+    # An exception here would lose the weights of the whole training.
     problem: Exception | None = None
     for path in _possible_paths(sent.name, sent.default_root_dir):
         try:
@@ -135,9 +112,9 @@ def _write_outcome(sent: _SentOutcome) -> tuple[Any, tuple[Any, ...]]:
         except (OSError, TypeError, ValueError) as error:
             problem = error
     rank_zero_warn(
-        f"bsscale: what the callback measured and decided could not be written for the process that called fit "
-        f"({problem}), so the callback shows nothing there. The checkpoints have it, and with record=True the journal. "
-        "Make room in the folder for temporary files (TMPDIR).",
+        f"bsscale: the callback's results could not be written for the process that called fit ({problem}), so the "
+        "callback has no results there. The checkpoints contain them, and with record=True the journal. Free some "
+        "space in the folder for temporary files (TMPDIR).",
         category=UserWarning,
     )
     return type(None), ()
@@ -147,15 +124,15 @@ ForkingPickler.register(_SentOutcome, _write_outcome)
 
 
 def _read_outcome(name: str, path: str) -> None:
-    """Read what a child has written, in the process whose callback waits for it, and delete the file."""
+    """Read a child's outcome into the channel that expects it, and delete the file."""
     channel = _channels.get(name)
     try:
         if channel is not None:
             channel.outcome = from_plain(Outcome, json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as problem:  # the weights, which are read next, must not be lost with it
+    except (OSError, ValueError) as problem:  # must not lose the weights, which are read next
         rank_zero_warn(
-            f"bsscale: what the callback measured and decided could not be read back ({problem}), so the callback "
-            "shows nothing. The checkpoints have it, and with record=True the journal.",
+            f"bsscale: the callback's results could not be read back ({problem}), so the callback has no results. The "
+            "checkpoints contain them, and with record=True the journal.",
             category=UserWarning,
         )
     finally:
@@ -164,15 +141,15 @@ def _read_outcome(name: str, path: str) -> None:
 
 def _possible_paths(name: str, default_root_dir: str) -> list[Path]:
     folders = [default_root_dir]
-    with suppress(OSError):  # where there is none
-        folders.insert(0, tempfile.gettempdir())  # here Lightning puts the weights
+    with suppress(OSError):  # no folder for temporary files
+        folders.insert(0, tempfile.gettempdir())  # where Lightning puts the weights
     return [Path(folder, f"bsscale-{name}.json") for folder in folders]
 
 
 def _write(path: Path, text: str) -> None:
-    _delete(path)  # of a training with this callback that was killed
+    _delete(path)  # left by a killed training with this callback
     try:
-        # Only this user may read it, and nobody else can have made it: the name is random.
+        # Readable by this user only; O_EXCL and the random name exclude a file of someone else.
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
     except OSError:

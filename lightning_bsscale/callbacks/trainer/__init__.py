@@ -1,1 +1,1 @@
-"""What is read from the Trainer and its parts, and what is written to them."""
+"""Everything that reads or writes the Trainer and its parts."""

@@ -1,7 +1,7 @@
-"""The only writer of a parameter group's ``"lr"``, which is put back after each step.
+"""The only writer of a parameter group's ``"lr"``, which is restored after each step.
 
-The factor is on the learning rate only while the optimizer updates (see `optimizer_step`). So the user, their scheduler
-and the checkpoints see their own learning rate, whatever the formula.
+The factor is on the learning rate only during the optimizer's update (see `optimizer_step`). Users, their schedulers
+and checkpoints therefore see their own learning rate, whatever its formula.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from torch.optim import Optimizer
 from lightning_bsscale.callbacks.trainer.optimizer_step import UpdateWrapper
 
 
-def _copy(rate: Any) -> Any:
-    return rate.detach().clone() if isinstance(rate, Tensor) else rate
+def _copy(lr: Any) -> Any:
+    return lr.detach().clone() if isinstance(lr, Tensor) else lr
 
 
-def _version(rate: Any) -> int:
-    # Tells whether a tensor was written to, without reading it from its device.
-    return rate._version if isinstance(rate, Tensor) else 0
+def _version(lr: Any) -> int:
+    # Detects writes to a tensor without reading it from its device.
+    return lr._version if isinstance(lr, Tensor) else 0
 
 
 @dataclass(slots=True)
 class _ScaledGroup:
-    """One parameter group while the factor is on its learning rate: what was found, and what was put there."""
+    """One parameter group while the factor is on its learning rate: the original value and the one written."""
 
     group: dict[str, Any]
     original: Any
     written: Any = None
     version: int = 0
 
-    def write(self, rate: Any) -> None:
+    def write(self, lr: Any) -> None:
         # A tensor may be captured by a compiled or graphed step, so it keeps its identity.
         if isinstance(self.original, Tensor):
             with torch.no_grad():
-                self.group["lr"].copy_(rate)
+                self.group["lr"].copy_(lr)
         else:
-            self.group["lr"] = rate
+            self.group["lr"] = lr
 
-    def remember(self) -> None:
+    def note_written(self) -> None:
         self.written = self.group["lr"]
         self.version = _version(self.written)
 
-    def without(self, factor: float) -> Any:
-        """Return what the user has there now: what was found or, where it was changed, the new value / factor."""
+    def unscaled(self, factor: float) -> Any:
+        """Return the user's learning rate: the original or, if the update changed it, the new value / factor."""
         now = self.group["lr"]
         same = now is self.written if isinstance(now, Tensor) else now is self.written or now == self.written
         if same and _version(now) == self.version:
@@ -57,18 +57,19 @@ class _ScaledGroup:
             return _copy(now)
         return now.detach() / factor if isinstance(now, Tensor) else now / factor
 
-    def restore(self, rate: Any) -> None:
-        if isinstance(rate, Tensor) and self.group["lr"] is self.written:
-            self.write(rate)
+    def restore(self, lr: Any) -> None:
+        if isinstance(lr, Tensor) and self.group["lr"] is self.written:
+            self.write(lr)
         else:
-            self.group["lr"] = rate
+            self.group["lr"] = lr
 
 
 class _OverwriteDetector:
-    """Finds out that the optimizer computes its learning rate anew in each step: what is put there has no effect.
+    """Detects an optimizer that recomputes its learning rate in each step, so that the factor has no effect.
 
-    Where an optimizer multiplies its learning rate in a step, the change does not depend on the factor. Where it
-    computes, what it finds has been divided by the last step's factor and multiplied by this one's, and that is undone.
+    If an optimizer multiplies its learning rate in a step, the change does not depend on the factor. If it computes the
+    learning rate, the value before the step has been divided by the last step's factor and multiplied by this one's,
+    and the change undoes that.
     """
 
     def __init__(self) -> None:
@@ -85,8 +86,8 @@ class _OverwriteDetector:
             self._usual = math.log(change)
         elif self._usual is not None and abs(undone) > 0.2:  # less could be a decay that varies
             distance = abs(math.log(change) - self._usual - undone)
-            # One sign is enough of an optimizer that changes its learning rate in every step, and then undoes the
-            # factor exactly. One that changes it now and then may have done so by chance when the batch changed.
+            # One sign is enough for an optimizer that changes its learning rate in every step and undoes the factor
+            # exactly. One that changes it now and then may have done so by coincidence when the batch changed.
             is_exact = self._usual != 0 and distance < 0.01 * abs(undone)
             self._signs = self._signs + (2 if is_exact else 1) if distance < abs(undone) / 4 else 0
 
@@ -96,18 +97,14 @@ class _OverwriteDetector:
 
 
 class ScopedFactor:
-    """Multiplies the learning rate of every parameter group for the length of one update.
+    """Multiplies the learning rate of every parameter group during one update.
 
-    What the optimizer itself, or code that it calls, changes within the update is the user's: it is kept, divided by
-    the factor. Where the factor is one, nothing is written.
+    Changes that the optimizer or code that it calls makes during the update belong to the user: they are kept, divided
+    by the factor. If the factor is one, nothing is written.
     """
 
     def __init__(self, optimizer: Any) -> None:
-        """Takes hold of the optimizer's step.
-
-        Args:
-            optimizer: whose learning rate to scale
-        """
+        """Wrap the optimizer's step."""
         self.optimizer = optimizer
         self._factor = 1.0
         self._schedule_factor = 1.0
@@ -122,7 +119,7 @@ class ScopedFactor:
         self._wrapper = UpdateWrapper(optimizer, self.apply, self.restore)
 
     def apply(self) -> None:
-        """Puts the factor on, where it is not; the update begins."""
+        """Apply the factor as the update begins; a second call does nothing."""
         if self._scaled:
             return
         self._applied = both = self._factor * self._schedule_factor
@@ -131,86 +128,72 @@ class ScopedFactor:
             self._scaled = [_ScaledGroup(group, _copy(group["lr"])) for group in groups]
             for one in self._scaled:
                 one.write(one.original * both)
-            for one in self._scaled:  # when all are written, as groups may share one tensor
-                one.remember()
+            for one in self._scaled:  # after all writes, because groups may share a tensor
+                one.note_written()
         first = groups[0]["lr"]
         self._last_lr = _copy(first)
-        self._first_written = None if isinstance(first, Tensor) else first  # a tensor would have to be read
+        # A tensor would have to be read from its device.
+        self._first_written = None if isinstance(first, Tensor) else first
         self.used_factor = self._factor
         self.is_seen = True
 
     def restore(self) -> None:
-        """Takes the factor off; also after a step that an exception left."""
+        """Remove the factor, also after a step that raised an exception."""
         if self._first_written is not None:
             self._change = self.optimizer.param_groups[0]["lr"] / self._first_written if self._first_written else 1.0
             self._first_written = None
         scaled, self._scaled = self._scaled, []
-        rates = [one.without(self._applied) for one in scaled]
-        for one, rate in zip(scaled, rates, strict=True):
-            one.restore(rate)
+        originals = [one.unscaled(self._applied) for one in scaled]
+        for one, lr in zip(scaled, originals, strict=True):
+            one.restore(lr)
 
     def change(self, factor: float, schedule_factor: float) -> None:
-        """Sets both factors, from the next update on.
+        """Set both factors, from the next update on.
 
         Args:
-            factor: what goes with the batch
-            schedule_factor: what the callback's own schedule says, or 1
+            factor: the factor of the batch
+            schedule_factor: the factor of the callback's own schedule, or 1
         """
         self._factor = factor
         self._schedule_factor = schedule_factor
 
     def begin_window(self) -> None:
-        """A window begins: what its step does is not known yet."""
+        """Begin a window, whose update has not been seen."""
         self.restore()
         self.is_seen = False
         self._wrapper.keep_in_place()
 
     def is_overwritten(self) -> bool:
-        """Judge the update of this window, once.
-
-        Returns:
-            whether the optimizer computes its learning rate by itself, whatever is put there
-        """
+        """Judge this window's update once; return whether the optimizer overwrites the factor."""
         if self.is_seen:
             self._detector.add(self._applied, float(self._change))
         return self._detector.is_sure
 
     @property
     def is_wanted(self) -> bool:
-        """Whether the present factors change anything."""
+        """Whether the current factors change anything."""
         return self._factor * self._schedule_factor != 1
 
     @property
     def lr(self) -> float:
-        """The learning rate that the last update was made with (first parameter group); before any, the user's."""
+        """The learning rate of the last update (first parameter group); before any, the user's."""
         return float(self._last_lr if self._last_lr is not None else self.optimizer.param_groups[0]["lr"])
 
     def follow(self, optimizer: Any) -> None:
-        """Goes over to another optimizer.
-
-        Args:
-            optimizer: the one that steps from now on
-        """
+        """Change to another optimizer, with the same factors."""
         self.remove()
         self.optimizer = optimizer
         self._detector = _OverwriteDetector()
         self._wrapper = UpdateWrapper(optimizer, self.apply, self.restore)
 
     def remove(self) -> None:
-        """Lets the step go and puts the user's learning rates back."""
+        """Unwrap the step, and restore the user's learning rates."""
         self.restore()
         self._wrapper.remove()
 
 
 def relative_learning_rate(optimizer: Optimizer) -> float:
-    """Compute where the user's scheduler has taken the learning rate (first parameter group).
-
-    Args:
-        optimizer: with the user's own learning rates
-
-    Returns:
-        present learning rate / initial one; 1 without a scheduler
-    """
+    """Return the user's learning rate relative to the initial one (first parameter group); 1 without a scheduler."""
     group = optimizer.param_groups[0]
     initial = float(group.get("initial_lr", 0.0))
     return float(group["lr"]) / initial if initial else 1.0

@@ -1,4 +1,4 @@
-"""The size of a batch, and of an epoch."""
+"""Sizes of batches and epochs, read from batches and loaders."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from lightning_bsscale.gradients.reduce import extremes, sums
 from lightning_bsscale.theory.checks import show
 from lightning_bsscale.theory.windows import planned_examples
 
-_warned_types: set[str] = set()  # of which types of batch, in this process, as Lightning does
+_warned_types: set[str] = set()  # types of batches, per process as in Lightning
 
 
 def _tensors_in(batch: Any) -> Iterator[Tensor]:
-    # In the order in which Lightning looks for one. Its own function would warn at every new size, with advice for
-    # `self.log`, and would walk through arrays number by number.
+    # The order is Lightning's. Its own function would warn about every new size, with advice for `self.log`, and
+    # would walk through arrays number by number.
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
         for item in batch.values():
             yield from _tensors_in(item)
     elif isinstance(batch, (str, bytes, Iterator)) or hasattr(batch, "__array__"):
-        return  # what can be read only once is the training step's to read
+        return  # an iterator can be read only once, by the training step
     elif isinstance(batch, Iterable):
         for item in batch:
             yield from _tensors_in(item)
@@ -41,29 +41,29 @@ def _tensors_in(batch: Any) -> Iterator[Tensor]:
 
 
 def batch_size_of(batch: Any, batch_size_fn: BatchSizeFn | None) -> int:
-    """Examples in one micro-batch.
+    """Return the number of examples in one micro-batch.
 
     Args:
-        batch: what the loader gave
-        batch_size_fn: the user's way to count; None looks for the first tensor's first dimension, as Lightning does
+        batch: the loader's batch
+        batch_size_fn: the user's function; None uses the first tensor's first dimension, as Lightning does
 
     Returns:
-        a positive whole number of examples (or of what `batch_size_fn` counts, such as tokens)
+        A positive whole number of examples (or of what `batch_size_fn` counts, such as tokens).
 
     Raises:
-        MisconfigurationException: the size cannot be found, or `batch_size_fn` gave no positive whole number
+        MisconfigurationException: If the size cannot be determined, or is not a positive whole number.
     """
     if batch is None:
         raise MisconfigurationException(
-            "The number of examples in a batch must be known before the training step, and Lightning shows no batch, "
-            "as training_step takes dataloader_iter. Let training_step take the batch."
+            "The number of examples in a batch must be known before the training step, but Lightning passes no batch "
+            "because training_step takes dataloader_iter. Let training_step take the batch."
         )
     size: Any = _size_of_first_tensor(batch) if batch_size_fn is None else batch_size_fn(batch)
     number = math.nan if isinstance(size, bool) or not isinstance(size, Real) else float(size)
     if not 0 < number < math.inf or number != number // 1:
-        source = "The loader gave a batch of" if batch_size_fn is None else "batch_size_fn returned"
+        source = "The loader returned a batch of" if batch_size_fn is None else "batch_size_fn returned"
         hint = " Call .item() on it." if isinstance(size, Tensor) else ""
-        raise MisconfigurationException(f"{source} {show(size)} examples; a positive whole number is needed.{hint}")
+        raise MisconfigurationException(f"{source} {show(size)} examples; expected a positive whole number.{hint}")
     return int(number)
 
 
@@ -75,15 +75,15 @@ def _size_of_first_tensor(batch: Any) -> int:
         tensors = []
     if not tensors:
         raise MisconfigurationException(
-            f"The number of examples in a batch of type {kind} cannot be found: it holds no tensor. Pass a function "
-            "that counts them, for example batch_size_fn=len, or batch_size_fn=lambda batch: batch.num_graphs."
+            f"The number of examples in a batch of type {kind} cannot be determined: it contains no tensor. Pass a "
+            "function that counts them, for example batch_size_fn=len, or batch_size_fn=lambda batch: batch.num_graphs."
         )
     size = tensors[0].size(0) if tensors[0].ndim else 1
     if kind not in _warned_types and any(tensor.ndim and tensor.size(0) != size for tensor in tensors):
         _warned_types.add(kind)
         rank_zero_warn(
             f"bsscale: the tensors in a batch of type {kind} differ in their first dimension, and that of the first "
-            "tensor is taken for the number of examples. If it is not, the noise scale is wrong by that factor: pass a "
+            "tensor is used as the number of examples. If it is not, the noise scale is wrong by that factor: pass a "
             "function that counts them, for example batch_size_fn=lambda batch: len(batch['labels']).",
             category=UserWarning,
         )
@@ -91,23 +91,22 @@ def _size_of_first_tensor(batch: Any) -> int:
 
 
 class SizeCheck:
-    """Says once where the micro-batches are not of the size that everything is counted in: the first one's."""
+    """Warns once if the mean size of the first micro-batches differs from the first one's, the unit of all counts.
+
+    Args:
+        micro_batch_size: the unit of this device's batches; None disables the check
+    """
 
     MICRO_BATCHES = 50
     TOLERANCE = 0.25
 
     def __init__(self, micro_batch_size: int | None) -> None:
-        """Begins without a micro-batch.
-
-        Args:
-            micro_batch_size: the size that this device's batches are counted in; None where that is not known
-        """
         self._unit = micro_batch_size
         self._count = 0
         self._examples = 0
 
     def add(self, examples: int, micro_batches: int) -> None:
-        """Add a window of so many examples and micro-batches."""
+        """Add a window."""
         if self._unit is None or self._count >= self.MICRO_BATCHES:
             return
         self._count += micro_batches
@@ -117,35 +116,28 @@ class SizeCheck:
             rank_zero_warn(
                 f"bsscale: the first micro-batch had {self._unit} examples, the first {self._count} have {mean:.4g} "
                 "on average. Batches, limits and the budget are counted in micro-batches of the first one's size. Let "
-                "the loader begin with a typical batch.",
+                "the loader start with a typical batch.",
                 category=UserWarning,
             )
 
 
 def epoch_batches(trainer: pl.Trainer) -> int | None:
-    """Micro-batches in an epoch on this device.
-
-    Args:
-        trainer: a Trainer whose fit has begun
-
-    Returns:
-        the number, or None for a loader without a length
-    """
+    """Return the micro-batches in an epoch on this device, or None for a loader without a length."""
     batches = trainer.num_training_batches
     return int(batches) if math.isfinite(batches) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaders:
-    """What the loaders of all ranks say together, the same on every rank: ranks may have loaders of their own.
+    """Sizes and lengths of the loaders of all ranks; the same on every rank, also if ranks have different loaders.
 
     Attributes:
-        batches: micro-batches in an epoch on each rank, or None where the loaders have no length
-        first_size: examples of the ranks' first micro-batches together
-        batch_size: the `batch_size` of the ranks' loaders together, as the users gave it; None where one has none
-        examples: examples in an epoch, where plain loaders say so exactly, else None
-        epoch: when they were asked
-        batch_size_fn: the user's way to count
+        batches: micro-batches in an epoch on each rank, or None for loaders without a length
+        first_size: sum of the examples in the ranks' first micro-batches
+        batch_size: sum of the loaders' `batch_size` as users set it; None if a loader has none
+        examples: examples in an epoch if plain loaders state them exactly, else None
+        epoch: the epoch in which they were read
+        batch_size_fn: the user's function that counts examples
     """
 
     batches: int | None
@@ -156,52 +148,41 @@ class Loaders:
     batch_size_fn: BatchSizeFn | None
 
     def were_replaced(self, trainer: pl.Trainer) -> bool:
-        """Whether new ones were made for the present epoch (`reload_dataloaders_every_n_epochs`).
-
-        Args:
-            trainer: a Trainer in an epoch
-
-        Returns:
-            the same on all ranks
-        """
+        """Return whether this epoch has new loaders (`reload_dataloaders_every_n_epochs`); the same on all ranks."""
         now = trainer.current_epoch
         every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         return bool(every) and self.epoch != now and trainer.fit_loop._last_train_dl_reload_epoch == now
 
     def read_again(self, trainer: pl.Trainer, micro_batch_size: int) -> Loaders:
-        """Ask the new loaders, at their first micro-batch of so many examples on this rank; it waits for all ranks."""
+        """Read the new loaders at their first micro-batch, of `micro_batch_size` examples; it waits for all ranks."""
         return read_loaders(trainer, micro_batch_size, self.batch_size_fn)
 
     def epoch_examples(self, granularity: int) -> int | None:
-        """Examples in an epoch: exact for plain DataLoaders, batches × the usual size for any others with a length.
+        """Return the examples in an epoch over all devices, or None for loaders without a length.
 
-        Args:
-            granularity: examples of one micro-batch on all devices
-
-        Returns:
-            the number over all devices, or None for loaders without a length
+        The number is exact for plain DataLoaders, and batches × `granularity` for other loaders with a length.
         """
-        # A loader whose batches are of another size than its own `batch_size` does not count examples.
+        # A loader whose batches differ from its own `batch_size` does not count examples.
         if self.examples is not None and self.batch_size == granularity:
             return self.examples
         return None if self.batches is None else self.batches * granularity
 
 
 def read_loaders(trainer: pl.Trainer, micro_batch_size: int, batch_size_fn: BatchSizeFn | None) -> Loaders:
-    """Puts together what the ranks' loaders say, and checks that they are of one length.
+    """Combine the loaders of all ranks, and check that they have the same length.
 
-    It waits for all ranks: for the start of training, and where loaders are made anew.
+    It waits for all ranks: for the start of training, and for new loaders.
 
     Args:
         trainer: a Trainer whose fit has begun
         micro_batch_size: examples in this rank's first micro-batch
-        batch_size_fn: the user's way to count; with one the loader's own sizes say nothing
+        batch_size_fn: the user's function that counts examples; with one, the loader's own sizes are not used
 
     Returns:
-        the record
+        The record.
 
     Raises:
-        MisconfigurationException: the loaders differ in length
+        MisconfigurationException: If the loaders differ in length.
     """
     device, ranks, batches = trainer.strategy.root_device, trainer.world_size, epoch_batches(trainer)
     least, most = extremes([-1 if batches is None else batches], device, ranks)
@@ -209,9 +190,9 @@ def read_loaders(trainer: pl.Trainer, micro_batch_size: int, batch_size_fn: Batc
         names = ["no length" if number < 0 else f"{number:g} micro-batches" for number in (*least, *most)]
         raise MisconfigurationException(
             f"The train dataloaders differ between the ranks: one has {names[0]}, another {names[1]} (rank "
-            f"{trainer.global_rank}: {batches}). The ranks would wait for each other for ever at the shorter one's "
-            "end. Give every rank the same number: a DistributedSampler does (Trainer(use_distributed_sampler=True)), "
-            "or set Trainer(limit_train_batches=...)."
+            f"{trainer.global_rank}: {batches}). The ranks would wait for each other forever at the end of the "
+            "shorter one. Give every rank the same number, with a DistributedSampler "
+            "(Trainer(use_distributed_sampler=True)), or set Trainer(limit_train_batches=...)."
         )
     own = [micro_batch_size, _batch_size(trainer), _epoch_examples(trainer, batch_size_fn)]
     first_size, batch_size, examples = sums([math.nan if number is None else number for number in own], device, ranks)
@@ -246,26 +227,26 @@ def _batch_size(trainer: pl.Trainer) -> int | None:
 
 def examples_in_plan(
     trainer: pl.Trainer,
-    found: Loaders,
+    loaders: Loaders,
     granularity: int,
     *,
     with_max_steps: bool = True,
     plan: tuple[int, int] | None = None,
 ) -> float | None:
-    """Examples of the training as the user planned it: by `max_epochs`, by `max_steps`, or the smaller of both.
+    """Return the examples of the training as planned by `max_epochs` and `max_steps`, the smaller number of both.
 
     Args:
         trainer: a Trainer whose fit has begun
-        found: what the ranks' loaders say
+        loaders: the loaders of all ranks
         granularity: examples of one micro-batch on all devices
-        with_max_steps: whether `max_steps` counts
-        plan: micro-batches of a step, and examples of one on all devices, of the start whose steps `max_steps` counts;
-            None where it is this one
+        with_max_steps: whether `max_steps` limits the plan
+        plan: micro-batches of a step, and examples of one on all devices, of the start in whose steps `max_steps` is
+            counted; None for this one
 
     Returns:
-        the number over all devices, or None where it is unknown
+        The number over all devices, or None if unknown.
     """
-    batches, examples = found.batches, found.epoch_examples(granularity)
+    batches, examples = loaders.batches, loaders.epoch_examples(granularity)
     accumulate, size = plan or (int(trainer.accumulate_grad_batches), granularity)
     if examples is not None and size != granularity:
         batches = math.ceil(examples / size)

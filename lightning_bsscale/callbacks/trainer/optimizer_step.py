@@ -1,9 +1,9 @@
-"""The moment in which an optimizer updates the weights: one call right before it, one right after.
+"""Calls right before and right after an optimizer updates the weights.
 
 ``step`` is wrapped on the instance, as torch's schedulers do: torch's own step hooks would miss a ``step`` that was
-replaced on the instance, and an optimizer that has no hook tables. Lightning hands ``step`` a closure that runs the
-training step and the user's hooks, so the wrapper steps aside while the closure runs. Where the optimizer runs torch's
-step hooks it steps aside for the user's too.
+replaced on the instance, and an optimizer without hook tables. Lightning passes a closure to ``step`` that runs the
+training step and the user's hooks, so the wrapper is suspended while the closure runs. If the optimizer runs torch's
+step hooks, it is suspended for the user's hooks too.
 """
 
 from __future__ import annotations
@@ -19,48 +19,34 @@ from torch.optim import Optimizer
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """Return the optimizer that Lightning steps, where `configure_optimizers` returned a LightningOptimizer.
-
-    Args:
-        optimizer: one of the Trainer's
-
-    Returns:
-        the optimizer inside
-    """
+    """Return the optimizer that Lightning steps, without a LightningOptimizer around it."""
     return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
 
 
 def can_wrap_step(optimizer: Any) -> bool:
-    """Tell whether `step` can be replaced on this instance.
-
-    Args:
-        optimizer: any object with a `step`
-
-    Returns:
-        False where `step` is a property of the class
-    """
+    """Return whether `step` can be replaced on this instance, which a property of the class prevents."""
     return not hasattr(type(getattr(type(optimizer), "step", None)), "__set__")
 
 
 class UpdateWrapper:
-    """Calls `before` as the optimizer begins to update, and `after` when it has; both may be called repeatedly."""
+    """Calls `before` when the optimizer begins to update and `after` when it ends; both may be called repeatedly."""
 
     def __init__(self, optimizer: Any, before: Callable[[], None], after: Callable[[], None]) -> None:
         """Wrap the step.
 
         Args:
-            optimizer: whose updates to catch; where `can_wrap_step` says no, only its hooks are used
-            before: called when the step begins, and again each time that its closure has returned
-            after: called when the closure begins and when the step has ended, by an exception too
+            optimizer: the optimizer; if `can_wrap_step` is false, only its hooks are used
+            before: called when the step begins, and again whenever its closure has returned
+            after: called when the closure begins, and when the step has ended or raised
         """
         self._optimizer = optimizer
         self._before, self._after = before, after
         self._is_inside = False
         self._depth = 0
         self._is_removed = False
-        self._wrapped: list[tuple[Any, Any]] = []  # ours, and what the instance had in its place
+        self._wrapped: list[tuple[Any, Any]] = []  # our steps, and what the instance had before
         self._handles: list[Any] = []
-        # Only the optimizer's own tables: an object that forwards to another one would show those of that.
+        # Only the optimizer's own tables: an object that forwards attributes would show those of another optimizer.
         own = vars(optimizer)
         self._tables: list[Any] = [own.get("_optimizer_step_pre_hooks"), own.get("_optimizer_step_post_hooks")]
         if all(isinstance(table, OrderedDict) for table in self._tables):
@@ -72,7 +58,7 @@ class UpdateWrapper:
         self.keep_in_place()
 
     def keep_in_place(self) -> None:
-        """Get outermost again, where the step was replaced or hooks were registered since the last call."""
+        """Become outermost again if the step was replaced or hooks were registered since the last call."""
         self._depth = 0
         if self._handles:
             first, last, post = self._handles
@@ -87,7 +73,7 @@ class UpdateWrapper:
     def _wrap(self) -> None:
         inner = self._plain_step()
         on_instance = vars(self._optimizer).get("step")
-        # A bound method stays one: torch's schedulers take its __func__, and its signature is asked for.
+        # A bound method stays one: torch's schedulers use its __func__, and others its signature.
         is_method = isinstance(inner, MethodType)
 
         @functools.wraps(inner.__func__ if is_method else inner)
@@ -99,8 +85,8 @@ class UpdateWrapper:
         self._wrapped.append((ours, on_instance))
 
     def _plain_step(self) -> Any:
-        # torch's zero_grad makes the class's step run hooks, also for an optimizer that has no tables of them: from its
-        # second step on such an optimizer would fail in torch, where it was not wrapped before.
+        # torch's zero_grad makes the class's step run hooks, even for an optimizer without hook tables. Unless its step
+        # is unwrapped, such an optimizer would fail in torch from its second step on.
         inner = self._optimizer.step
         is_torchs = isinstance(self._optimizer, Optimizer) and getattr(inner, "hooked", False)
         if is_torchs and not hasattr(self._optimizer, "_optimizer_step_pre_hooks"):
@@ -123,12 +109,12 @@ class UpdateWrapper:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], place: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         closure = kwargs.get("closure", args[place] if len(args) > place else None)
-        if not callable(closure):  # with a gradient scaler it was called before the step
+        if not callable(closure):  # a gradient scaler calls it before the step
             return args, kwargs
 
-        def suspended(*given: Any, **named: Any) -> Any:
+        def suspended(*closure_args: Any, **closure_kwargs: Any) -> Any:
             self._after()  # an optimizer may call its closure several times
-            loss = closure(*given, **named)
+            loss = closure(*closure_args, **closure_kwargs)
             self._before()
             return loss
 
@@ -136,7 +122,7 @@ class UpdateWrapper:
             return args, {**kwargs, "closure": suspended}
         return (*args[:place], suspended, *args[place + 1 :]), kwargs
 
-    # A subclass's step that calls its parent's runs the hooks twice: only the outer run counts.
+    # A subclass's step that calls its parent's step runs the hooks twice; only the outer run counts.
 
     def _before_pre_hooks(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._depth == 0:
@@ -147,7 +133,7 @@ class UpdateWrapper:
         if self._depth > 1:
             return None
         self._before()
-        # Someone may step without the wrapper, by the class's function or a method taken before.
+        # Other code may step without the wrapper: by the class's function, or by a method stored before.
         return None if self._is_inside else self._suspend_in_closure(args, kwargs, 1)
 
     def _before_post_hooks(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -156,7 +142,7 @@ class UpdateWrapper:
             self._after()
 
     def remove(self) -> None:
-        """Take the wrapper and the hooks away. Where someone wrapped the wrapper, it stays and does nothing."""
+        """Remove the wrapper and the hooks. A wrapper that was wrapped by other code stays, and does nothing."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

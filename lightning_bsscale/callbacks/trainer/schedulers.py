@@ -1,6 +1,6 @@
 """The only writer of a scheduler's `frequency`: schedulers follow the user's plan, not the steps that were made.
 
-A scheduler with ``interval: step`` is stepped once for each step that the user's own plan would have made by now.
+A scheduler with ``interval: step`` is stepped once for each step that the user's plan would have made by now.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _step_configs(trainer: pl.Trainer) -> list[Any]:
 
 @dataclass(slots=True)
 class _Entry:
-    """One scheduler of the user's, its own frequency, and how often it was stepped by us."""
+    """One of the user's schedulers, its own frequency, and the number of its steps made here."""
 
     config: Any
     frequency: int
@@ -27,19 +27,15 @@ class _Entry:
 
 
 class ExampleClock:
-    """Steps the user's ``interval: step`` schedulers as often as the user's own plan would have by now.
+    """Steps the user's ``interval: step`` schedulers as often as the user's plan would have by now.
 
-    ReduceLROnPlateau stays with Lightning, which knows its metric: one value counted several times would look like a
-    plateau. It is let through at the window ends at which the plan would have stepped it since the last one.
+    Lightning keeps stepping ReduceLROnPlateau, because it knows the metric, and one value counted several times would
+    look like a plateau. Its frequency is enabled at window ends at which the plan would have stepped it since the last
+    one.
     """
 
     def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the schedulers from Lightning: it steps one when the micro-batch index is a multiple of `frequency`.
-
-        Args:
-            trainer: whose schedulers to take
-            pl_module: whose `lr_scheduler_step` does the step
-        """
+        """Keep Lightning from stepping the schedulers, which it does at multiples of `frequency`."""
         self._pl_module = pl_module
         self._entries = [_Entry(config, config.frequency, 0) for config in _step_configs(trainer)]
         for entry in self._entries:
@@ -48,14 +44,7 @@ class ExampleClock:
         self._was_read = False
 
     def matches(self, trainer: pl.Trainer) -> bool:
-        """Whether these are the Trainer's schedulers still.
-
-        Args:
-            trainer: the Trainer
-
-        Returns:
-            False where others were set up since
-        """
+        """Return whether these are still the Trainer's schedulers."""
         configs = _step_configs(trainer)
         return len(configs) == len(self._entries) and all(
             entry.config is config for entry, config in zip(self._entries, configs, strict=True)
@@ -67,20 +56,16 @@ class ExampleClock:
         return [entry.frequency for entry in self._entries]
 
     def start_at(self, planned: Callable[[int], int]) -> None:
-        """Takes the plan's count as made already: the schedulers of a resumed run come with their own state.
+        """Assume the schedulers are caught up; the checkpoint restored their state.
 
         Args:
-            planned: scheduler steps that the plan has made by now, for a scheduler of the given frequency
+            planned: returns the plan's number of scheduler steps by now, for a frequency
         """
         for entry in self._entries:
             entry.steps = planned(entry.frequency)
 
     def read_planned_step(self) -> int | None:
-        """Return the planned step for which a scheduler is being stepped; None where none is.
-
-        Returns:
-            the number, from 1
-        """
+        """Return the planned step, from 1, for which a scheduler is being stepped, or None."""
         self._was_read = self._was_read or self._now is not None
         return self._now
 
@@ -88,11 +73,11 @@ class ExampleClock:
         """Step every scheduler up to the plan.
 
         Args:
-            planned: scheduler steps that the plan has made by now, for a scheduler of the given frequency
-            step_of: the planned step at which a scheduler of the given frequency is stepped for the given time
+            planned: returns the plan's number of scheduler steps by now, for a frequency
+            step_of: returns the planned step at which a scheduler of a frequency makes its n-th step
 
         Returns:
-            whether a scheduler was stepped, and nobody has asked yet for which planned step
+            Whether a scheduler was stepped although `read_planned_step` was never used during a step.
         """
         stepped = False
         for entry in self._entries:
@@ -111,7 +96,7 @@ class ExampleClock:
         return stepped and not self._was_read
 
     def release(self) -> None:
-        """Gives the schedulers back to Lightning."""
+        """Let Lightning step the schedulers again."""
         for entry in self._entries:
             entry.config.frequency = entry.frequency
         self._entries = []

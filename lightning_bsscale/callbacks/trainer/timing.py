@@ -1,4 +1,4 @@
-"""Seconds per micro-batch and per optimizer step, as the loop sees them."""
+"""Seconds per micro-batch and per optimizer step, measured in the loop."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Seconds = tuple[float | None, float | None]
 class StepTimes:
     """Running means over the micro-batches that only accumulate, and over those that step.
 
-    On an accelerator the loop runs ahead of the device, so single values are no device times; their means are, as soon
-    as the loop is held up by the device.
+    On an accelerator the loop runs ahead of the device, so single values are not device times. Their means are, once
+    the loop has to wait for the device.
 
     Args:
         world_size: number of ranks
@@ -31,7 +31,7 @@ class StepTimes:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """What a step of this rank costs beyond its last micro-batch, or None while that is unknown."""
+        """Seconds of a step of this rank beyond its last micro-batch, or None while unknown."""
         if self._stepping is None or self.seconds_per_micro_batch is None:
             return None
         return max(0.0, self._stepping - self.seconds_per_micro_batch)
@@ -43,11 +43,11 @@ class StepTimes:
 
     @property
     def shared(self) -> Seconds:
-        """The same on all ranks: one rank's own, or the last means over ranks. Decisions depend on these alone."""
+        """The seconds for decisions, the same on all ranks: those of a single rank, or the last means over ranks."""
         return self.own if self._world_size == 1 else self._of_all_ranks
 
     def share(self, seconds: Seconds) -> None:
-        """Take the means over ranks."""
+        """Set the means over ranks."""
         self._of_all_ranks = seconds
 
     def start(self) -> None:

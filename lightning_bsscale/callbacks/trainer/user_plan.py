@@ -1,4 +1,4 @@
-"""The user's plan, read from the Trainer once: how many examples, how long the warmup, between which batch sizes."""
+"""The user's plan, read from the Trainer once: budget, warmup, and limits of the batch size."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["ReadPlan", "read_plan"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadPlan:
-    """What the user planned.
+    """The user's plan.
 
     Attributes:
-        steps: the plan's own steps
-        total_examples: the budget, or None where it is unknown
+        steps: the plan's steps
+        total_examples: the budget, or None if unknown
         warmup_examples: examples before the batch may grow
-        limits: between which sizes the batch may move
+        limits: the possible batch sizes
     """
 
     steps: UserPlan
@@ -34,29 +34,27 @@ class ReadPlan:
     limits: Limits
 
 
-def read_plan(trainer: pl.Trainer, options: RunOptions, found: Loaders, first: Start, now: Start) -> ReadPlan:
-    """Read the plan.
+def read_plan(trainer: pl.Trainer, options: RunOptions, loaders: Loaders, first: Start, now: Start) -> ReadPlan:
+    """Read the plan, and raise MisconfigurationException for what cannot be planned.
 
     Args:
         trainer: the Trainer, before its first micro-batch
-        options: the callback's
-        found: what the ranks' loaders say
+        options: the callback's options
+        loaders: the loaders of all ranks
         first: the start whose steps `max_steps` counts
         now: this start
 
     Returns:
-        the plan
-
-    What cannot be planned raises MisconfigurationException.
+        The plan.
     """
     given, size = options.total_examples, now.granularity
     max_steps = trainer.max_steps if trainer.max_steps >= 0 else None
-    # An explicit budget replaces max_steps, which is then only Lightning's own limit on optimizer steps.
+    # An explicit budget replaces max_steps, which then only limits Lightning's optimizer steps.
     planned = examples_in_plan(
-        trainer, found, size, with_max_steps=given is None, plan=(first.accumulate, first.granularity)
+        trainer, loaders, size, with_max_steps=given is None, plan=(first.accumulate, first.granularity)
     )
     total = min((examples for examples in (planned, given) if examples is not None), default=None)
-    epoch_examples = found.epoch_examples(size)
+    epoch_examples = loaders.epoch_examples(size)
     if options.decides:
         preflight.check_budget(total, options.shares())
         preflight.check_plan(trainer, options, total, first.batch_size)
@@ -93,7 +91,7 @@ def _limits(
         )
     else:
         preflight.check_maximum(largest, smallest)
-    # Below the start the steps would outnumber the plan's, and max_steps would end the run before its examples.
+    # Below the start, steps would outnumber the plan's, and max_steps would end the run before its budget.
     smallest = smallest if max_steps is not None else size
     return Limits(granularity=size, min_batch_size=smallest, max_batch_size=largest)
 

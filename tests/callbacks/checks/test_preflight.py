@@ -140,7 +140,7 @@ def test_windows_in_memory_is_what_the_averages_come_to(memory):
         assert (held, averages.effective_windows) == (math.inf, pytest.approx(400))
     else:
         assert averages.effective_windows == pytest.approx(held)
-    assert (held < preflight.ENOUGH_WINDOWS) == (memory < 100 / math.log(3))
+    assert (held < preflight.MIN_WINDOWS) == (memory < 100 / math.log(3))
 
 
 def measured(callback, **settings):
@@ -190,11 +190,11 @@ def test_a_memory_that_holds_no_two_windows_is_said_once(cls, options, settings,
 
 
 def test_with_the_defaults_it_is_never_said():
-    for steps in range(preflight.FEWEST_STEPS, 2000, 7):
-        preflight.warn_of_short_memory(steps * 32, 0.05, 32, measure_every=8)
-        preflight.warn_of_short_memory(steps * 32, 0.05, 32, probe_every=4)
+    for steps in range(preflight.MIN_STEPS, 2000, 7):
+        preflight.warn_short_memory(steps * 32, 0.05, 32, measure_every=8)
+        preflight.warn_short_memory(steps * 32, 0.05, 32, probe_every=4)
     with pytest.warns(UserWarning, match=HARDLY_RESOLVED):
-        preflight.warn_of_short_memory(preflight.FEWEST_STEPS * 32, 0.04, 32, measure_every=8)
+        preflight.warn_short_memory(preflight.MIN_STEPS * 32, 0.04, 32, measure_every=8)
 
 
 @pytest.mark.parametrize("settings", [dict(fast_dev_run=True), dict(max_steps=20), dict(limit_train_batches=10)])
