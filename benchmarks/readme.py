@@ -59,8 +59,8 @@ def front() -> list[str]:
         "**A small language model** (`benchmarks/front.py`): a byte-level transformer"
         f" ({found['parameters']:,} parameters) reads {found['task']['sequences']:,} sequences of the standard"
         " library's source once; AdamW, warmup and cosine in its own scheduler. Each fixed batch"
-        " at its best learning rate of at least three; the scaler at its defaults, from batch 4 at the learning rate that"
-        " is best for batch 4. 8 seeds, paired; ± one standard error.",
+        " at its best learning rate of at least three; the scaler at its defaults, from batch 4 at the learning rate"
+        " that is best for batch 4. 8 seeds, paired; ± one standard error.",
         "",
         "| run | optimizer steps | validation loss (nats/byte) | difference to fixed 4 | seconds |",
         "|---|---|---|---|---|",
