@@ -15,7 +15,7 @@ help:
 	@echo "make test    set up and run the tests (WORKERS=$(WORKERS), PYTEST_ARGS='-k name')"
 	@echo "make test-nightly  the same with 50 kills, 500 random programs and the long trainings"
 	@echo "make lint    ruff (check and format), mypy --strict, codespell"
-	@echo "make format  let ruff mend what it can"
+	@echo "make format  let ruff fix what it can"
 	@echo "make docs    build docs/ into docs/_build/html, warnings are errors"
 	@echo "make clean   remove .venv, caches and build outputs (runs/ stays)"
 

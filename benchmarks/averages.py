@@ -1,21 +1,22 @@
-"""Are the averages right, and what does one gradient spike do to them? Plain averages against limited ones.
+"""Compare plain and limited averages: are they correct, and what does one gradient spike do to them?
 
-*Simulated windows* of two micro-batches, with known noise scale, through the package's own averages: bias of the trace,
-and how often the 90 % interval covers the truth, as the memory weighs it. Examples are Gaussian; Student
-t with 3 degrees of freedom in each coordinate; the same for whole examples (a squared norm without a variance); or
-log-normal in the size of whole examples (sigma 1, which is extreme). The noise scale stays at 80 examples, or drifts
-from 80 to 800. "Plain" averages limit no window, and their interval is Fieller's alone; both see the same windows.
-Standard errors: about 0.5 % of the trace (Student t per example: 2 % in the plain column), about 0.01 of the coverage.
+*Simulated windows* of two micro-batches with a known noise scale go through the package's own averages. Measured are
+the bias of the trace, and how often the 90 % interval covers the truth, weighted as in the memory. Examples are
+Gaussian; Student t with 3 degrees of freedom in each coordinate; the same for whole examples (a squared norm without a
+variance); or log-normal in the size of whole examples (sigma 1, which is extreme). The noise scale stays at 80
+examples, or drifts from 80 to 800. "Plain" averages limit no window and use Fieller's interval alone; both kinds see
+the same windows. Standard errors: about 0.5 % of the trace (Student t per example: 2 % in the plain column), about
+0.01 of the coverage.
 
-*A lasting change of level* is no spike: the trace jumps by a factor and stays. The table says what share of the plain
-average's change the limited one has made by then.
+*A lasting change of level* is not a spike: the trace jumps by a factor and stays there. The table shows the limited
+average's change as a share of the plain one's.
 
-*A spike in a training*, through the real Trainer: exact noise scale 2,000, `BatchSizeScaler()` at its defaults from
-batch 8, clipping at norm 1; the gradient of one micro-batch of a measured window in warmup is multiplied. The plain
-columns are the same training with plain averages put into the package.
+*A spike in training*, through the real Trainer: exact noise scale 2,000, `BatchSizeScaler()` at its defaults from
+batch 8, clipping at norm 1. The gradient of one micro-batch, in a measured window during warmup, is multiplied by a
+factor. The plain columns are the same training with plain averages patched into the package.
 
     python benchmarks/averages.py            # about 8 minutes, one thread
-    python benchmarks/averages.py --table    # the table alone
+    python benchmarks/averages.py --table    # only write the table
 """
 
 from __future__ import annotations
@@ -45,21 +46,21 @@ from lightning_bsscale.theory.robust import RobustAverages
 
 RESULTS = Path(__file__).parent / "results"
 FAMILIES = ("Gaussian", "Student t", "Student t per example", "log-normal per example")
-# Examples of a micro-batch, windows of the memory, windows of a run, and what the noise scale drifts to.
+# Examples per micro-batch, windows per memory, windows per run, and the final noise scale.
 SETTINGS = ((8, 12, 120, 80.0), (8, 50, 400, 80.0), (32, 50, 400, 80.0), (8, 50, 400, 800.0), (32, 50, 400, 800.0))
 NOISE_SCALE = 80.0
 DIMENSION = 256
 
 
 class Plain(RobustAverages):
-    """Averages that limit nothing, with the interval of Fieller alone."""
+    """Averages that limit nothing, with Fieller's interval alone."""
 
     def updated(self, moments: WindowMoments, *, examples_since_last: float, memory: float) -> Plain:
-        """Add one window as it is.
+        """Add one window without limiting it.
 
         Args:
             moments: The window's moments.
-            examples_since_last: Examples since the last one.
+            examples_since_last: Examples since the previous window.
             memory: Examples over which a weight falls to 1/e.
 
         Returns:
@@ -69,7 +70,7 @@ class Plain(RobustAverages):
         return Plain(sums=sums)
 
     def noise_scale(self, confidence: float = 0.9) -> NoiseScale | None:
-        """Compute the noise scale, its upper end not lengthened.
+        """Compute the noise scale without extending its upper end.
 
         Args:
             confidence: Two-sided confidence.
@@ -90,11 +91,11 @@ def windows(
     """Draw the moments of one run's windows.
 
     Args:
-        rng: Random numbers.
-        family: Of the examples.
-        size: Examples of a micro-batch.
-        traces: True trace of each window.
-        squares: True squared norm of each window.
+        rng: The random generator.
+        family: The distribution of the examples.
+        size: Examples per micro-batch.
+        traces: The true trace of each window.
+        squares: The true squared norm of each window.
 
     Returns:
         Each window's unbiased trace and squared norm.
@@ -110,7 +111,7 @@ def windows(
             factors = 1 / rng.chisquare(3, shape)
         else:
             factors = np.exp(2 * rng.standard_normal(shape) - 2)
-        # Given its examples' factors, a micro-batch's mean is Gaussian.
+        # Conditional on its examples' factors, a micro-batch's mean is Gaussian.
         noise = rng.standard_normal((count, 2, DIMENSION)) * np.sqrt(factors.sum(2) / size**2)[..., None]
     gradients = noise * np.sqrt(traces / DIMENSION)[:, None, None]
     gradients[..., 0] += np.sqrt(squares)[:, None]
@@ -122,28 +123,28 @@ def window_of(trace: float, grad_sq: float, size: int) -> WindowMoments:
     """Make the record of one window.
 
     Args:
-        trace: Its trace.
-        grad_sq: Its squared norm.
-        size: Examples of each of its two micro-batches.
+        trace: The trace.
+        grad_sq: The squared norm.
+        size: Examples in each of the two micro-batches.
 
     Returns:
         The record.
     """
     return WindowMoments(
-        trace=float(trace), grad_sq=float(grad_sq), num_micro_batches=2, examples=2 * size, harmonic_size=size
+        trace=float(trace), grad_sq=float(grad_sq), num_samples=2, examples=2 * size, harmonic_size=size
     )
 
 
 def simulated(family: str, size: int, memory: int, count: int, final: float, runs: int) -> dict[str, Any]:
-    """Average many runs in both ways, and look once a memory.
+    """Average many runs in both ways, and compare with the truth once per memory.
 
     Args:
-        family: Of the examples.
-        size: Examples of a micro-batch.
-        memory: Windows of the memory.
-        count: Windows of a run.
-        final: Noise scale at the end.
-        runs: How many.
+        family: The distribution of the examples.
+        size: Examples per micro-batch.
+        memory: Windows per memory.
+        count: Windows per run.
+        final: The noise scale at the end.
+        runs: Number of runs.
 
     Returns:
         One row of the table.
@@ -177,11 +178,11 @@ def simulated(family: str, size: int, memory: int, count: int, final: float, run
 
 
 def jumped(memory: int, factor: float) -> dict[str, Any]:
-    """Let the level change for good.
+    """Change the level for good.
 
     Args:
-        memory: Windows of the memory.
-        factor: Of the trace.
+        memory: Windows per memory.
+        factor: The factor on the trace.
 
     Returns:
         One row of the table.
@@ -203,7 +204,7 @@ def jumped(memory: int, factor: float) -> dict[str, Any]:
 
 
 class Known(pl.LightningModule):
-    """The gradient of a micro-batch is the mean of its examples, at any weights."""
+    """A model in which the gradient of a micro-batch is the mean of its examples, at any weights."""
 
     def __init__(self, dimension: int) -> None:
         super().__init__()
@@ -217,7 +218,7 @@ class Known(pl.LightningModule):
 
 
 class Gradients(Dataset[torch.Tensor]):
-    """Micro-batches of Gaussian gradients; one of them multiplied."""
+    """Micro-batches of Gaussian gradients, one of which is multiplied."""
 
     def __init__(self, count: int, dimension: int, spike_at: int, factor: float) -> None:
         self.count, self.dimension, self.spike_at, self.factor = count, dimension, spike_at, factor
@@ -236,7 +237,7 @@ def spiked(factor: float) -> dict[str, Any]:
     """Train with a spike, with both kinds of averages.
 
     Args:
-        factor: Of one micro-batch's gradient; 1 for none.
+        factor: The factor on one micro-batch's gradient; 1 for no spike.
 
     Returns:
         One row of the table.
@@ -267,10 +268,10 @@ def table(results: dict[str, Any]) -> str:
     """Write the results as Markdown.
 
     Args:
-        results: What the JSON file holds.
+        results: The contents of the JSON file.
 
     Returns:
-        The text.
+        Markdown tables.
     """
     lines = [
         "| examples | micro-batch | memory, windows | noise scale | trace / truth, plain | limited | "
@@ -312,15 +313,15 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Run what is asked for, and write it.
+    """Run the benchmark, unless only the table is requested, and write the results.
 
     Returns:
         The exit status.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=200, help="simulated runs of each row (default: 200)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "averages.json", help="results; the table lies beside it")
-    parser.add_argument("--table", action="store_true", help="only write and print the table of what is there")
+    parser.add_argument("--runs", type=int, default=200, help="simulated runs per row (default: 200)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "averages.json", help="results; the table is beside it")
+    parser.add_argument("--table", action="store_true", help="only write and print the table of the existing results")
     options = parser.parse_args()
     if not options.table:
         torch.set_num_threads(1)
@@ -332,7 +333,7 @@ def main() -> int:
         for setting in SETTINGS:
             for family in FAMILIES:
                 size, memory, count, final = setting
-                # Student's t in each coordinate takes a thousand times the random numbers.
+                # Student's t in each coordinate needs a thousand times as many random numbers.
                 runs = options.runs // 4 if family == "Student t" else options.runs
                 results["simulated"].append(simulated(family, size, memory, count, final, runs))
                 print(results["simulated"][-1], flush=True)

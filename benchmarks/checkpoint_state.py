@@ -1,12 +1,11 @@
-"""What the scaler's state costs in a checkpoint, while a policy gives its records no rest.
+"""Measure what the scaler's state costs in a checkpoint, under a policy that produces as many records as it can.
 
-Every window is measured, and the policy's answer is another one at every step: a change of the batch at one, holds with
-numbers in their reasons at the next two. At given steps the training stops for the clock: making the state, saving it,
-loading it with ``weights_only=True``, and reading the records back from it. Each time is the median of several, in
-seconds of the process.
+Every window is measured, and the policy gives a new answer at every step: a change of the batch, then two holds whose
+reasons contain numbers. At given steps training pauses, and these are timed: building the state, saving it, loading it
+with ``weights_only=True``, and reading the records back from it. Each time is the median of several, in process time.
 
     python benchmarks/checkpoint_state.py                    # about 1 minute
-    python benchmarks/checkpoint_state.py --label before     # rows of their own, for the code that is on PYTHONPATH
+    python benchmarks/checkpoint_state.py --label before     # separate rows, for the code on PYTHONPATH
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ HAS_CODES = "code" in {field.name for field in fields(Decision)}
 
 
 class Restless:
-    """Never the same answer twice."""
+    """A policy that never gives the same answer twice."""
 
     def decide(self, situation: Situation, limits: Limits) -> Decision:
-        """Change the batch at every third step, and hold for another reason at each of the others."""
+        """Change the batch at every third step, and hold for a new reason at all others."""
         step, batch = situation.optimizer_steps, situation.batch_size
         wanted = {4: 8, 8: 4}[batch] if step % 3 == 0 else batch
         reason = f"at step {step} this is wanted"
@@ -47,23 +46,23 @@ class Restless:
 
 
 class Model(pl.LightningModule):
-    """As little as can be trained."""
+    """The smallest model that can be trained."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(4, 1)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        """The mean squared error."""
+        """Return the mean squared error."""
         return (self.layer(batch[0]) - batch[1]).square().mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Plain descent."""
+        """Return plain gradient descent."""
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 class Clock(pl.Callback):
-    """Measures at given steps."""
+    """Measure at given steps."""
 
     def __init__(self, scaler: BatchSizeScaler, steps: set[int], repeats: int) -> None:
         self.scaler, self.steps, self.repeats = scaler, steps, repeats
@@ -78,7 +77,7 @@ class Clock(pl.Callback):
         return 1e3 * statistics.median(times)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Listed after the scaler, whose window has ended."""
+        """Measure; this callback is listed after the scaler, so the window has ended."""
         if trainer.global_step not in self.steps:
             return
         self.steps.discard(trainer.global_step)
@@ -105,14 +104,14 @@ class Clock(pl.Callback):
 
 
 def measure(steps: list[int], repeats: int) -> list[dict[str, Any]]:
-    """Train, and measure on the way.
+    """Train, and measure at the given steps.
 
     Args:
-        steps: When.
-        repeats: Of each time.
+        steps: The steps to measure at.
+        repeats: Repetitions of each timing.
 
     Returns:
-        One row for each.
+        One row per step.
     """
     scaler = BatchSizeScaler(
         policy=Restless(), lr_rule="none", warmup=0, memory=1.0, max_batch_size=8, measure_every=1, probe_every=0
@@ -137,10 +136,10 @@ def markdown(summary: dict[str, Any]) -> str:
     """Write the table.
 
     Args:
-        summary: What was measured.
+        summary: The results.
 
     Returns:
-        Markdown.
+        A Markdown table.
     """
     machine = summary["machine"]
     lines = [
@@ -162,15 +161,15 @@ def markdown(summary: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure, write the table.
+    """Measure, and write the table.
 
     Returns:
         The exit status.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--label", default="now", help="names the rows (default: now)")
+    parser.add_argument("--label", default="now", help="label of the rows (default: now)")
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 1000, 10_000, 20_000], help="when to measure")
-    parser.add_argument("--repeats", type=int, default=7, help="of each time (default: 7)")
+    parser.add_argument("--repeats", type=int, default=7, help="repetitions of each timing (default: 7)")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

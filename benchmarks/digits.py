@@ -1,9 +1,9 @@
-"""The demo's three runs over several seeds: does the scaler make fewer steps without losing accuracy?
+"""Repeat the demo's three runs over several seeds: does the scaler make fewer steps without losing accuracy?
 
 scikit-learn's digits (1,347 images to train on, 450 to validate on), a small CNN, SGD with momentum, 25 epochs: fixed
-batch 8, fixed batch 64 at the linearly scaled rate, and `BatchSizeScaler()` at its defaults from batch 8. A seed fixes
-the initial weights and the order of the examples, so differences to fixed 8 are taken seed by seed. One image of 450 is
-0.0022 of accuracy. None of the rates is tuned here: benchmarks/front.py is the comparison at tuned rates.
+batch 8, fixed batch 64 at the linearly scaled learning rate, and `BatchSizeScaler()` at its defaults from batch 8. A
+seed fixes the initial weights and the order of the examples, so differences to fixed 8 are computed per seed. One image
+of 450 is 0.0022 of accuracy. No learning rate is tuned here: benchmarks/front.py compares at tuned learning rates.
 
     python benchmarks/digits.py                  # 8 seeds, about 20 s each
 """
@@ -35,7 +35,7 @@ def one(job: tuple[str, int, int]) -> dict[str, Any]:
         job: The run's name, the seed and the number of epochs.
 
     Returns:
-        Its figures.
+        Its results.
     """
     name, seed, epochs = job
     batch_size, rate = RUNS[name]
@@ -46,13 +46,13 @@ def one(job: tuple[str, int, int]) -> dict[str, Any]:
 
 
 def summarize(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Average over seeds, and compare with fixed 8 seed by seed.
+    """Average over seeds, and compare with fixed 8 per seed.
 
     Args:
         records: The runs.
 
     Returns:
-        One row a run.
+        One row per run.
     """
     by_name = {name: {run["seed"]: run for run in records if run["name"] == name} for name in RUNS}
     rows = []
@@ -73,10 +73,10 @@ def markdown(rows: list[dict[str, Any]], epochs: int, machine: dict[str, Any]) -
     Args:
         rows: What `summarize` returns.
         epochs: Passes over the data.
-        machine: What it ran on.
+        machine: The machine it ran on.
 
     Returns:
-        Markdown.
+        A Markdown table.
     """
     lines = [
         "# Digits: fixed small, fixed large, scaler",
@@ -112,7 +112,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=8, help="number of seeds (default: 8)")
     parser.add_argument("--epochs", type=int, default=25, help="passes over the data (default: 25)")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (default: 2)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "digits.json", help="results; the table lies beside it")
+    parser.add_argument("--out", type=Path, default=RESULTS / "digits.json", help="results; the table is beside it")
     options = parser.parse_args()
     todo = [(name, seed, options.epochs) for seed in range(options.seeds) for name in RUNS]
     records = []

@@ -1,13 +1,13 @@
-"""What the measurement says where something changes `.grad` between backward and step.
+"""Show what the measurement reports if something changes `.grad` between backward and step.
 
-The gradient of example i is x_i, whatever the weights, in two layers whose noise scale is 64 each: so it is for both
-together, and for either of them alone. Each case does to `.grad` what users' code does, through the real Trainer, with
-windows of four micro-batches of four examples. An answer is right, refused, or wrong without a word.
+The gradient of example i is x_i at any weights, in two layers with a noise scale of 64 each; it is 64 for both
+together and for either of them alone. Each case does to `.grad` what users' code does, through the real Trainer, with
+windows of four micro-batches of four examples. The answer is correct, refused, or silently wrong.
 
     python benchmarks/disturbed_gradients.py --label after       # about 2 minutes
-    python benchmarks/disturbed_gradients.py --table             # only writes the table of what is there
+    python benchmarks/disturbed_gradients.py --table             # only write the table of the existing results
 
-`--label before` takes the same with an earlier version of the package, beside which the table shows it.
+`--label before` measures an earlier version of the package; the table shows both side by side.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def examples(count: int, seed: int = 0) -> Tensor:
     """Draw the examples.
 
     Args:
-        count: how many
-        seed: of the noise
+        count: number of examples
+        seed: seed of the noise
 
     Returns:
         (count, 64), with unit variance around a mean of squared norm 1/2 in each half
@@ -120,10 +120,10 @@ class ClipsEveryMicroBatch(TwoLayers):
 
 
 def halve(parameter: Tensor) -> None:
-    """Halve what is in `.grad`.
+    """Halve `.grad`.
 
     Args:
-        parameter: whose
+        parameter: the parameter whose gradient is halved
     """
     if parameter.grad is not None:
         parameter.grad *= 0.5
@@ -185,7 +185,7 @@ class ClearsToZero(TwoLayers):
         optimizer.zero_grad(set_to_none=False)
 
 
-# What happens, the module, callbacks before the monitor, and whether it is to be measured or refused.
+# Description, module, callbacks before the monitor, and whether it must be measured (True) or refused.
 Case = tuple[str, Callable[[], TwoLayers], list[Callable[[], pl.Callback]], bool]
 CASES: dict[str, Case] = {
     "nothing": ("nothing changes `.grad`", TwoLayers, [], True),
@@ -212,11 +212,11 @@ def run(name: str, windows: int) -> dict[str, Any]:
     """Train one case under the monitor, which measures every window.
 
     Args:
-        name: of the case
-        windows: how many
+        name: name of the case
+        windows: number of windows
 
     Returns:
-        The noise scale with its interval, None where it was refused; whether it is resolved; and what was said
+        The noise scale with its interval, or None if refused; whether it is resolved; and the number of warnings
     """
     from lightning_bsscale import GradientNoiseScaleMonitor
 
@@ -251,10 +251,10 @@ def shown(found: dict[str, Any] | None) -> str:
     """Put a result into words.
 
     Args:
-        found: what `run` gave, or None
+        found: the result of `run`, or None
 
     Returns:
-        A cell of the table
+        A table cell
     """
     if found is None:
         return "–"
@@ -265,7 +265,7 @@ def shown(found: dict[str, Any] | None) -> str:
 
 
 def write_table(kept: dict[str, Any]) -> None:
-    """Write the table of what is there.
+    """Write the table of the existing results.
 
     Args:
         kept: results by label and case
@@ -288,7 +288,7 @@ def main() -> None:
     """Run all cases, or only write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--label", choices=("before", "after"), default="after", help="which column to fill")
-    parser.add_argument("--windows", type=int, default=600, help="of each case")
+    parser.add_argument("--windows", type=int, default=600, help="number of windows per case")
     parser.add_argument("--table", action="store_true", help="only write the table")
     given = parser.parse_args()
     path = RESULTS / "disturbed_gradients.json"

@@ -1,25 +1,25 @@
-"""Steps against loss at equal examples: fixed batches at their best rates, and the scaler from the smallest.
+"""Compare steps and loss at equal examples: fixed batches at their best learning rates, and the scaler.
 
 A byte-level transformer (about 119,000 parameters, 64 bytes of context) reads 32,000 sequences, about 2 million bytes,
 of the Python standard library's own source, once, through the real Lightning Trainer: AdamW (.9, .95), weight decay .1,
 clipping at norm 1.0, warmup over 3 % of the planned steps and cosine to 5 % in the user's own scheduler. Every run sees
 the same number of examples; only the batch, and so the number of optimizer steps, differs. A seed fixes the initial
-weights, which sequences are read, and their order, whatever the batch: differences are taken seed by seed.
+weights, which sequences are read, and their order, whatever the batch, so differences are computed per seed.
 
-Each fixed batch B runs at a base rate of 0.004 x sqrt(B / 4) times 0.5, 0.7 and 1.0 (from 12 on also 0.35, because 0.5
-was the best of the three), and its row is the rate with the lowest mean loss. `BatchSizeScaler()`, at its defaults,
-starts from batch 4 at batch 4's rates. Its main row is at the rate that was best for fixed 4: the callback added to a
-tuned run, with nothing tuned for it. The table has every other rate as well. The loss is in nats per byte over 4,096
-held-out sequences, the same for every run, from files that no run trains on. A fixed batch B is a loader of batch B;
-the scaler accumulates micro-batches of 4, so its seconds say what accumulation costs, and not what a larger micro-batch
-would. Fixed 12 is there to compare at about equal steps.
+Each fixed batch B runs at a base learning rate of 0.004 x sqrt(B / 4) times 0.5, 0.7 and 1.0 (from 12 on also 0.35,
+because 0.5 was the best of the three), and its row is the learning rate with the lowest mean loss. `BatchSizeScaler()`,
+at its defaults, starts from batch 4 at the learning rates of batch 4. Its main row uses the one that was best for fixed
+4: the callback is added to a tuned run, with nothing tuned for it. The table lists every other learning rate as well.
+The loss is in nats per byte over 4,096 held-out sequences, the same for every run, from files that no run trains on. A
+fixed batch B is a loader of batch B. The scaler accumulates micro-batches of 4, so its seconds show the cost of
+accumulation, not that of a larger micro-batch. Fixed 12 allows a comparison at about equal steps.
 
-Finished runs are lines of results/front.jsonl, and a run that is there is not made again, so the command may be stopped
-and given again at will. The text, and so the third digit, depends on the version of Python: its hash is recorded.
+Finished runs are lines of results/front.jsonl and are not repeated, so the command may be stopped and started again at
+any time. The text, and so the third digit, depends on the version of Python: its hash is recorded.
 
-    python benchmarks/front.py --workers 2            # all that is missing, then the table
+    python benchmarks/front.py --workers 2            # make all missing runs, then the table
     python benchmarks/front.py --only scaler --seeds 2
-    python benchmarks/front.py --table                # the table alone
+    python benchmarks/front.py --table                # only write the table
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ TASK: dict[str, Any] = {
 START = 4
 BATCHES = (4, 8, 12, 16, 32)
 NAMES = (*(f"fixed{batch}" for batch in BATCHES), "scaler")
-# Three rates each, and for the larger batches a fourth, lower one: their best of the three was the lowest.
+# Three each, and a fourth, lower one for the larger batches, whose best of the three was the lowest.
 RATES = {batch: (0.5, 0.7, 1.0) if batch <= 8 else (0.35, 0.5, 0.7, 1.0) for batch in BATCHES}
-# Tests and other people's packages, and two folders of generated tables and prose.
+# Tests, third-party packages, and two folders of generated tables and prose.
 SKIPPED_FOLDERS = {
     "test",
     "tests",
@@ -89,7 +89,7 @@ def corpus() -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Read the standard library's source and cut it into sequences.
 
     Returns:
-        The sequences to train on and those held out (one row each, one byte more than the context, so that inputs and
+        The training and the held-out sequences (one row each, one byte longer than the context, so that inputs and
         targets are shifts of the same row), and the record of the text: files, bytes and hash.
     """
     root = Path(sysconfig.get_path("stdlib"))
@@ -114,7 +114,7 @@ def corpus() -> tuple[Tensor, Tensor, dict[str, Any]]:
 
 
 class Sequences(Dataset[Tensor]):
-    """Sequences in a fixed order; a batch is one slice."""
+    """Sequences in a fixed order, where a batch is one slice."""
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
@@ -130,7 +130,7 @@ class Sequences(Dataset[Tensor]):
 
 
 def as_is(batch: Tensor) -> Tensor:
-    """Collate nothing: `Sequences` gives whole batches.
+    """Collate nothing, because `Sequences` returns whole batches.
 
     Args:
         batch: The batch.
@@ -142,7 +142,7 @@ def as_is(batch: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer, each normalised first and added to its input."""
+    """Attention and a feed-forward layer, each with pre-normalisation and a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Block(nn.Module):
 
 
 class ByteModel(pl.LightningModule):
-    """The language model, its optimizer and its own warmup and cosine on steps."""
+    """The language model, its optimizer, and its own warmup and cosine schedule on steps."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class ByteModel(pl.LightningModule):
         """Compute the mean loss of the next byte.
 
         Args:
-            rows: Sequences of one byte more than the context.
+            rows: Sequences one byte longer than the context.
 
         Returns:
             The loss in nats per byte.
@@ -222,7 +222,7 @@ class ByteModel(pl.LightningModule):
 
 
 def key_of(job: dict[str, Any]) -> str:
-    """Name a run: what it is, its rate, its seed, and a hash of everything that its result depends on.
+    """Return a run's key: its name, learning rate and seed, and a hash of everything that its result depends on.
 
     Args:
         job: The run's settings.
@@ -235,13 +235,13 @@ def key_of(job: dict[str, Any]) -> str:
 
 
 def finished(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the runs that are done.
+    """Read the finished runs.
 
     Args:
-        path: The file of lines.
+        path: The results file.
 
     Returns:
-        Records by key; a line that was cut off by a kill is skipped, and its run is made again.
+        Records by key. A line cut off by a kill is skipped, and its run is repeated.
     """
     records = {}
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -254,7 +254,7 @@ def finished(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def package_hash() -> str:
-    """Hash the package's own source, so that a table never mixes two versions of the scaler unseen.
+    """Hash the package's source, so that a table never mixes two versions of the scaler unnoticed.
 
     Returns:
         The first ten digits.
@@ -269,13 +269,13 @@ def package_hash() -> str:
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
-    """Make one run and validate at its end.
+    """Make one run, and validate at its end.
 
     Args:
-        job: Its name, batch, factor on the base rate and seed.
+        job: The name, batch, factor on the base learning rate, and seed.
 
     Returns:
-        Its record.
+        The record of the run.
     """
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -343,7 +343,7 @@ def jobs(seeds: int, only: set[str], rates: tuple[float, ...] = ()) -> list[dict
     Args:
         seeds: Number of seeds.
         only: Names to keep; empty keeps all.
-        rates: Factors on the base rate; empty takes those of each batch.
+        rates: Factors on the base learning rate; empty uses those of each batch.
 
     Returns:
         The settings of each run.
@@ -358,14 +358,14 @@ def jobs(seeds: int, only: set[str], rates: tuple[float, ...] = ()) -> list[dict
 
 
 def worker(job: dict[str, Any], path: Path) -> dict[str, Any] | None:
-    """Make one run in a worker process, unless another command has made it meanwhile.
+    """Make one run in a worker process, unless another command has finished it meanwhile.
 
     Args:
         job: The run's settings.
-        path: The file of lines.
+        path: The results file.
 
     Returns:
-        Its record, or None when it was there already.
+        The record, or None if the run was already finished.
     """
     key = key_of(job)
     if key in finished(path):
@@ -377,7 +377,7 @@ def worker(job: dict[str, Any], path: Path) -> dict[str, Any] | None:
 
 
 def end_with_parent() -> None:
-    """Let a worker process end when the command is killed, instead of going on with the queue."""
+    """End a worker process if the command is killed, instead of working through the queue."""
 
     def watch(parent: Any) -> None:
         parent.join()
@@ -390,8 +390,8 @@ def run_all(todo: list[dict[str, Any]], path: Path, workers: int) -> int:
     """Make the missing runs in worker processes of one thread each.
 
     Args:
-        todo: All runs that were asked for.
-        path: The file of lines.
+        todo: All requested runs.
+        path: The results file.
         workers: Number of processes.
 
     Returns:
@@ -409,7 +409,7 @@ def run_all(todo: list[dict[str, Any]], path: Path, workers: int) -> int:
             label = f"[{count}/{len(missing)}] {job['name']}@{job['rate']:g} seed {job['seed']}"
             try:
                 record = future.result()
-            except Exception as error:  # one broken run must not end the others
+            except Exception as error:  # one failed run must not end the others
                 failed += 1
                 print(f"{label}: FAILED: {error!r}", flush=True)
                 continue
@@ -422,13 +422,14 @@ def run_all(todo: list[dict[str, Any]], path: Path, workers: int) -> int:
 
 
 def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Turn runs into rows and the comparisons that matter.
+    """Turn runs into rows and comparisons.
 
     Args:
         records: Finished runs of one task.
 
     Returns:
-        The rows (each name and rate), the best rate of each name, and the paired comparisons of the scaler.
+        The rows (one per name and learning rate), the best learning rate of each name, and the paired comparisons of
+        the scaler.
     """
     groups: dict[tuple[str, float], dict[int, dict[str, Any]]] = {}
     for record in records:
@@ -437,7 +438,7 @@ def summarize(records: list[dict[str, Any]]) -> dict[str, Any]:
     steps = {key: statistics.fmean(run["optimizer_steps"] for run in group.values()) for key, group in groups.items()}
     best: dict[str, float] = {}
     for name in {name for name, _ in groups}:
-        # Over the seeds that all rates have, so that none wins by the luck of its seeds; one tried on a few has no say.
+        # Compare over common seeds, so that no learning rate wins by lucky seeds; ignore those with few seeds.
         rates = [key for key in groups if key[0] == name]
         most = max(len(groups[key]) for key in rates)
         rates = [key for key in rates if 2 * len(groups[key]) >= most]
@@ -501,7 +502,7 @@ def signed(value: float, error: float) -> str:
         error: Its standard error.
 
     Returns:
-        Both, with a sign.
+        Both numbers, the difference with its sign.
     """
     return f"{value:+.4f} ± {error:.4f}"
 
@@ -510,11 +511,11 @@ def markdown(summary: dict[str, Any], about: dict[str, Any]) -> str:
     """Write the tables.
 
     Args:
-        summary: What `summarize` returns.
-        about: The text's and the machine's record.
+        summary: The result of `summarize`.
+        about: The records of the text and the machine.
 
     Returns:
-        Markdown.
+        Markdown tables.
     """
     text, machine = about["text"], about["machine"]
     lines = [
@@ -574,10 +575,10 @@ def markdown(summary: dict[str, Any], about: dict[str, Any]) -> str:
 
 
 def write_table(path: Path) -> None:
-    """Write results/front.json and results/front.md from the finished runs and print the latter.
+    """Write results/front.json and results/front.md from the finished runs, and print the latter.
 
     Args:
-        path: The file of lines.
+        path: The results file.
     """
     current = corpus()[2]
     records = [
@@ -596,21 +597,21 @@ def write_table(path: Path) -> None:
 
 
 def main() -> int:
-    """Run what is missing, then write the table.
+    """Make the missing runs, then write the table.
 
     Returns:
-        The exit status: 1 when a run failed.
+        The exit status: 1 if a run failed.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (default: 2)")
     parser.add_argument("--seeds", type=int, default=8, help="number of seeds (default: 8)")
     parser.add_argument("--only", default="", help=f"comma-separated names: {', '.join(NAMES)}")
-    parser.add_argument("--rates", default="", help="factors on the base rate (default: those of each batch)")
+    parser.add_argument("--rates", default="", help="factors on the base learning rate (default: those of each batch)")
     parser.add_argument("--out", type=Path, default=RESULTS / "front.jsonl", help="file of finished runs")
     parser.add_argument(
-        "--redo", action="store_true", help="forget the runs that --only, --seeds and --rates name, first"
+        "--redo", action="store_true", help="first delete the runs selected by --only, --seeds and --rates"
     )
-    parser.add_argument("--table", action="store_true", help="only write and print the table of what is finished")
+    parser.add_argument("--table", action="store_true", help="only write and print the table of the finished runs")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What every benchmark records: versions, processor and threads; and a mean over seeds with its error."""
+"""Describe the machine for the results of every benchmark, and compute means over seeds with their errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def processor() -> str:
     """Name the processor as the operating system does.
 
     Returns:
-        The model name, or what `platform` knows when there is none.
+        The model name, or what `platform` reports if there is none.
     """
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -31,7 +31,7 @@ def describe(threads: int | None = None) -> dict[str, str | int]:
     """Describe the software and the processor of this process.
 
     Args:
-        threads: Threads that torch uses in the measured process. Defaults to those of this one.
+        threads: Number of torch threads in the measured process. Defaults to that of this process.
 
     Returns:
         A flat record for a JSON file.
@@ -50,7 +50,7 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     """Compute a mean and its standard error.
 
     Args:
-        values: One number a seed.
+        values: One number per seed.
 
     Returns:
         The mean, and the standard error (nan for one value).

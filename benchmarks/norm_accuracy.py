@@ -1,8 +1,8 @@
-"""How exact the squared norm of one large tensor is on a CPU, and what that costs.
+"""Measure how exact the squared norm of one large tensor is on a CPU, and what that costs.
 
-Before, the whole tensor went to `torch._foreach_norm`, which adds float32 squares one after the other on a CPU; now
-large tensors are taken in rows whose norms are added in float64. Truth is a sum in float64. Times are medians of
-interleaved repetitions in one thread, shown as ratios to the way before.
+Previously the whole tensor was passed to `torch._foreach_norm`, which adds float32 squares one by one on a CPU. Now
+large tensors are split into rows, whose norms are added in float64. The truth is a sum in float64. Times are medians of
+interleaved repetitions in one thread, relative to the previous method.
 
     python benchmarks/norm_accuracy.py            # about a minute
 """
@@ -31,10 +31,10 @@ CPU = torch.device("cpu")
 
 
 def before(tensors: list[Tensor]) -> Tensor:
-    """Compute the squared norm as it was computed.
+    """Compute the squared norm with the previous method.
 
     Args:
-        tensors: of any size
+        tensors: tensors of any size
 
     Returns:
         A 0-d tensor.
@@ -60,14 +60,14 @@ WAYS: dict[str, Callable[[list[Tensor]], Tensor]] = {
 
 
 def measure(count: int, size: int) -> dict[str, Any]:
-    """Measure all ways at one size.
+    """Measure all methods at one size.
 
     Args:
-        count: tensors
-        size: elements of each
+        count: number of tensors
+        size: elements per tensor
 
     Returns:
-        The truth, and of each way its value and its median time
+        The truth, and the value and median time of each method
     """
     generator = torch.Generator().manual_seed(size)
     tensors = [torch.randn(size, generator=generator) * 1e-3 for _ in range(count)]

@@ -1,19 +1,19 @@
-"""What watching costs: training with `GradientNoiseScaleMonitor()` at its defaults against training without.
+"""Measure what watching costs: training with `GradientNoiseScaleMonitor()` at its defaults against training without.
 
-A transformer (width 128, 8 layers, 99 parameter tensors) trains on micro-batches of 8 x 64 random tokens, four to a
-step, through the real Trainer with AdamW and without a logger. Runs come in pairs in one process, one straight after
-the other: one with the monitor and one without, in alternating order, and between these pairs others of two runs
-without it, which say how well this machine can tell two equal things apart. A run's time is that from its first
-micro-batch to the end of training. Micro-batches of 4 x 32 tokens (`--examples 4 --tokens 32`) are a hard case: what
-watching costs is mostly one call for each parameter tensor, and there is little work to hide it in.
+A transformer (width 128, 8 layers, 99 parameter tensors) trains on micro-batches of 8 x 64 random tokens, four per
+step, through the real Trainer with AdamW and without a logger. Runs are made in pairs in one process, one right after
+the other: one with the monitor and one without, in alternating order. Between these pairs are pairs of two runs without
+it, which show how far two equal runs differ on this machine. A run's time is counted from its first micro-batch to the
+end of training. Micro-batches of 4 x 32 tokens (`--examples 4 --tokens 32`) are a hard case: watching costs mostly one
+call per parameter tensor, and there is little work to hide it.
 
-The figure is the median of the pairs' ratios. Its interval is the sign test's for a median: between the k-th smallest
-and the k-th largest ratio, with the largest k that leaves at least 95 % (of 15 pairs: the 4th). The half-width is half
-the distance between its ends.
+The result is the median of the pairs' ratios. Its interval is that of the sign test for a median: from the k-th
+smallest to the k-th largest ratio, with the largest k that leaves at least 95 % (for 15 pairs, the 4th). The
+half-width is half the interval's length.
 
-    python benchmarks/overhead.py                # 15 pairs of each kind, at least 5 s a run: about 8 minutes
-    python benchmarks/overhead.py --ranks 2      # the same under DDP: each pair in the same processes
-    python benchmarks/overhead.py --append       # more pairs, beside those that are there
+    python benchmarks/overhead.py                # 15 pairs of each kind, at least 5 s per run: about 8 minutes
+    python benchmarks/overhead.py --ranks 2      # the same under DDP, with each pair in the same processes
+    python benchmarks/overhead.py --append       # add pairs to the existing ones
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RESULTS = Path(__file__).parent / "results"
 WIDTH, LAYERS, VOCABULARY = 128, 8, 256
 ACCUMULATE = 4
 ALLOWED_ON_RANKS = 1.02  # plus the half-width of bare/bare
-RESTLESS = 0.03  # a half-width of bare/bare beyond which a kept limit says nothing
+RESTLESS = 0.03  # beyond this half-width of bare/bare, a kept limit proves nothing
 
 
 class Model(pl.LightningModule):
@@ -67,7 +67,7 @@ class Model(pl.LightningModule):
 
 
 class Clock(pl.Callback):
-    """Seconds from the first micro-batch to the end of training."""
+    """Measure the seconds from the first micro-batch to the end of training."""
 
     def __init__(self) -> None:
         self.started: float | None = None
@@ -88,11 +88,11 @@ def seconds_of(steps: int, measure_every: int | None, shape: tuple[int, int], ra
     Args:
         steps: Optimizer steps.
         measure_every: The monitor's option, or None to train without it.
-        shape: Examples of a micro-batch, and tokens of an example.
-        ranks: Processes of this group, which all call this.
+        shape: Examples per micro-batch, and tokens per example.
+        ranks: Number of processes in the group, all of which call this function.
 
     Returns:
-        The time of the training loop, on several ranks that of the slowest.
+        The time of the training loop; on several ranks, that of the slowest.
     """
     torch.manual_seed(0)
     clock = Clock()
@@ -122,10 +122,10 @@ def median_interval(values: list[float]) -> dict[str, float]:
     """Compute a median with the sign test's 95 % interval.
 
     Args:
-        values: At least six.
+        values: At least six values.
 
     Returns:
-        The median, both ends and half their distance.
+        The median, both ends of the interval, and half its length.
     """
     values, count = sorted(values), len(values)
     rank, tail = 0, 0.0
@@ -139,18 +139,18 @@ def median_interval(values: list[float]) -> dict[str, float]:
 def run_pairs(
     pairs: int, steps: int, measure_every: int, shape: tuple[int, int], ranks: int = 1, rank: int = 0
 ) -> list[dict[str, Any]]:
-    """Run all pairs, the two kinds in turn.
+    """Run all pairs, alternating between the two kinds.
 
     Args:
         pairs: Number of pairs of each kind.
-        steps: Optimizer steps a run.
+        steps: Optimizer steps per run.
         measure_every: The monitor's option.
-        shape: Examples of a micro-batch, and tokens of an example.
-        ranks: Processes of this group, which all call this.
-        rank: This one's; the first one reports.
+        shape: Examples per micro-batch, and tokens per example.
+        ranks: Number of processes in the group, all of which call this function.
+        rank: The rank of this process; the first one reports.
 
     Returns:
-        One record a pair, with the ratio of the run of interest to the bare one.
+        One record per pair, with the time of its first run relative to the bare one.
     """
     records = []
     for index in range(pairs):
@@ -172,27 +172,27 @@ def run_pairs(
 def measure(
     rank: int, pairs: int, seconds: float, measure_every: int, shape: tuple[int, int], ranks: int
 ) -> list[dict[str, Any]]:
-    """Calibrate and run the pairs: in this process, or as one of several ranks.
+    """Calibrate and run the pairs, in this process or as one of several ranks.
 
     Args:
-        rank: This process's.
+        rank: The rank of this process.
         pairs: Number of pairs of each kind.
-        seconds: Least time of a run.
+        seconds: Minimum duration of a run.
         measure_every: The monitor's option.
-        shape: Examples of a micro-batch, and tokens of an example.
-        ranks: Processes of this group.
+        shape: Examples per micro-batch, and tokens per example.
+        ranks: Number of processes in the group.
 
     Returns:
         The records.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
-    seconds_of(5, measure_every, shape, ranks)  # whatever is slow once
+    seconds_of(5, measure_every, shape, ranks)  # warm up
     each = seconds_of(20, None, shape, ranks) / 20
-    # Whole rounds of one measured window and those that are not.
+    # Use whole cycles of one measured window and the unmeasured ones.
     steps = math.ceil(1.1 * seconds / each / measure_every) * measure_every
     if rank == 0:
-        print(f"{1000 * each / ACCUMULATE:.1f} ms a micro-batch; {steps} steps a run", flush=True)
+        print(f"{1000 * each / ACCUMULATE:.1f} ms per micro-batch; {steps} steps per run", flush=True)
     return run_pairs(pairs, steps, measure_every, shape, ranks, rank)
 
 
@@ -200,10 +200,10 @@ def markdown(summary: dict[str, Any]) -> str:
     """Write the table.
 
     Args:
-        summary: What `main` collects.
+        summary: The results that `main` collects.
 
     Returns:
-        Markdown.
+        A Markdown table.
     """
     machine, ranks = summary["machine"], summary.get("ranks", 1)
     steps = " or ".join(map(str, summary["steps"]))
@@ -234,26 +234,26 @@ def markdown(summary: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Calibrate, run the pairs, write the table.
+    """Calibrate, run the pairs, and write the table.
 
     Returns:
         The exit status.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=15, help="pairs of each kind, at least 6 (default: 15)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="least time of a run (default: 5)")
-    parser.add_argument("--examples", type=int, default=8, help="of a micro-batch (default: 8)")
-    parser.add_argument("--tokens", type=int, default=64, help="of an example (default: 64)")
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads (default: 1)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="minimum duration of a run (default: 5)")
+    parser.add_argument("--examples", type=int, default=8, help="examples per micro-batch (default: 8)")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per example (default: 64)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--measure-every", type=int, default=8, help="the monitor's option (default: 8, its default)")
-    parser.add_argument("--ranks", type=int, default=1, help="processes under DDP; 1 is without (default: 1)")
-    parser.add_argument("--append", action="store_true", help="keep the pairs of the results that are there")
-    parser.add_argument("--out", type=Path, help="results; the table lies beside it (default: in benchmarks/results)")
+    parser.add_argument("--ranks", type=int, default=1, help="processes under DDP; 1 means no DDP (default: 1)")
+    parser.add_argument("--append", action="store_true", help="keep the pairs of the existing results")
+    parser.add_argument("--out", type=Path, help="results; the table is beside it (default: in benchmarks/results)")
     options = parser.parse_args()
     if options.pairs < 6:
-        parser.error(f"--pairs must be at least 6 for an interval of 95 %, found {options.pairs}")
+        parser.error(f"--pairs must be at least 6 for an interval of 95 %, received {options.pairs}")
     if options.ranks < 1:
-        parser.error(f"--ranks must be at least 1, found {options.ranks}")
+        parser.error(f"--ranks must be at least 1, received {options.ranks}")
     out = options.out or RESULTS / ("overhead_ddp.json" if options.ranks > 1 else "overhead.json")
     torch.set_num_threads(options.threads)
     kept = json.loads(out.read_text()) if options.append and out.exists() else None

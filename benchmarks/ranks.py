@@ -1,4 +1,4 @@
-"""Runs a function in several processes at once, as the ranks of one gloo group on this machine."""
+"""Run a function in several processes at once, as the ranks of one gloo group on this machine."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from typing import Any
 import torch
 from torch import distributed
 
-PATIENCE = timedelta(minutes=5)  # with a rank that does not answer
+PATIENCE = timedelta(minutes=5)  # how long to wait for a rank that does not answer
 
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, threads: int = 1) -> list[Any]:
-    """Call `function(rank, *args)` in new processes; when one fails the others are ended and its error is raised.
+    """Call `function(rank, *args)` in new processes; if one fails, end the others and raise its error.
 
-    Lightning's own launcher finds the processes there and starts none.
+    Lightning's own launcher finds these processes and starts none.
 
     Args:
-        function: At the top level of a module or script, because the processes find it by name.
-        ranks: Number of processes. One has no group.
-        args: What can be pickled.
-        threads: Of torch, in each process.
+        function: A function at the top level of a module or script; the processes look it up by name.
+        ranks: Number of processes. A single one has no group.
+        args: Further arguments, which must be picklable.
+        threads: Number of torch threads in each process.
 
     Returns:
-        What each rank returned, in the order of ranks; it travels as JSON.
+        The results in the order of ranks; they are passed as JSON.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -59,10 +59,10 @@ def _rank(
 
 
 def slowest(seconds: float) -> float:
-    """Find the longest time of all ranks; where there is no group, this one's.
+    """Return the longest time over all ranks, or the given one if there is no group.
 
     Args:
-        seconds: This rank's.
+        seconds: The time of this rank.
 
     Returns:
         The same number on all ranks.

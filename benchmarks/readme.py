@@ -1,7 +1,7 @@
-"""Write the README's figures from the benchmarks' results, so that none is typed by hand.
+"""Write the README's numbers from the benchmarks' results, so that none is typed by hand.
 
-python benchmarks/readme.py            # writes the part of README.md between the two marks
-python benchmarks/readme.py --check    # says whether it is up to date (a test does the same)
+python benchmarks/readme.py            # write the part of README.md between the two markers
+python benchmarks/readme.py --check    # say whether it is up to date (a test does the same)
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ BEGIN, END = "<!-- figures: python benchmarks/readme.py -->", "<!-- end of figur
 
 
 def read(name: str) -> dict[str, Any]:
-    """Read a result.
+    """Read the results of a benchmark.
 
     Args:
         name: The benchmark's name.
 
     Returns:
-        What it wrote.
+        The results.
     """
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return found
 
 
 def ran_on(machine: dict[str, Any]) -> str:
-    """Say what a result was taken on.
+    """Name the machine and the versions that a result was taken with.
 
     Args:
-        machine: The result's record of it.
+        machine: The machine's record in the result.
 
     Returns:
         One phrase.
@@ -46,7 +46,7 @@ def ran_on(machine: dict[str, Any]) -> str:
 
 
 def front() -> list[str]:
-    """Show the front: every fixed batch at its best rate, and the scaler at the rate that was best for its start.
+    """Show every fixed batch at its best learning rate, and the scaler at the best one for its starting batch.
 
     Returns:
         Lines of Markdown.
@@ -84,7 +84,7 @@ def front() -> list[str]:
 
 
 def digits() -> list[str]:
-    """Show the demo's task over seeds.
+    """Show the demo's task over several seeds.
 
     Returns:
         Lines of Markdown.
@@ -134,22 +134,22 @@ def overhead() -> list[str]:
 
 
 def section() -> str:
-    """Write all of it.
+    """Compose the whole section.
 
     Returns:
-        Markdown, marks included.
+        Markdown, including the markers.
     """
     return "\n".join([BEGIN, "", *front(), "", *digits(), "", *overhead(), "", END])
 
 
 def main() -> int:
-    """Write or check.
+    """Write or check the section.
 
     Returns:
         The exit status.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if out of date")
     options = parser.parse_args()
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")

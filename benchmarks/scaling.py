@@ -1,21 +1,21 @@
-"""What many ranks cost: the callback's messages by count, and a model of what a larger window saves.
+"""Count the callback's messages on many ranks, and model what a larger window saves there.
 
-Counted: `BatchSizeScaler` trains through the real Trainer under DDP (gloo, processes on this machine) on 1, 2 and 4
-ranks, models of 10^4 to 10^7 parameters, with windows that grow from 1 to 4 micro-batches a rank. Every collective that
-Python calls is counted, with its bytes and its caller. The package's own must be one all_reduce of 16 float64 for each
-measured window and two of 2 and 3 at the start, all from gradients/collective.py, whatever the ranks and the
-parameters; and Lightning's must be as many as without the callback. The exit status is 1 where they are not.
+Counts: `BatchSizeScaler` trains through the real Trainer under DDP (gloo, processes on this machine) on 1, 2 and 4
+ranks, with models of 10^4 to 10^7 parameters and windows that grow from 1 to 4 micro-batches per rank. Every collective
+called from Python is counted, with its bytes and its caller. The package must make one all_reduce of 17 float64 numbers
+for each measured window and two of 2 and 3 at the start, all from gradients/reduce.py, for any number of ranks and
+parameters. Lightning must make as many calls as without the callback. Otherwise the exit status is 1.
 
-Timed: steps of plain torch DDP, gradients sent in one piece after the last backward, at 2 and 4 ranks, four sizes and
-four windows; and the same without sending anything, which gives the computation at each number of ranks (they share
-this machine's memory). The model of step_time.py is fitted to the window 1 of 2 ranks at three of the sizes, and its
-error is reported at all other points. Then it is asked about machines that are not here, under assumptions that are
-stated: see docs/scaling.md, which this command writes the tables and the figure of.
+Times: steps of plain torch DDP, with the gradient sent in one piece after the last backward pass, at 2 and 4 ranks,
+four sizes and four windows; and the same steps with nothing sent, which gives the computation for each number of ranks
+(they share this machine's memory). The model of step_time.py is fitted to 2 ranks at window 1, at three of the sizes,
+and its error is reported at all other points. It is then applied to other machines, under stated assumptions. This
+command writes the tables and the figure of docs/scaling.md.
 
     python benchmarks/scaling.py                 # about 5 minutes on 4 cores
-    python benchmarks/scaling.py --only counts   # the messages alone, and nothing is written
-    python benchmarks/scaling.py --table         # tables, figure and page from the JSON that is there
-    python benchmarks/scaling.py --check         # change nothing; exit with 1 when the page is out of date
+    python benchmarks/scaling.py --only counts   # count the messages only, and write nothing
+    python benchmarks/scaling.py --table         # tables, figure and page from the existing JSON
+    python benchmarks/scaling.py --check         # change nothing; exit with 1 if the page is out of date
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ FITTED = (10**5, 10**6, 10**7)
 TIMED = (10**5, 10**6, 3 * 10**6, 10**7)
 LAYERS, EXAMPLES, EPOCHS, BATCHES = 4, 4, 2, 60
 START = [["all_reduce", 2, "torch.float64"], ["all_reduce", 3, "torch.float64"]]
-WINDOW = ["all_reduce", 16, "torch.float64"]
+WINDOW = ["all_reduce", 17, "torch.float64"]
 COLLECTIVES = (
     "all_gather",
     "all_gather_into_tensor",
@@ -76,7 +76,7 @@ COLLECTIVES = (
 
 
 class Stairs(Policy):
-    """1, then 2, then 4 micro-batches a rank, by the number of steps made."""
+    """Use 1, then 2, then 4 micro-batches per rank, by the number of steps made."""
 
     def decide(self, situation: Situation, limits: Limits) -> Decision:
         steps = situation.optimizer_steps
@@ -85,7 +85,7 @@ class Stairs(Policy):
 
 
 class Model(pl.LightningModule):
-    """A few square layers, about as many parameters as asked."""
+    """A few square layers with about the given number of parameters."""
 
     def __init__(self, parameters: int) -> None:
         super().__init__()
@@ -100,10 +100,10 @@ class Model(pl.LightningModule):
 
 
 def watch_collectives(calls: list[tuple[str, int, str, str]]) -> None:
-    """Replace torch's collectives, in this process, by ones that also note name, elements, type and the caller's file.
+    """Replace torch's collectives in this process by ones that also record name, elements, type and the caller's file.
 
     Args:
-        calls: Where to note them.
+        calls: The list to record them in.
     """
 
     def noting(name: str, function: Any) -> Any:
@@ -123,12 +123,12 @@ def train(ranks: int, parameters: int, callbacks: list[pl.Callback]) -> tuple[in
     """Train once.
 
     Args:
-        ranks: Processes of this group.
-        parameters: About as many.
-        callbacks: Of the Trainer.
+        ranks: Number of processes in the group.
+        parameters: The approximate number of parameters.
+        callbacks: Callbacks for the Trainer.
 
     Returns:
-        The optimizer steps, and the parameters exactly.
+        The number of optimizer steps, and the exact number of parameters.
     """
     torch.manual_seed(0)
     model = Model(parameters)
@@ -152,12 +152,12 @@ def count(rank: int, ranks: int, sizes: tuple[int, ...]) -> list[dict[str, Any]]
     """Count the collectives of one rank.
 
     Args:
-        rank: This one's.
-        ranks: Processes of this group.
-        sizes: Parameters of the models.
+        rank: The rank of this process.
+        ranks: Number of processes in the group.
+        sizes: Numbers of parameters of the models.
 
     Returns:
-        One record a model.
+        One record per model.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning_bsscale").setLevel(logging.ERROR)
@@ -193,10 +193,10 @@ def count(rank: int, ranks: int, sizes: tuple[int, ...]) -> list[dict[str, Any]]
 
 
 def problems(by_rank: list[dict[str, Any]]) -> list[str]:
-    """Compare what one training's ranks counted with what is promised.
+    """Compare the counts of one run's ranks with what is promised.
 
     Args:
-        by_rank: One record a rank.
+        by_rank: One record per rank.
 
     Returns:
         A sentence for each broken promise.
@@ -207,21 +207,21 @@ def problems(by_rank: list[dict[str, Any]]) -> list[str]:
         promised = [*START, *[WINDOW] * record["measured_windows"]] if record["ranks"] > 1 else []
         if record["calls"] != promised:
             kinds = sorted({f"{name} of {size} {kind}" for name, size, kind in record["calls"]})
-            found.append(f"{where}: {len(record['calls'])} calls for {len(promised)} promised: {', '.join(kinds)}")
-        if record["files"] not in ([], ["gradients/collective.py"]):
+            found.append(f"{where}: {len(record['calls'])} calls instead of {len(promised)}: {', '.join(kinds)}")
+        if record["files"] not in ([], ["gradients/reduce.py"]):
             found.append(f"{where}: called from {record['files']}")
         if record["others"] != record["others_without"]:
             found.append(f"{where}: {len(record['others'])} other collectives, {len(record['others_without'])} without")
         if not record["measured_windows"] or record["final_batch"] <= EXAMPLES * record["ranks"]:
-            found.append(f"{where}: nothing was measured, or the batch did not grow, so nothing is shown")
+            found.append(f"{where}: nothing was measured or the batch did not grow, so this proves nothing")
     return found
 
 
 def count_all() -> tuple[list[dict[str, Any]], list[str]]:
-    """Count on every number of ranks.
+    """Count on each number of ranks.
 
     Returns:
-        The first ranks' records, and the broken promises.
+        The first rank's records for each run, and the broken promises.
     """
     records, broken = [], []
     for ranks in RANKS:
@@ -231,7 +231,7 @@ def count_all() -> tuple[list[dict[str, Any]], list[str]]:
             broken += problems(list(same))
     several = [record for record in records if record["ranks"] > 1]
     if len({json.dumps([record[key] for key in ("steps", "calls", "bytes")]) for record in several}) != 1:
-        broken.append("calls or bytes depend on the ranks or on the parameters")
+        broken.append("calls or bytes depend on the number of ranks or parameters")
     return records, broken
 
 
@@ -243,7 +243,7 @@ def page_with(summary: dict[str, Any], text: str) -> str:
         text: The page.
 
     Returns:
-        The page with what stands between its marks replaced.
+        The page with the parts between the markers replaced.
     """
     tables = {"counts": counts_table(summary), "errors": errors_table(summary), "model": savings_tables()}
     for name, table in tables.items():
@@ -254,11 +254,11 @@ def page_with(summary: dict[str, Any], text: str) -> str:
 
 
 def write(summary: dict[str, Any], out: Path) -> None:
-    """Write the tables; for the results that the docs show, also the page and its figure.
+    """Write the tables and, for the results shown in the docs, the page and its figure.
 
     Args:
         summary: The results.
-        out: Of the JSON.
+        out: The JSON file.
     """
     tables = [counts_table(summary), errors_table(summary), savings_tables()]
     text = "# Scale\n\n" + "\n".join(tables)
@@ -277,11 +277,11 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["counts"], help="count the messages, write nothing")
-    parser.add_argument("--table", action="store_true", help="measure nothing: write from the JSON that is there")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when the page is out of date")
-    parser.add_argument("--rounds", type=int, default=5, help="times each step is timed (default: 5)")
-    parser.add_argument("--seconds", type=float, default=0.3, help="least time of each (default: 0.3)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "scaling.json", help="results; the table lies beside it")
+    parser.add_argument("--table", action="store_true", help="measure nothing: write from the existing JSON")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if the page is out of date")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each step is timed (default: 5)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="minimum duration of each timing (default: 0.3)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "scaling.json", help="results; the table is beside it")
     options = parser.parse_args()
     if options.check or options.table:
         summary = json.loads(options.out.read_text())
@@ -295,7 +295,7 @@ def main() -> int:
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
     counts, broken = count_all()
-    print("\n".join(broken) or "messages: as promised", file=sys.stderr if broken else sys.stdout, flush=True)
+    print("\n".join(broken) or "messages: as expected", file=sys.stderr if broken else sys.stdout, flush=True)
     if broken or options.only:
         print(counts_table({"counts": counts}))
         return int(bool(broken))

@@ -8,17 +8,17 @@ from step_time import ASSUMED, RANKS, WINDOWS, predict, step_seconds
 
 
 def counts_table(summary: dict[str, Any]) -> str:
-    """Show the messages.
+    """Show how many messages were sent.
 
     Args:
-        summary: With `counts`.
+        summary: The results, with `counts`.
 
     Returns:
-        Markdown.
+        A Markdown table.
     """
     lines = [
         "| ranks | parameters | gradient, bytes | steps | measured windows | calls at the start"
-        " | calls a measured window | bytes of a call | calls in all | bytes in all |",
+        " | calls per measured window | bytes per call | calls in all | bytes in all |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in summary["counts"]:
@@ -37,19 +37,20 @@ def errors_table(summary: dict[str, Any]) -> str:
     """Show how well the model fits this machine.
 
     Args:
-        summary: With `machine`, `timed` and `check`.
+        summary: The results, with `machine`, `timed` and `check`.
 
     Returns:
-        Markdown.
+        Markdown tables.
     """
     machine, check, timed = summary["machine"], summary["check"], summary["timed"]
     lines = [
-        f"Fitted on this machine: {check['bandwidth'] / 1e9:.2f} GB/s and {1e6 * check['latency']:.0f} µs a turn."
+        f"Fitted on this machine: {check['bandwidth'] / 1e9:.2f} GB/s and {1e6 * check['latency']:.0f} µs per hop."
         f" Medians of {timed['rounds']} runs of at least {timed['seconds']:g} s. Python {machine['python']}, torch"
-        f" {machine['torch']}, {machine['processor']}, {machine['cores']} cores, {machine['threads']} thread a rank;"
-        f" the machine's load was {machine['load_at_start']:.1f} before and {machine['load_at_end']:.1f} at the end.",
+        f" {machine['torch']}, {machine['processor']}, {machine['cores']} cores, {machine['threads']} thread per rank;"
+        f" the load of the machine was {machine['load_at_start']:.1f} at the start and"
+        f" {machine['load_at_end']:.1f} at the end.",
         "",
-        "| points | number | median error | worst error | unrest of the measurement |",
+        "| points | number | median error | worst error | spread of the measurement |",
         "|---|---|---|---|---|",
     ]
     lines += [
@@ -59,7 +60,7 @@ def errors_table(summary: dict[str, Any]) -> str:
     ]
     lines += [
         "",
-        "What the window of 8 saves here: time of an example against window 1.",
+        "What a window of 8 saves here: time per example relative to window 1.",
         "",
         "| ranks | parameters | measured | model |",
         "|---|---|---|---|",
@@ -74,10 +75,10 @@ def errors_table(summary: dict[str, Any]) -> str:
 
 
 def savings_tables() -> str:
-    """Show what the model says of the assumed machines.
+    """Show what the model predicts for the assumed machines.
 
     Returns:
-        Markdown.
+        Markdown tables.
     """
     lines = []
     for hardware in ASSUMED:
@@ -86,7 +87,7 @@ def savings_tables() -> str:
             f"**{hardware.name}** (assumed): {hardware.stated}. So a micro-batch takes"
             f" {1000 * computation.micro_batch:.0f} ms and the optimizer {1000 * computation.optimizer:.1f} ms.",
             "",
-            "| ranks | all-reduce | of it latency | step at window 1 | "
+            "| ranks | all-reduce | share of latency | step at window 1 | "
             + " | ".join(f"window {window}" for window in WINDOWS[1:])
             + " |",
             "|---" * (4 + len(WINDOWS) - 1) + "|",

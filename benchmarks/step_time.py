@@ -1,14 +1,14 @@
-"""A model of the time of a step under DDP, its fit to measured points, and the machines that it is asked about.
+"""A model of the step time under DDP, its fit to measured points, and the machines it is applied to.
 
     step = window * micro_batch + all_reduce + optimizer
     all_reduce = 2 (R - 1) / R * bytes / bandwidth + 2 (R - 1) * latency          (a ring of R ranks)
 
-The window is the micro-batches of one rank in a step; DDP sends the gradient once a step, whatever the window. In this
-form nothing is sent while the last backward runs. DDP overlaps the two, and at best hides as much of the all-reduce as
-one backward lasts, two thirds of a micro-batch: `overlap=1`. The truth lies between the two.
+The window is the number of micro-batches of one rank in a step; DDP sends the gradient once per step, whatever the
+window. As written, nothing is sent while the last backward pass runs. DDP overlaps the two, and at best hides as much
+of the all-reduce as one backward pass lasts, two thirds of a micro-batch: `overlap=1`. The truth lies in between.
 
-Where it stops being true: at many ranks NCCL uses trees, whose latency grows with log R and not with R; ranks that wait
-for the slowest of them, loading and checkpoints are left out.
+Limits: on many ranks NCCL uses trees, whose latency grows with log R instead of R. Waiting for the slowest rank, data
+loading and checkpoints are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BACKWARD_SHARE = 2 / 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllReduce:
-    """Bandwidth of a link of the ring (bytes a second), and seconds for each of its 2 (R - 1) turns."""
+    """Bandwidth of a link of the ring (bytes per second), and seconds for each of its 2 (R - 1) hops."""
 
     bandwidth: float
     latency: float
@@ -40,7 +40,7 @@ class AllReduce:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computation:
-    """Seconds of a micro-batch (forward and backward), and of the optimizer's step."""
+    """Seconds per micro-batch (forward and backward) and per optimizer step."""
 
     micro_batch: float
     optimizer: float
@@ -50,13 +50,13 @@ def step_seconds(computation: Computation, window: int, all_reduce: float, overl
     """Compute the time of a step.
 
     Args:
-        computation: Of one rank.
-        window: Micro-batches of one rank.
-        all_reduce: Its seconds.
-        overlap: Share of the last backward in which the all-reduce may hide, from 0 to 1.
+        computation: The computation of one rank.
+        window: The number of micro-batches per rank.
+        all_reduce: Seconds of the all-reduce.
+        overlap: Share of the last backward pass that can hide the all-reduce, from 0 to 1.
 
     Returns:
-        Seconds.
+        The time in seconds.
     """
     hidden = min(all_reduce, overlap * BACKWARD_SHARE * computation.micro_batch)
     return window * computation.micro_batch + all_reduce - hidden + computation.optimizer
@@ -64,17 +64,17 @@ def step_seconds(computation: Computation, window: int, all_reduce: float, overl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """Assumptions: nothing here was measured.
+    """An assumed machine and model; nothing here was measured.
 
     Attributes:
-        name: Short.
-        stated: What is assumed, in words.
-        parameters: Of the model.
-        flops: Of one micro-batch, forward and backward.
-        flops_a_second: That the device reaches.
-        optimizer_bytes: Read and written for each parameter.
-        memory_bandwidth: Bytes a second.
-        network: Of the ring.
+        name: A short name.
+        stated: The assumptions, in words.
+        parameters: Number of parameters of the model.
+        flops: Operations per micro-batch, forward and backward.
+        flops_a_second: Operations per second that the device reaches.
+        optimizer_bytes: Bytes read and written per parameter.
+        memory_bandwidth: Bytes per second.
+        network: The ring.
     """
 
     name: str
@@ -101,8 +101,8 @@ class Hardware:
 ASSUMED = (
     Hardware(
         name="400 Gb/s fabric",
-        stated="1.3 billion parameters, AdamW, 4,096 tokens a micro-batch; devices that reach 400 TFLOP/s with memory"
-        " of 2 TB/s; a ring of 40 GB/s and 5 µs a turn",
+        stated="1.3 billion parameters, AdamW, 4,096 tokens per micro-batch; devices that reach 400 TFLOP/s with memory"
+        " of 2 TB/s; a ring of 40 GB/s and 5 µs per hop",
         parameters=1.3e9,
         flops=6 * 1.3e9 * 4096,
         flops_a_second=400e12,
@@ -112,8 +112,8 @@ ASSUMED = (
     ),
     Hardware(
         name="100 Gb/s Ethernet",
-        stated="125 million parameters, AdamW, 8,192 tokens a micro-batch; devices that reach 125 TFLOP/s with memory"
-        " of 1.5 TB/s; a ring of 10 GB/s and 20 µs a turn",
+        stated="125 million parameters, AdamW, 8,192 tokens per micro-batch; devices that reach 125 TFLOP/s with memory"
+        " of 1.5 TB/s; a ring of 10 GB/s and 20 µs per hop",
         parameters=125e6,
         flops=6 * 125e6 * 8192,
         flops_a_second=125e12,
@@ -123,8 +123,8 @@ ASSUMED = (
     ),
     Hardware(
         name="10 Gb/s Ethernet",
-        stated="25.6 million parameters (ResNet-50), SGD with momentum, 32 images of 24.6 GFLOP a micro-batch; devices"
-        " that reach 20 TFLOP/s with memory of 0.8 TB/s; a ring of 1.1 GB/s and 50 µs a turn",
+        stated="25.6 million parameters (ResNet-50), SGD with momentum, 32 images of 24.6 GFLOP per micro-batch;"
+        " devices that reach 20 TFLOP/s with memory of 0.8 TB/s; a ring of 1.1 GB/s and 50 µs per hop",
         parameters=25.6e6,
         flops=32 * 24.6e9,
         flops_a_second=20e12,
@@ -136,16 +136,16 @@ ASSUMED = (
 
 
 def predict(hardware: Hardware, ranks: int, window: int, overlap: float = 0.0) -> float:
-    """Compute the time of an example with this window, relative to its time with a window of 1.
+    """Compute the time per example with this window, relative to the time with a window of 1.
 
     Args:
-        hardware: Assumptions.
-        ranks: Devices.
-        window: Micro-batches of one rank.
-        overlap: Of the all-reduce with the last backward.
+        hardware: The assumed machine.
+        ranks: The number of devices.
+        window: The number of micro-batches per rank.
+        overlap: How much of the last backward pass hides the all-reduce, from 0 to 1.
 
     Returns:
-        The ratio: below 1 is saved.
+        The ratio; below 1, the larger window saves time.
     """
     all_reduce = hardware.network.seconds(hardware.gradient_bytes, ranks)
     one, many = (step_seconds(hardware.computation, count, all_reduce, overlap) for count in (1, window))
@@ -157,10 +157,10 @@ def fit_all_reduce(points: list[dict[str, Any]], computations: dict[tuple[int, i
 
     Args:
         points: Measured steps (`ranks`, `parameters`, `window`, `seconds`), of at least two sizes.
-        computations: By ranks and parameters.
+        computations: The computation for each number of ranks and parameters.
 
     Returns:
-        The fit. A bandwidth of inf, or a latency of 0, is what a fit at the edge gives.
+        The fit. A bandwidth of inf or a latency of 0 means that the best fit lies at the boundary.
     """
     rows, rest, weights = [], [], []
     for point in points:
@@ -183,11 +183,11 @@ def fit_all_reduce(points: list[dict[str, Any]], computations: dict[tuple[int, i
 
 
 def check(measured: dict[str, Any], fitted_parameters: tuple[int, ...]) -> dict[str, Any]:
-    """Fit to the window 1 of 2 ranks, and compare with every other point.
+    """Fit to 2 ranks at window 1, and compare with every other point.
 
     Args:
         measured: `computation` and `steps`, as benchmarks/scaling.py measures them.
-        fitted_parameters: Sizes whose points are fitted to; no point of any other size is.
+        fitted_parameters: The model sizes used for the fit.
 
     Returns:
         The fit, each point with its error (model / measured - 1), and a summary by group.
@@ -228,17 +228,17 @@ def check(measured: dict[str, Any], fitted_parameters: tuple[int, ...]) -> dict[
 
 
 def draw(path: Any) -> None:
-    """Draw the time of an example against the window, for each of the assumed machines.
+    """Draw the time per example against the window, for each assumed machine.
 
     Args:
-        path: Of an SVG file.
+        path: The SVG file to write.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     colours = dict(zip(RANKS, ("#0072B2", "#009E73", "#E69F00", "#D55E00"), strict=True))
-    # Text stays text, and the same numbers make the same file.
+    # Keep text as text, and make the file depend on the numbers only.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scaling"}):
         figure = Figure(figsize=(11, 4.2), layout="constrained")
         panels = figure.subplots(1, len(ASSUMED), sharey=True)

@@ -1,10 +1,10 @@
-"""What SyncBatchNorm does to the measurement: each rank's gradient then depends on the other ranks' examples.
+"""Show what SyncBatchNorm does to the measurement: each rank's gradient depends on the other ranks' examples.
 
-torch runs SyncBatchNorm on GPUs only, so this imitates it in one process, in float64: every rank has a copy of the
-parameters, the normalisation takes its statistics from all ranks' examples, and a rank's own gradient is that of the
-sum of all losses in its copy, which is what the hooks see before DDP takes the mean. Beside it: statistics of each
-rank's own micro-batch (plain BatchNorm), and fixed ones. "True" are the trace and ||G||^2 of the gradient that steps,
-over many windows of one micro-batch a rank.
+torch runs SyncBatchNorm on GPUs only, so this script emulates it in one process, in float64. Every rank has a copy of
+the parameters, and the normalisation uses statistics of all ranks' examples. A rank's own gradient is that of the sum
+of all losses with respect to its copy, which is what the hooks see before DDP averages. For comparison, the statistics
+are also those of each rank's own micro-batch (plain BatchNorm), or fixed. "True" values are the trace and ||G||^2 of
+the gradient used for the step, over many windows of one micro-batch per rank.
 
     python benchmarks/sync_batch_norm.py            # about 4 minutes
 """
@@ -25,10 +25,10 @@ from torch.nn import functional as F
 from lightning_bsscale import functional
 
 RESULTS = Path(__file__).parent / "results"
-SHAPES = ((2, 4), (2, 16), (4, 4), (8, 4))  # ranks, examples of a micro-batch
+SHAPES = ((2, 4), (2, 16), (4, 4), (8, 4))  # ranks, examples per micro-batch
 INPUTS, HIDDEN, CLASSES = 8, 16, 3
 EPSILON = 1e-5
-STEPS = 20  # later ‖G‖² is too small to be told from zero in so many windows, and so is a bias of it
+STEPS = 20  # later, ‖G‖² and its bias are too small to distinguish from zero in this many windows
 Statistics = tuple[Tensor, Tensor]
 
 
@@ -36,8 +36,8 @@ def sample(count: int, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Draw examples.
 
     Args:
-        count: How many.
-        truth: Of the classes.
+        count: Number of examples.
+        truth: Weights that define the classes.
 
     Returns:
         Inputs and classes.
@@ -47,7 +47,7 @@ def sample(count: int, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def statistics(hidden: Tensor) -> Statistics:
-    """Compute what a normalisation subtracts and divides by.
+    """Compute the statistics of a normalisation.
 
     Args:
         hidden: (examples, HIDDEN)
@@ -62,12 +62,12 @@ def rank_gradients(parameters: list[Tensor], x: Tensor, y: Tensor, ranks: int, k
     """Compute each rank's own gradient.
 
     Args:
-        parameters: Of the network.
+        parameters: The parameters of the network.
         x: Inputs of all ranks.
         y: Classes.
         ranks: Number of ranks.
-        kind: "synchronised", "own" or "fixed": where the statistics come from.
-        fixed: The fixed ones.
+        kind: "synchronised", "own" or "fixed": the source of the statistics.
+        fixed: The fixed statistics.
 
     Returns:
         (ranks, number of parameters)
@@ -87,15 +87,15 @@ def rank_gradients(parameters: list[Tensor], x: Tensor, y: Tensor, ranks: int, k
 
 
 def study(parameters: list[Tensor], truth: Tensor, ranks: int, size: int, kind: str, windows: int) -> dict[str, Any]:
-    """Compare what is measured with what is true.
+    """Compare the measurement with the truth.
 
     Args:
-        parameters: Of the network.
-        truth: Of the classes.
+        parameters: The parameters of the network.
+        truth: Weights that define the classes.
         ranks: Number of ranks.
-        size: Examples of a micro-batch.
-        kind: Where the statistics come from.
-        windows: How many.
+        size: Examples per micro-batch.
+        kind: The source of the statistics.
+        windows: Number of windows.
 
     Returns:
         Measured and true noise scale, with their parts.
@@ -126,12 +126,12 @@ def descend(parameters: list[Tensor], truth: Tensor, steps: int) -> list[Tensor]
     """Train on one device.
 
     Args:
-        parameters: Of the network.
-        truth: Of the classes.
-        steps: Of 64 examples.
+        parameters: The parameters of the network.
+        truth: Weights that define the classes.
+        steps: Number of steps, of 64 examples each.
 
     Returns:
-        The parameters after it.
+        The trained parameters.
     """
     for _ in range(steps):
         x, y = sample(64, truth)
@@ -145,10 +145,10 @@ def markdown(summary: dict[str, Any]) -> str:
     """Write the table.
 
     Args:
-        summary: What `main` collects.
+        summary: The results that `main` collects.
 
     Returns:
-        Markdown.
+        A Markdown table.
     """
     lines = [
         "# What SyncBatchNorm does to the measurement",
@@ -172,13 +172,13 @@ def markdown(summary: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Run all cases, write the table.
+    """Run all cases, and write the table.
 
     Returns:
         The exit status.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", type=int, default=6000, help="of each case (default: 6000)")
+    parser.add_argument("--windows", type=int, default=6000, help="number of windows per case (default: 6000)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)

@@ -1,4 +1,4 @@
-"""Times steps of plain torch DDP on the ranks of this machine, for benchmarks/scaling.py."""
+"""Time steps of plain torch DDP on several ranks of this machine, for benchmarks/scaling.py."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ LAYERS, EXAMPLES = 4, 16
 
 
 class Steps:
-    """A model under DDP whose gradient is sent in one piece, after the last backward of a window.
+    """A DDP model whose gradient is sent in one piece, after the last backward pass of a window.
 
     Args:
-        parameters: About as many.
+        parameters: The approximate number of parameters.
     """
 
     def __init__(self, parameters: int) -> None:
         torch.manual_seed(0)
         width = round((parameters / LAYERS) ** 0.5)
         net = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(LAYERS)))
-        # With DDP's own limits the first pieces would be sent while the backward goes on: the model has no such term.
+        # With DDP's default buckets the first would be sent during the backward pass, for which the model has no term.
         self.model = DistributedDataParallel(net, bucket_cap_mb=2**12)
         self.optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
         self.batch = torch.randn(EXAMPLES, width)
@@ -38,8 +38,8 @@ class Steps:
         """Make steps.
 
         Args:
-            steps: How many.
-            window: Micro-batches of each.
+            steps: Number of steps.
+            window: Micro-batches per step.
             sends: Whether the gradient is summed over ranks.
         """
         for _ in range(steps):
@@ -52,15 +52,15 @@ class Steps:
             self.optimizer.zero_grad()
 
     def seconds(self, steps: int, window: int, sends: bool) -> float:
-        """Time steps, with all ranks at once.
+        """Time steps on all ranks at once.
 
         Args:
-            steps: How many.
-            window: Micro-batches of each.
+            steps: Number of steps.
+            window: Micro-batches per step.
             sends: Whether the gradient is summed over ranks.
 
         Returns:
-            Seconds of one step of the slowest rank.
+            Seconds per step on the slowest rank.
         """
         distributed.barrier()
         started = time.perf_counter()
@@ -69,22 +69,22 @@ class Steps:
 
 
 def time_all(rank: int, sizes: tuple[int, ...], rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """Time every size and window, with and without sending, each once a round.
+    """Time every size and window, with and without sending, once per round.
 
     Args:
-        rank: This one's.
-        sizes: Parameters of the models.
-        rounds: How often.
-        seconds: Least time of each.
+        rank: The rank of this process.
+        sizes: Numbers of parameters of the models.
+        rounds: Number of rounds.
+        seconds: Minimum duration of each timing.
 
     Returns:
-        One record a size, window and kind.
+        One record for each size, window and kind.
     """
     models = {size: Steps(size) for size in sizes}
     cells = [(size, window, sends) for size in sizes for window in WINDOWS for sends in (True, False)]
     steps = {}
     for size, window, sends in cells:
-        models[size].make(3, window, sends)  # whatever is slow once
+        models[size].make(3, window, sends)  # warm up
         steps[size, window, sends] = math.ceil(seconds / models[size].seconds(3, window, sends))
     times: dict[tuple[int, int, bool], list[float]] = {cell: [] for cell in cells}
     for _ in range(rounds):
@@ -108,10 +108,10 @@ def computation_of(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Fit window * micro_batch + optimizer to steps that send nothing: least squares of the relative errors.
 
     Args:
-        rows: `window` and `seconds`, of one size.
+        rows: `window` and `seconds` for one size.
 
     Returns:
-        Both, in seconds; the optimizer's is at least 0.
+        Both times in seconds; the optimizer's is at least 0.
     """
     matrix = torch.tensor([[row["window"], 1.0] for row in rows], dtype=torch.float64)
     times = torch.tensor([row["seconds"] for row in rows], dtype=torch.float64)
@@ -123,16 +123,16 @@ def computation_of(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def measure_steps(sizes: tuple[int, ...], rounds: int, seconds: float) -> dict[str, Any]:
-    """Time steps on every number of ranks.
+    """Time steps on each number of ranks.
 
     Args:
-        sizes: Parameters of the models.
-        rounds: How often each is timed.
-        seconds: Least time of each.
+        sizes: Numbers of parameters of the models.
+        rounds: How often each step is timed.
+        seconds: Minimum duration of each timing.
 
     Returns:
-        `computation` for each number of ranks and size, and `steps`, each with the unrest of its runs: half of the
-        distance between the quartiles, relative to the median.
+        `computation` for each number of ranks and size, and `steps`, each with the spread of its runs (`unrest`):
+        half the interquartile range, relative to the median.
     """
     computation, points = [], []
     for ranks in RANKS:

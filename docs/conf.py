@@ -18,16 +18,16 @@ extensions = [
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = project
-autoclass_content = "both"  # the options are told in the constructor
+autoclass_content = "both"  # the constructor documents the options
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
-# Pipes of type unions would otherwise be cut at any place.
+# Otherwise lines break anywhere within type unions.
 python_maximum_signature_line_length = 100
 
-# Inventories are fetched from the network, and a failed fetch is a warning, so an error: only where it is asked for.
+# Inventories come from the network, and a failed fetch is a warning, so an error here: fetch them only on request.
 if os.environ.get("DOCS_ONLINE") or os.environ.get("READTHEDOCS"):
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {

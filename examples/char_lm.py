@@ -1,11 +1,11 @@
-"""A small transformer reads Python's own help texts byte by byte, with AdamW, warmup and cosine, and a growing batch.
+"""Train a small byte-level transformer on Python's help texts, with AdamW, warmup, cosine decay and a growing batch.
 
     python examples/char_lm.py                   # about a minute on a CPU
     python examples/char_lm.py --sequences 400   # a quick look
     python examples/char_lm.py --fixed           # the same without the callback
 
 Nothing is downloaded: the text is `pydoc_data.topics`. OneCycleLR is built from `trainer.estimated_stepping_batches`.
-It would never reach its end if the batch grew and nobody kept its pace; with the callback it ends at its last value.
+A growing batch means fewer steps, so by itself the schedule would never reach its end; the callback keeps it on time.
 """
 
 import argparse
@@ -56,8 +56,8 @@ class ByteModel(pl.LightningModule):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max_epochs", type=int, default=1)
-    parser.add_argument("--sequences", type=int, default=None, help="how many to train on (default: all)")
-    parser.add_argument("--batch_size", type=int, default=4, help="of a micro-batch, and the batch at the start")
+    parser.add_argument("--sequences", type=int, default=None, help="number of sequences to train on (default: all)")
+    parser.add_argument("--batch_size", type=int, default=4, help="size of a micro-batch, and the starting batch size")
     parser.add_argument("--fixed", action="store_true", help="train without the callback")
     options = parser.parse_args()
 

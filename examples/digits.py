@@ -1,11 +1,11 @@
-"""Train scikit-learn's digits with a batch that grows, with SGD and your own scheduler.
+"""Train on scikit-learn's digits with a growing batch, SGD and a scheduler of your own.
 
     python examples/digits.py                    # about 15 s on a CPU
     python examples/digits.py --max_epochs 2     # a quick look
     python examples/digits.py --measure_only     # log the noise scale and change nothing
 
 Needs: pip install 'lightning-bsscale[examples]'. `DigitsModel` is an ordinary LightningModule; its scheduler is built
-from `trainer.estimated_stepping_batches`, and ends where it should although fewer steps are made.
+from `trainer.estimated_stepping_batches`, and ends where it should, although fewer steps are made.
 """
 
 import argparse
@@ -21,16 +21,16 @@ from lightning_bsscale.demo import DigitsModel, digits_data
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max_epochs", type=int, default=25)
-    parser.add_argument("--batch_size", type=int, default=8, help="of a micro-batch, and the batch at the start")
+    parser.add_argument("--batch_size", type=int, default=8, help="size of a micro-batch, and the starting batch size")
     parser.add_argument("--measure_only", action="store_true")
     parser.add_argument("--progress", action="store_true", help="show Lightning's progress bar")
     options = parser.parse_args()
 
     pl.seed_everything(0)
-    torch.set_num_threads(1)  # tiny layers: a second thread costs more than it gives
+    torch.set_num_threads(1)  # the layers are tiny: a second thread costs more than it saves
     train_data, val_data = digits_data()
     if options.measure_only:
-        # It compares the micro-batches of one step, so there must be two at least.
+        # The monitor compares the micro-batches of a step, so it needs at least two.
         callback, accumulate = GradientNoiseScaleMonitor(), 2
     else:
         callback, accumulate = BatchSizeScaler(), 1

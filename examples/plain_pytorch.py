@@ -3,8 +3,8 @@
     python examples/plain_pytorch.py             # a few seconds on a CPU
     python examples/plain_pytorch.py --epochs 1  # a quick look
 
-Needs: pip install 'lightning-bsscale[examples]' (scikit-learn, for the digits). A step takes the mean gradient of
-several micro-batches; their squared norms, and that of the mean, are all that the metric needs.
+Needs: pip install 'lightning-bsscale[examples]' (scikit-learn, for the digits). Each step uses the mean
+gradient of several micro-batches. The metric needs only their squared norms and that of the mean.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from lightning_bsscale.functional import scale_learning_rate
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--batch_size", type=int, default=8, help="of a micro-batch")
-    parser.add_argument("--accumulate", type=int, default=4, help="micro-batches in a step, at least 2")
+    parser.add_argument("--batch_size", type=int, default=8, help="size of a micro-batch")
+    parser.add_argument("--accumulate", type=int, default=4, help="micro-batches per step, at least 2")
     options = parser.parse_args()
 
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def main() -> None:
         losses, sq_norms, sizes = [], [], []
         for images, labels in loader:
             loss = F.cross_entropy(model(images), labels)
-            gradients = torch.autograd.grad(loss, parameters)  # of this micro-batch alone
+            gradients = torch.autograd.grad(loss, parameters)  # of this micro-batch only
             losses.append(loss.item())
             sq_norms.append(sum(gradient.pow(2).sum() for gradient in gradients))
             sizes.append(len(labels))
@@ -54,13 +54,13 @@ def main() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
                 sq_norms, sizes = [], []
-        optimizer.zero_grad()  # micro-batches that no longer filled a step
+        optimizer.zero_grad()  # drop the micro-batches that do not fill a step
         found = metric.interval()
         print(
             f"{epoch:5d}  {sum(losses) / len(losses):.4f}  {found.noise_scale:.1f} [{found.low:.1f}, {found.high:.1f}]"
         )
     doubled = scale_learning_rate(rate, batch_size, 2 * batch_size, rule="saturating", noise_scale=found)
-    print(f"batch {batch_size} at rate {rate:g}; for batch {2 * batch_size} the rate would be {doubled:.3g}")
+    print(f"learning rate {rate:g} at batch {batch_size}; at batch {2 * batch_size} it would be {doubled:.3g}")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ from lightning_bsscale.theory import tradeoff
 from lightning_bsscale.theory.checks import as_number, as_numbers, check_number, found
 from lightning_bsscale.theory.estimate import Averages, NoiseScale, noise_scale_from_means
 from lightning_bsscale.theory.moments import window_moments
-from lightning_bsscale.theory.rate_path import RatePath
-from lightning_bsscale.theory.rules import LearningRateRule, resolve_rule
+from lightning_bsscale.theory.rules import LearningRateRule, RatePath, resolve_rule
 
 __all__ = ["critical_batch_size", "noise_scale", "scale_learning_rate", "steps_and_examples"]
 

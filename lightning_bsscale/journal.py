@@ -44,7 +44,7 @@ from lightning_bsscale.theory.policies import (
     recorded_decision,
 )
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
-from lightning_bsscale.theory.stored import as_plain, check_stored, from_plain, plain_value
+from lightning_bsscale.theory.stored import FRACTIONS, as_plain, check_stored, from_plain, plain_value
 
 SCHEMA_VERSION = 1
 
@@ -319,7 +319,6 @@ def _end_of_records(file: io.FileIO, path: Path, known: Mapping[str, Any]) -> tu
 
 _MOST_DIGITS = 310  # more than the largest float has
 _MOST_LEVELS = 1000
-_FRACTIONS = frozenset({("Decision", "batch_size")})  # a policy may answer 11.9, which the limits then round
 
 
 def _whole_number(text: str) -> int:
@@ -391,7 +390,7 @@ def _record(path: str | Path, number: int, fields: dict[str, Any]) -> Record:
     if cls is None:
         raise ValueError(f"{path}, line {number}: unknown event {found(event)}; known are {_KNOWN}. {_MEND}")
     try:
-        check_stored(cls, fields, fractions=_FRACTIONS)
+        check_stored(cls, fields, fractions=FRACTIONS)
         record: Record = from_plain(cls, fields)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}, line {number} is no whole {event}: {error}. {_MEND}") from error

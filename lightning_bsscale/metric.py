@@ -43,10 +43,11 @@ class GradientNoiseScale(Metric):
         ...     hooks.start_window()
         ...     for _ in range(2):
         ...         examples = 1 + 2 * torch.randn(8, 10, generator=generator)  # tr(Sigma) = 40, ||G||^2 = 10
-        ...         hooks.start_micro_batch()
+        ...         hooks.start_sample()
         ...         (examples.mean(0) @ weights / 2).backward()  # the step takes the mean of two
-        ...         hooks.end_micro_batch()
-        ...     own_sq_norms = hooks.stop_window() * 2**2  # undo the division by two
+        ...         hooks.end_sample(8)
+        ...     _ = hooks.stop_window()
+        ...     own_sq_norms = hooks.sq_norms * 2**2  # undo the division by two
         ...     metric.update(own_sq_norms, mean_squared_norm([weights]), [8, 8])
         ...     weights.grad = None
         >>> print(f"{metric.compute():.1f}")

@@ -100,6 +100,48 @@ def wrong_imports(source: str, path: PurePosixPath) -> list[str]:
     return found
 
 
+def module_name(path: PurePosixPath) -> str:
+    """Dotted name within the package; the door's is empty."""
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph(files: dict[PurePosixPath, str]) -> dict[str, set[str]]:
+    """Module -> modules that it names in imports: at the top, for type checkers, and inside functions alike.
+
+    An import inside a function still ties two files together for whoever reads them, so it is no way out of a cycle.
+    `from package import name` leads to the module `package.name` if there is one, else to `package/__init__.py`. That a
+    folder's `__init__` runs before its files is no edge: only a file that names it depends on it.
+    """
+    modules = {module_name(path) for path in files}
+    graph: dict[str, set[str]] = {}
+    for path, source in files.items():
+        named: set[str] = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                named.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                named.update(f"{node.module}.{alias.name}" for alias in node.names)
+        inside = {name[len(PACKAGE) + 1 :] for name in named if f"{name}.".startswith(f"{PACKAGE}.")}
+        graph[module_name(path)] = {name if name in modules else name.rpartition(".")[0] for name in inside} & modules
+    return graph
+
+
+def import_cycles(files: dict[PurePosixPath, str]) -> set[frozenset[str]]:
+    """Largest sets of modules in which each leads to each other one."""
+    graph = import_graph(files)
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        found, todo = set(), list(graph[start])
+        while todo:
+            module = todo.pop()
+            if module not in found:
+                found.add(module)
+                todo.extend(graph[module])
+        reached[start] = found
+    return {frozenset(m for m in reached[s] if s in reached[m]) for s in graph if s in reached[s]}
+
+
 def written_targets(tree: ast.AST) -> Iterator[ast.expr]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign | ast.Delete):
@@ -204,8 +246,9 @@ def package_files() -> dict[PurePosixPath, str]:
 FILES = package_files()
 ACCUMULATION = PurePosixPath("callbacks/trainer/accumulation.py")
 LEARNING_RATE = PurePosixPath("callbacks/trainer/learning_rate.py")
+SCHEDULERS = PurePosixPath("callbacks/trainer/schedulers.py")
 STOP = PurePosixPath("callbacks/trainer/stop.py")
-COLLECTIVE = PurePosixPath("gradients/collective.py")
+COLLECTIVE = PurePosixPath("gradients/reduce.py")
 
 
 def test_the_package_was_found():
@@ -219,19 +262,19 @@ def test_imports_point_one_way():
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("theory/rules.py", "import torch"),
-        ("theory/rules.py", "import numpy as np"),
-        ("theory/rules.py", "def f():\n    import torch"),
-        ("theory/rules.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor"),
-        ("theory/rules.py", "from lightning_bsscale.gradients import watcher"),
-        ("theory/rules.py", "from lightning_bsscale import gradients"),
-        ("theory/rules.py", "import lightning_bsscale.gradients.watcher"),
-        ("theory/rules.py", "from .moments import WindowMoments"),
-        ("theory/rules.py", "from . import moments"),
-        ("theory/rules.py", "import importlib\nimportlib.import_module('torch')"),
-        ("theory/rules.py", "__import__('torch')"),
+        ("theory/windows.py", "import torch"),
+        ("theory/windows.py", "import numpy as np"),
+        ("theory/windows.py", "def f():\n    import torch"),
+        ("theory/windows.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor"),
+        ("theory/windows.py", "from lightning_bsscale.gradients import watcher"),
+        ("theory/windows.py", "from lightning_bsscale import gradients"),
+        ("theory/windows.py", "import lightning_bsscale.gradients.watcher"),
+        ("theory/windows.py", "from .moments import WindowMoments"),
+        ("theory/windows.py", "from . import moments"),
+        ("theory/windows.py", "import importlib\nimportlib.import_module('torch')"),
+        ("theory/windows.py", "__import__('torch')"),
         (
-            "theory/rules.py",
+            "theory/windows.py",
             "class A:\n  def f(self):\n    try:\n      import lightning\n    finally:\n      pass",
         ),
         ("gradients/watcher.py", "import lightning.pytorch as pl"),
@@ -261,6 +304,45 @@ def test_right_imports_are_not_flagged():
     assert not wrong_imports(source, PurePosixPath("callbacks/scaler.py"))
 
 
+def test_no_files_import_each_other_in_a_circle():
+    assert not import_cycles(FILES)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("from lightning_bsscale.theory.b import x", "from lightning_bsscale.theory.a import y"),
+        ("import lightning_bsscale.theory.b", "from lightning_bsscale.theory import a"),
+        ("if TYPE_CHECKING:\n    from lightning_bsscale.theory.b import x", "import lightning_bsscale.theory.a as a"),
+        ("def f():\n    from lightning_bsscale.theory.b import x", "from lightning_bsscale.theory.a import y"),
+        ("from lightning_bsscale.theory.c import x", "from lightning_bsscale.theory.a import y"),
+        ("from lightning_bsscale.theory import x", ""),
+        ("from lightning_bsscale.theory.a import x", ""),
+    ],
+    ids=["names", "modules", "type checkers", "in a function", "of three", "through __init__", "itself"],
+)
+def test_a_circle_of_imports_is_flagged(first, second):
+    files = {
+        "theory/__init__.py": "from lightning_bsscale.theory.a import x",
+        "theory/a.py": first,
+        "theory/b.py": second,
+        "theory/c.py": "from lightning_bsscale.theory.b import x",
+    }
+    (cycle,) = import_cycles({PurePosixPath(path): source for path, source in files.items()})
+    assert "theory.a" in cycle
+
+
+def test_a_folders_table_of_its_files_is_no_circle():
+    files = {
+        "__init__.py": "from lightning_bsscale.theory.rules import Linear",
+        "cli.py": "from lightning_bsscale import __version__",
+        "theory/rules/__init__.py": "from lightning_bsscale.theory.rules.linear import Linear",
+        "theory/rules/linear.py": "from lightning_bsscale.theory.rules.rule import LearningRateRule",
+        "theory/rules/rule.py": "import math",
+    }
+    assert not import_cycles({PurePosixPath(path): source for path, source in files.items()})
+
+
 def test_one_file_writes_accumulate_grad_batches():
     assert not [
         f"{path}:{line}"
@@ -279,12 +361,18 @@ def test_one_file_asks_for_the_end_of_training():
     ]
 
 
-def test_one_file_writes_the_learning_rate_and_the_schedulers_clock():
+def test_one_file_writes_the_learning_rate():
+    assert not [
+        f"{path}:{line}" for path, source in FILES.items() if path != LEARNING_RATE for line in key_writes(source, "lr")
+    ]
+
+
+def test_one_file_writes_the_schedulers_frequency():
     assert not [
         f"{path}:{line}"
         for path, source in FILES.items()
-        if path != LEARNING_RATE
-        for line in [*key_writes(source, "lr"), *attribute_writes(source, "frequency")]
+        if path != SCHEDULERS
+        for line in attribute_writes(source, "frequency")
     ]
 
 

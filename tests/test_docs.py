@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,26 @@ def test_figures_are_those_of_the_benchmarks():
         [sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"], capture_output=True, text=True, check=False
     )
     assert made.returncode == 0, made.stdout + made.stderr
+
+
+def test_the_picture_of_the_package_is_up_to_date():
+    drawing = runpy.run_path(str(ROOT / "docs" / "draw_architecture.py"))
+    drawn = drawing["drawn_table"]((ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8"))
+    assert drawn == drawing["table"](), "run python docs/draw_architecture.py"
+
+
+def test_the_picture_follows_the_imports(tmp_path):
+    drawing = runpy.run_path(str(ROOT / "docs" / "draw_architecture.py"))
+    package = tmp_path / "lightning_bsscale"
+    (package / "theory" / "rules").mkdir(parents=True)
+    (package / "theory" / "rules" / "linear.py").touch()
+    (package / "new.py").write_text("def f():\n    from lightning_bsscale.theory.rules import linear\n")
+    drawing["table"].__globals__["ROOT"] = tmp_path
+    expected = {"files": {"new": ["new.py"], "theory": ["theory/rules/linear.py"]}, "imports": {"new -> theory": 1}}
+    assert drawing["table"]() == expected
+    (package / "theory" / "rules" / "linear.py").write_text("import lightning_bsscale.new\n")
+    with pytest.raises(SystemExit, match="in a circle"):
+        drawing["draw"](drawing["table"]())
 
 
 def test_readme_has_no_placeholder():

@@ -17,7 +17,7 @@ RUNS = {
     "digits, measured": ("digits.py", ["--max_epochs", "2", "--measure_only"], ["170 optimizer steps", "noise scale"]),
     "char_lm": ("char_lm.py", ["--sequences", "400"], ["400 sequences", "nats per byte", "reason"]),
     "char_lm, fixed": ("char_lm.py", ["--sequences", "200", "--fixed"], ["200 sequences in 50 optimizer steps"]),
-    "plain_pytorch": ("plain_pytorch.py", ["--epochs", "2"], ["noise scale", "the rate would be"]),
+    "plain_pytorch": ("plain_pytorch.py", ["--epochs", "2"], ["noise scale", "it would be"]),
     "cli": ("cli/main.py", ["fit", "--config", CONFIG, "--trainer.max_epochs", "2"], ["reason"]),
     "multi_node": ("multi_node/train.py", ["--max_epochs", "2"], ["1 processes", "2694 examples", "accuracy"]),
 }

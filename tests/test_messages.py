@@ -22,14 +22,14 @@ SAYS = {"rank_zero_warn", "warnings.warn", "warn"}
 # Sentences of the source that have no row, and why.
 EXEMPT = {
     ("__init__.py", "module … has no attribute …"): "Python's own words for a misspelt name",
-    ("gradients/delayed.py", "tensor must be 1-d, found … dimensions"): "measurement.py stacks that vector itself",
+    ("gradients/reduce.py", "vector must be 1-d, found … dimensions"): "measurement.py makes that vector itself",
     ("journal.py", "a number of … digits is too large"): "part of `…, line … is no JSON: …`",
     ("journal.py", "… is no number of JSON's, and is written as a string"): "the same",
     ("theory/stored.py", "…"): "part of `…, line … is no whole …: …`",
     ("theory/windows.py", "start must be below epoch_batches (…), got …"): (
         "Lightning gives no micro-batch after the announced last one"
     ),
-    ("callbacks/checks/preflight.py", "…"): "hands on the sentence of theory/rules.py, as another class",
+    ("callbacks/checks/preflight.py", "…"): "hands on the sentence of theory/rules/choose.py, as another class",
 }
 
 

@@ -94,7 +94,7 @@ def test_every_broken_promise_is_found(scaling):
         "final_batch": 64,
         "measured_windows": 2,
         "calls": [*scaling.START, scaling.WINDOW, scaling.WINDOW],
-        "files": ["gradients/collective.py"],
+        "files": ["gradients/reduce.py"],
         "others": ["barrier"],
         "others_without": ["barrier"],
     }

@@ -66,7 +66,7 @@ CONSTRUCTORS = {
         "confidence": 0.9,
         "max_growth": 2.0,
         "hysteresis": 2.0,
-        "dwell": 0.01,
+        "cooldown": 0.01,
         "allow_shrink": False,
     },
     "WarmupCosine": {"final": 0.0},
@@ -101,20 +101,22 @@ LOGGED_KEYS = {
     "noise_scale_high",
     "noise_scale_low",
 }
-STATE_KEYS = {
-    "budget",
-    "came_in_epoch",
-    "control",
+STATE_KEYS = {"schema", "run", "policy", "journal"}
+RUN_KEYS = {
+    "batch",
+    "cut",
+    "decisions",
     "epoch",
     "examples",
-    "journal",
+    "first",
+    "is_resumed",
     "lost_examples",
     "lost_micro_batches",
-    "measurement",
+    "measured",
+    "micro_batches_in_epoch",
     "now",
-    "optimizer_steps",
-    "schema",
-    "start",
+    "pending",
+    "position",
     "window",
     "windows",
 }
@@ -122,8 +124,8 @@ STATE_KEYS = {
 
 @pytest.mark.parametrize("name", sorted(PROPERTIES))
 def test_properties_are_deliberate_and_read_only(name):
-    made = vars(getattr(lightning_bsscale, name)).items()
-    found = {key: value for key, value in made if isinstance(value, property) and not key.startswith("_")}
+    named = inspect.getmembers(getattr(lightning_bsscale, name), lambda member: isinstance(member, property))
+    found = {key: value for key, value in named if not key.startswith("_")}
     assert set(found) == PROPERTIES[name]
     assert all(value.fset is None for value in found.values())
 
@@ -245,4 +247,6 @@ def test_the_readmes_table_of_logged_keys():
 
 def test_state_keys_are_deliberate(fitted):
     _, scaler = fitted
-    assert set(scaler.state_dict()) == STATE_KEYS
+    state = scaler.state_dict()
+    assert set(state) == STATE_KEYS
+    assert set(state["run"]) == RUN_KEYS

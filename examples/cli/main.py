@@ -1,10 +1,10 @@
-"""The callback from a YAML file, with LightningCLI.
+"""Configure the callback in a YAML file, with LightningCLI.
 
     python examples/cli/main.py fit --config examples/cli/config.yaml
     python examples/cli/main.py fit --config examples/cli/config.yaml --trainer.max_epochs 2
     python examples/cli/main.py fit --trainer.callbacks.help lightning_bsscale.BatchSizeScaler   # its options
 
-Needs: pip install 'lightning-bsscale[examples]'. Run it where you like: results go to runs/cli/ in the present folder.
+Needs: pip install 'lightning-bsscale[examples]'. Run it from any folder: results go to runs/cli/ in the current one.
 """
 
 import lightning.pytorch as pl
@@ -20,7 +20,7 @@ class Digits(pl.LightningDataModule):
     """scikit-learn's digits.
 
     Args:
-        batch_size: Size of a micro-batch, and the batch at the start.
+        batch_size: Size of a micro-batch, and the starting batch size.
     """
 
     def __init__(self, batch_size: int = 8) -> None:
@@ -38,7 +38,7 @@ class Digits(pl.LightningDataModule):
 
 
 def main() -> None:
-    torch.set_num_threads(1)  # tiny layers: a second thread costs more than it gives
+    torch.set_num_threads(1)  # the layers are tiny: a second thread costs more than it saves
     cli = LightningCLI(DigitsModel, Digits)
     for callback in cli.trainer.callbacks:
         if isinstance(callback, BatchSizeScaler):

@@ -1,12 +1,12 @@
-"""The same training on one process or on many nodes: only the launcher changes.
+"""Run the same training in one process or on many nodes: only the launcher changes.
 
     python examples/multi_node/train.py                          # one process
-    python examples/multi_node/train.py --devices 2              # two processes of this machine, started by Lightning
-    torchrun ... examples/multi_node/train.py --num_nodes 2 --devices 2 --folder runs/nodes     # README.md beside this
+    python examples/multi_node/train.py --devices 2              # two processes on this machine, started by Lightning
+    torchrun ... examples/multi_node/train.py --num_nodes 2 --devices 2 --folder runs/nodes  # see README.md
     sbatch examples/multi_node/train.sbatch
 
-Needs: pip install 'lightning-bsscale[examples]'. With `--folder` it keeps a checkpoint of every epoch and the journal
-there, and, started again after a failure, goes on from the newest one and decides as if it had not been stopped.
+Needs: pip install 'lightning-bsscale[examples]'. With `--folder`, it saves the journal and a checkpoint of every epoch
+there. Started again after a failure, it resumes from the newest checkpoint and decides as if it had never stopped.
 """
 
 import argparse
@@ -27,12 +27,12 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1, help="processes on each node")
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--max_epochs", type=int, default=20)
-    parser.add_argument("--batch_size", type=int, default=8, help="of a micro-batch, on every process")
-    parser.add_argument("--folder", type=Path, help="for checkpoints and the journal; every node must see it")
+    parser.add_argument("--batch_size", type=int, default=8, help="size of a micro-batch, in every process")
+    parser.add_argument("--folder", type=Path, help="folder for checkpoints and the journal, visible to every node")
     options = parser.parse_args()
 
-    pl.seed_everything(0)  # the same weights everywhere; Lightning's DistributedSampler deals out the examples
-    torch.set_num_threads(1)  # tiny layers: a second thread costs more than it gives
+    pl.seed_everything(0)  # the same weights everywhere; Lightning's DistributedSampler distributes the examples
+    torch.set_num_threads(1)  # the layers are tiny: a second thread costs more than it saves
     train_data, val_data = digits_data()
     folder = options.folder
     scaler = BatchSizeScaler(record=folder / "bsscale.jsonl" if folder else False)

@@ -1,8 +1,8 @@
 """Whether `.grad` at the step is the sum of the gradients that the hooks saw: compared at a few thousand elements.
 
 What a module or another callback does to `.grad` between a backward pass and the step is seen by no hook: the squared
-norms of the micro-batches would then belong to other gradients than the squared norm of their mean. The sum is linear,
-so it can be compared element by element, and a sample is enough: every parameter has its elements in it, and each
+norms of the samples would then belong to other gradients than the squared norm of their mean. The sum is linear,
+so it can be compared element by element, and a few are enough: every parameter has its elements in it, and each
 comparison takes others. Noise, clipping, a factor, or a second backward pass changes nearly all elements.
 
 What is kept is one number for each sampled element, never a gradient.
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lightning_bsscale.gradients.norms import moved, real_and_dense, sum_dtype
 
-__all__ = ["Compared", "Difference", "GradientSample", "Held", "not_compared"]
+__all__ = ["Compared", "Comparison", "Difference", "Held", "not_compared", "sharded_dtype"]
 
 # Elements over all parameters, each of which has at least one.
 SAMPLED = 4096
@@ -60,7 +60,7 @@ class Difference(NamedTuple):
         """Take it from the numbers that were sent.
 
         Args:
-            values: as `GradientSample.difference` puts them
+            values: as `Comparison.difference` puts them
 
         Returns:
             The record.
@@ -102,6 +102,18 @@ class Compared(NamedTuple):
     shards: int = 1
 
 
+def sharded_dtype(parameter: Tensor) -> torch.dtype:
+    """Choose whose rounding is allowed where FSDP shards a parameter.
+
+    Args:
+        parameter: the parameter
+
+    Returns:
+        The roughest type, as FSDP may compute and reduce in another than the parameters have.
+    """
+    return parameter.dtype if parameter.is_complex() else torch.bfloat16
+
+
 class Held(NamedTuple):
     """What a rank has in one parameter's `.grad`.
 
@@ -118,15 +130,15 @@ class Held(NamedTuple):
     start: int | None = None
 
 
-class GradientSample:
-    """The sums over a window's micro-batches of a few elements of every parameter's gradient.
+class Comparison:
+    """The sums over a window's samples of a few elements of every parameter's gradient.
 
     Args:
         parameters: those that are watched
         home: where the sums are kept
         turn: other elements are taken at each turn
         on_ranks: whether `.grad` is a mean over processes
-        peaks: whether the largest element of each gradient in the first micro-batch is compared too, as most of a
+        peaks: whether the largest element of each gradient in the first sample is compared too, as most of a
             gradient may be zero (an embedding's). Other ranks would take other elements
     """
 
@@ -160,7 +172,7 @@ class GradientSample:
         self._sparse: set[int] = set()
 
     def take(self, gradients: Iterable[tuple[int, Tensor]]) -> None:
-        """Add gradients of a micro-batch, or parts of them. They are not needed afterwards.
+        """Add gradients of a sample, or parts of them. They are not needed afterwards.
 
         Args:
             gradients: pairs of a parameter's id and a gradient; all on one device
@@ -193,7 +205,7 @@ class GradientSample:
         found = self._found(held) * self._weights
         of_each = counted.to(self._home, non_blocking=True)
         counted = of_each[self._owners]
-        for key in self._sparse:  # its other elements, in micro-batches in which it was not sparse
+        for key in self._sparse:  # its other elements, in samples in which it was not sparse
             own = self._positions[key]
             counted[own.start : own.stop] = False
         seen, sizes = self._values, self._sizes
@@ -265,7 +277,7 @@ class GradientSample:
 
 
 class _Peaks:
-    """One element of each parameter: the largest (or smallest) of its gradient in the first micro-batch.
+    """One element of each parameter: the largest (or smallest) of its gradient in the first sample.
 
     Sparse gradients have it too, where one dimension is sparse, as an embedding's is.
     """

@@ -7,16 +7,16 @@ what each backward pass adds to `.grad`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from lightning_bsscale.gradients.comparison import Compared, GradientSample, Held, not_compared
+from lightning_bsscale.gradients.comparison import Compared, Comparison, Held
 from lightning_bsscale.gradients.norms import squared_norm, sum_dtype
-from lightning_bsscale.gradients.watcher import StepSums
+from lightning_bsscale.gradients.watcher import GradientWatcher, Parameters, Seen
 
 __all__ = [
     "ShardDifferences",
@@ -34,7 +34,7 @@ NONE: Final[Mapping[int, Any]] = MappingProxyType({})
 
 
 class UnsupportedSharding(ValueError):
-    """The model is split over processes in a way in which micro-batch gradients cannot be told; says how, and why."""
+    """The model is split over processes in a way that hides the gradients of samples; says how, and why."""
 
 
 def is_dtensor(tensor: Tensor) -> bool:
@@ -172,120 +172,61 @@ def weighted_squared_norm(gradients: Iterable[tuple[Tensor, float]]) -> Tensor:
     return total
 
 
-class ShardDifferences:
-    """Watches sharded parameters by what each backward pass adds to `.grad`; a `GradientWatcher`.
+class ShardDifferences(GradientWatcher):
+    """Watches sharded parameters by what each backward pass adds to `.grad`.
 
-    What it sees is each micro-batch's mean over all processes, so a window needs two micro-batches, and every backward
-    pass must reduce. It keeps a copy of the shards of `.grad`. In a low precision the differences are rough.
+    What it sees is each sample's mean over all processes, so a window needs two samples, and every backward pass must
+    reduce. It keeps a copy of the shards of `.grad`. In a low precision the differences are rough.
 
     Args:
         parameters: gives the parameters to watch anew for each window; those that are no DTensors are left out
+        world_size: number of processes
     """
 
-    micro_batch_is_global: Final = True
+    sees_mean_over_ranks = True
 
-    def __init__(self, parameters: Callable[[], Iterable[Tensor]]) -> None:
-        self._parameters = parameters
+    def __init__(self, parameters: Parameters, *, world_size: int) -> None:
+        super().__init__(parameters, world_size=world_size)
         self._sharded: list[Tensor] = []
-        self._before: dict[int, Tensor] | None = None
-        self._sq_norms: list[Tensor] = []
-        self._sample: GradientSample | None = None
-        self._turn = 0
-        self._open = False
-
-    @property
-    def num_micro_batches(self) -> int:
-        """Micro-batches that ended in the open window, or in the last one."""
-        return len(self._sq_norms)
+        self._before: dict[int, Tensor] = {}
 
     @property
     def watched(self) -> list[Tensor]:
         """The parameters of the open window, or of the last one."""
         return self._sharded
 
-    def start_window(self, *, compared: bool = False) -> None:
-        """Begin to watch. A window that was open is given up.
+    def _open(self, compared: bool) -> None:
+        self._sharded = [p for p in self._trained().values() if is_dtensor(p)]
+        if compared and self._sharded:
+            # Each process compares its own shards with themselves.
+            shards: list[Tensor] = [p.detach().to_local() for p in self._sharded]  # type: ignore[attr-defined]
+            named = zip(self._sharded, shards, strict=True)
+            listed = [Compared(id(p), tuple(shard.shape), shard.dtype) for p, shard in named]
+            self._comparison = Comparison(listed, shards[0].device, turn=self._turn, on_ranks=False)
 
-        Args:
-            compared: whether to compare `.grad` at the step with what the backward passes added to it
-        """
-        self._sharded = [p for p in self._parameters() if p.requires_grad and is_dtensor(p)]
-        self._before = None
-        self._sq_norms = []
-        self._sample = self._new_sample() if compared and self._sharded else None
-        self._open = True
-
-    def start_micro_batch(self) -> None:
-        """Copy what is in `.grad`.
-
-        Raises:
-            RuntimeError: If no window is open.
-        """
-        if not self._open:
-            raise RuntimeError("start_micro_batch was called outside a window: call start_window first")
+    def _begin_sample(self) -> None:
         with torch.no_grad():
-            grads: Iterable[tuple[int, Any]] = ((id(p), p.grad) for p in self._sharded)
-            self._before = {key: grad.to_local().clone() for key, grad in grads if grad is not None}
+            self._before = {key: shard.clone() for key, shard, *_ in self._held()}
 
-    def end_micro_batch(self) -> None:
-        """Close the micro-batch: what was added to `.grad` is its gradient.
+    def _end_sample(self) -> Tensor:
+        before, self._before = self._before, {}
+        sq_norm = share_of_shards(self._sharded, before=before)
+        if self._comparison is not None:
+            added = ((key, shard - before[key] if key in before else shard) for key, shard, *_ in self._held())
+            self._comparison.take(added)
+        return sq_norm
 
-        Raises:
-            RuntimeError: If no micro-batch was started.
-        """
-        if self._before is None:
-            raise RuntimeError("end_micro_batch was called without a micro-batch: call start_micro_batch first")
-        before, self._before = self._before, None
-        self._sq_norms.append(share_of_shards(self._sharded, before=before))
-        if self._sample is not None:
-            with torch.no_grad():
-                self._sample.take(
-                    (key, shard - before[key] if key in before else shard) for key, shard, *_ in self._held()
-                )
+    def _close(self) -> None:
+        self._before = {}
 
-    def stop_window(self) -> Tensor:
-        """Stop watching, and forget the copies.
-
-        Returns:
-            For each micro-batch that ended this process's share of the squared norm of its mean over all processes.
-        """
-        self._before = None
-        self._open = False
-        return torch.stack(self._sq_norms) if self._sq_norms else torch.zeros(0, dtype=torch.float64)
-
-    def step_sums(self, loss_scale: Tensor | None = None) -> StepSums:
-        """Compute the window's sums.
-
-        Args:
-            loss_scale: what the loss, but not `.grad` now, is multiplied by
-
-        Returns:
-            The sums. Nothing waits for them.
-        """
-        mean = self.local_share_of_mean_squared_norm()
-        seen = torch.stack(self._sq_norms).sum() if self._sq_norms else torch.zeros_like(mean)
-        difference = not_compared(mean.device)
-        if self._sample is not None:
-            with torch.no_grad():
-                counted = torch.ones(len(self._sharded), dtype=torch.bool)
-                difference = self._sample.difference(self._held(), counted, loss_scale)
-        return StepSums(seen, mean, difference)
-
-    def local_share_of_mean_squared_norm(self) -> Tensor:
-        """Compute this process's share of the squared norm of the mean, from the shards in `.grad`.
-
-        Returns:
-            A 0-d tensor, whose sum over processes is the squared norm. Nothing waits for it.
-        """
-        return share_of_shards(self._sharded)
-
-    def _new_sample(self) -> GradientSample:
-        # Each process compares its own shards with themselves.
-        shards: list[Tensor] = [p.detach().to_local() for p in self._sharded]  # type: ignore[attr-defined]
-        named = zip(self._sharded, shards, strict=True)
-        listed = [Compared(id(p), tuple(shard.shape), shard.dtype) for p, shard in named]
-        self._turn += 1
-        return GradientSample(listed, shards[0].device, turn=self._turn - 1, on_ranks=False)
+    def _seen(self, loss_scale: Tensor | None) -> Seen:
+        mean = share_of_shards(self._sharded)
+        difference = None
+        if self._comparison is not None:
+            counted = torch.ones(len(self._sharded), dtype=torch.bool)
+            difference = self._comparison.difference(self._held(), counted, loss_scale)
+        sq_norms = self.sq_norms.sum() if self._sq_norms else torch.zeros_like(mean)
+        return Seen(sq_norms, mean, difference)
 
     def _held(self) -> list[Held]:
         grads: Iterable[tuple[int, Any]] = ((id(p), p.grad) for p in self._sharded)

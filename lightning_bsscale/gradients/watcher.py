@@ -1,103 +1,210 @@
-"""What every way of watching micro-batch gradients promises."""
+"""What every way of watching gradients has in common: the calls of a window, their order, and what they return."""
 
-from typing import NamedTuple, Protocol
+from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import ClassVar, NamedTuple
+
+import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-__all__ = ["GradientWatcher", "StepSums"]
+from lightning_bsscale.gradients.comparison import Comparison, not_compared
+from lightning_bsscale.gradients.norms import moved
+from lightning_bsscale.gradients.shares import share_of_sums
+from lightning_bsscale.theory.checks import check_number
+
+__all__ = ["GradientWatcher", "Parameters", "Seen", "WindowShare"]
+
+Parameters = Callable[[], Iterable[Tensor]]
 
 
-class StepSums(NamedTuple):
-    """What one window's gradients say of the parameters that are stepped with: this process's sums.
+class WindowShare(NamedTuple):
+    """One process's share of a window, on the device.
 
     Attributes:
-        sq_norms: squared norms of the micro-batches' gradients, 0-d
-        mean_sq_norm: this process's share of the squared norm of the mean, from `.grad`, 0-d
-        difference: the numbers of a `comparison.Difference` between `.grad` and what was seen, 1-d; NaN where it was
-            not asked for, or cannot be told
+        sums: five numbers in the order of `WindowSums`' fields, 1-d, float64 where the device has it; added up over
+            processes they are the `WindowSums`
+        difference: the numbers of a `comparison.Difference` between `.grad` and what was seen, 1-d; NaN where they were
+            not compared
+    """
+
+    sums: Tensor
+    difference: Tensor
+
+
+class Seen(NamedTuple):
+    """What a watcher saw of a window, as it is: with loss scale and loss divisor, and of this process.
+
+    Attributes:
+        sq_norms: sum of the squared norms of the samples' gradients, 0-d
+        mean_sq_norm: this process's share of the squared norm of `.grad`, 0-d
+        difference: as in `WindowShare`; None where there was no comparison
     """
 
     sq_norms: Tensor
     mean_sq_norm: Tensor
-    difference: Tensor
+    difference: Tensor | None
 
 
-class GradientWatcher(Protocol):
-    """Tells the squared norm of each micro-batch's own gradient, window by window.
+class GradientWatcher(ABC):
+    """Watches the gradients of samples, window by window.
 
-    The calls of one measured window, with nothing registered before and after them::
+    A sample is the gradient of one group of examples. A window may have any number of samples, each of its own size,
+    all at the same parameters and of losses with the same divisor. These are the calls, with nothing registered before
+    and after them::
 
         watcher.start_window()
-        for micro_batch in window:
-            loss = ...
-            watcher.start_micro_batch()
+        for examples in window:
+            loss = loss_of(examples) / loss_divisor
+            watcher.start_sample()
             loss.backward()
-            watcher.end_micro_batch()
+            watcher.end_sample(len(examples))
         watcher.stop_window()
-        sums = watcher.step_sums()
+        share = watcher.window_share(loss_divisor=loss_divisor)
 
-    Both are this process's: their sums over all processes are the sum over all micro-batches, and the squared norm of
-    the mean that is stepped with. A watcher never changes a gradient, and never waits for the device or for another
-    process.
+    A watcher never changes a gradient, and never waits for the device or for another process. A subclass says how
+    gradients are seen, in the methods that begin with an underscore here; the order of calls is kept by this class.
+
+    Args:
+        parameters: gives the parameters to watch anew for each window; those that require no gradient when a window
+            starts, or are not initialised, are left out of that window
+        world_size: number of processes
+
+    Attributes:
+        sees_mean_over_ranks: Whether a sample's gradient can be seen only as the mean over all processes, whose samples
+            then count as one.
     """
 
-    @property
-    def micro_batch_is_global(self) -> bool:
-        """Whether a micro-batch's gradient can be seen only as the mean over all processes.
+    sees_mean_over_ranks: ClassVar[bool] = False
 
-        A window has then as many micro-batches as one process, and their squared norms are summed over processes too.
-        """
-        ...
+    def __init__(self, parameters: Parameters, *, world_size: int) -> None:
+        self._parameters = parameters
+        self._world_size = world_size
+        self._is_open = False
+        self._is_in_sample = False
+        self._sizes: list[float] = []
+        self._sq_norms: list[Tensor] = []
+        self._comparison: Comparison | None = None
+        self._turn = -1
 
     @property
-    def num_micro_batches(self) -> int:
-        """Micro-batches that ended in the open window, or in the last one."""
-        ...
-
-    @property
+    @abstractmethod
     def watched(self) -> list[Tensor]:
         """The parameters of the open window, or of the last one."""
-        ...
+
+    @property
+    def sq_norms(self) -> Tensor:
+        """The squared norm of each sample's gradient as it was seen, with what its loss was multiplied and divided by.
+
+        One for each sample that ended, in order, 1-d, on the device, of the open window or the last one. They are those
+        of this process, or its share where `sees_mean_over_ranks`. NaN where one could not be determined.
+        """
+        if not self._sq_norms:
+            return torch.zeros(0, dtype=torch.float64)
+        return torch.stack(self._sq_norms)
 
     def start_window(self, *, compared: bool = False) -> None:
-        """Begin to watch. A window that was open is given up.
+        """Start to watch. A window that was open is given up.
 
         Args:
-            compared: whether to compare `.grad` at the step with what was seen, where that can be done
+            compared: whether to compare `.grad` at the step with what was seen
         """
-        ...
+        self.stop_window()
+        self._sizes, self._sq_norms = [], []
+        self._comparison = None
+        self._turn += compared
+        self._open(compared)
+        self._is_open = True
 
-    def start_micro_batch(self) -> None:
-        """Count gradients from now on. What a micro-batch that never ended had gathered is forgotten."""
-        ...
+    def start_sample(self) -> None:
+        """Count gradients from now on: to be called before the backward pass, after the forward pass.
 
-    def end_micro_batch(self) -> None:
-        """Close the micro-batch: its squared norm is what was gathered since `start_micro_batch`."""
-        ...
+        What a sample that never ended gathered is forgotten.
 
-    def stop_window(self) -> Tensor:
-        """Stop watching and take back everything that was registered.
-
-        Returns:
-            One squared norm for each micro-batch that ended, in order, on the device; NaN where it could not be told.
+        Raises:
+            RuntimeError: If no window is open.
         """
-        ...
+        if not self._is_open:
+            raise RuntimeError("start_sample was called outside a window: call start_window first")
+        self._begin_sample()
+        self._is_in_sample = True
 
-    def step_sums(self, loss_scale: Tensor | None = None) -> StepSums:
-        """Compute the window's sums, after `stop_window` and before the step and clipping.
+    def end_sample(self, examples: float) -> None:
+        """Close the sample, after the backward pass. One without any gradient has norm zero.
 
         Args:
-            loss_scale: what the loss, but not `.grad`, is multiplied by
+            examples: its size
+
+        Raises:
+            RuntimeError: If no sample was started.
+        """
+        if not self._is_in_sample:
+            raise RuntimeError("end_sample was called without a sample: call start_sample first")
+        self._is_in_sample = False
+        size = check_number("examples", examples, above=0)
+        with torch.no_grad():
+            self._sq_norms.append(self._end_sample())
+        self._sizes.append(size)
+
+    def stop_window(self) -> int:
+        """Remove everything that was registered. Calling it again does no harm.
 
         Returns:
-            The sums.
+            The number of samples that ended; one that never ended is left out.
         """
-        ...
+        self._is_open = self._is_in_sample = False
+        self._close()
+        return len(self._sizes)
 
-    def local_share_of_mean_squared_norm(self) -> Tensor:
-        """Compute this process's share of the squared norm of the mean, from `.grad`, before the step and clipping.
+    def window_share(
+        self, *, loss_divisor: float, loss_scale: Tensor | None = None, is_grad_scaled: bool = False
+    ) -> WindowShare:
+        """Compute this process's share of the window, after `stop_window` and before clipping and the step.
+
+        Args:
+            loss_divisor: what each loss was divided by before its backward pass
+            loss_scale: what each loss was multiplied by, 0-d, on the device; None for 1
+            is_grad_scaled: whether `.grad` is still multiplied by it now
 
         Returns:
-            A 0-d tensor.
+            The share. Nothing waits for it.
         """
-        ...
+        with torch.no_grad():
+            seen = self._seen(None if is_grad_scaled else loss_scale)
+            sums = share_of_sums(
+                seen.sq_norms,
+                seen.mean_sq_norm,
+                self._sizes,
+                loss_divisor=loss_divisor,
+                loss_scale=loss_scale,
+                is_grad_scaled=is_grad_scaled,
+                ranks_in_sample=self._world_size if self.sees_mean_over_ranks else 1,
+            )
+            home = sums.device
+            return WindowShare(sums, not_compared(home) if seen.difference is None else moved(seen.difference, home))
+
+    def _trained(self) -> dict[int, Tensor]:
+        """Return the parameters that require a gradient now, by id."""
+        return {id(p): p for p in self._parameters() if p.requires_grad and not is_lazy(p)}
+
+    @abstractmethod
+    def _open(self, compared: bool) -> None:
+        """Start a window: nothing is open."""
+
+    @abstractmethod
+    def _begin_sample(self) -> None:
+        """Count from now on."""
+
+    @abstractmethod
+    def _end_sample(self) -> Tensor:
+        """Return the squared norm of the sample's gradient as it was seen, 0-d."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Remove everything that was registered, if anything was."""
+
+    @abstractmethod
+    def _seen(self, loss_scale: Tensor | None) -> Seen:
+        """Return what was seen of the window; `loss_scale` is what the losses, but not `.grad`, are multiplied by."""

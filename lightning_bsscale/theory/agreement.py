@@ -1,66 +1,56 @@
-"""Whether `.grad` at the step is what the hooks saw: when that is compared, and what follows from it."""
+"""Which measured windows are compared with `.grad`, and what follows from the result."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+
+__all__ = ["Agreement"]
 
 # All of the first windows, as most of what changes gradients does so from the start. A prime number afterwards, so that
-# what changes them in every second or fourth window is met too.
+# what changes them in every second or fourth window is found too.
 COMPARED_FIRST = 4
 COMPARED_EVERY = 17
-# A recipe may change gradients in its first epoch only. One that does so again is not waited for.
+# A recipe may change gradients in its first epoch only. One that does so again is not measured any more.
 MOST_CHANGES = 2
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """Counts measured windows, and decides which of them are compared, and whether any is measured.
-
-    On several ranks all ranks count alike, and take the same sums.
+    """Whether `.grad` at the step is what the hooks saw. All ranks count alike, from the same sums.
 
     Attributes:
-        windows: measured windows since the gradients were last found changed, or unchanged again
-        changes: how often they were found changed
-        is_good: whether windows are measured now
+        windows: Measured windows since the gradients were last found changed, or unchanged again.
+        changes: How often they were found changed.
+        is_good: Whether windows are measured now.
     """
 
     windows: int = 0
     changes: int = 0
     is_good: bool = True
 
-    def next_window(self) -> tuple[bool, bool]:
-        """Count a window that is to be measured.
+    def next_window(self) -> tuple[Agreement, bool, bool]:
+        """Count a window that is due for measurement.
 
         Returns:
-            whether to watch it, and whether to compare it
+            The new record, whether to watch the window, and whether to compare it.
         """
         compared = self.windows % COMPARED_EVERY == 0 or (self.is_good and self.windows < COMPARED_FIRST)
         compared = compared and self.changes < MOST_CHANGES
-        self.windows += 1
-        return self.is_good or compared, compared
+        return replace(self, windows=self.windows + 1), self.is_good or compared, compared
 
-    def take(self, explained: bool) -> bool:
+    def with_result(self, explained: bool) -> tuple[Agreement, bool]:
         """Take the result of a comparison.
 
         Args:
-            explained: whether rounding explains the difference
+            explained: Whether rounding explains the difference.
 
         Returns:
-            whether the gradients were found changed that were good until now: what rests on them is to be discarded
+            The new record, and whether gradients that were good until now were found changed. Averages that rest on
+            them are then to be discarded.
         """
-        found_changed = self.is_good and not explained
-        if found_changed:
-            self.changes += 1
-        if explained != self.is_good:
-            # Compared again at once where they are good again, and one period from now where they are not.
-            self.windows = 0 if explained else 1
-        self.is_good = explained
-        return found_changed
-
-    def state(self) -> dict[str, int | bool]:
-        """Tell what cannot be recomputed.
-
-        Returns:
-            numbers
-        """
-        return asdict(self)
+        if explained == self.is_good:
+            return self, False
+        # Compared again at once where they are good again, and one period later where they are not.
+        windows = 0 if explained else 1
+        found_changed = not explained
+        return Agreement(windows=windows, changes=self.changes + found_changed, is_good=explained), found_changed

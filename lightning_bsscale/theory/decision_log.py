@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from lightning_bsscale.theory.records import DecisionRecord
-from lightning_bsscale.theory.stored import as_plain, from_plain
+
+__all__ = ["DecisionLog"]
 
 CHANGES_LIMIT = 1024
 HOLDS_LIMIT = 1024
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionLog:
     """Changes of the batch, and the first of each run of holds with one code.
 
@@ -19,67 +21,44 @@ class DecisionLog:
             second one, so the first and the latest are always there, and a long run keeps its whole course.
         changes: Changes in all.
         holds: Runs of holds in all.
+        kept_changes: Changes among those kept.
     """
 
-    def __init__(self) -> None:
-        """Begin with nothing decided."""
-        self.records: list[DecisionRecord] = []
-        self.changes = 0
-        self.holds = 0
-        self._kept_changes = 0
+    records: tuple[DecisionRecord, ...] = ()
+    changes: int = 0
+    holds: int = 0
+    kept_changes: int = 0
 
-    def add(self, record: DecisionRecord) -> bool:
-        """Keep a decision, unless it only continues a run of holds.
-
-        Args:
-            record: The decision.
-
-        Returns:
-            Whether it was kept.
-        """
+    def continues(self, record: DecisionRecord) -> bool:
+        """Return whether a decision only continues the present run of holds, and so is not kept."""
         last = self.records[-1] if self.records else None
-        if record.is_change:
-            self.changes += 1
-            self._kept_changes += 1
-        elif last is not None and not last.is_change and last.decision.code == record.decision.code:
-            return False
-        else:
-            self.holds += 1
-        self.records.append(record)
-        kept, limit = self._kept_changes, CHANGES_LIMIT
-        if not record.is_change:
-            kept, limit = len(self.records) - kept, HOLDS_LIMIT
-        if kept > limit:
-            self._thin(changes=record.is_change)
-        return True
+        return (
+            last is not None
+            and not record.is_change
+            and not last.is_change
+            and last.decision.code == record.decision.code
+        )
 
-    def _thin(self, *, changes: bool) -> None:
-        places = [place for place, record in enumerate(self.records) if record.is_change is changes]
-        dropped = set(places[: len(places) // 2][1::2])
-        self.records = [record for place, record in enumerate(self.records) if place not in dropped]
-        if changes:
-            self._kept_changes -= len(dropped)
-
-    def state(self) -> dict[str, Any]:
-        """Return what cannot be recomputed.
-
-        Returns:
-            Numbers, strings, lists and dicts.
-        """
-        return {"records": [as_plain(record) for record in self.records], "changes": self.changes, "holds": self.holds}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> DecisionLog:
-        """Make the log from its state.
+    def added(self, record: DecisionRecord) -> DecisionLog:
+        """Keep a decision.
 
         Args:
-            state: What `state` gave.
+            record: The decision, one that does not only continue a run of holds.
 
         Returns:
-            The log.
+            A new log.
         """
-        log = cls()
-        log.records = [from_plain(DecisionRecord, record) for record in state["records"]]
-        log.changes, log.holds = state["changes"], state["holds"]
-        log._kept_changes = sum(record.is_change for record in log.records)
-        return log
+        records, is_change = (*self.records, record), record.is_change
+        changes = self.kept_changes + is_change
+        kept, limit = (changes, CHANGES_LIMIT) if is_change else (len(records) - changes, HOLDS_LIMIT)
+        if kept > limit:
+            places = [place for place, kept in enumerate(records) if kept.is_change is is_change]
+            dropped = set(places[: len(places) // 2][1::2])
+            records = tuple(kept for place, kept in enumerate(records) if place not in dropped)
+            changes -= len(dropped) if is_change else 0
+        return DecisionLog(
+            records=records,
+            changes=self.changes + is_change,
+            holds=self.holds + (not is_change),
+            kept_changes=changes,
+        )

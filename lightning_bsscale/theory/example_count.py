@@ -1,101 +1,54 @@
-"""Examples over all ranks: counted exactly where a message has told, by micro-batches since the last one."""
+"""Examples over all ranks: exact up to the last message, assumed to be of the usual size since then."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 
-class ExamplesSeen:
-    """A count that is the same on all ranks at every moment, so that decisions may be taken by it.
+__all__ = ["ExampleCount"]
 
-    A rank knows its own examples only. It sends them with the next measured window; until that message has arrived,
-    its windows count as micro-batches of the usual size on every rank, which all ranks know alike. An epoch's last
-    window is measured on several ranks, so that the count is exact there.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleCount:
+    """A count that all ranks share at every moment, so that decisions may depend on it.
+
+    One rank counts exactly. With several, each rank knows only its own examples and sends them with the next measured
+    window. Until that message arrives, every loader batch counts as one of the usual size.
+
+    Attributes:
+        known: Examples that were counted exactly.
+        in_flight: Examples assumed for the windows that a message on its way covers.
+        assumed: Examples assumed for the windows since.
     """
 
-    def __init__(self, world_size: int, granularity: int) -> None:
-        """Begins at none.
-
-        Args:
-            world_size: ranks; one alone always counts exactly
-            granularity: examples of one usual micro-batch on all ranks
-        """
-        self._world_size = world_size
-        self._granularity = granularity
-        self._known = 0
-        self._unsent = 0.0
-        self._assumed = 0
-        self._assumed_in_flight = 0
+    known: int = 0
+    in_flight: int = 0
+    assumed: int = 0
 
     @property
     def total(self) -> int:
         """Examples so far."""
-        return self._known + self._assumed_in_flight + self._assumed
+        return self.known + self.in_flight + self.assumed
 
-    def add(self, examples: int, num_micro_batches: int) -> int:
-        """Counts a window.
+    def counted(self, examples: int) -> ExampleCount:
+        """Add a window whose size over all ranks is known."""
+        return replace(self, known=self.known + examples)
 
-        Args:
-            examples: of this rank
-            num_micro_batches: of one rank
+    def assuming(self, examples: int) -> ExampleCount:
+        """Add a window whose size a later message will bring."""
+        return replace(self, assumed=self.assumed + examples)
 
-        Returns:
-            what it counts as for now, over all ranks
-        """
-        if self._world_size == 1:
-            self._known += examples
-            return examples
-        self._unsent += examples
-        usual = num_micro_batches * self._granularity
-        self._assumed += usual
-        return usual
+    def sent(self) -> ExampleCount:
+        """Send a message that covers every window so far."""
+        return ExampleCount(known=self.known, in_flight=self.in_flight + self.assumed)
 
-    def take_unsent(self) -> float:
-        """Hands over what a message now takes with it.
+    def arrived(self, examples: int) -> ExampleCount:
+        """Replace what was assumed by what the message brought."""
+        return replace(self, known=self.known + examples, in_flight=0)
 
-        Returns:
-            examples of this rank since the last message
-        """
-        unsent, self._unsent = self._unsent, 0.0
-        self._assumed_in_flight += self._assumed
-        self._assumed = 0
-        return unsent
+    def settled(self) -> ExampleCount:
+        """Keep what was assumed: the message on its way will not be read."""
+        return replace(self, known=self.known + self.in_flight, in_flight=0)
 
-    def arrived(self, examples: int) -> int:
-        """A message has arrived.
-
-        Args:
-            examples: of all ranks, from the message before to this one
-
-        Returns:
-            all examples up to this message's window
-        """
-        self._known += examples
-        self._assumed_in_flight = 0
-        return self._known
-
-    def give_up_waiting(self) -> None:
-        """The message that is on its way will not be read: what was assumed of it stands."""
-        self._known += self._assumed_in_flight
-        self._assumed_in_flight = 0
-
-    def state(self) -> dict[str, int]:
-        """What cannot be recomputed, the same on all ranks.
-
-        Returns:
-            numbers that add up to `total`
-        """
-        return {"known": self._known, "in_flight": self._assumed_in_flight, "assumed": self._assumed}
-
-    def load(self, state: dict[str, int]) -> None:
-        """Takes up where `state` left off; what no message took with it yet is then assumed for good.
-
-        Args:
-            state: what `state` gave
-        """
-        self._known = state["known"]
-        self._assumed_in_flight = state["in_flight"]
-        self._assumed = state["assumed"]
-        self._unsent = self._assumed / self._world_size
-        if self._world_size == 1:
-            self._known += self._assumed
-            self._assumed = 0
-            self._unsent = 0.0
+    def resumed(self, world_size: int) -> ExampleCount:
+        """Continue on `world_size` ranks; one rank has no messages, so assumptions become final."""
+        return self if world_size > 1 else ExampleCount(known=self.known + self.assumed, in_flight=self.in_flight)

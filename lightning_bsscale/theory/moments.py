@@ -1,7 +1,8 @@
 r"""One window's moments: squared norms and sizes in, unbiased noise and signal out.
 
-The micro-batches of one window are all taken at the same parameters. Micro-batch k has ``b_k`` examples and
-the mean gradient ``g_k``; the optimizer steps with the unweighted mean ``g = (1/K) sum g_k``. With
+A window's samples are gradients of separate groups of examples (usually its micro-batches), all at the same parameters.
+Sample k has ``b_k`` examples and the mean gradient ``g_k``; the optimizer steps with the unweighted mean
+``g = (1/K) sum g_k``. With
 
     m = (1/K) sum ||g_k||^2        M = ||g||^2        h = (1/K) sum 1/b_k    (1/h: harmonic mean size)
 
@@ -36,81 +37,98 @@ from dataclasses import dataclass
 
 from lightning_bsscale.theory.checks import check_integer, check_number
 
-__all__ = ["WindowMoments", "moments_from_sums", "window_moments"]
+__all__ = ["WindowMoments", "WindowSums", "moments_of", "window_moments"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowSums:
+    """Sums over one window's samples, free of loss scale, loss divisor and number of ranks.
+
+    Samples are gradients of separate groups of examples at the same parameters.
+
+    Attributes:
+        sum_sq_norms: Sum of the squared norms of the samples' own mean gradients, gradient units squared.
+        mean_sq_norm: Squared norm of the unweighted mean of these gradients, before clipping, gradient units squared.
+        num_samples: K, over ranks and accumulation.
+        sum_inverse_sizes: Sum of ``1 / b_k``, in 1/examples.
+        examples: Examples of the window.
+    """
+
+    sum_sq_norms: float
+    mean_sq_norm: float
+    num_samples: int
+    sum_inverse_sizes: float
+    examples: float
+
+    @classmethod
+    def read(cls, numbers: Sequence[float]) -> WindowSums:
+        """Make the record from the numbers that were added up over processes.
+
+        Args:
+            numbers: The five, in the order of the fields. ``num_samples`` is rounded: a tenth of each of ten processes
+                does not add up exactly.
+
+        Returns:
+            The record.
+        """
+        sum_sq_norms, mean_sq_norm, num_samples, sum_inverse_sizes, examples = numbers
+        return cls(
+            sum_sq_norms=sum_sq_norms,
+            mean_sq_norm=mean_sq_norm,
+            num_samples=round(num_samples),
+            sum_inverse_sizes=sum_inverse_sizes,
+            examples=examples,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowMoments:
-    """Unbiased noise and signal of one window, over all its micro-batches and ranks.
+    """Unbiased noise and signal of one window, over all its samples and ranks.
 
     Attributes:
         trace: Estimate of tr(Sigma), in gradient units squared times examples.
         grad_sq: Estimate of the true gradient's squared norm, in gradient units squared; may be negative.
-        num_micro_batches: Micro-batches behind the step (over ranks and accumulation), at least 2.
+        num_samples: Samples behind the step (over ranks and accumulation), at least 2.
         examples: Examples in the window.
-        harmonic_size: Harmonic mean of the micro-batch sizes, in examples.
+        harmonic_size: Harmonic mean of the sample sizes, in examples.
     """
 
     trace: float
     grad_sq: float
-    num_micro_batches: int
+    num_samples: int
     examples: float
     harmonic_size: float
 
 
-def moments_from_sums(
-    *,
-    sum_sq_norms: float,
-    mean_sq_norm: float,
-    sum_inverse_sizes: float,
-    num_micro_batches: int,
-    examples: float,
-    loss_divisor: float | None = None,
-) -> WindowMoments:
-    """Compute a window's moments from the sums that travel between ranks.
-
-    The formulas and the proof that they are unbiased stand at the top of this module. With
-    ``loss_divisor=N`` every loss had been divided by N before its backward pass, so that the watched norms are
-    those of ``g_k / N`` and the step was taken with ``(1/N) sum g_k``: the norms are multiplied by ``N^2`` and
-    the squared norm of the mean by ``(N/K)^2`` first. (N differs from K at an epoch's ragged end.)
+def moments_of(sums: WindowSums) -> WindowMoments:
+    """Compute a window's moments. The formulas and their proof stand at the top of this module.
 
     Args:
-        sum_sq_norms: Sum over micro-batches of the squared gradient norms, gradient units squared.
-        mean_sq_norm: Squared norm of the mean gradient, before clipping, gradient units squared.
-        sum_inverse_sizes: Sum over micro-batches of ``1 / b_k``, in 1/examples.
-        num_micro_batches: K, over ranks and accumulation; at least 2, since one gradient has no pair.
-        examples: Examples in the window, over ranks.
-        loss_divisor: What each loss was divided by; None when the norms are those of the micro-batches' own
-            gradients and the mean is theirs.
+        sums: Over the window's samples; at least two, since one gradient has no pair.
 
     Returns:
         The moments. They are non-finite where the norms are; they are then dropped and counted by
         :class:`~lightning_bsscale.theory.estimate.Averages`, since an overflow is an ordinary event with AMP.
 
     Example:
-        Two micro-batches of 4 examples with gradients (3, 0) and (1, 0), mean (2, 0):
+        Two samples of 4 examples with gradients (3, 0) and (1, 0), mean (2, 0):
 
-        >>> moments = moments_from_sums(
-        ...     sum_sq_norms=10.0, mean_sq_norm=4.0, sum_inverse_sizes=0.5, num_micro_batches=2, examples=8
+        >>> moments = moments_of(
+        ...     WindowSums(sum_sq_norms=10.0, mean_sq_norm=4.0, num_samples=2, sum_inverse_sizes=0.5, examples=8)
         ... )
         >>> moments.trace, moments.grad_sq  # (5 - 4) * 2 / (1 * 1/4), and 3 * 1
         (8.0, 3.0)
     """
-    count = check_integer("num_micro_batches", num_micro_batches, at_least=2)
-    check_number("sum_inverse_sizes", sum_inverse_sizes, above=0)
-    check_number("examples", examples, above=0)
-    mean_of_squares = sum_sq_norms / count
-    square_of_mean = mean_sq_norm
-    if loss_divisor is not None:
-        check_number("loss_divisor", loss_divisor, above=0)
-        mean_of_squares *= loss_divisor**2
-        square_of_mean *= (loss_divisor / count) ** 2
-    harmonic_size = count / sum_inverse_sizes
+    count = check_integer("num_samples", sums.num_samples, at_least=2)
+    check_number("sum_inverse_sizes", sums.sum_inverse_sizes, above=0)
+    check_number("examples", sums.examples, above=0)
+    mean_of_squares, square_of_mean = sums.sum_sq_norms / count, sums.mean_sq_norm
+    harmonic_size = count / sums.sum_inverse_sizes
     return WindowMoments(
         trace=(mean_of_squares - square_of_mean) * count / (count - 1) * harmonic_size,
         grad_sq=(count * square_of_mean - mean_of_squares) / (count - 1),
-        num_micro_batches=count,
-        examples=examples,
+        num_samples=count,
+        examples=sums.examples,
         harmonic_size=harmonic_size,
     )
 
@@ -141,10 +159,11 @@ def window_moments(
             f"got {len(micro_sq_norms)} and {len(micro_batch_sizes)}"
         )
     sizes = [check_number(f"micro_batch_sizes[{index}]", size, above=0) for index, size in enumerate(micro_batch_sizes)]
-    return moments_from_sums(
+    sums = WindowSums(
         sum_sq_norms=sum(micro_sq_norms),
         mean_sq_norm=mean_sq_norm,
+        num_samples=len(sizes),
         sum_inverse_sizes=sum(1 / size for size in sizes),
-        num_micro_batches=len(sizes),
         examples=sum(sizes),
     )
+    return moments_of(sums)

@@ -1,303 +1,340 @@
-"""The user's own plan, counted in micro-batches: where it would be by now, and where it ends.
+"""The user's own plan of optimizer steps: where it would be by now, and where it ends.
 
-The plan is that of the first start. A run that goes on with other micro-batches, or on another number of devices,
-covers the plan's micro-batches at another pace; what is handed in and out is always counted in those that come now.
+The plan is that of the first start, counted in that start's micro-batches. A run resumed with other micro-batches, or
+on another number of devices, covers the plan at another pace. What goes in and out here is counted in loader batches of
+the present start.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 from lightning_bsscale.theory.windows import batches_until_step, planned_steps, step_of_scheduler_step
 
 
-class Budget:
-    """Counts the plan's steps by the position in the epoch, so that ragged ends count as the plan would count them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanPosition:
+    """Where the user's plan is at a window's end; a checkpoint holds it.
 
-    The plan: `accumulate` micro-batches a step, and one step at an epoch's ragged end. It ends with `total_examples`
-    where the user gave them, else with `max_steps` of the plan's steps; an end by `max_epochs` is Lightning's own.
-
-    Resumed within an epoch and with other micro-batches, Lightning goes to the same index of an epoch that has another
-    length: it leaves out a part of the epoch, or takes one again, or begins it anew. Where epochs end the training, the
-    plan is where the epoch is, so that both end together. Where a number of steps does, what is trained on counts.
+    Attributes:
+        before: (scheduler frequency, steps of the plan before this epoch); frequency 1, all optimizer steps, is first
+        reached: (scheduler frequency, steps of the plan when Lightning began to repeat an epoch)
+        ready: the plan's micro-batches of this epoch so far
+        is_last: whether the last window ended the epoch; False where the plan ended earlier in it
+        micro_batches: loader batches of this epoch so far
+        expected: loader batches expected in this epoch: fewer than announced where the last epoch ended early; None for
+            a loader without a length
+        epoch_batches: loader batches that Lightning announced for this epoch, or None
+        epoch_examples: examples in this epoch, or None where unknown
+        origin: where the present pace began in this epoch: (the plan's micro-batches, loader batches)
     """
 
-    def __init__(
+    before: tuple[tuple[int, int], ...]
+    reached: tuple[tuple[int, int], ...]
+    ready: int
+    is_last: bool
+    micro_batches: int
+    expected: int | None
+    epoch_batches: int | None
+    epoch_examples: int | None
+    origin: tuple[int, int]
+
+
+def steps_made(position: PlanPosition, accumulate: int, frequency: int = 1) -> int:
+    """Count the steps that the plan has made by now.
+
+    Args:
+        position: Where the plan is.
+        accumulate: Micro-batches of one step of the plan.
+        frequency: Count only the steps at which Lightning steps a scheduler of this frequency.
+
+    Returns:
+        The number over all epochs; it never falls.
+
+    Example:
+        >>> plan = UserPlan(
+        ...     accumulate=4,
+        ...     max_steps=None,
+        ...     total_examples=None,
+        ...     granularity=8,
+        ...     plan_granularity=8,
+        ...     ends_with_epochs=True,
+        ... )
+        >>> position = plan.begin(epoch_batches=10, epoch_examples=80)
+        >>> steps_made(plan.advance(position, 10, is_last=True), accumulate=4)
+        3
+    """
+    return max(dict(position.reached)[frequency], _counted(position, accumulate, frequency))
+
+
+def _counted(position: PlanPosition, accumulate: int, frequency: int) -> int:
+    """Return the steps up to the position: fewer than were made where an epoch is repeated."""
+    here = planned_steps(position.ready, accumulate, is_last=position.is_last, frequency=frequency)
+    return dict(position.before)[frequency] + here
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserPlan:
+    """What the user planned: `accumulate` micro-batches a step, and one step at an epoch's ragged end.
+
+    The plan ends with `total_examples` where the user set them, else after `max_steps` of its steps. Lightning itself
+    ends a training by `max_epochs`.
+
+    Resumed within an epoch and with other micro-batches, Lightning continues at the same index of an epoch that has
+    another length: it skips a part of the epoch, or repeats a part, or begins it again. Where epochs end the training,
+    the plan follows the position in the epoch, so that both end together. Where a number of steps or examples does, the
+    plan follows what is trained on.
+
+    Attributes:
+        accumulate: micro-batches of one step of the plan
+        max_steps: steps of the plan, or None
+        total_examples: the budget that the user set, or None
+        granularity: examples of one loader batch on all devices, at this start
+        plan_granularity: the same at the first start, which the plan counts in
+        ends_with_epochs: whether `max_epochs` ends the training, not a number of steps or examples
+    """
+
+    accumulate: int
+    max_steps: int | None
+    total_examples: float | None
+    granularity: int
+    plan_granularity: int
+    ends_with_epochs: bool
+
+    def begin(
+        self, *, epoch_batches: int | None, epoch_examples: int | None, frequencies: Iterable[int] = ()
+    ) -> PlanPosition:
+        """Return the position before the first micro-batch.
+
+        Args:
+            epoch_batches: loader batches in an epoch, or None for a loader without a length
+            epoch_examples: examples in an epoch, or None where unknown
+            frequencies: of the user's schedulers, in micro-batches as Lightning counts them
+        """
+        none = tuple(dict.fromkeys((1, *frequencies), 0).items())
+        return PlanPosition(
+            before=none,
+            reached=none,
+            ready=0,
+            is_last=False,
+            micro_batches=0,
+            expected=epoch_batches,
+            epoch_batches=epoch_batches,
+            epoch_examples=epoch_examples,
+            origin=(0, 0),
+        )
+
+    def begin_at(self, position: PlanPosition, batch_idx: int, steps: int) -> PlanPosition:
+        """Return the position within a training that has run without the scaler, and so by the plan.
+
+        Args:
+            position: what `begin` returned
+            batch_idx: index in the epoch of the next loader batch
+            steps: optimizer steps so far
+        """
+        before = max(0, steps - planned_steps(batch_idx, self.accumulate, is_last=False))
+        return replace(position, before=((1, before), *position.before[1:]), ready=batch_idx, micro_batches=batch_idx)
+
+    def resumed(
         self,
+        position: PlanPosition,
         *,
-        accumulate: int,
-        max_steps: int | None,
-        total_examples: float | None,
-        granularity: int,
         epoch_batches: int | None,
+        epoch_examples: int | None,
         frequencies: Iterable[int] = (),
-        plan_granularity: int | None = None,
-        epoch_examples: int | None = None,
-        ends_with_epochs: bool = True,
-    ) -> None:
-        """Begins at the plan's first micro-batch.
+    ) -> PlanPosition:
+        """Return the position of a checkpoint, for the loaders and schedulers of this start.
 
         Args:
-            accumulate: micro-batches of one step of the plan
-            max_steps: steps of the plan, or None
-            total_examples: the budget that the user gave, or None
-            granularity: examples of one micro-batch on all devices
-            epoch_batches: micro-batches in an epoch, or None for a loader without a length
-            frequencies: the schedulers' own frequencies, in micro-batches as Lightning counts them
-            plan_granularity: examples of one micro-batch of the plan on all devices, where it differs
-            epoch_examples: examples in an epoch, or None where they are not known
-            ends_with_epochs: whether `max_epochs` ends the training, not a number of steps or examples
+            position: from the checkpoint
+            epoch_batches: as for `begin`
+            epoch_examples: as for `begin`
+            frequencies: as for `begin`
         """
-        self.epoch_batches = epoch_batches
-        self._expected = epoch_batches
-        self._epoch_examples = epoch_examples
-        self._accumulate = accumulate
-        self._max_steps = max_steps
-        self._total_examples = total_examples
-        self._granularity = granularity
-        self._pace = Fraction(granularity, plan_granularity or granularity)  # the plan's micro-batches in one of ours
-        self._ends_with_epochs = ends_with_epochs
-        self._before = {frequency: 0 for frequency in (1, *frequencies)}
-        self._reached = dict(self._before)  # before Lightning began the epoch anew
-        self._ready = 0
-        self._is_last = False
-        self._came = 0
-        self._origin = (0, 0)  # where the present pace began: the plan's micro-batches, and ours
-
-    @property
-    def came(self) -> int:
-        """Micro-batches of this epoch up to the last window's end."""
-        return self._came
-
-    def _in_plan(self, batches: int, *, is_last: bool) -> int:
-        planned, came = self._origin
-        if self._pace == 1 and planned == came:
-            return batches
-        passed, length = planned + math.floor((batches - came) * self._pace), self._planned_epoch_batches()
-        if length is None:
-            return passed
-        return length if is_last else min(passed, length)
-
-    def _in_ours(self, planned_batches: int) -> int:
-        planned, came = self._origin
-        return came + math.ceil((planned_batches - planned) / self._pace)
-
-    def _planned_epoch_batches(self) -> int | None:
-        if self.epoch_batches is None:
-            return None
-        planned, came = self._origin
-        if self._ends_with_epochs or not came:
-            planned = came = 0
-        elif came >= self.epoch_batches:  # one micro-batch more than there are: see `epoch_length`
-            return planned + math.ceil(self._pace)
+        done, expected, origin = position.micro_batches, epoch_batches, (position.ready, position.micro_batches)
         if self._pace == 1:
-            return planned + self.epoch_batches - came
-        # A loader that cannot be resumed begins with its first micro-batch again: it never comes to the short last one.
-        left = (self.epoch_batches - came) * self._granularity
-        return planned + math.ceil(min(left, self._epoch_examples or left) / (self._granularity / self._pace))
+            if position.expected is not None and epoch_batches is not None:
+                expected = min(epoch_batches, position.expected)
+            # As in a run that was never interrupted, wherever this makes no difference.
+            is_within = self.ends_with_epochs or epoch_batches is None or done < epoch_batches
+            origin = (0, 0) if is_within and position.ready == done else origin
+        return replace(
+            self.count_for(position, frequencies),
+            expected=expected,
+            epoch_batches=epoch_batches,
+            epoch_examples=epoch_examples,
+            origin=origin,
+        )
 
-    def planned_steps(self, frequency: int = 1) -> int:
-        """Steps that the plan has made by now; they never become fewer.
+    def count_for(self, position: PlanPosition, frequencies: Iterable[int]) -> PlanPosition:
+        """Return the position with steps counted for more schedulers from here on.
 
         Args:
-            frequency: count only the steps at which Lightning would step a scheduler of this frequency
-
-        Returns:
-            the number over all epochs
+            position: where the plan is
+            frequencies: of the schedulers
         """
-        return max(self._reached[frequency], self._counted(frequency))
+        counted = dict(position.before)
+        new = tuple((frequency, 0) for frequency in dict.fromkeys(frequencies) if frequency not in counted)
+        return replace(position, before=position.before + new, reached=position.reached + new)
 
-    def _counted(self, frequency: int) -> int:
-        here = planned_steps(self._ready, self._accumulate, is_last=self._is_last, frequency=frequency)
-        return self._before[frequency] + here
-
-    def planned_steps_after(self, ready: int, *, is_last: bool) -> int:
-        """Steps that the plan will have made when the window that has stepped is closed.
+    def start_epoch(
+        self,
+        position: PlanPosition,
+        epoch_batches: int | None,
+        *,
+        micro_batches: int,
+        epoch_examples: int | None = None,
+        first: int = 0,
+        is_repeated: bool = False,
+    ) -> PlanPosition:
+        """Return the position at an epoch's beginning.
 
         Args:
-            ready: micro-batches of this epoch so far
+            position: at the end of the last epoch, or before the first
+            epoch_batches: loader batches that Lightning announces, or None
+            micro_batches: loader batches received in the last epoch; 0 before the first
+            epoch_examples: examples in this epoch, or None where unknown
+            first: index of the loader batch with which a resumed run begins the epoch
+            is_repeated: whether Lightning begins the epoch in progress again
+        """
+        # Only an epoch that ended before its announced end says that this one may; a loader may also have grown.
+        ended_early = 0 < micro_batches < (position.epoch_batches or 0)
+        expected = min(micro_batches, epoch_batches) if ended_early and epoch_batches is not None else epoch_batches
+        before, reached = position.before, position.reached
+        if is_repeated and self.ends_with_epochs:
+            reached = tuple((frequency, self.steps(position, frequency)) for frequency, _ in before)
+        else:
+            before = tuple((frequency, _counted(position, self.accumulate, frequency)) for frequency, _ in before)
+        is_skipped = self.ends_with_epochs and epoch_batches is not None  # what lies before `first`
+        ready = math.floor(first * self._pace) if is_skipped else 0
+        return PlanPosition(
+            before=before,
+            reached=reached,
+            ready=ready,
+            is_last=False,
+            micro_batches=first,
+            expected=expected,
+            epoch_batches=epoch_batches,
+            epoch_examples=epoch_examples,
+            origin=(ready, first),
+        )
+
+    def advance(self, position: PlanPosition, ready: int, *, is_last: bool) -> PlanPosition:
+        """Return the position at a window's end.
+
+        Args:
+            position: at the end of the window before
+            ready: loader batches of this epoch so far
             is_last: whether the epoch ends here
-
-        Returns:
-            the number over all epochs
         """
-        ready, is_last = self._position_after(ready, is_last=is_last)
-        counted = self._before[1] + planned_steps(ready, self._accumulate, is_last=is_last)
-        return max(self._reached[1], counted)
+        end = self._end_in_epoch(position)
+        planned = self._in_plan(position, ready, is_last=is_last)
+        # The plan makes no steps past its end: with an explicit budget training may continue, schedulers stay there.
+        reached = planned if end is None else min(planned, end)
+        return replace(position, micro_batches=ready, ready=reached, is_last=is_last and reached == planned)
 
-    def step_of_scheduler_step(self, frequency: int, number: int) -> int:
-        """The step of the plan at which a scheduler is stepped.
+    def steps(self, position: PlanPosition, frequency: int = 1) -> int:
+        """Return the steps that the plan has made by now: see `steps_made`."""
+        return steps_made(position, self.accumulate, frequency)
+
+    def steps_after(self, position: PlanPosition, ready: int, *, is_last: bool) -> int:
+        """Return the steps that the plan will have made when the window in progress ends: see `advance`."""
+        return self.steps(self.advance(position, ready, is_last=is_last))
+
+    def step_of_scheduler_step(self, position: PlanPosition, frequency: int, number: int) -> int:
+        """Return the step of the plan at which a scheduler is stepped.
 
         Args:
+            position: where the plan is
             frequency: the scheduler's
-            number: which of its steps, over all epochs, from 1
+            number: which of the scheduler's steps, over all epochs, from 1
 
         Returns:
             the number over all epochs, from 1
         """
-        here = step_of_scheduler_step(number - self._before[frequency], self._accumulate, frequency)
+        before = dict(position.before)
+        here = step_of_scheduler_step(number - before[frequency], self.accumulate, frequency)
         # A scheduler step at an epoch's ragged end belongs to the epoch's last step.
-        return min(self._before[1] + here, self.planned_steps())
+        return min(before[1] + here, self.steps(position))
 
-    def count_for(self, frequencies: Iterable[int]) -> None:
-        """Count for other schedulers too, from here on.
-
-        Args:
-            frequencies: their own frequencies
-        """
-        for frequency in frequencies:
-            self._before.setdefault(frequency, 0)
-            self._reached.setdefault(frequency, 0)
-
-    def epoch_length(self, batch_idx: int) -> int | None:
-        """Micro-batches to expect in this epoch.
+    def epoch_length(self, position: PlanPosition, batch_idx: int) -> int | None:
+        """Return how many loader batches to expect in this epoch.
 
         Args:
-            batch_idx: index of the next one
+            position: where the plan is
+            batch_idx: index of the next loader batch
 
         Returns:
-            the announced number, or fewer where the last epoch ended sooner; None for a loader without a length
+            the announced number, or fewer where the last epoch ended early; None for a loader without a length
         """
-        expected = self._expected
-        if expected is not None and batch_idx < expected:
-            return expected
-        # Resumed from an epoch's end without max_epochs, Lightning takes one micro-batch more in that epoch.
-        return None if self.epoch_batches is None else max(self.epoch_batches, batch_idx + 1)
+        if position.expected is not None and batch_idx < position.expected:
+            return position.expected
+        # Resumed from an epoch's end without max_epochs, Lightning takes one more loader batch in that epoch.
+        return None if position.epoch_batches is None else max(position.epoch_batches, batch_idx + 1)
 
-    @property
-    def is_at_epoch_end(self) -> bool:
-        """Whether the last window was an epoch's last one."""
-        return self._is_last
-
-    def start_epoch(
-        self,
-        epoch_batches: int | None,
-        came: int,
-        epoch_examples: int | None = None,
-        *,
-        first: int = 0,
-        is_repeated: bool = False,
-    ) -> None:
-        """An epoch begins, at its first micro-batch.
+    def batches_left(self, position: PlanPosition, batch_idx: int, examples_seen: float) -> int | None:
+        """Return how many loader batches are left, for the window that begins now.
 
         Args:
-            epoch_batches: micro-batches that Lightning announces, or None
-            came: micro-batches that came in the last epoch; 0 before the first
-            epoch_examples: examples in it, or None where they are not known
-            first: index of the micro-batch with which a resumed run begins the epoch
-            is_repeated: whether it is the epoch in progress, which a resumed run begins anew
-        """
-        # Only an epoch that ended before its announced end says that this one may; a loader may also have grown.
-        ended_early = 0 < came < (self.epoch_batches or 0)
-        self.epoch_batches = epoch_batches
-        self._epoch_examples = epoch_examples
-        self._expected = min(came, epoch_batches) if ended_early and epoch_batches is not None else epoch_batches
-        if is_repeated and self._ends_with_epochs:
-            self._reached = {frequency: self.planned_steps(frequency) for frequency in self._before}
-        else:
-            self._before = {frequency: self._counted(frequency) for frequency in self._before}
-        self._came = first
-        leaves_out = self._ends_with_epochs and epoch_batches is not None  # what lies before its first micro-batch
-        self._ready = math.floor(first * self._pace) if leaves_out else 0
-        self._origin = (self._ready, self._came)
-        self._is_last = False
-
-    def _end_in_epoch(self) -> int | None:
-        # The plan's micro-batches of this epoch at which max_steps ends it.
-        if self._max_steps is None:
-            return None
-        left = max(0, self._max_steps - self._before[1])
-        return batches_until_step(left, self._accumulate, self._planned_epoch_batches())
-
-    def advance(self, ready: int, *, is_last: bool) -> None:
-        """A window has ended.
-
-        Args:
-            ready: micro-batches of this epoch so far
-            is_last: whether the epoch ends here
-        """
-        self._came = ready
-        self._ready, self._is_last = self._position_after(ready, is_last=is_last)
-
-    def _position_after(self, ready: int, *, is_last: bool) -> tuple[int, bool]:
-        end = self._end_in_epoch()
-        planned = self._in_plan(ready, is_last=is_last)
-        # Past its end a plan makes no steps: only an explicit budget goes further, and schedulers stay at their end.
-        reached = planned if end is None else min(planned, end)
-        return reached, is_last and reached == planned
-
-    def batches_left(self, batch_idx: int, examples_seen: float) -> int | None:
-        """Micro-batches until the budget ends, for the window that begins now.
-
-        Args:
-            batch_idx: index of the next micro-batch in the epoch
+            position: where the plan is
+            batch_idx: index of the next loader batch
             examples_seen: examples so far
 
         Returns:
-            at least 1, or None where no budget ends within the epoch (or it has ended, and Lightning goes on)
+            at least 1, or None where the plan does not end within the epoch (or has ended, and Lightning continues)
         """
-        if self._total_examples is not None:
-            left = math.ceil((self._total_examples - examples_seen) / self._granularity)
+        if self.total_examples is not None:
+            left = math.ceil((self.total_examples - examples_seen) / self.granularity)
         else:
-            end = self._end_in_epoch()
+            end = self._end_in_epoch(position)
             if end is None:
                 return None
-            left = self._in_ours(end) - batch_idx
+            planned, done = position.origin
+            left = done + math.ceil((end - planned) / self._pace) - batch_idx
         return left if left > 0 else None
 
-    def is_used_up(self, examples_seen: float) -> bool:
-        """Whether training should end here.
+    def is_used_up(self, position: PlanPosition, examples_seen: float) -> bool:
+        """Return whether training should end here, at a window's end."""
+        if self.total_examples is not None:
+            return examples_seen >= self.total_examples
+        return self.max_steps is not None and self.steps(position) >= self.max_steps
 
-        Args:
-            examples_seen: examples so far
+    @property
+    def _pace(self) -> Fraction:
+        """The plan's micro-batches in one loader batch."""
+        return Fraction(self.granularity, self.plan_granularity)
 
-        Returns:
-            True at the end of the budget's last window
-        """
-        if self._total_examples is not None:
-            return examples_seen >= self._total_examples
-        return self._max_steps is not None and self.planned_steps() >= self._max_steps
+    def _in_plan(self, position: PlanPosition, batches: int, *, is_last: bool) -> int:
+        """Return loader batches of this epoch as micro-batches of the plan."""
+        planned, done = position.origin
+        if self._pace == 1 and planned == done:
+            return batches
+        passed, length = planned + math.floor((batches - done) * self._pace), self._planned_epoch_batches(position)
+        if length is None:
+            return passed
+        return length if is_last else min(passed, length)
 
-    def begin_at(self, batch_idx: int, steps: int) -> None:
-        """Begins within a training that went on without the scaler: what it has done, it did by the plan.
+    def _planned_epoch_batches(self, position: PlanPosition) -> int | None:
+        """Return the plan's micro-batches in this epoch, or None for a loader without a length."""
+        if position.epoch_batches is None:
+            return None
+        planned, done = position.origin
+        if self.ends_with_epochs or not done:
+            planned = done = 0
+        elif done >= position.epoch_batches:  # one more than there are: see `epoch_length`
+            return planned + math.ceil(self._pace)
+        if self._pace == 1:
+            return planned + position.epoch_batches - done
+        # A loader that cannot be resumed begins with its first batch again: it never gets to the short last one.
+        left = (position.epoch_batches - done) * self.granularity
+        return planned + math.ceil(min(left, position.epoch_examples or left) / self.plan_granularity)
 
-        Args:
-            batch_idx: index in the epoch of the micro-batch that comes now
-            steps: optimizer steps so far
-        """
-        self._ready = self._came = batch_idx
-        self._before[1] = max(0, steps - planned_steps(batch_idx, self._accumulate, is_last=False))
-
-    def state(self) -> dict[str, Any]:
-        """What cannot be recomputed.
-
-        Returns:
-            numbers and lists
-        """
-        return {
-            "before": [[frequency, steps] for frequency, steps in self._before.items()],
-            "reached": [[frequency, steps] for frequency, steps in self._reached.items()],
-            "ready": self._ready,
-            "is_last": self._is_last,
-            "came": self._came,
-            "expected": self._expected,
-            "planned": self.planned_steps(),
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Takes up where `state` left off.
-
-        Args:
-            state: what `state` gave
-        """
-        self._before.update({frequency: steps for frequency, steps in state["before"]})
-        self._reached.update({frequency: steps for frequency, steps in state["reached"]})
-        self._ready = state["ready"]
-        self._is_last = state["is_last"]
-        self._came = state["came"]
-        self._origin = (self._ready, self._came)
-        if self._pace == 1 and state["expected"] is not None and self.epoch_batches is not None:
-            self._expected = min(self.epoch_batches, state["expected"])
+    def _end_in_epoch(self, position: PlanPosition) -> int | None:
+        """Return after how many of the plan's micro-batches in this epoch `max_steps` ends it, or None."""
+        if self.max_steps is None:
+            return None
+        left = max(0, self.max_steps - dict(position.before)[1])
+        return batches_until_step(left, self.accumulate, self._planned_epoch_batches(position))

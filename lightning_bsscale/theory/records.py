@@ -1,13 +1,14 @@
-"""What passes between folders: a measured window, and a decision with everything it was taken by."""
+"""What passes between folders: a window's sums, a measured window, and a decision with everything it was taken by."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.moments import WindowSums
 from lightning_bsscale.theory.policies import Decision, Limits, Situation
 
-__all__ = ["DecisionRecord", "Measurement"]
+__all__ = ["DecisionRecord", "Measurement", "WindowSums"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,10 +29,9 @@ so wide that ordinary windows are not touched.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any
 
 from lightning_bsscale.theory.estimate import Averages, NoiseScale, sums_of
 from lightning_bsscale.theory.moments import WindowMoments
@@ -107,10 +106,10 @@ class RobustAverages:
             Sixteen windows, and one whose gradient is a thousand times larger:
 
             >>> usual = [
-            ...     WindowMoments(trace=8 + i % 3, grad_sq=1.0, num_micro_batches=2, examples=16, harmonic_size=8.0)
+            ...     WindowMoments(trace=8 + i % 3, grad_sq=1.0, num_samples=2, examples=16, harmonic_size=8.0)
             ...     for i in range(16)
             ... ]
-            >>> spike = WindowMoments(trace=8e6, grad_sq=1e3, num_micro_batches=2, examples=16, harmonic_size=8.0)
+            >>> spike = WindowMoments(trace=8e6, grad_sq=1e3, num_samples=2, examples=16, harmonic_size=8.0)
             >>> averages = RobustAverages()
             >>> for window in [*usual, spike]:
             ...     averages = averages.updated(window, examples_since_last=16, memory=math.inf)
@@ -140,44 +139,6 @@ class RobustAverages:
             A new record.
         """
         return RobustAverages(sums=Averages(dropped=self.sums.dropped), limited=self.limited)
-
-    def to_state(self) -> dict[str, Any]:
-        """Return the record as plain numbers, dicts and lists, for a checkpoint.
-
-        Returns:
-            One entry for each attribute.
-        """
-        start = [{**asdict(window.moments), "age": window.age} for window in self.start]
-        return {
-            "sums": self.sums.to_state(),
-            "limited": self.limited,
-            "limited_in_start": self.limited_in_start,
-            "start": start,
-        }
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> RobustAverages:
-        """Make the record from its plain numbers.
-
-        Args:
-            state: What :meth:`to_state` returned.
-
-        Returns:
-            The record.
-
-        Example:
-            >>> RobustAverages.from_state(RobustAverages().to_state()) == RobustAverages()
-            True
-        """
-        start = tuple(
-            _Kept(age=window["age"], moments=WindowMoments(**{name: window[name] for name in _MOMENTS}))
-            for window in state["start"]
-        )
-        counts = {name: state[name] for name in ("limited", "limited_in_start")}
-        return cls(sums=Averages.from_state(state["sums"]), start=start, **counts)
-
-
-_MOMENTS = [attribute.name for attribute in fields(WindowMoments)]
 
 
 def _reach(windows: float) -> float:

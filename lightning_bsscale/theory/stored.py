@@ -19,7 +19,10 @@ from typing import Any
 
 from lightning_bsscale.theory.checks import found, quoted
 
-__all__ = ["as_plain", "check_stored", "from_plain", "plain_value"]
+__all__ = ["FRACTIONS", "as_plain", "check_stored", "from_plain", "plain_value"]
+
+FRACTIONS = frozenset({("Decision", "batch_size")})
+"""Class and field of each ``int`` that may be any number: a policy may answer 11.9, which the limits then round."""
 
 _WORDS = frozenset({"inf", "-inf", "nan"})
 _Check = Callable[[Any], "str | None"]
@@ -119,7 +122,7 @@ def _float_of(value: Any) -> Any:
     return float(value) if isinstance(value, str) else value
 
 
-def check_stored(cls: type, fields: Mapping[str, Any], *, fractions: frozenset[tuple[str, str]] = frozenset()) -> None:
+def check_stored(cls: type, fields: Any, *, fractions: frozenset[tuple[str, str]] = frozenset()) -> None:
     """Check that a dict holds the fields of a record, all of them and no others, each of its type and finite.
 
     An ``int`` is a count: not below 0. A ``float`` may also be one of the three words. A nested record is checked too.

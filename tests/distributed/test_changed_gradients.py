@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.gradients import sharded as watchers
+from lightning_bsscale.gradients import choose as watchers
 from lightning_bsscale.gradients.comparison import Difference
 from lightning_bsscale.theory import agreement
 from tests.helpers import ddp_runs
@@ -250,7 +250,7 @@ def test_undisturbed_sharded_training_is_never_refused(kind):
 
 def disturbed(rank, kind):
     if kind == "fsdp2 of another torch":
-        watchers._fsdp2_params = lambda model: None
+        watchers.fsdp2_params = lambda model: None
     return [sharded_run(rank, kind, module, 8) for module in CHANGES[kind]]
 
 

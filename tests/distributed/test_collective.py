@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import distributed
 
-from lightning_bsscale.gradients.collective import SummedVector, _device_of_sums, extremes
+from lightning_bsscale.gradients.reduce import PendingSums, extremes
 from tests.helpers.places import CUDA, at, here
 from tests.helpers.processes import run
 
@@ -19,11 +19,15 @@ def vector_of(values):
     return torch.tensor(values, dtype=torch.float64, device=here().device)
 
 
+def sent(tensor):
+    return PendingSums(tensor, world_size=distributed.get_world_size())
+
+
 def sums_of_what_changes(rank, count):
     tensor, vectors = vector_of([0.0, 0.0]), []
     for index in range(count):
         tensor.copy_(vector_of([index, rank]))
-        vectors.append(SummedVector(tensor))
+        vectors.append(sent(tensor))
         tensor.fill_(-1.0)
     sums = [vector.read() for vector in vectors]
     return sums, [vector.read() for vector in vectors] == sums, all(vector.has_arrived for vector in vectors)
@@ -41,11 +45,11 @@ def test_later_changes_of_the_tensor_do_not_show(world_size):
 
 
 def sent_when_rank_1_is_late(rank):
-    SummedVector(vector_of([0.0])).read()  # the first connects
+    sent(vector_of([0.0])).read()  # the first connects
     if rank == 1:
         time.sleep(LATE)
     started = time.monotonic()
-    vector = SummedVector(vector_of([1.0 + rank]))
+    vector = sent(vector_of([1.0 + rank]))
     if here().accelerator == "gpu":
         torch.cuda.current_stream().synchronize()
     seconds, early = time.monotonic() - started, vector.has_arrived
@@ -65,11 +69,11 @@ def test_the_first_rank_does_not_wait_for_the_last():
 
 
 def read_beside_a_busy_device(rank):
-    SummedVector(vector_of([0.0] * 4)).read()
+    sent(vector_of([0.0] * 4)).read()
     tensor = vector_of([0.0, 1.0, 2.0, 3.0])
     torch.cuda.synchronize()
     torch.cuda._sleep(200_000_000)  # about a tenth of a second of queue before the message
-    vector = SummedVector(tensor)
+    vector = sent(tensor)
     early = vector.has_arrived
     tensor.zero_()
     torch.cuda._sleep(2_000_000_000)
@@ -101,42 +105,3 @@ def test_extremes_over_ranks(world_size):
     for smallest, largest in run(extremes_of_ranks, world_size):
         assert smallest == [0.0, -2.5 * last, 7.0]
         assert largest == [last, 0.0, 7.0]
-
-
-@pytest.mark.parametrize(
-    ("backends", "device", "expected"),
-    [
-        ("cuda:nccl", "cuda:1", "cuda:1"),
-        ("cpu:gloo,cuda:nccl", "cuda:1", "cuda:1"),
-        ("cpu:gloo,cuda:nccl", "cpu", "cpu"),
-        ("cpu:gloo,cuda:gloo", "cuda:1", "cpu"),
-        ("cpu:gloo", "cuda:1", "cpu"),
-        ("cpu:gloo,cuda:gloo", "cpu", "cpu"),
-        ("xpu:xccl", "xpu:0", "xpu:0"),
-        ("cpu:gloo,xpu:xccl", "xpu:0", "xpu:0"),
-    ],
-)
-def test_where_the_sums_are_made(monkeypatch, backends, device, expected):
-    monkeypatch.setattr(distributed, "get_backend_config", lambda: backends)
-    assert _device_of_sums(torch.device(device)) == torch.device(expected)
-
-
-class Broken:
-    """What the device and the connection give after a failure."""
-
-    def query(self):
-        raise RuntimeError("CUDA error: unspecified launch failure")
-
-    def is_completed(self):
-        return True
-
-    def wait(self):
-        raise RuntimeError("Connection closed by peer")
-
-
-@pytest.mark.parametrize("part", ["_arrived", "_work"])
-def test_after_a_failure_nothing_has_arrived(part):
-    vector = SummedVector.__new__(SummedVector)
-    vector._arrived = vector._work = None
-    setattr(vector, part, Broken())
-    assert not vector.has_arrived

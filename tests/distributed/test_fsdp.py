@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.gradients import sharded as watchers
+from lightning_bsscale.gradients import choose as watchers
 from lightning_bsscale.theory.stored import as_plain
 from tests.helpers.ddp_runs import loader_of
 from tests.helpers.places import here
@@ -45,7 +45,7 @@ def monitored(rank, strategy, accumulate, sizes, kind="monitor"):
 
 
 def monitored_without_private_names(rank, accumulate):
-    watchers._fsdp2_params = lambda model: None
+    watchers.fsdp2_params = lambda model: None
     warnings.simplefilter("ignore")
     monitor = GradientNoiseScaleMonitor(measure_every=2)
     trainer = trainer_of("fsdp2", [monitor], max_epochs=2, accumulate_grad_batches=accumulate)

@@ -20,7 +20,7 @@ from tests.helpers.places import here
 from tests.helpers.processes import run
 from tests.helpers.sharded_models import Block
 from tests.helpers.sharded_runs import FsdpOnCpu, Trains, items
-from tests.helpers.training import QUIET, ByStep
+from tests.helpers.training import QUIET, ByStep, run_of
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
 
@@ -200,9 +200,9 @@ def test_the_state_is_plain_and_with_lightnings_own(whole, kind):
     ended, path = whole(kind, 2)
     saved = torch.load(path / "meta.pt" if path.is_dir() else path, weights_only=True)
     state = saved["callbacks"]["BatchSizeScaler"]
-    assert state["optimizer_steps"] == saved["global_step"]
-    assert sum(state["examples"].values()) == MICRO_BATCHES * SIZE
-    assert state["control"]["batch_size"] == dict(ended.decisions)[saved["global_step"]]
+    assert run_of(state).windows == saved["global_step"]
+    assert run_of(state).examples.total == MICRO_BATCHES * SIZE
+    assert run_of(state).batch.batch_size == dict(ended.decisions)[saved["global_step"]]
 
 
 @pytest.mark.parametrize("kind", ["weights forgotten", "momentum forgotten"])

@@ -21,15 +21,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from lightning_bsscale import BatchSizeScaler
-from lightning_bsscale.callbacks.state.resume import Outcome
-from lightning_bsscale.callbacks.state.spawn import _Letter
+from lightning_bsscale.callbacks.state.spawn import Outcome, _Letter
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.stored import as_plain
 from tests.helpers import ending_worker, launched_worker
 from tests.helpers.launched_worker import LIFE, on_rank
 from tests.helpers.processes import GRACE, free_port, run
-from tests.helpers.training import QUIET, Regression, fit, regression_loader
+from tests.helpers.training import QUIET, Regression, fit, regression_loader, run_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -143,29 +142,39 @@ def test_a_copy_of_the_callback_gets_nothing_meant_for_the_other(copied_by, used
     if used:
         fit(Regression(), regression_loader(40), [scaler], max_epochs=1, accumulate_grad_batches=2)
     before, copied = scaler.batch_size, copied_by(scaler)
-    pickle.loads(letter_to(copied, Outcome(batch_size=24), temporary))
+    pickle.loads(letter_to(copied, outcome(24), temporary))
     assert (scaler.batch_size, copied.batch_size) == (before, 24)
-    pickle.loads(letter_to(scaler, Outcome(batch_size=16), temporary))
+    pickle.loads(letter_to(scaler, outcome(16), temporary))
     assert (scaler.batch_size, copied.batch_size) == (16, 24)
     assert not list(temporary.iterdir())
 
 
 def test_what_comes_back_gives_way_to_the_next_training_for_good(temporary):
     scaler = BatchSizeScaler()
-    arrived = pickle.loads(letter_to(scaler, Outcome(batch_size=999), temporary))
+    arrived = pickle.loads(letter_to(scaler, outcome(999), temporary))
     assert scaler.batch_size == 999
     assert arrived is None, "it stays in the first Trainer's state, which Lightning copies whenever it trains"
     fit(Regression(), regression_loader(40), [scaler], max_epochs=1)
     assert scaler.batch_size == 4
 
 
-def big_outcome(records=4096):
-    """What a long training has to show, with every kind of number in it."""
+def short_run():
     trained = BatchSizeScaler(measure_every=1)
     fit(Regression(), regression_loader(80), [trained], max_epochs=1, accumulate_grad_batches=2)
-    made = replace(trained.history[-1], trace=math.nan, grad_sq=-math.inf, examples_seen=10**12)
-    shown = dict(noise=trained.noise_scale, lr_scale=0.1, examples_seen=10**12, decisions=trained.decisions)
-    return Outcome(batch_size=8, **shown, history=[trained.history[0], made] * (records // 2))
+    return run_of(trained)
+
+
+def outcome(batch_size):
+    run = short_run()
+    return Outcome(run=replace(run, batch=replace(run.batch, batch_size=batch_size)))
+
+
+def big_outcome(records=4096):
+    """What a long training has to show, with every kind of number in it."""
+    run = short_run()
+    made = replace(run.measured.history[-1], trace=math.nan, grad_sq=-math.inf, examples_seen=10**12)
+    history = (run.measured.history[0], made) * (records // 2)
+    return Outcome(run=replace(run, measured=replace(run.measured, history=history)), journal_path="journal.jsonl")
 
 
 def test_whatever_its_size_only_a_path_is_sent_and_the_file_is_private(temporary):
@@ -176,7 +185,7 @@ def test_whatever_its_size_only_a_path_is_sent_and_the_file_is_private(temporary
     assert len(letter) < 512
     assert path.stat().st_mode & 0o777 == 0o600
     pickle.loads(letter)
-    assert repr(scaler._outcome) == repr(outcome)  # by their words, as nan is not equal to itself
+    assert repr(scaler._shown) == repr(outcome)  # by their words, as nan is not equal to itself
     assert not list(temporary.iterdir())
 
 
@@ -197,7 +206,7 @@ def test_a_letter_to_nobody_is_thrown_away(temporary):
 def test_without_a_folder_for_temporary_files_it_is_written_beside_the_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     scaler = BatchSizeScaler()
-    letter = letter_to(scaler, Outcome(batch_size=8), tmp_path)
+    letter = letter_to(scaler, outcome(8), tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
     pickle.loads(letter)
     assert scaler.batch_size == 8
@@ -206,11 +215,11 @@ def test_without_a_folder_for_temporary_files_it_is_written_beside_the_checkpoin
 
 def test_what_a_killed_training_left_is_replaced_and_a_failed_one_cleans_up(temporary):
     scaler = BatchSizeScaler()
-    letter_to(scaler, Outcome(batch_size=8), temporary)
-    letter = letter_to(scaler, Outcome(batch_size=16), temporary)
+    letter_to(scaler, outcome(8), temporary)
+    letter = letter_to(scaler, outcome(16), temporary)
     pickle.loads(letter)
     assert scaler.batch_size == 16
-    letter_to(scaler, Outcome(batch_size=8), temporary)
+    letter_to(scaler, outcome(8), temporary)
     scaler._way_back.clean_up(pl.Trainer(**QUIET, default_root_dir=temporary))
     assert not list(temporary.iterdir())
 
@@ -232,7 +241,7 @@ def enlarged(path, to):
     """A checkpoint as 10,000 measured windows leave it, of which 4,096 are kept, with 1,000 decisions."""
     checkpoint = torch.load(path)
     state = checkpoint["callbacks"]["BatchSizeScaler"]
-    history, decisions = state["measurement"]["history"], state["control"]["decisions"]["records"]
+    history, decisions = state["run"]["measured"]["history"], state["run"]["decisions"]["records"]
     history[:] = [history[i % len(history)] for i in range(4090)]
     decisions[:] = [decisions[i % len(decisions)] for i in range(1000)]
     torch.save(checkpoint, to)

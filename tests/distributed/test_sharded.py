@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_bsscale.gradients import sharded
+from lightning_bsscale.gradients import choose, fsdp1
+from lightning_bsscale.gradients.choose import UnsupportedSharding, choose_watcher
 from lightning_bsscale.gradients.comparison import Difference
-from lightning_bsscale.gradients.shard_differences import ShardDifferences
-from lightning_bsscale.gradients.sharded import UnsupportedSharding, WholeParameterHooks, choose_watcher
 from tests.helpers.places import here
 from tests.helpers.processes import run
 from tests.helpers.sharded_models import (
@@ -105,16 +104,33 @@ def check(kind, case, watcher):
         if case.shard.get("use_orig_params", True):
             assert found["by_parameter_hooks"] != pytest.approx(found["expected"], rel=0.1)
         assert found["expected_mean"] == ranks[0]["expected_mean"]
-    assert summed(found["difference"] for found in ranks).is_explained
-    assert summed(found["unscaled"] for found in ranks).is_explained
-    assert summed(found["changed"] for found in ranks).is_explained is False
-    mean = sum(found["share"] for found in ranks)
-    assert mean == pytest.approx(ranks[0]["expected_mean"], rel=tolerances(case)[1])
+    # Each loss counts as divided by 2 in the first, and as divided by 0.5 and multiplied by 4 in the others.
+    for name, factor in [("plain", 2.0), ("scaled", 0.5 / 4), ("unscaled", 0.5 / 4), ("changed", None)]:
+        sums, difference = (
+            [sum(values) for values in zip(*(found["shares"][name][part] for found in ranks), strict=True)]
+            for part in (0, 1)
+        )
+        assert Difference.read(difference).is_explained is (factor is not None)
+        if factor is not None:
+            for value, (expected, tolerance) in zip(sums, true_sums(ranks, factor, case), strict=True):
+                assert value == pytest.approx(expected, rel=tolerance)
     return ranks
 
 
-def summed(differences):
-    return Difference.read([sum(values) for values in zip(*differences, strict=True)])
+def true_sums(ranks, factor, case):
+    """The numbers of the `WindowSums` of losses that were multiplied by 1 / `factor`, and how well they can be met."""
+    first, world_size, (seen, mean) = ranks[0], len(ranks), tolerances(case)
+    together = world_size if first["sees_mean_over_ranks"] else 1
+    own = [first["expected_global"]] if together > 1 else [found["expected"] for found in ranks]
+    sizes = [size for found in ranks for size in found["sizes"]]
+    count = len(first["sizes"])
+    return [
+        (factor**2 * sum(map(sum, own)), seen),
+        (factor**2 * first["expected_mean"] / count**2, mean),
+        (len(sizes) / together, 1e-12),
+        (sum(1 / size for size in sizes) / together**2, 1e-12),
+        (sum(sizes), 1e-12),
+    ]
 
 
 @in_every_place
@@ -122,7 +138,7 @@ def summed(differences):
 def test_fsdp2(name):
     for found in check("fsdp2", FSDP2[name], "WholeParameterHooks"):
         assert found["found"] == pytest.approx(found["expected"], rel=tolerances(FSDP2[name])[0])
-        assert not found["micro_batch_is_global"]
+        assert not found["sees_mean_over_ranks"]
 
 
 @in_every_place
@@ -130,7 +146,7 @@ def test_fsdp2(name):
 def test_fsdp1(name):
     for found in check("fsdp1", FSDP1[name], "FlatParameterHooks"):
         assert found["found"] == pytest.approx(found["expected"], rel=tolerances(FSDP1[name])[0])
-        assert not found["micro_batch_is_global"]
+        assert not found["sees_mean_over_ranks"]
 
 
 @in_every_place
@@ -140,7 +156,7 @@ def test_fsdp2_without_private_names(name):
     ranks = check("fsdp2", FALLBACK[name], "ShardDifferences")
     found = [sum(norms) for norms in zip(*(found["found"] for found in ranks), strict=True)]
     assert found == pytest.approx(ranks[0]["expected_global"], rel=1e-5)
-    assert all(found["micro_batch_is_global"] for found in ranks)
+    assert all(found["sees_mean_over_ranks"] for found in ranks)
 
 
 def every_refusal(rank):
@@ -156,7 +172,7 @@ def every_refusal(rank):
         except UnsupportedSharding as error:
             said[name] = str(error)
 
-    def choose(net, model=None):
+    def chosen(net, model=None):
         return choose_watcher(net if model is None else model, net.parameters, world_size=4)
 
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -167,47 +183,47 @@ def every_refusal(rank):
     with refused("tensor parallel and FSDP2"):
         net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
         parallelize_module(net, mesh["tensor"], {"0": ColwiseParallel(), "1": ColwiseParallel()})
-        choose(fully_shard(net, mesh=mesh["data"]))
+        chosen(fully_shard(net, mesh=mesh["data"]))
     with refused("tensor parallel alone"):
         net = nn.Sequential(nn.Linear(8, 8))
-        choose(parallelize_module(net, mesh_of((4,), ("tensor",)), {"0": ColwiseParallel()}))
+        chosen(parallelize_module(net, mesh_of((4,), ("tensor",)), {"0": ColwiseParallel()}))
     with refused("FSDP2 over half"):
-        choose(fully_shard(nn.Linear(8, 8), mesh=mesh["data"]))
+        chosen(fully_shard(nn.Linear(8, 8), mesh=mesh["data"]))
     with refused("FSDP1 over half"):
-        choose(FullyShardedDataParallel(nn.Linear(8, 8), device_id=here().device, device_mesh=mesh["data"]))
+        chosen(FullyShardedDataParallel(nn.Linear(8, 8), device_id=here().device, device_mesh=mesh["data"]))
     with refused("FSDP1, the module in it"):
         wrapped = shard_fsdp1(Net(), Case())
-        choose(wrapped, wrapped.module)
+        chosen(wrapped, wrapped.module)
     with refused("FSDP1 of another torch"):
-        known, sharded._flat_unit = sharded._flat_unit, lambda *args: object().flat_param
+        known, fsdp1._flat_unit = fsdp1._flat_unit, lambda *args: object().flat_param
         try:
-            choose(wrapped)
+            chosen(wrapped)
         finally:
-            sharded._flat_unit = known
+            fsdp1._flat_unit = known
     with refused("a DTensor of no unit"):
         net = nn.Sequential(fully_shard(nn.Linear(8, 8)), nn.Linear(8, 8))
         distribute_module(net[1], mesh_of((4,), ("all",)))
-        watcher = choose(net)
+        watcher = chosen(net)
         watcher.start_window()
         net[0](torch.ones(2, 8)).sum()
-        watcher.start_micro_batch()
+        watcher.start_sample()
     with refused("one unit, not called"):
         net = WeightOnly()
-        watcher = choose(fully_shard(net))
+        watcher = chosen(fully_shard(net))
         watcher.start_window()
         loss = net.training_step(rank)
-        watcher.start_micro_batch()
+        watcher.start_sample()
     with refused("one parameter used past its unit"):
         net = WeightOnly()
         fully_shard(net.layer)
-        watcher = choose(fully_shard(net))
+        watcher = chosen(fully_shard(net))
         watcher.start_window()
         loss = net.training_step(rank) + net.layer(torch.ones(2, WIDTH)).sum()
-        watcher.start_micro_batch()
+        watcher.start_sample()
         loss.backward()
-        watcher.end_micro_batch()
+        watcher.end_sample(1)
         watcher.stop_window()
-        watcher.local_share_of_mean_squared_norm()
+        watcher.window_share(loss_divisor=1)
     return said
 
 
@@ -252,24 +268,24 @@ def given_up(rank, kind, private_names):
     case = Case()
     net = {"fsdp1": shard_fsdp1, "fsdp2": shard_fsdp2}[kind](Net().to(here().device), case)
     if not private_names:
-        sharded._fsdp2_params = lambda model: None
+        choose.fsdp2_params = lambda model: None
     held = list(net.parameters())
     watcher = choose_watcher(net, lambda: held, world_size=2)
     batches = batches_of(rank, case)
     watcher.start_window()
-    loss_of(net, batches[0]).backward()  # before any micro-batch: not counted
+    loss_of(net, batches[0]).backward()  # before any sample: not counted
     loss = loss_of(net, batches[0])
-    watcher.start_micro_batch()
+    watcher.start_sample()
     watcher.start_window()
     loss.backward()
-    given_up = watcher.num_micro_batches, len(watcher.stop_window()), hooked(net)
+    given_up = watcher.stop_window(), len(watcher.sq_norms), hooked(net)
     watcher.start_window()
     loss = loss_of(net, batches[0])
-    watcher.start_micro_batch()
-    stopped = watcher.num_micro_batches, len(watcher.stop_window()), hooked(net)
+    watcher.start_sample()
+    stopped = watcher.stop_window(), watcher.stop_window(), hooked(net)
     loss.backward()
     found = watch(net, held, watcher, batches, "every")
-    return given_up, stopped, watcher.num_micro_batches, found, run_case(rank, kind, case)["found"]
+    return given_up, stopped, watcher.stop_window(), found, run_case(rank, kind, case)["found"]
 
 
 @in_every_place
@@ -279,18 +295,3 @@ def test_a_window_that_is_given_up_leaves_nothing(kind, private_names):
         assert given_up_there == stopped == (0, 0, 0)
         assert count == 3
         assert found == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    "watcher",
-    [ShardDifferences(list), WholeParameterHooks(nn.Linear(1, 1), list)],
-    ids=lambda watcher: type(watcher).__name__,
-)
-def test_calls_out_of_order(watcher):
-    with pytest.raises(RuntimeError, match="start_micro_batch"):
-        watcher.start_micro_batch()
-    watcher.start_window()
-    with pytest.raises(RuntimeError, match="end_micro_batch"):
-        watcher.end_micro_batch()
-    assert watcher.stop_window().shape == (0,)
-    assert watcher.local_share_of_mean_squared_norm().item() == 0

@@ -8,7 +8,7 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_bsscale.gradients.sharded import choose_watcher
+from lightning_bsscale.gradients.choose import choose_watcher
 from tests.helpers.oracles import own_sq_norms
 from tests.helpers.places import here
 from tests.helpers.processes import run
@@ -35,19 +35,19 @@ class Watching(pl.Callback):
 
     def on_before_backward(self, trainer, module, loss):
         if self.watched:
-            self.watcher.start_micro_batch()
+            self.watcher.start_sample()
 
     def on_after_backward(self, trainer, module):
         if self.watched:
-            self.watcher.end_micro_batch()
+            self.watcher.end_sample(4)
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         held = [p for group in optimizer.param_groups for p in group["params"]]
         shards = [p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad for p in held if p.grad is not None]
         self.gradients.append([shard.clone() for shard in shards])
         if self.watched:
-            norms = self.watcher.stop_window().tolist()
-            self.windows.append((norms, float(self.watcher.local_share_of_mean_squared_norm())))
+            assert self.watcher.stop_window() == WINDOW
+            self.windows.append(self.watcher.window_share(loss_divisor=WINDOW).sums.tolist())
 
 
 def train(strategy, watched):
@@ -71,7 +71,7 @@ def train_twice(rank, strategy):
     windows = [module.batches[k : k + WINDOW] for k in range(0, len(module.batches), WINDOW)]
     plain = module.plain[0].to(here().device)
     expected = [
-        (own_sq_norms(plain, window, loss_of), true_mean_sq_norm(plain, window), len(window)) for window in windows
+        (sum(own_sq_norms(plain, window, loss_of)), true_mean_sq_norm(plain, window), len(window)) for window in windows
     ]
     left = hooked(module)
     _, bare = train(strategy, False)
@@ -99,10 +99,10 @@ def test_norms_in_a_training(strategy):
         assert found["same_bits"]
         assert found["left"] == 0
         assert len(found["found"]) == len(found["expected"]) == 2
-        for (norms, _), (expected, _, length) in zip(found["found"], found["expected"], strict=True):
-            assert length == WINDOW
-            assert norms == pytest.approx([norm / WINDOW**2 for norm in expected], rel=1e-5)
+        for (sq_norms, _, *known), (expected, _, length) in zip(found["found"], found["expected"], strict=True):
+            assert known == [length, length / 4, 4 * length] == [WINDOW, WINDOW / 4, 4 * WINDOW]
+            assert sq_norms == pytest.approx(expected, rel=1e-5)
     for window in range(2):
-        share = sum(found["found"][window][1] for found in ranks)
-        # Lightning has divided each loss by the window's length, as true_mean_sq_norm has not.
-        assert share == pytest.approx(ranks[0]["expected"][window][1] / WINDOW**2, rel=1e-5)
+        mean = sum(found["found"][window][1] for found in ranks)
+        # The mean over the window, whose sum over ranks true_mean_sq_norm has.
+        assert mean == pytest.approx(ranks[0]["expected"][window][1] / WINDOW**2, rel=1e-5)

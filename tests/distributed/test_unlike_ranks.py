@@ -21,7 +21,7 @@ from lightning_bsscale.theory.stored import as_plain
 from tests.helpers.ddp_runs import Linear, counting, loader_of, regression_items, trainer_of
 from tests.helpers.places import here
 from tests.helpers.processes import run
-from tests.helpers.training import ByStep
+from tests.helpers.training import ByStep, run_of
 
 pytestmark = pytest.mark.timeout(180)
 in_every_place = pytest.mark.usefixtures("place")
@@ -140,7 +140,7 @@ def slow_at_the_end(rank, kind):
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=1))
     trainer = trainer_of(2, [SlowAtTheEnd(), callback], strategy, max_epochs=1)
     trainer.fit(Linear(lr=0.01), loader_of(regression_items(44, [4, 4, 1, 1]), rank, 2))
-    return callback.state_dict()["examples"]
+    return as_plain(run_of(callback).examples)
 
 
 @pytest.mark.parametrize("kind", ["scaler", "monitor"])
@@ -196,7 +196,7 @@ def watched(rank, ranks, epochs, folder=None, ckpt=None):
         ranks, [monitor, *keep], max_epochs=epochs, accumulate_grad_batches=2, enable_checkpointing=bool(keep)
     )
     trainer.fit(Linear(lr=0.01), loader_of(regression_items(48, [4]), rank, ranks), ckpt_path=ckpt)
-    return sum(monitor.state_dict()["examples"].values())
+    return run_of(monitor).examples.total
 
 
 @in_every_place

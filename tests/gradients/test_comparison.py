@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_bsscale.gradients import comparison
-from lightning_bsscale.gradients.comparison import Compared, Difference, GradientSample, Held
+from lightning_bsscale.gradients.comparison import Compared, Comparison, Difference, Held
 
 CPU = torch.device("cpu")
 KEY = 7
@@ -25,7 +25,7 @@ def compared(own, held, dim, *, turn=0):
     ranks, told = len(own), []
     for gradient, part in zip(own, held, strict=True):
         shape = Compared(KEY, tuple(gradient.shape), torch.bfloat16, float(ranks), 1, dim, ranks)
-        sample = GradientSample([shape], CPU, turn=turn, on_ranks=True)
+        sample = Comparison([shape], CPU, turn=turn, on_ranks=True)
         sample.take([(KEY, gradient)])
         told.append(sample.difference([part], torch.ones(1, dtype=torch.bool), None))
     return Difference.read(torch.stack(told).sum(0).tolist())
@@ -81,7 +81,7 @@ def test_a_parameter_of_large_gradients_does_not_hide_another():
     found = {}
     for scales in (None, torch.tensor([2e-3, 1.0], dtype=torch.float64)):
         both = [Compared(1, (64, 64), torch.float32), Compared(2, (64,), torch.float32)]
-        sample = GradientSample(both, CPU, turn=0, on_ranks=True)
+        sample = Comparison(both, CPU, turn=0, on_ranks=True)
         sample.take([(1, small), (2, large)])
         held = [Held(1, 2 * small), Held(2, large)]
         told = sample.difference(held, torch.ones(2, dtype=torch.bool), None, scales=scales)
@@ -96,7 +96,7 @@ def test_sparse_gradients_are_compared_on_one_device_only(on_ranks):
     gradient = torch.sparse_coo_tensor(rows, values, (1000, 8), check_invariants=True)
     embedding = Compared(KEY, (1000, 8), torch.float32)
     for factor in (1, 2):
-        sample = GradientSample([embedding], CPU, turn=0, on_ranks=on_ranks, peaks=not on_ranks)
+        sample = Comparison([embedding], CPU, turn=0, on_ranks=on_ranks, peaks=not on_ranks)
         sample.take([(KEY, gradient)])
         told = sample.difference([Held(KEY, factor * gradient)], torch.ones(1, dtype=torch.bool), None)
         assert Difference.read(told.tolist()).is_explained == (factor == 1 or on_ranks)

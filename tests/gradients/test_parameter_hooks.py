@@ -4,135 +4,13 @@ import warnings
 
 import pytest
 import torch
-from torch import multiprocessing, nn
+from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
-from lightning_bsscale.gradients import parameter_hooks
+from lightning_bsscale.gradients import tensor_hooks
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks, mean_squared_norm
+from tests.helpers.gradient_models import WIDTH, ZOO, Frozen, Mlp, Tied, loss_of, micro_batches
 from tests.helpers.oracles import own_sq_norms, sq_norm
-
-WIDTH = 6
-
-
-class Mlp(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(WIDTH, WIDTH)
-        self.norm = nn.LayerNorm(WIDTH)
-        self.second = nn.Linear(WIDTH, WIDTH, bias=False)
-
-    def forward(self, x):
-        return self.second(self.norm(torch.tanh(self.first(x))))
-
-
-class Tied(Mlp):
-    def __init__(self):
-        super().__init__()
-        self.second.weight = self.first.weight
-
-
-class UsedTwice(Mlp):
-    def forward(self, x):
-        return super().forward(torch.tanh(super().forward(x)))
-
-
-class Unused(Mlp):
-    def __init__(self):
-        super().__init__()
-        self.idle = nn.Linear(WIDTH, WIDTH)
-
-
-class SometimesUnused(Mlp):
-    def forward(self, x):
-        return super().forward(x) if x.sum() > 0 else self.first(x)
-
-
-class Frozen(Mlp):
-    def __init__(self):
-        super().__init__()
-        self.first.requires_grad_(False)
-
-
-class MixedDtypes(Mlp):
-    def __init__(self):
-        super().__init__()
-        self.low = nn.Linear(WIDTH, WIDTH).to(torch.bfloat16)
-        self.high = nn.Linear(WIDTH, WIDTH).to(torch.float64)
-
-    def forward(self, x):
-        return super().forward(self.low(x.bfloat16()).float()) + self.high(x.double()).float()
-
-
-class Half(nn.Module):
-    """Gradients of about 300 in float16: their squares overflow it."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(WIDTH, dtype=torch.float16))
-
-    def forward(self, x):
-        return (self.weight * (1000 * x).half()).float()
-
-
-class Complex(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(WIDTH, dtype=torch.complex64))
-
-    def forward(self, x):
-        return (self.weight.conj() * x).abs() + (self.weight * x).imag
-
-
-class Sparse(nn.Module):
-    """Every micro-batch looks some rows up several times, so that the sparse gradient is not coalesced."""
-
-    def __init__(self):
-        super().__init__()
-        self.rows = nn.Embedding(4, WIDTH, sparse=True)
-        self.out = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x):
-        return self.out(self.rows((x.abs() * 10).long() % 4).mean(1))
-
-
-class Checkpointed(nn.Module):
-    """Two checkpointed segments; with `shared`, both use the same layer."""
-
-    def __init__(self, use_reentrant, shared):
-        super().__init__()
-        self.use_reentrant = use_reentrant
-        self.first = nn.Linear(WIDTH, WIDTH)
-        self.second = self.first if shared else nn.Linear(WIDTH, WIDTH)
-        self.between = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x):
-        x = x.clone().requires_grad_()  # reentrant checkpointing wants an input that requires a gradient
-        x = self.between(self._segment(self.first, x))
-        return self._segment(self.second, x)
-
-    def _segment(self, layer, x):
-        if self.use_reentrant is None:
-            return torch.tanh(layer(x))
-        return checkpoint(lambda y: torch.tanh(layer(y)), x, use_reentrant=self.use_reentrant)
-
-
-ZOO = {
-    "mlp": Mlp,
-    "tied": Tied,
-    "used_twice": UsedTwice,
-    "unused": Unused,
-    "sometimes_unused": SometimesUnused,
-    "frozen": Frozen,
-    "mixed_dtypes": MixedDtypes,
-    "half": Half,
-    "complex": Complex,
-    "sparse": Sparse,
-    "checkpoint": lambda: Checkpointed(False, shared=False),
-    "checkpoint_shared": lambda: Checkpointed(False, shared=True),
-    "reentrant": lambda: Checkpointed(True, shared=False),
-    "reentrant_shared": lambda: Checkpointed(True, shared=True),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -140,22 +18,15 @@ def seed():
     torch.manual_seed(0)
 
 
-def loss_of(model, x):
-    return model(x).square().sum() / len(x)
-
-
-def micro_batches(count=4):
-    return [torch.randn(3 + k, WIDTH) for k in range(count)]
-
-
 def watched(hooks, model, batches, loss=loss_of):
     hooks.start_window()
     for x in batches:
         value = loss(model, x)
-        hooks.start_micro_batch()
+        hooks.start_sample()
         value.backward()
-        hooks.end_micro_batch()
-    return hooks.stop_window()
+        hooks.end_sample(len(x))
+    assert hooks.stop_window() == len(batches)
+    return hooks.sq_norms
 
 
 def no_hooks_left(model):
@@ -167,7 +38,7 @@ def no_hooks_left(model):
 @pytest.mark.parametrize("limit", [0, 10, 10**9], ids=["at_once", "few", "at_the_end"])
 @pytest.mark.parametrize("name", [name for name in ZOO if name != "reentrant_shared"])
 def test_norms_are_those_of_the_oracle(name, limit, grad_is_own, monkeypatch):
-    monkeypatch.setattr(parameter_hooks, "MAX_WAITING_ELEMENTS_CPU", limit)
+    monkeypatch.setattr(tensor_hooks, "MAX_WAITING_ELEMENTS_CPU", limit)
     model, batches = ZOO[name](), micro_batches()
     expected = own_sq_norms(model, batches, loss_of)
     found = watched(ParameterHooks(model.parameters(), grad_is_own=grad_is_own), model, batches)
@@ -231,7 +102,7 @@ def test_mean_squared_norm_is_that_of_the_step(name):
 
 
 def test_parts_that_wait_together_are_added_before_they_are_squared(monkeypatch):
-    monkeypatch.setattr(parameter_hooks, "MAX_WAITING_ELEMENTS_CPU", 10**9)
+    monkeypatch.setattr(tensor_hooks, "MAX_WAITING_ELEMENTS_CPU", 10**9)
     model, batches = ZOO["reentrant_shared"](), micro_batches()
     calls = []
     for p in model.parameters():
@@ -242,8 +113,8 @@ def test_parts_that_wait_together_are_added_before_they_are_squared(monkeypatch)
     assert found.tolist() == pytest.approx(own_sq_norms(fresh, batches, loss_of), rel=1e-5)
 
 
-def test_parts_too_far_apart_cost_one_micro_batch(monkeypatch):
-    monkeypatch.setattr(parameter_hooks, "MAX_WAITING_ELEMENTS_CPU", 0)
+def test_parts_too_far_apart_cost_one_sample(monkeypatch):
+    monkeypatch.setattr(tensor_hooks, "MAX_WAITING_ELEMENTS_CPU", 0)
     model, batches = ZOO["reentrant_shared"](), micro_batches()
     expected = own_sq_norms(model, batches, loss_of)
     hooks = ParameterHooks(model.parameters())
@@ -288,16 +159,6 @@ def test_a_parameter_given_twice_counts_once():
     assert watched(hooks, model, batches).tolist() == pytest.approx(own_sq_norms(model, batches, loss_of), rel=1e-5)
 
 
-def test_unmeasured_windows_have_no_hooks():
-    model = Mlp()
-    hooks = ParameterHooks(model.parameters())
-    assert no_hooks_left(model)
-    hooks.start_window()
-    assert all(p._backward_hooks for p in model.parameters())
-    hooks.stop_window()
-    assert no_hooks_left(model)
-
-
 def test_gradients_outside_the_backward_pass_do_not_count():
     def penalised(model, x):
         x = x.clone().requires_grad_()
@@ -318,68 +179,29 @@ def test_a_gradient_with_a_graph_of_its_own():
     hooks = ParameterHooks(model.parameters())
     hooks.start_window()
     for x in batches:
-        hooks.start_micro_batch()
+        hooks.start_sample()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*create_graph=True.*")  # of a reference cycle, undone below
             loss_of(model, x).backward(create_graph=True)
-        hooks.end_micro_batch()
+        hooks.end_sample(1)
         for p in model.parameters():
             p.grad = None
-    found = hooks.stop_window()
+    hooks.stop_window()
+    found = hooks.sq_norms
     assert not found.requires_grad
     assert found.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_micro_batch_without_gradients_is_zero():
+def test_a_sample_without_gradients_is_zero():
     model = Mlp()
     hooks = ParameterHooks(model.parameters())
     hooks.start_window()
-    hooks.start_micro_batch()
-    hooks.end_micro_batch()
-    assert hooks.stop_window().tolist() == [0.0]
+    hooks.start_sample()
+    hooks.end_sample(1)
+    assert hooks.stop_window() == 1
+    assert hooks.sq_norms.tolist() == [0.0]
     assert mean_squared_norm(model.parameters()).item() == 0.0
     assert mean_squared_norm([]).item() == 0.0
-
-
-def test_a_micro_batch_that_never_ended_is_forgotten():
-    model, batches = Mlp(), micro_batches(3)
-    expected = own_sq_norms(model, batches, loss_of)
-    hooks = ParameterHooks(model.parameters())
-    hooks.start_window()
-    for k, x in enumerate(batches):
-        hooks.start_micro_batch()
-        loss_of(model, x).backward()
-        if k == 1:
-            continue  # as after an exception that somebody caught
-        hooks.end_micro_batch()
-    assert hooks.num_micro_batches == 2
-    hooks.start_micro_batch()
-    loss_of(model, batches[0]).backward()
-    assert hooks.stop_window().tolist() == pytest.approx([expected[0], expected[2]], rel=1e-5)
-    assert hooks.num_micro_batches == 2
-
-
-def test_a_window_that_never_ended_is_given_up():
-    model, batches = Mlp(), micro_batches(2)
-    hooks = ParameterHooks(model.parameters())
-    hooks.start_window()
-    hooks.start_micro_batch()
-    loss_of(model, batches[0]).backward()
-    found = watched(hooks, model, batches)
-    assert found.tolist() == pytest.approx(own_sq_norms(model, batches, loss_of), rel=1e-5)
-    assert no_hooks_left(model)
-
-
-def test_calls_out_of_order_are_refused():
-    hooks = ParameterHooks(Mlp().parameters())
-    with pytest.raises(RuntimeError, match="start_window first"):
-        hooks.start_micro_batch()
-    hooks.start_window()
-    with pytest.raises(RuntimeError, match="start_micro_batch first"):
-        hooks.end_micro_batch()
-    assert hooks.stop_window().tolist() == []
-    with pytest.raises(RuntimeError, match="start_window first"):
-        hooks.start_micro_batch()
 
 
 def test_a_hook_registered_before_the_window_is_seen():
@@ -476,8 +298,9 @@ def _one_process(rank, world_size, port, folder):
     for k, x in enumerate(batches):
         wrapped.require_backward_grad_sync = k == len(batches) - 1  # what no_sync() sets
         value = loss_of(wrapped, x)
-        hooks.start_micro_batch()
+        hooks.start_sample()
         value.backward()
-        hooks.end_micro_batch()
-    torch.save({"found": hooks.stop_window().tolist(), "expected": expected}, folder / f"{rank}.pt")
+        hooks.end_sample(1)
+    hooks.stop_window()
+    torch.save({"found": hooks.sq_norms.tolist(), "expected": expected}, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -121,7 +121,7 @@ def attempt(folder):
         "decisions": [as_plain(record) for record in scaler.decisions],
         "history": [as_plain(made) for made in scaler.history],
         "global_step": trainer.global_step,
-        **{key: state[key] for key in ("examples", "optimizer_steps", "windows", "budget", "lost_micro_batches")},
+        **{key: state["run"][key] for key in ("examples", "windows", "position", "lost_micro_batches", "batch")},
     }
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "journal.txt").write_text(scaler.journal_path.name)

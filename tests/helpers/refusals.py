@@ -87,7 +87,7 @@ CASES += [
     Case(lambda: NoiseScalePolicy(confidence=90)),
     Case(lambda: NoiseScalePolicy(max_growth=1)),
     Case(lambda: NoiseScalePolicy(hysteresis=0.5)),
-    Case(lambda: NoiseScalePolicy(dwell=1000)),
+    Case(lambda: NoiseScalePolicy(cooldown=1000)),
     Case(lambda: NoiseScalePolicy(allow_shrink=1)),
     Case(lambda: Power(exponent=2)),
     Case(lambda: Capped("sqrt", 8)),
@@ -140,7 +140,7 @@ def replay_overflow():
     noise = NoiseScale(**dict.fromkeys((field.name for field in fields(NoiseScale)), 1e300) | {"resolved": True})
     situation = Situation(batch_size=8, start_batch_size=8, examples_seen=8, noise=noise)
     with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder, "run.jsonl"), {"policy": describe_policy(NoiseScalePolicy(dwell=0))})
+        journal = Journal(Path(folder, "run.jsonl"), {"policy": describe_policy(NoiseScalePolicy(cooldown=0))})
         journal.write(replace(HELD, situation=situation))
         journal.close()
         return list(replay(journal.path))
@@ -187,8 +187,8 @@ CASES += [
     Case(lambda: functional.scale_learning_rate(0.1, 64, 128, "auto")),
     Case(lambda: functional.steps_and_examples(0, 64)),
     Case(lambda: functional.scale_learning_rate(-0.1, 64, 128)),
-    Case(lambda: ParameterHooks([]).start_micro_batch(), "start_micro_batch", (RuntimeError,)),
-    Case(lambda: ParameterHooks([]).end_micro_batch(), "end_micro_batch", (RuntimeError,)),
+    Case(lambda: ParameterHooks([]).start_sample(), "start_sample", (RuntimeError,)),
+    Case(lambda: ParameterHooks([]).end_sample(1), "end_sample", (RuntimeError,)),
 ]
 
 # ---------------------------------------------------------------- on the command line

@@ -21,8 +21,7 @@ from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor, NoiseScalePolicy
 from lightning_bsscale.callbacks.checks import preflight
-from lightning_bsscale.callbacks.state.resume import Outcome
-from lightning_bsscale.callbacks.state.spawn import _Letter
+from lightning_bsscale.callbacks.state.spawn import Outcome, _Letter
 from lightning_bsscale.callbacks.trainer import accumulation, loaders
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
 from lightning_bsscale.gradients.shard_differences import UnsupportedSharding
@@ -253,7 +252,7 @@ of_both(lambda cls: watched_by(cls, Regression(one_of_two)), "Unknown group")
 
 def free_of_shares(**options):
     """A scaler that needs no number of examples."""
-    return BatchSizeScaler(warmup=8, memory=1.0, policy=NoiseScalePolicy(dwell=0), **options)
+    return BatchSizeScaler(warmup=8, memory=1.0, policy=NoiseScalePolicy(cooldown=0), **options)
 
 
 class FitsWithin(pl.Callback):
@@ -482,7 +481,7 @@ def go_on(change=lambda state: None, *, stop_after=8, batch_size=4, **settings):
 
 CASES += [
     Case(lambda: go_on(lambda state: state.update(schema=99))),
-    Case(lambda: go_on(lambda state: state["measurement"]["averages"]["sums"].pop("weight"))),
+    Case(lambda: go_on(lambda state: state["run"]["measured"]["averages"]["sums"].pop("weight"))),
     Case(lambda: go_on(batch_size=2)),
     Case(lambda: go_on(stop_after=32, batch_size=8)),
     Case(lambda: go_on(stop_after=12, accumulate_grad_batches=2)),

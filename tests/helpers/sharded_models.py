@@ -9,9 +9,11 @@ import torch
 from torch import distributed, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_bsscale.gradients import sharded
+from lightning_bsscale.gradients import choose
+from lightning_bsscale.gradients.choose import choose_watcher
+from lightning_bsscale.gradients.fsdp1 import fsdp1_units
+from lightning_bsscale.gradients.fsdp2 import fsdp2_groups
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
-from lightning_bsscale.gradients.sharded import choose_watcher
 from tests.helpers.oracles import own_sq_norms
 from tests.helpers.places import here
 
@@ -198,13 +200,16 @@ def watch(net, held, watcher, batches, syncs, loss=loss_of, seen=None, **options
         with nullcontext() if fsdp2 or reduces else net.no_sync():
             value = loss(net, x)
             if watcher is not None:
-                watcher.start_micro_batch()
+                watcher.start_sample()
             value.backward()
             if watcher is not None:
-                watcher.end_micro_batch()
+                watcher.end_sample(len(x))
         if seen is not None:
             seen.append([None if p.grad is None else local(p.grad).clone() for p in held])
-    return None if watcher is None else watcher.stop_window().tolist()
+    if watcher is None:
+        return None
+    assert watcher.stop_window() == len(batches)
+    return watcher.sq_norms.tolist()
 
 
 def local(tensor):
@@ -214,8 +219,8 @@ def local(tensor):
 def hooked(net):
     """Every tensor that could have kept a hook, and has."""
     tensors = list(net.parameters())
-    tensors += [p._unsharded_param for group in sharded._fsdp2_groups(net) for p in group.fsdp_params]
-    tensors += [unit._handle.flat_param for unit in sharded._fsdp1_units(net) if unit._handle is not None]
+    tensors += [p._unsharded_param for group in fsdp2_groups(net) for p in group.fsdp_params]
+    tensors += [unit._handle.flat_param for unit in fsdp1_units(net) if unit._handle is not None]
     return sum(tensor._backward_hooks is not None for tensor in tensors)
 
 
@@ -246,7 +251,7 @@ def run_case(rank, kind, case, chosen=None):
     loss = loss_of_method if case.special == "method" else loss_of
     net, bare = shard(net, case), shard(bare, case)
     if case.special == "no private names":
-        sharded._fsdp2_params = lambda model: None
+        choose.fsdp2_params = lambda model: None
     held, held_bare = held_by_the_optimizer(net, case), held_by_the_optimizer(bare, case)
     watcher = choose_watcher(net, lambda: held, world_size=distributed.get_world_size())
     larger = [2 * x for x in batches]
@@ -259,24 +264,26 @@ def run_case(rank, kind, case, chosen=None):
     seen, seen_bare = [], []
     found = watch(net, held, watcher, batches, case.syncs, loss, seen, compared=True)
     watch(bare, held_bare, None, batches, case.syncs, loss, seen_bare)
-    share = float(watcher.local_share_of_mean_squared_norm())
-    difference = watcher.step_sums().difference.tolist()
+    four = torch.tensor(4.0)
+    shares = {
+        "plain": watcher.window_share(loss_divisor=2.0),
+        "scaled": watcher.window_share(loss_divisor=0.5, loss_scale=four, is_grad_scaled=True),
+    }
     with torch.no_grad():
         for parameter in held:
             if parameter.grad is not None:
                 local(parameter.grad).mul_(0.25)
-    unscaled, changed = (watcher.step_sums(torch.tensor(scale)).difference.tolist() for scale in (4.0, 4.8))
+    shares["unscaled"] = watcher.window_share(loss_divisor=0.5, loss_scale=four)
+    shares["changed"] = watcher.window_share(loss_divisor=0.5, loss_scale=1.2 * four)
     return dict(
         watcher=type(watcher).__name__,
-        micro_batch_is_global=watcher.micro_batch_is_global,
+        sees_mean_over_ranks=watcher.sees_mean_over_ranks,
         found=found,
         expected=expected,
         expected_global=expected_global,
-        share=share,
+        sizes=[len(x) for x in batches],
         expected_mean=expected_mean,
-        difference=difference,
-        unscaled=unscaled,
-        changed=changed,
+        shares={name: (share.sums.tolist(), share.difference.tolist()) for name, share in shares.items()},
         same_bits=same_bits(seen, seen_bare),
         hooked=hooked(net),
         by_parameter_hooks=watch(net, held, ParameterHooks(held), batches, case.syncs, loss),

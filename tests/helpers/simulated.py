@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lightning_bsscale.theory.estimate import noise_scale_from_means
+from lightning_bsscale.theory.estimate import NoiseScale, noise_scale_from_means
+from lightning_bsscale.theory.rules import LearningRateRule
 
 
 def z_score(sample: np.ndarray, truth: float) -> float:
@@ -76,13 +77,19 @@ def heavy_tailed_windows(
     return 2 * size * (mean_of_squares - square_of_mean), 2 * square_of_mean - mean_of_squares
 
 
-def noise_of(scale, resolved=True):
+def noise_of(scale: float, *, spread: float = 0.0, resolved: bool = True) -> NoiseScale:
+    """A noise scale whose mean squared norm is uncertain by `spread` (relative)."""
     return noise_scale_from_means(
-        trace=scale,
+        trace=float(scale),
         grad_sq=1.0,
         trace_variance=0.0,
-        grad_sq_variance=0.0 if resolved else 100.0,
+        grad_sq_variance=spread**2 if resolved else 100.0,
         covariance=0.0,
         effective_windows=50.0,
         confidence=0.9,
     )
+
+
+def ratios(rule: LearningRateRule, *, old: float = 64, scale: float = 512.0) -> list[float]:
+    """The rule's ratios when the batch grows from `old` to 1, 2, 4 and 8 times that, at this noise scale."""
+    return [rule.ratio(old, old * growth, noise_of(scale)) for growth in (1, 2, 4, 8)]

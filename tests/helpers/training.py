@@ -14,6 +14,7 @@ from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_bsscale import BatchSizeScaler
+from lightning_bsscale.callbacks.state.checkpoint import read_run
 from lightning_bsscale.theory.policies import Decision, Policy
 
 QUIET = dict(
@@ -257,3 +258,9 @@ def weights_after(callbacks, **settings):
     torch.manual_seed(0)
     fit(module, regression_loader(203, shuffle=True), callbacks, max_epochs=3, **settings)
     return [parameter.detach().clone() for parameter in module.parameters()]
+
+
+def run_of(callback):
+    """The run that a callback's state holds, or a state taken from a checkpoint."""
+    state = callback if isinstance(callback, dict) else callback.state_dict()
+    return read_run(state, "test")

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.gradients import parameter_hooks
+from lightning_bsscale.gradients import tensor_hooks
 from lightning_bsscale.theory.moments import window_moments
 from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.training import (
@@ -303,7 +303,7 @@ def test_checkpointed_activations(callback, use_reentrant):
 
 def test_reentrant_parts_that_come_far_apart_cost_one_window(monkeypatch):
     """In a large model the first part's norm is taken before the second comes: that window is dropped, and counted."""
-    monkeypatch.setattr(parameter_hooks, "MAX_WAITING_ELEMENTS_CPU", 1)
+    monkeypatch.setattr(tensor_hooks, "MAX_WAITING_ELEMENTS_CPU", 1)
     one, loader = watching(GradientNoiseScaleMonitor), regression_loader(96)
     module, plain = Checkpointed(True), Plain(True)
     plain.load_state_dict(module.state_dict())
@@ -322,7 +322,7 @@ def test_squared_part_by_part_it_would_be_wrong(monkeypatch):
         if self._takes is not None:
             self._takes([(key, gradient)])
 
-    monkeypatch.setattr(parameter_hooks._Gathered, "add", part_by_part)
+    monkeypatch.setattr(tensor_hooks._Gathered, "add", part_by_part)
     one, loader = watching(GradientNoiseScaleMonitor), regression_loader(96)
     module, plain = Checkpointed(True), Plain(True)
     plain.load_state_dict(module.state_dict())

@@ -271,7 +271,7 @@ def test_a_state_of_another_schema_is_refused(make):
 
 
 def test_history_is_thinned_and_decisions_are_kept(monkeypatch):
-    monkeypatch.setattr("lightning_bsscale.callbacks.measurement.HISTORY_LIMIT", 16)
+    monkeypatch.setattr("lightning_bsscale.theory.measured.HISTORY_LIMIT", 16)
     scaler = grows(policy=Counting(), measure_every=1, max_batch_size=8)
     fit(Regression(), regression_loader(800), [scaler], max_epochs=1, accumulate_grad_batches=2)
     steps = [made.optimizer_steps for made in scaler.history]

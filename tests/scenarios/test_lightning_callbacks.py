@@ -1,4 +1,4 @@
-"""Lightning's own callbacks beside the scaler: each composes, or is refused in a sentence: see docs/neighbours.md."""
+"""Lightning's own callbacks beside the scaler: each works, or is refused with a reason: see docs/compatibility.md."""
 
 import re
 from datetime import timedelta
@@ -33,6 +33,7 @@ from tests.helpers.training import (
     assert_nothing_left,
     fit,
     regression_loader,
+    run_of,
     scripted,
 )
 
@@ -48,7 +49,7 @@ pytestmark = [
 
 # ---------------------------------------------------------------- the table in the docs
 
-PAGE = Path(__file__).parents[2] / "docs" / "neighbours.md"
+PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 HERE, FINDERS = "test_lightning_callbacks", "test_finders"
 WEIGHTS, RATES = "test_callbacks_of_weights", "test_callbacks_of_learning_rates"
 # Row of the table -> whether it works, and the test that says so.
@@ -132,18 +133,18 @@ def test_every_trigger_saves_a_state_that_fits_its_step(name, tmp_path, monkeypa
     for path, made in saved.items():
         state = made["callbacks"]["BatchSizeScaler"]
         steps = made["global_step"]
-        assert state["optimizer_steps"] == steps
-        assert sum(state["examples"].values()) == module.examples_at[steps]
+        assert run_of(state).windows == steps
+        assert run_of(state).examples.total == module.examples_at[steps]
         planned = module.examples_at[steps] // 4  # of the user's plan: one micro-batch each
         assert made["lr_schedulers"][0]["last_epoch"] == planned
         assert made["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.05 * 0.9 ** (planned // 3))
         resumed = scripted()
         fit(Watched(), regression_loader(80), [resumed], val=regression_loader(8), max_epochs=2, ckpt_path=path)
         end = resumed.state_dict()  # of a run that had nothing left to do, it is what was loaded
-        lost = end["lost_micro_batches"]
-        assert sum(end["examples"].values()) == 160 - 4 * lost
+        lost = run_of(end).lost_micro_batches
+        assert run_of(end).examples.total == 160 - 4 * lost
         came = made["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
-        assert lost == (0 if state["window"] is None else came - planned % 20)
+        assert lost == (0 if run_of(state).window is None else came - planned % 20)
 
 
 @pytest.mark.filterwarnings("ignore:.*was called without a model", "ignore:.*but there is no last checkpoint available")
@@ -162,7 +163,7 @@ def test_a_checkpoint_on_exception_holds_the_last_windows_end(tmp_path):
     made = torch.load(tmp_path / "broken.ckpt", weights_only=True)
     state = made["callbacks"]["BatchSizeScaler"]
     assert state == scaler.state_dict()
-    assert (sum(state["examples"].values()), state["window"]["planned"], state["window"]["done"]) == (40, 3, 1)
+    assert (run_of(state).examples.total, run_of(state).window.planned, run_of(state).window.ended) == (40, 3, 1)
 
 
 # ---------------------------------------------------------------- stops
@@ -186,7 +187,7 @@ def test_early_stopping_in_mid_window_loses_what_it_loses_without_us(recwarn):
         assert (trainer.global_step, module.seen) == (2, 48)
         weights.append(module.net.weight.detach())
     assert torch.equal(*weights)
-    assert (scaler.examples_seen, scaler.state_dict()["lost_micro_batches"]) == (40, 2)
+    assert (scaler.examples_seen, run_of(scaler).lost_micro_batches) == (40, 2)
     (said,) = said_of(DROPPED, recwarn)
     assert "2" in said
     assert "EarlyStopping" in said
@@ -197,7 +198,7 @@ def test_early_stopping_at_an_epochs_end_loses_nothing(recwarn):
     stop = EarlyStopping("val_loss", patience=1)
     trainer = fit(module, regression_loader(80), [stop, scaler], val=regression_loader(8), max_epochs=9)
     assert (trainer.current_epoch, scaler.examples_seen) == (2, 160)
-    assert scaler.state_dict()["lost_micro_batches"] == 0
+    assert run_of(scaler).lost_micro_batches == 0
     assert not said_of(DROPPED, recwarn)
 
 
@@ -217,7 +218,7 @@ def test_a_timer_stops_where_it_would(last, lost, order, recwarn):
     assert trainer.should_stop
     assert module.seen == 4 * (last + 1)
     assert scaler.examples_seen == 4 * (last + 1 - lost)
-    assert scaler.state_dict()["lost_micro_batches"] == lost
+    assert run_of(scaler).lost_micro_batches == lost
     assert len(said_of(DROPPED, recwarn)) == (lost > 0)
 
 

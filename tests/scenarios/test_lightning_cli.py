@@ -42,7 +42,7 @@ def test_every_kind_of_option():
     """
     (scaler,) = callbacks_from(yaml.safe_load(text))
     assert scaler._options.policy == NoiseScalePolicy(target_ratio=0.25)
-    assert scaler._lr_rule == Capped(Sqrt(), 8)
+    assert scaler._options.rule_for.args[0] == Capped(Sqrt(), 8)
     assert scaler._options.schedule == WarmupCosine(final=0.05)
     assert scaler._options.warmup == 1000
     assert type(scaler._options.warmup) is int
@@ -62,7 +62,7 @@ def test_by_name_and_by_flags():
         "--trainer.logger=false",
         "--trainer.accelerator=cpu",
     )
-    assert scaler._lr_rule == "sqrt"
+    assert scaler._options.rule_for.args[0] == "sqrt"
     assert scaler._options.warmup == 0.1
     assert scaler._options.record is True
 
@@ -73,7 +73,7 @@ def test_a_rule_with_an_option():
         "init_args": {"lr_rule": {"class_path": "lightning_bsscale.Power", "init_args": {"exponent": 0.6}}},
     }
     (scaler,) = callbacks_from([config])
-    assert scaler._lr_rule == Power(exponent=0.6)
+    assert scaler._options.rule_for.args[0] == Power(exponent=0.6)
 
 
 def test_the_monitor():

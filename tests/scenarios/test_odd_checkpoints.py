@@ -17,7 +17,7 @@ from tests.helpers.expected_warnings import (
     NONE_BATCH,
     WITHIN_A_WINDOW,
 )
-from tests.helpers.training import QUIET, ByStep, Numbers, Regression, fit, regression_loader, scripted
+from tests.helpers.training import QUIET, ByStep, Numbers, Regression, fit, regression_loader, run_of, scripted
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -124,7 +124,7 @@ def test_saved_by_a_callback_before_the_scaler(tmp_path, saves):
     assert whole.windows[:4] == [1, 3, 4, 4]
     module, scaler = Counts(scheduler=one_cycle(50)), by_step(1, 3, 4, 4)
     trainer = fit(module, regression_loader(200), [scaler], max_epochs=1, ckpt_path=path)
-    assert scaler.state_dict()["lost_micro_batches"] == 0
+    assert run_of(scaler).lost_micro_batches == 0
     assert scaler.examples_seen == 200
     assert sum(module.windows) == 50 - at
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 50
@@ -143,7 +143,7 @@ def test_lost_micro_batches_are_gone_from_the_budget_too(tmp_path):
     )
     module, scaler = Counts(scheduler=one_cycle(100)), by_step(4, **options)
     trainer = fit(module, regression_loader(2000), [scaler], max_epochs=9, ckpt_path=path)
-    lost = scaler.state_dict()["lost_micro_batches"]
+    lost = run_of(scaler).lost_micro_batches
     assert lost == 2
     assert scaler.examples_seen + 4 * lost == 400
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 100
@@ -158,7 +158,7 @@ def test_lost_micro_batches_keep_their_examples_when_a_micro_batch_has_others(tm
     fit(Regression(), regression_loader(2000), callbacks, max_epochs=9, **SAVING)
     scaler = by_step(4, **options)
     fit(Regression(), regression_loader(2000, batch_size=size), [scaler], max_epochs=9, ckpt_path=path)
-    assert scaler.state_dict()["lost_micro_batches"] == 2
+    assert run_of(scaler).lost_micro_batches == 2
     assert 0 <= scaler.examples_seen - (400 - 2 * 4) < size
 
 

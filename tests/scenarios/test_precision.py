@@ -13,7 +13,16 @@ from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.records import Measurement
 from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.known_noise import NOISE_SCALE, KnownNoise, gradients
-from tests.helpers.training import KeepSteps, Regression, fit, gradient_scaler, regression_loader, scripted, watching
+from tests.helpers.training import (
+    KeepSteps,
+    Regression,
+    fit,
+    gradient_scaler,
+    regression_loader,
+    run_of,
+    scripted,
+    watching,
+)
 
 CALLBACKS = pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
 
@@ -222,8 +231,8 @@ def test_dropped_windows_in_the_journal_the_state_and_the_picture(tmp_path):
     traces = [record.trace for record in records if isinstance(record, Measurement)]
     assert [number for number, trace in enumerate(traces) if math.isnan(trace)] == [3, 7]
     torch.save(scaler.state_dict(), tmp_path / "state.pt")
-    kept = torch.load(tmp_path / "state.pt", weights_only=True)["measurement"]
-    assert kept["averages"]["sums"]["dropped"] == 2
+    kept = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert run_of(kept).measured.averages.dropped == 2
     figure, _ = scaler.plot()
     figure.savefig(tmp_path / "plot.png")
 
@@ -263,7 +272,7 @@ def test_the_count_of_dropped_windows_goes_on_after_a_resume():
     _, scaler = warnings_of(range(90, 100))
     state = scaler.state_dict()
     # The fifth is on its way, as at any window's end.
-    assert state["measurement"]["dropped_in_a_row"] == state["measurement"]["averages"]["sums"]["dropped"] == 4
+    assert run_of(state).measured.dropped_in_a_row == run_of(state).measured.averages.dropped == 4
     again = scripted(measure_every=1)
 
     class Loads(pl.Callback):
@@ -278,4 +287,4 @@ def test_the_count_of_dropped_windows_goes_on_after_a_resume():
             max_epochs=1,
             accumulate_grad_batches=2,
         )
-    assert again.state_dict()["measurement"]["averages"]["sums"]["dropped"] == 10
+    assert run_of(again).measured.averages.dropped == 10

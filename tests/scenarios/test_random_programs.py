@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from lightning_bsscale import BatchSizeScaler, Decision, Policy
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.records import DecisionRecord
-from tests.helpers.training import KeepsRates, KeepSteps, Numbers, UnsizedNumbers, fit
+from tests.helpers.training import KeepsRates, KeepSteps, Numbers, UnsizedNumbers, fit, run_of
 
 POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 LARGEST = 12
@@ -297,7 +297,7 @@ class Programs(RuleBasedStateMachine):
         assert position == self.training.end
         assert [*self.logged, *self.new_steps] == list(range(steps))
         state = scaler.state_dict()
-        assert state["lost_micro_batches"] == self.lost
+        assert run_of(state).lost_micro_batches == self.lost
         assert scaler.examples_seen == self.training.end - self.lost
         records = read_journal(Path(self.folder.name) / "journal.jsonl")[1]
         decisions = [record for record in records if isinstance(record, DecisionRecord)]

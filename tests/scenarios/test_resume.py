@@ -25,7 +25,7 @@ from tests.helpers.expected_warnings import (
     WITHIN_A_WINDOW,
     said_of,
 )
-from tests.helpers.training import ByStep, KeepSteps, Numbers, fit, scripted
+from tests.helpers.training import ByStep, KeepSteps, Numbers, fit, run_of, scripted
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -125,7 +125,7 @@ def expect_going_on(path, stopped, position, module=None, *, counted=True, **set
     scaler = train(module, ckpt_path=path, **settings)
     expected = windows_from(position, interrupted=len(window) - lost if lost else 0, steps=steps)
     assert module.steps == list(enumerate(expected, start=steps))
-    assert scaler.state_dict()["lost_micro_batches"] == lost
+    assert run_of(scaler).lost_micro_batches == lost
     # The loggers' steps go on where the optimizer's do, and none comes twice.
     assert not counted or stopped.logged + module.logged == list(range(steps + len(expected)))
     assert expected[-1] == whole[-1]
@@ -211,7 +211,7 @@ def test_a_checkpoint_of_an_epochs_end_loses_nothing(tmp_path):
     steps = sum(end <= LENGTH for end in ends(windows_from(0)))
     assert [entered for _, entered in module.steps] == windows_from(LENGTH, steps=steps)
     assert module.logged == list(range(steps, len(windows_from(0))))
-    assert scaler.state_dict()["lost_micro_batches"] == 0
+    assert run_of(scaler).lost_micro_batches == 0
 
 
 # ---------------------------------------------------------------- killed processes

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler
 from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH, OTHER_START, WITHIN_A_WINDOW, ignored
-from tests.helpers.training import Regression, Scripted, fit, regression_loader
+from tests.helpers.training import Regression, Scripted, fit, regression_loader, run_of
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -94,19 +94,19 @@ def saved(tmp_path_factory):
 
 
 def state_in(path):
-    return torch.load(path)["callbacks"]["BatchSizeScaler"]
+    return run_of(torch.load(path)["callbacks"]["BatchSizeScaler"])
 
 
 def assert_all_end_together(path, ends_with, accumulate, size, now, others=()):
-    before = sum(state_in(path)["examples"].values())
+    before = state_in(path).examples.total
     settings = limits(ends_with, accumulate) | {"accumulate_grad_batches": now or accumulate}
     scaler, module, trainer = train([12, 16, 12, 20], size, others, ckpt_path=path, **settings)
     case = f"{path.stem}, micro-batches of {size}, accumulate_grad_batches={now or accumulate}"
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == planned(accumulate), case
-    assert scaler.state_dict()["budget"]["planned"] == planned(accumulate), case
+    assert run_of(scaler).planned_steps == planned(accumulate), case
     assert scaler.examples_seen == before + module.seen, case
     if ends_with == "steps":  # whatever Lightning leaves out of an epoch: to a micro-batch at either end
-        lost = scaler.state_dict()["lost_examples"]
+        lost = run_of(scaler).lost_examples
         assert abs(scaler.examples_seen + lost - EPOCHS * EXAMPLES) <= 2 * max(size, 4 * accumulate), case
     return scaler
 
@@ -129,7 +129,7 @@ def test_the_schedule_waits_while_an_epoch_is_repeated_and_does_so_after_another
     for position in positions:
         path = tmp_path / f"{position}.ckpt"
         steps.append(torch.load(path)["lr_schedulers"][0]["last_epoch"])
-        assert state_in(path)["budget"]["planned"] == steps[-1]
+        assert state_in(path).planned_steps == steps[-1]
         for size in (2, 8, 40):
             assert_all_end_together(path, "epochs", 1, size, None)
     assert steps == [15, 15, 15, 16, 20], "the window that ended last before the first checkpoint ended at 15"

@@ -9,7 +9,17 @@ from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from tests.helpers.expected_warnings import CANNOT_MEASURE, DROPPED, WITHOUT_VALIDATION, said_of
-from tests.helpers.training import KeepSteps, Numbers, OneHot, UnsizedNumbers, fit, gradient_scaler, scripted, watching
+from tests.helpers.training import (
+    KeepSteps,
+    Numbers,
+    OneHot,
+    UnsizedNumbers,
+    fit,
+    gradient_scaler,
+    run_of,
+    scripted,
+    watching,
+)
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -135,7 +145,7 @@ def test_an_epoch_that_is_left_drops_its_window_and_the_next_is_exact(leave, siz
     expected = [10 * epoch + i for epoch in range(3) for i in range(leave.get(epoch, 10))]
     entered = flat(module.steps)
     assert entered == sorted(set(entered))
-    lost = scaler.state_dict()["lost_micro_batches"]
+    lost = run_of(scaler).lost_micro_batches
     assert len(expected) - len(entered) == lost
     assert scaler.examples_seen == len(entered)
     assert trainer.global_step == len(module.steps)

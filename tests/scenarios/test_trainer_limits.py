@@ -18,7 +18,7 @@ from tests.helpers.expected_warnings import (
     WITHOUT_VALIDATION,
     said_of,
 )
-from tests.helpers.training import QUIET, KeepSteps, Numbers, OneHot, UnsizedNumbers, fit, scripted
+from tests.helpers.training import QUIET, KeepSteps, Numbers, OneHot, UnsizedNumbers, fit, run_of, scripted
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -248,7 +248,7 @@ def test_max_time(after, lost):
     assert module.came == after
     assert [i for step in module.steps for i in step] == [*range(after - lost)]
     assert scaler.examples_seen == after - lost
-    assert scaler.state_dict()["lost_micro_batches"] == lost
+    assert run_of(scaler).lost_micro_batches == lost
     said = said_of(DROPPED, caught)
     assert len(said) == (lost > 0)
     assert all("max_time" in text for text in said)

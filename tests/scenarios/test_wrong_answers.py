@@ -13,7 +13,16 @@ from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonit
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.policies import Policy
 from lightning_bsscale.theory.schedules import Schedule
-from tests.helpers.training import QUIET, KeepsRates, Regression, Scripted, assert_nothing_left, fit, regression_loader
+from tests.helpers.training import (
+    QUIET,
+    KeepsRates,
+    Regression,
+    Scripted,
+    assert_nothing_left,
+    fit,
+    regression_loader,
+    run_of,
+)
 
 NAN = float("nan")
 
@@ -262,7 +271,9 @@ def options_from_numpy(path):
     "more",
     [
         dict(policy=NumpyPolicy(), lr_rule=Rule(np.float32(1.5)), total_examples=np.int64(320)),
-        dict(policy=NoiseScalePolicy(target_ratio=np.float32(0.5), dwell=np.float16(0)), lr_rule=Rule(np.float64(1))),
+        dict(
+            policy=NoiseScalePolicy(target_ratio=np.float32(0.5), cooldown=np.float16(0)), lr_rule=Rule(np.float64(1))
+        ),
     ],
     ids=["own", "built-in"],
 )
@@ -274,7 +285,7 @@ def test_state_and_journal_hold_no_number_of_numpy(more, tmp_path):
     assert not list(numpy_inside(scaler.state_dict()))
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     state = torch.load(tmp_path / "run.ckpt", weights_only=True)["callbacks"]["BatchSizeScaler"]
-    assert sum(state["examples"].values()) == scaler.examples_seen > 0
+    assert run_of(state).examples.total == scaler.examples_seen > 0
     header, records = read_journal(path)
     assert records
     assert "np." not in json.dumps(header)

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lightning_bsscale.theory.estimate import SUM_NAMES, Averages, NoiseScale, noise_scale_from_means, sums_of
-from lightning_bsscale.theory.moments import WindowMoments, moments_from_sums
+from lightning_bsscale.theory.moments import WindowMoments, WindowSums, moments_of
 from lightning_bsscale.theory.policies import Limits, NoiseScalePolicy, Situation
 from tests.helpers.simulated import gaussian_norms, z_score
 
 
 def window(trace, grad_sq, examples=16.0) -> WindowMoments:
-    return WindowMoments(trace=trace, grad_sq=grad_sq, num_micro_batches=2, examples=examples, harmonic_size=8.0)
+    return WindowMoments(trace=trace, grad_sq=grad_sq, num_samples=2, examples=examples, harmonic_size=8.0)
 
 
 def averaged(windows, memory=math.inf) -> Averages:
@@ -159,11 +159,6 @@ def test_the_state_is_the_whole_record(windows, memory):
     assert all(type(value) in (int, float) for value in state.values())
 
 
-def test_a_foreign_state_is_refused():
-    with pytest.raises(ValueError, match=r"the state of Averages must hold 'weight', .*, got 'beta'"):
-        Averages.from_state({"beta": 0.9})
-
-
 @given(finite_windows, st.floats(1e-3, 1e3))
 def test_scaling_gradients_leaves_the_noise_scale(windows, factor):
     plain = averaged(windows).noise_scale()
@@ -244,14 +239,14 @@ def repeated_estimates(batch_over_noise_scale, seed=1) -> list[NoiseScale]:
     for window_sums, window_means in zip(sums.tolist(), means.tolist(), strict=True):
         averages = Averages()
         for sum_sq_norms, mean_sq_norm in zip(window_sums, window_means, strict=True):
-            moments = moments_from_sums(
+            window = WindowSums(
                 sum_sq_norms=sum_sq_norms,
                 mean_sq_norm=mean_sq_norm,
                 sum_inverse_sizes=NUM_MICRO / SIZE,
-                num_micro_batches=NUM_MICRO,
+                num_samples=NUM_MICRO,
                 examples=BATCH,
             )
-            averages = averages.updated(moments, examples_since_last=BATCH, memory=math.inf)
+            averages = averages.updated(moments_of(window), examples_since_last=BATCH, memory=math.inf)
         found.append(averages.noise_scale(0.9))
     return found
 
@@ -326,14 +321,16 @@ def scaled_run(seed) -> list[tuple[NoiseScale, int]]:
                 trace=1.0,
                 grad_sq=1 / TRUTH,
             )
-            moments = moments_from_sums(
+            window = WindowSums(
                 sum_sq_norms=float(sums),
                 mean_sq_norm=float(mean),
                 sum_inverse_sizes=count / MICRO,
-                num_micro_batches=count,
+                num_samples=count,
                 examples=count * MICRO,
             )
-            averages = averages.updated(moments, examples_since_last=seen - measured_at, memory=0.05 * BUDGET)
+            averages = averages.updated(
+                moments_of(window), examples_since_last=seen - measured_at, memory=0.05 * BUDGET
+            )
             measured_at, noise = seen, averages.noise_scale()
             situation = Situation(
                 batch_size=batch,

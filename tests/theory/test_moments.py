@@ -1,12 +1,13 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_bsscale.theory.moments import WindowMoments, moments_from_sums, window_moments
+from lightning_bsscale.theory.moments import WindowMoments, WindowSums, moments_of, window_moments
 from tests.helpers.simulated import gaussian_norms, pairwise_grad_sq, pairwise_trace, z_score
 
 
@@ -22,7 +23,7 @@ def test_equal_sizes_by_hand():
     # g = (3, 0), (1, 0); m = 5, M = 4, h = 1/4
     moments = of_gradients([[3, 0], [1, 0]], [4, 4])
     assert (moments.trace, moments.grad_sq) == (8.0, 3.0)
-    assert (moments.num_micro_batches, moments.examples, moments.harmonic_size) == (2, 8, 4.0)
+    assert (moments.num_samples, moments.examples, moments.harmonic_size) == (2, 8, 4.0)
 
 
 def test_unequal_sizes_by_hand():
@@ -85,14 +86,14 @@ def simulated_norms(sizes, windows=6000, seed=0):
     return (gradients**2).sum(-1), (gradients.mean(1) ** 2).sum(-1)
 
 
-def moments_of(norms, means, sizes):
+def found_moments(norms, means, sizes):
     found = [window_moments(n, m, sizes) for n, m in zip(norms.tolist(), means.tolist(), strict=True)]
     return np.array([f.trace for f in found]), np.array([f.grad_sq for f in found])
 
 
 @pytest.mark.parametrize("sizes", CASES, ids=str)
 def test_simulated_gradients_give_the_truth(sizes):
-    traces, grad_sqs = moments_of(*simulated_norms(sizes), sizes)
+    traces, grad_sqs = found_moments(*simulated_norms(sizes), sizes)
     assert abs(z_score(traces, TRACE)) < 4.5
     assert abs(z_score(grad_sqs, GRAD_SQ)) < 4.5
 
@@ -100,14 +101,14 @@ def test_simulated_gradients_give_the_truth(sizes):
 @pytest.mark.parametrize("sizes", [sizes for _, sizes in SIZES.values()], ids=str)
 def test_twin_arithmetic_size_fails(sizes):
     norms, means = simulated_norms(sizes)
-    wrong, _ = moments_of(norms, means, [sum(sizes) / len(sizes)] * len(sizes))
+    wrong, _ = found_moments(norms, means, [sum(sizes) / len(sizes)] * len(sizes))
     assert z_score(wrong, TRACE) > 10
 
 
 @pytest.mark.parametrize("sizes", [sizes for _, sizes in SIZES.values()], ids=str)
 def test_twin_nominal_size_fails(sizes):
     norms, means = simulated_norms(sizes)
-    wrong, _ = moments_of(norms, means, [max(sizes)] * len(sizes))
+    wrong, _ = found_moments(norms, means, [max(sizes)] * len(sizes))
     assert z_score(wrong, TRACE) > 10
 
 
@@ -139,27 +140,6 @@ def test_the_simulation_of_norms_has_the_moments_of_real_vectors():
     assert np.cov(sums, means) == pytest.approx(covariance, rel=0.06)
 
 
-# The loss divisor
-
-
-@pytest.mark.parametrize("divisor", [4, 5, 1])
-def test_a_divided_loss_is_undone(divisor):
-    rng = np.random.default_rng(2)
-    gradients, sizes = rng.standard_normal((4, 6)) + 1, (8, 8, 8, 1)
-    plain = of_gradients(gradients, sizes)
-    seen = gradients / divisor
-    corrected = moments_from_sums(
-        sum_sq_norms=float((seen**2).sum()),
-        mean_sq_norm=float((seen.sum(0) ** 2).sum()),
-        sum_inverse_sizes=sum(1 / size for size in sizes),
-        num_micro_batches=4,
-        examples=sum(sizes),
-        loss_divisor=divisor,
-    )
-    assert corrected.trace == pytest.approx(plain.trace)
-    assert corrected.grad_sq == pytest.approx(plain.grad_sq)
-
-
 # Properties
 
 norms_and_sizes = st.lists(st.tuples(st.floats(0, 1e3), st.integers(1, 64)), min_size=2, max_size=12)
@@ -186,7 +166,7 @@ def test_the_order_of_micro_batches_does_not_matter(window, random):
     other = window_moments([n for n, _ in shuffled], mean, [s for _, s in shuffled])
     assert other.trace == pytest.approx(plain.trace, rel=1e-9, abs=1e-6)
     assert other.grad_sq == pytest.approx(plain.grad_sq, rel=1e-9, abs=1e-6)
-    assert other.num_micro_batches == plain.num_micro_batches
+    assert other.num_samples == plain.num_samples
 
 
 @given(windows, st.data())
@@ -194,14 +174,12 @@ def test_splitting_micro_batches_over_ranks_does_not_matter(window, data):
     entries, mean = window
     ranks = data.draw(st.lists(st.integers(0, 3), min_size=len(entries), max_size=len(entries)))
     split = [[entry for entry, rank in zip(entries, ranks, strict=True) if rank == r] for r in range(4)]
-    # What travels: three sums a rank, added up.
-    reduced = moments_from_sums(
-        sum_sq_norms=sum(sum(norm for norm, _ in own) for own in split),
-        mean_sq_norm=mean,
-        sum_inverse_sizes=sum(sum(1 / size for _, size in own) for own in split),
-        num_micro_batches=sum(len(own) for own in split),
-        examples=sum(sum(size for _, size in own) for own in split),
-    )
+    # What travels: five sums a rank, added up.
+    shares = [
+        (sum(n for n, _ in own), mean / 4, len(own), sum(1 / size for _, size in own), sum(size for _, size in own))
+        for own in split
+    ]
+    reduced = moments_of(WindowSums.read([sum(numbers) for numbers in zip(*shares, strict=True)]))
     plain = window_moments([n for n, _ in entries], mean, [s for _, s in entries])
     assert reduced.trace == pytest.approx(plain.trace, rel=1e-9, abs=1e-6)
     assert reduced.grad_sq == pytest.approx(plain.grad_sq, rel=1e-9, abs=1e-6)
@@ -236,15 +214,21 @@ def test_wrong_lists_are_refused(norms, sizes, message):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"num_micro_batches": 1}, ValueError, "num_micro_batches must be an integer of at least 2, got 1"),
-        ({"num_micro_batches": 2.0}, TypeError, "num_micro_batches must be an integer"),
+        ({"num_samples": 1}, ValueError, "num_samples must be an integer of at least 2, got 1"),
+        ({"num_samples": 2.0}, TypeError, "num_samples must be an integer"),
         ({"sum_inverse_sizes": 0.0}, ValueError, "sum_inverse_sizes must be a finite number above 0"),
         ({"examples": -1}, ValueError, "examples must be a finite number above 0"),
-        ({"loss_divisor": 0}, ValueError, "loss_divisor must be a finite number above 0"),
-        ({"loss_divisor": True}, TypeError, "loss_divisor must be a finite number above 0, got True"),
     ],
 )
 def test_wrong_sums_are_refused(change, error, message):
-    sums = {"sum_sq_norms": 2.0, "mean_sq_norm": 1.0, "sum_inverse_sizes": 0.5, "num_micro_batches": 2, "examples": 8}
+    sums = WindowSums(sum_sq_norms=2.0, mean_sq_norm=1.0, sum_inverse_sizes=0.5, num_samples=2, examples=8)
     with pytest.raises(error, match=message):
-        moments_from_sums(**(sums | change))
+        moments_of(replace(sums, **change))
+
+
+def test_sums_are_read_in_the_order_of_the_fields():
+    num_samples = sum([2 / 10] * 10)  # of ten ranks that see two samples as means over ranks
+    assert num_samples < 2
+    expected = WindowSums(sum_sq_norms=10.0, mean_sq_norm=4.0, num_samples=2, sum_inverse_sizes=0.5, examples=8.0)
+    assert WindowSums.read([10.0, 4.0, num_samples, 0.5, 8.0]) == expected
+    assert isinstance(WindowSums.read([1.0] * 5).num_samples, int)

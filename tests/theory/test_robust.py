@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from lightning_bsscale.theory.estimate import Averages
 from lightning_bsscale.theory.moments import WindowMoments
 from lightning_bsscale.theory.robust import START, RobustAverages
+from lightning_bsscale.theory.stored import as_plain, from_plain
 from tests.helpers.simulated import heavy_tailed_windows
 
 
 def window(trace, grad_sq=1.0, examples=16.0) -> WindowMoments:
-    return WindowMoments(trace=trace, grad_sq=grad_sq, num_micro_batches=2, examples=examples, harmonic_size=8.0)
+    return WindowMoments(trace=trace, grad_sq=grad_sq, num_samples=2, examples=examples, harmonic_size=8.0)
 
 
 def averaged(kind, windows, memory=math.inf, since=16):
@@ -124,7 +125,7 @@ def test_a_run_that_stops_and_resumes_is_the_same(values, stop):
     whole, resumed = RobustAverages(), RobustAverages()
     for index, moments in enumerate(windows):
         if index == stop:
-            resumed = RobustAverages.from_state(json.loads(json.dumps(resumed.to_state())))
+            resumed = from_plain(RobustAverages, json.loads(json.dumps(as_plain(resumed))))
         whole = whole.updated(moments, examples_since_last=20, memory=100)
         resumed = resumed.updated(moments, examples_since_last=20, memory=100)
     assert whole == resumed
@@ -144,7 +145,7 @@ def test_emptied_averages_keep_their_counts_and_start_anew(count):
 
 def test_the_state_is_bounded():
     short, long = (averaged(RobustAverages, ordinary(count), 400) for count in (50, 5000))
-    assert len(json.dumps(long.to_state())) < 1.2 * len(json.dumps(short.to_state()))
+    assert len(json.dumps(as_plain(long))) < 1.2 * len(json.dumps(as_plain(short)))
 
 
 # Simulated: bias and coverage

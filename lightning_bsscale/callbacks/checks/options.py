@@ -1,4 +1,4 @@
-"""The scaler's options, and checks of them where `theory.checks` has none."""
+"""The callbacks' options, and checks of them where `theory.checks` has none."""
 
 from __future__ import annotations
 
@@ -11,32 +11,46 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.optim import Optimizer
 
 from lightning_bsscale.theory.checks import check_integer, check_number, found
-from lightning_bsscale.theory.rules import Constant, resolve_rule
+from lightning_bsscale.theory.rules import Constant, LearningRateRule, resolve_rule
 from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule, resolve_schedule
 
 BatchSizeFn = Callable[[Any], float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScalerOptions:
-    """The scaler's options, checked; their meaning is told at `BatchSizeScaler`."""
+def _constant(optimizer: Optimizer) -> LearningRateRule:
+    return Constant()
 
-    policy: Any
-    schedule: Schedule | None
-    warmup: int | float
-    total_examples: float | None
-    max_batch_size: int | None
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """A callback's options, checked; `BatchSizeScaler` documents them. The defaults are those of a monitor.
+
+    Attributes:
+        callback: name of the callback, for messages
+        decides: whether the batch size and the learning-rate factor are decided, or only measurements are taken
+        rule_for: makes the rule that fits an optimizer
+    """
+
+    callback: str
+    decides: bool = False
+    rule_for: Callable[[Optimizer], LearningRateRule] = _constant
+    policy: Any = None
+    schedule: Schedule | None = None
+    warmup: int | float = 0
+    total_examples: float | None = None
+    max_batch_size: int | None = None
     measure_every: int
-    probe_every: int
+    probe_every: int = 0
     memory: float
     batch_size_fn: BatchSizeFn | None
-    dry_run: bool
+    dry_run: bool = True
     log_prefix: str
     record: Any
-    progress_bar: bool
-    verbose: bool
+    progress_bar: bool = False
+    verbose: bool = False
 
     def shares(self) -> list[str]:
         """The options that are shares of the budget, and so need one.

@@ -15,7 +15,7 @@ from torch.nn import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from lightning_bsscale.callbacks.checks.options import ScalerOptions
+from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.trainer.optimizer_step import can_wrap_step, unwrapped
 from lightning_bsscale.theory.rules import LearningRateRule, resolve_rule, rule_for_optimizer
 from lightning_bsscale.theory.windows import windows_in_memory
@@ -192,18 +192,18 @@ def check_learning_rate_is_ours(trainer: pl.Trainer) -> None:
 MANY_MISSED = 20
 
 
-def check_update(trainer: pl.Trainer, pl_module: pl.LightningModule, missed: int, *, was_seen: bool) -> None:
+def check_update(trainer: pl.Trainer, missed: int, *, was_seen: bool) -> None:
     """Refuses weights that are updated by something else than `optimizer.step()`.
 
     Args:
         trainer: the Trainer
-        pl_module: the module
         missed: steps in a row in which a factor was to be applied, and `optimizer.step()` was not called
         was_seen: whether it ever was
 
     Raises:
         MisconfigurationException: there is no good reason for it
     """
+    pl_module = trainer.lightning_module
     overridden = is_overridden("optimizer_step", pl_module)
     skips = getattr(trainer.precision_plugin, "scaler", None) is not None  # where the gradient is not finite
     if (overridden and (was_seen or missed < MANY_MISSED)) or (skips and not overridden):
@@ -214,37 +214,6 @@ def check_update(trainer: pl.Trainer, pl_module: pl.LightningModule, missed: int
         f"steps {type(unwrapped(trainer.optimizers[0])).__name__}.step was not called: {where} updates the weights by "
         "other means. Call optimizer.step(closure=...) there, or use lr_rule='none' without a schedule."
     )
-
-
-def warn_of_own_computation(optimizer: Optimizer) -> None:
-    """Say that the optimizer overwrites what the factor was put on.
-
-    Args:
-        optimizer: it
-    """
-    rank_zero_warn(
-        f"bsscale: {type(optimizer).__name__} computes its learning rate anew in each step, so the learning-rate "
-        "factor has no effect. From here on the factor is 1, while the batch still grows. Turn the optimizer's own "
-        "schedule off and use a scheduler, or set lr_rule='none', and no schedule here. This is said once.",
-        category=UserWarning,
-    )
-
-
-def warn_of_scheduler_step(pl_module: pl.LightningModule) -> None:
-    """Says that there are fewer optimizer steps than planned, to whoever steps a scheduler by their number.
-
-    Args:
-        pl_module: the module
-    """
-    if is_overridden("lr_scheduler_step", pl_module):
-        name = type(pl_module).__name__
-        rank_zero_warn(
-            f"bsscale: {name}.lr_scheduler_step is overridden, and it is called once for each step of your own plan, "
-            "of which fewer optimizer steps are made as the batch grows. If it hands self.global_step to the "
-            "scheduler (as with timm's step_update), the schedule ends too early: hand it the scaler's planned_steps "
-            "instead. If it does not, ignore this.",
-            category=UserWarning,
-        )
 
 
 def choose_rule(lr_rule: Any, lr_cap: float | None, optimizer: Optimizer) -> LearningRateRule:
@@ -288,7 +257,7 @@ def check_schedule(trainer: pl.Trainer, schedule: Any) -> None:
         )
 
 
-def warn_of_dry_schedule(options: ScalerOptions) -> None:
+def warn_of_dry_schedule(options: RunOptions) -> None:
     """Says once that a dry run leaves the rate alone, where the callback was to own it.
 
     Args:
@@ -302,17 +271,14 @@ def warn_of_dry_schedule(options: ScalerOptions) -> None:
         )
 
 
-def check_plan(
-    trainer: pl.Trainer, options: ScalerOptions, total_examples: float | None, start_batch_size: int, accumulate: int
-) -> None:
-    """Refuses a budget in which no batch fits, and says where warmup or memory leave nothing to decide.
+def check_plan(trainer: pl.Trainer, options: RunOptions, total_examples: float | None, start_batch_size: int) -> None:
+    """Refuse a budget in which no batch fits.
 
     Args:
         trainer: the Trainer
-        options: the scaler's
+        options: the callback's
         total_examples: the budget, or None
         start_batch_size: micro-batch × accumulation × devices, in examples
-        accumulate: the user's own `accumulate_grad_batches`
 
     Raises:
         MisconfigurationException: the user's budget is below one batch
@@ -332,6 +298,22 @@ def check_plan(
             "never grows in it. An int counts examples; a float such as 0.05 is a share of the training.",
             category=UserWarning,
         )
+
+
+def warn_of_short_plan(
+    trainer: pl.Trainer, options: RunOptions, total_examples: float | None, start_batch_size: int, accumulate: int
+) -> None:
+    """Warn where the averages could not resolve anything in this training.
+
+    Args:
+        trainer: the Trainer
+        options: the callback's
+        total_examples: the budget, or None
+        start_batch_size: micro-batch × accumulation × devices, in examples
+        accumulate: the user's own `accumulate_grad_batches`
+    """
+    if total_examples is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
     if accumulate * trainer.world_size > 1:
         warn_of_short_memory(total_examples, options.memory, start_batch_size, measure_every=options.measure_every)
     elif options.probe_every > 0 and not options.dry_run:
@@ -423,14 +405,30 @@ def warn_of_batch_norm(pl_module: pl.LightningModule, world_size: int) -> None:
         )
 
 
-def warn_of_single_micro_batch(options: ScalerOptions, accumulate: int, epoch_batches: int | None) -> None:
-    """Says once that nothing can be measured while a step has one micro-batch.
+def warn_of_single_micro_batch(
+    options: RunOptions,
+    *,
+    accumulate: int,
+    epoch_batches: int | None,
+    samples_per_micro_batch: int,
+    is_smoke_test: bool,
+) -> None:
+    """Warn once that nothing can be measured while a step has one micro-batch.
 
     Args:
-        options: the scaler's
-        accumulate: the user's own `accumulate_grad_batches`
+        options: the callback's
+        accumulate: micro-batches of a step
         epoch_batches: micro-batches in an epoch, or None for a loader without a length
+        samples_per_micro_batch: gradients that can be told apart in one
+        is_smoke_test: whether this is `fast_dev_run`
     """
+    if samples_per_micro_batch > 1:
+        return
+    if not options.decides:
+        _warn_monitor_of_single_micro_batch(accumulate, None if is_smoke_test else epoch_batches)
+        return
+    if is_smoke_test:
+        return
     if epoch_batches == 1:
         why = "an epoch has one, at whose end Lightning steps. Halve the loader's batch_size"
     elif accumulate == 1 and options.dry_run:
@@ -448,47 +446,17 @@ def warn_of_single_micro_batch(options: ScalerOptions, accumulate: int, epoch_ba
     )
 
 
-def warn_of_dropped(many: int, *, has_scaler: bool) -> None:
-    """Says that nothing can be measured as it goes.
-
-    Args:
-        many: measured windows in a row with a gradient that is not finite
-        has_scaler: whether a gradient scaler is looking for its scale
-    """
-    if has_scaler:
-        cause = (
-            "With 16-bit mixed precision a few at the start are ordinary, while the loss scale is found, and those "
-            "steps are skipped; so many mean that the loss itself is NaN or inf, or that the loss scale does not come "
-            "down: look at trainer.precision_plugin.scaler.get_scale(), or use precision='bf16-mixed'."
+def _warn_monitor_of_single_micro_batch(accumulate: int, epoch_batches: int | None) -> None:
+    if accumulate == 1:
+        rank_zero_warn(
+            "GradientNoiseScaleMonitor needs at least two micro-batches a step to measure, and with "
+            "accumulate_grad_batches=1 on one device there is one. Halve the loader's batch_size and set "
+            "Trainer(accumulate_grad_batches=2): the training is the same.",
+            category=UserWarning,
         )
-    else:
-        cause = (
-            "The loss or its gradient is NaN or inf, and the weights probably too by now: lower the learning rate, or "
-            "clip the gradient (gradient_clip_val)."
+    elif epoch_batches == 1:
+        rank_zero_warn(
+            "GradientNoiseScaleMonitor needs at least two micro-batches a step to measure, and an epoch has one, "
+            "at whose end Lightning steps. Halve the loader's batch_size.",
+            category=UserWarning,
         )
-    rank_zero_warn(
-        f"bsscale: the last {many} measured windows held a gradient that is not finite. They were dropped: the noise "
-        f"scale is still that of the windows before them, or unknown. {cause} Trainer(detect_anomaly=True) names the "
-        "operation. This is said once.",
-        category=UserWarning,
-    )
-
-
-def warn_of_changed_gradients(parameter: str | None) -> None:
-    """Say that nothing is measured where the step's gradient is not the mean of the micro-batches' gradients.
-
-    Args:
-        parameter: name of the one that differs most, where it is known
-    """
-    where = f" (most of all that of {parameter})" if parameter else ""
-    rank_zero_warn(
-        f"bsscale: the gradient in .grad at the step{where} is not the mean of what the backward passes of its "
-        "micro-batches gave: something else changes or adds to .grad, for example on_after_backward, an "
-        "on_before_optimizer_step of a callback listed before this one, a .backward() within training_step, or a "
-        "zero_grad that keeps old gradients. A noise scale of the two together would be wrong, so nothing is measured, "
-        "what was measured is discarded, and the batch stays. Change gradients in tensor hooks that are registered "
-        "before training, or after this callback, in on_before_optimizer_step or configure_gradient_clipping of the "
-        "module; return the whole loss from training_step. The comparison is repeated now and then, and measuring "
-        "begins again where it agrees. This is said once.",
-        category=UserWarning,
-    )

@@ -1,4 +1,4 @@
-"""How what a callback has to show gets back to the process that called `fit`, where Lightning trained in others.
+"""Return a callback's results from spawned workers to the caller.
 
 Under `ddp_spawn`, `ddp_fork` and `ddp_notebook` each process trains with a copy of the callback, and the user holds the
 one that nobody trained with. Of what the first process made, Lightning sends back weights, metrics and `trainer.state`,
@@ -18,7 +18,7 @@ import os
 import tempfile
 import uuid
 from contextlib import suppress
-from copy import copy
+from dataclasses import dataclass
 from multiprocessing import active_children
 from multiprocessing.reduction import ForkingPickler
 from multiprocessing.util import Finalize
@@ -29,16 +29,30 @@ from weakref import WeakValueDictionary
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_bsscale.callbacks.state.resume import Outcome
+from lightning_bsscale.theory.state import RunState
+from lightning_bsscale.theory.stored import as_plain, from_plain
 
 _waiting: WeakValueDictionary[str, WayBack] = WeakValueDictionary()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a callback shows when no training is in progress.
+
+    Attributes:
+        run: the run as far as it is known, or None
+        journal_path: the file that it recorded to, or None
+    """
+
+    run: RunState | None = None
+    journal_path: str | None = None
 
 
 class WayBack:
     """A callback's, from wherever it is trained with to where it is held.
 
     Attributes:
-        outcome: what came back, or what a copy was made with; None else
+        outcome: what came back; None before
     """
 
     def __init__(self, outcome: Outcome | None = None) -> None:
@@ -73,19 +87,6 @@ class WayBack:
             if active_children():
                 # After Ctrl-C in this process alone they train on, and this process waits for them when it ends.
                 Finalize(None, _delete, (path,), exitpriority=-1)  # below 0: when they have been joined
-
-    def holding(self, outcome: Outcome) -> WayBack:
-        """The same way, for a copy of the callback that is about to travel.
-
-        Args:
-            outcome: what the callback has to show
-
-        Returns:
-            the copy's, until it has arrived
-        """
-        way = copy(self)
-        way.outcome = outcome
-        return way
 
     def arrived(self) -> WayBack:
         """A copy of the callback was made: what is sent to the first one is not the copy's.
@@ -129,7 +130,7 @@ def _post(letter: _Letter) -> tuple[Any, tuple[Any, ...]]:
     problem: Exception | None = None
     for path in _possible_paths(letter.name, letter.default_root_dir):
         try:
-            _write(path, json.dumps(letter.outcome.to_plain()))
+            _write(path, json.dumps(as_plain(letter.outcome)))
             return _open, (letter.name, str(path))
         except (OSError, TypeError, ValueError) as error:
             problem = error
@@ -150,7 +151,7 @@ def _open(name: str, path: str) -> None:
     way = _waiting.get(name)
     try:
         if way is not None:
-            way.outcome = Outcome.from_plain(json.loads(Path(path).read_text(encoding="utf-8")))
+            way.outcome = from_plain(Outcome, json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError) as problem:  # the weights, which are read next, must not be lost with it
         rank_zero_warn(
             f"bsscale: what the callback measured and decided could not be read back ({problem}), so the callback "

@@ -1,19 +1,15 @@
-"""The only writer of a parameter group's ``"lr"`` (put back after each step) and of the schedulers' clock.
+"""The only writer of a parameter group's ``"lr"``, which is put back after each step.
 
 The factor is on the learning rate only while the optimizer updates (see `optimizer_step`). So the user, their scheduler
-and the checkpoints see their own learning rate, whatever the formula. Schedulers with ``interval: step`` are stepped
-once for each step that the user's own plan would have made (the example clock), not once for each step made.
+and the checkpoints see their own learning rate, whatever the formula.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -185,7 +181,7 @@ class ScopedFactor:
         return self._factor * self._schedule_factor != 1
 
     @property
-    def rate(self) -> float:
+    def lr(self) -> float:
         """The learning rate that the last update was made with (first parameter group); before any, the user's."""
         return float(self._stepped_with if self._stepped_with is not None else self.optimizer.param_groups[0]["lr"])
 
@@ -206,186 +202,15 @@ class ScopedFactor:
         self._span.remove()
 
 
-class UnscaledRate:
-    """The same face for those who only look: notes the user's learning rate at each update, and writes nothing."""
-
-    used_factor = 1.0
-    is_wanted = False
-    is_seen = True
-
-    def __init__(self, optimizer: Any) -> None:
-        """Looks at the optimizer's step.
-
-        Args:
-            optimizer: whose learning rate to read
-        """
-        self.optimizer = optimizer
-        self._rate: Any = None
-        self._span = self._watch()
-
-    def _watch(self) -> UpdateSpan:
-        return UpdateSpan(self.optimizer, self.apply, lambda: None)
-
-    def apply(self) -> None:
-        """Notes the learning rate; an optimizer whose step cannot be watched is asked before its step."""
-        self._rate = _copy(self.optimizer.param_groups[0]["lr"])
-
-    def restore(self) -> None:
-        """Has nothing to put back."""
-
-    def change(self, factor: float, schedule_factor: float) -> None:
-        """Changes nothing.
-
-        Args:
-            factor: not used
-            schedule_factor: not used
-        """
-
-    def is_overwritten(self) -> bool:
-        """Nothing is put there.
-
-        Returns:
-            False
-        """
-        return False
-
-    def begin_window(self) -> None:
-        """A window begins."""
-        self._span.keep_in_place()
-
-    @property
-    def rate(self) -> float:
-        """The learning rate that the last update was made with (first parameter group); before any, the user's."""
-        return float(self._rate if self._rate is not None else self.optimizer.param_groups[0]["lr"])
-
-    def follow(self, optimizer: Any) -> None:
-        """Goes over to another optimizer.
-
-        Args:
-            optimizer: the one that steps from now on
-        """
-        self.remove()
-        self.optimizer = optimizer
-        self._span = self._watch()
-
-    def remove(self) -> None:
-        """Lets the step go."""
-        self._span.remove()
-
-
-def relative_rate(optimizer: Optimizer) -> float:
-    """Where the user's scheduler has taken the rate (first parameter group).
+def relative_learning_rate(optimizer: Optimizer) -> float:
+    """Compute where the user's scheduler has taken the learning rate (first parameter group).
 
     Args:
-        optimizer: with the user's own rates
+        optimizer: with the user's own learning rates
 
     Returns:
-        present rate / initial rate; 1 without a scheduler
+        present learning rate / initial one; 1 without a scheduler
     """
     group = optimizer.param_groups[0]
     initial = float(group.get("initial_lr", 0.0))
     return float(group["lr"]) / initial if initial else 1.0
-
-
-def _step_configs(trainer: pl.Trainer) -> list[Any]:
-    return [config for config in trainer.lr_scheduler_configs if config.interval == "step"]
-
-
-@dataclass(slots=True)
-class _Entry:
-    """One scheduler of the user's, its own frequency, and how often it was stepped by us."""
-
-    config: Any
-    frequency: int
-    steps: int
-
-
-class ExampleClock:
-    """Steps the user's ``interval: step`` schedulers as often as the user's own plan would have by now.
-
-    ReduceLROnPlateau stays with Lightning, which knows its metric: one value counted several times would look like a
-    plateau. It is let through at the window ends at which the plan would have stepped it since the last one.
-    """
-
-    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the schedulers from Lightning: it steps one when the micro-batch index is a multiple of `frequency`.
-
-        Args:
-            trainer: whose schedulers to take
-            pl_module: whose `lr_scheduler_step` does the step
-        """
-        self._pl_module = pl_module
-        self._entries = [_Entry(config, config.frequency, 0) for config in _step_configs(trainer)]
-        for entry in self._entries:
-            entry.config.frequency = sys.maxsize
-        self._now: int | None = None
-        self._was_asked = False
-
-    def is_of(self, trainer: pl.Trainer) -> bool:
-        """Whether these are the Trainer's schedulers still.
-
-        Args:
-            trainer: the Trainer
-
-        Returns:
-            False where others were set up since
-        """
-        configs = _step_configs(trainer)
-        return len(configs) == len(self._entries) and all(
-            entry.config is config for entry, config in zip(self._entries, configs, strict=True)
-        )
-
-    @property
-    def frequencies(self) -> list[int]:
-        """The user's own frequency of each."""
-        return [entry.frequency for entry in self._entries]
-
-    def start_at(self, planned: Callable[[int], int]) -> None:
-        """Takes the plan's count as made already: the schedulers of a resumed run come with their own state.
-
-        Args:
-            planned: scheduler steps that the plan has made by now, for a scheduler of the given frequency
-        """
-        for entry in self._entries:
-            entry.steps = planned(entry.frequency)
-
-    def ask_planned_step(self) -> int | None:
-        """Return the planned step for which a scheduler is being stepped; None where none is.
-
-        Returns:
-            the number, from 1
-        """
-        self._was_asked = self._was_asked or self._now is not None
-        return self._now
-
-    def advance(self, planned: Callable[[int], int], step_of: Callable[[int, int], int]) -> bool:
-        """Step every scheduler up to the plan.
-
-        Args:
-            planned: scheduler steps that the plan has made by now, for a scheduler of the given frequency
-            step_of: the planned step at which a scheduler of the given frequency is stepped for the given time
-
-        Returns:
-            whether a scheduler was stepped, and nobody has asked yet for which planned step
-        """
-        stepped = False
-        for entry in self._entries:
-            due = planned(entry.frequency) - entry.steps
-            if entry.config.reduce_on_plateau:
-                entry.steps += due
-                entry.config.frequency = 1 if due else sys.maxsize
-                continue
-            for _ in range(due):
-                entry.steps += 1
-                self._now, stepped = step_of(entry.frequency, entry.steps), True
-                try:
-                    self._pl_module.lr_scheduler_step(entry.config.scheduler, None)
-                finally:
-                    self._now = None
-        return stepped and not self._was_asked
-
-    def release(self) -> None:
-        """Gives the schedulers back to Lightning."""
-        for entry in self._entries:
-            entry.config.frequency = entry.frequency
-        self._entries = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from numbers import Real
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_bsscale.callbacks.checks.options import BatchSizeFn
-from lightning_bsscale.gradients.collective import extremes, sums
+from lightning_bsscale.gradients.reduce import extremes, sums
 from lightning_bsscale.theory.checks import found
 from lightning_bsscale.theory.windows import planned_examples
 
@@ -106,16 +106,12 @@ class SizeCheck:
         self._count = 0
         self._examples = 0
 
-    def add(self, sizes: Sequence[int]) -> None:
-        """Takes a window's micro-batches.
-
-        Args:
-            sizes: their examples
-        """
+    def add(self, examples: int, micro_batches: int) -> None:
+        """Add a window of so many examples and micro-batches."""
         if self._unit is None or self._count >= self.ENOUGH:
             return
-        self._count += len(sizes)
-        self._examples += sum(sizes)
+        self._count += micro_batches
+        self._examples += examples
         mean = self._examples / self._count
         if self._count >= self.ENOUGH and abs(mean / self._unit - 1) > self.TOLERANCE:
             rank_zero_warn(
@@ -149,6 +145,7 @@ class Loaders:
         batch_size: the `batch_size` of the ranks' loaders together, as the users gave it; None where one has none
         examples: examples in an epoch, where plain loaders say so exactly, else None
         epoch: when they were asked
+        batch_size_fn: the user's way to count
     """
 
     batches: int | None
@@ -156,6 +153,7 @@ class Loaders:
     batch_size: int | None
     examples: int | None
     epoch: int
+    batch_size_fn: BatchSizeFn | None
 
     def are_old(self, trainer: pl.Trainer) -> bool:
         """Whether new ones were made for the present epoch (`reload_dataloaders_every_n_epochs`).
@@ -169,6 +167,10 @@ class Loaders:
         now = trainer.current_epoch
         every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         return bool(every) and self.epoch != now and trainer.fit_loop._last_train_dl_reload_epoch == now
+
+    def asked_again(self, trainer: pl.Trainer, micro_batch_size: int) -> Loaders:
+        """Ask the new loaders, at their first micro-batch of so many examples on this rank; it waits for all ranks."""
+        return ask_all_ranks(trainer, micro_batch_size, self.batch_size_fn)
 
     def epoch_examples(self, granularity: int) -> int | None:
         """Examples in an epoch: exact for plain DataLoaders, batches × the usual size for any others with a length.
@@ -219,6 +221,7 @@ def ask_all_ranks(trainer: pl.Trainer, micro_batch_size: int, batch_size_fn: Bat
         batch_size=None if math.isnan(batch_size) else round(batch_size),
         examples=None if math.isnan(examples) else round(examples),
         epoch=trainer.current_epoch,
+        batch_size_fn=batch_size_fn,
     )
 
 

@@ -6,38 +6,56 @@ import time
 
 WEIGHT_OF_NEW = 0.1
 
+Seconds = tuple[float | None, float | None]
+
 
 class StepTimes:
     """Running means over the micro-batches that only accumulate, and over those that step.
 
     On an accelerator the loop runs ahead of the device, so single values are no device times; their means are, as soon
     as the loop is held up by the device.
+
+    Args:
+        world_size: number of ranks
+
+    Attributes:
+        seconds_per_micro_batch: of this rank, or None
     """
 
-    def __init__(self) -> None:
-        """Begins without a value."""
-        self.shared: tuple[float | None, float | None] | None = None
+    def __init__(self, *, world_size: int) -> None:
         self.seconds_per_micro_batch: float | None = None
+        self._world_size = world_size
+        self._of_all_ranks: Seconds = (None, None)
         self._stepping: float | None = None
         self._began: float | None = None
 
     @property
     def seconds_per_step(self) -> float | None:
-        """What a step costs beyond its last micro-batch, or None while that is unknown."""
+        """What a step of this rank costs beyond its last micro-batch, or None while that is unknown."""
         if self._stepping is None or self.seconds_per_micro_batch is None:
             return None
         return max(0.0, self._stepping - self.seconds_per_micro_batch)
 
+    @property
+    def own(self) -> Seconds:
+        """Seconds per micro-batch and per step of this rank."""
+        return self.seconds_per_micro_batch, self.seconds_per_step
+
+    @property
+    def shared(self) -> Seconds:
+        """The same on all ranks: one rank's own, or the last means over ranks. Decisions depend on these alone."""
+        return self.own if self._world_size == 1 else self._of_all_ranks
+
+    def share(self, seconds: Seconds) -> None:
+        """Take the means over ranks."""
+        self._of_all_ranks = seconds
+
     def start(self) -> None:
-        """A micro-batch begins."""
+        """Begin a micro-batch."""
         self._began = time.perf_counter()
 
     def stop(self, *, stepped: bool) -> None:
-        """A micro-batch has ended.
-
-        Args:
-            stepped: whether the optimizer stepped in it
-        """
+        """End a micro-batch, with the optimizer's step or without."""
         if self._began is None:
             return
         seconds = time.perf_counter() - self._began
@@ -46,27 +64,6 @@ class StepTimes:
             self._stepping = self._mean(self._stepping, seconds)
         else:
             self.seconds_per_micro_batch = self._mean(self.seconds_per_micro_batch, seconds)
-
-    def take_mean(self, seconds_per_micro_batch: float | None, seconds_per_step: float | None) -> None:
-        """Notes the means over ranks: decisions are taken by them alone, as every rank has times of its own.
-
-        Args:
-            seconds_per_micro_batch: the mean over ranks, or None
-            seconds_per_step: the mean over ranks, or None
-        """
-        self.shared = (seconds_per_micro_batch, seconds_per_step)
-
-    def to_decide_by(self, world_size: int) -> tuple[float | None, float | None]:
-        """The times that are the same on all ranks.
-
-        Args:
-            world_size: ranks
-
-        Returns:
-            seconds per micro-batch and per step: one rank's own, or the last means over ranks
-        """
-        own = (self.seconds_per_micro_batch, self.seconds_per_step)
-        return own if world_size == 1 else self.shared or (None, None)
 
     @staticmethod
     def _mean(before: float | None, seconds: float) -> float:

@@ -49,8 +49,7 @@ def scaler(**options):
 
 
 def monitor(**options):
-    made = GradientNoiseScaleMonitor(**options)
-    return type("Options", (), {name: getattr(made, f"_{name}") for name in options})
+    return GradientNoiseScaleMonitor(**options)._options
 
 
 def capped(cap):
@@ -67,7 +66,7 @@ NUMBERS = [
     (NoiseScalePolicy, "confidence", [0.4, 1, 90], False),
     (NoiseScalePolicy, "max_growth", [1, 0.5], False),
     (NoiseScalePolicy, "hysteresis", [0, 0.99], False),
-    (NoiseScalePolicy, "dwell", [1, 1000], False),
+    (NoiseScalePolicy, "cooldown", [1, 1000], False),
     (Power, "exponent", [1.01], False),
     (capped, "cap", [0, 0.99], False),
     (WarmupCosine, "final", [1.01], False),
@@ -201,7 +200,7 @@ KEPT = [
     (scaler, "probe_every", np.uint8(0), 0),
     (monitor, "measure_every", np.int64(2), 2),
     (BatchSizeScaler, "lr_cap", np.float32(8), 8.0),
-    *((NoiseScalePolicy, name, np.float32(0.5), 0.5) for name in ("target_ratio", "confidence", "dwell")),
+    *((NoiseScalePolicy, name, np.float32(0.5), 0.5) for name in ("target_ratio", "confidence", "cooldown")),
     *((NoiseScalePolicy, name, np.int64(3), 3.0) for name in ("target_ratio", "max_growth", "hysteresis")),
     (Power, "exponent", np.float16(0.75), 0.75),
     (Power, "exponent", Fraction(3, 4), 0.75),
@@ -215,7 +214,7 @@ KEPT = [
 @pytest.mark.parametrize(("make", "option", "given", "kept"), KEPT)
 def test_numbers_are_kept_as_pythons_own(make, option, given, kept):
     made = make(**{option: given})
-    found = getattr(made, "_lr_cap" if option == "lr_cap" else option)
+    found = made._options.rule_for.args[1] if option == "lr_cap" else getattr(made, option)
     assert found == kept
     assert type(found) is type(kept)
     if isinstance(kept, tuple):
@@ -253,7 +252,7 @@ class MySchedule(Schedule):
         dict(warmup=0.99, total_examples=1),
         dict(max_batch_size=1, total_examples=1),
         dict(schedule="cosine", warmup=0),
-        dict(policy=NoiseScalePolicy(hysteresis=4, max_growth=1.5, dwell=0.9)),
+        dict(policy=NoiseScalePolicy(hysteresis=4, max_growth=1.5, cooldown=0.9)),
         dict(dry_run=True, schedule="linear", lr_cap=2, total_examples=10),
         dict(lr_rule="none"),
     ],

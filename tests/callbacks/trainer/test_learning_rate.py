@@ -109,7 +109,7 @@ def test_rates_come_back_to_the_last_digit(rate):
     optimizer.step()
     assert group["lr"] is before
     assert float(group["lr"]) == pytest.approx(0.1, abs=1e-12 if isinstance(rate, float) else 1e-8)
-    assert scoped.rate == pytest.approx(0.1 * 3.3 * 0.7)
+    assert scoped.lr == pytest.approx(0.1 * 3.3 * 0.7)
     optimizer.step(lambda: seen.append(float(group["lr"])))
     assert seen == pytest.approx([0.1])
     scoped.remove()

@@ -36,7 +36,7 @@ def test_batch_size_fn_counts_what_it_likes():
 def test_an_untypical_first_micro_batch_is_said_once(sizes, said, recwarn):
     check = SizeCheck(sizes[0])
     for size in sizes:
-        check.add([size])
+        check.add(size, 1)
     assert len(said_of("first micro-batch", recwarn)) == said
 
 

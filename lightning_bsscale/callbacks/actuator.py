@@ -1,0 +1,269 @@
+"""The only way to touch the Trainer, its optimizer and its schedulers.
+
+`TrainerActuator` acts. `NullActuator` serves the monitor and dry runs: it looks at the learning rate, and that is all.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerStatus
+
+from lightning_bsscale.callbacks.checks import preflight
+from lightning_bsscale.callbacks.gradient_watch import watched_parameters
+from lightning_bsscale.callbacks.trainer.accumulation import Accumulation, rescale_cut_window
+from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor, relative_learning_rate
+from lightning_bsscale.callbacks.trainer.schedulers import ExampleClock
+from lightning_bsscale.callbacks.trainer.stop import StopRequest
+from lightning_bsscale.theory.plan import PlanPosition, UserPlan
+from lightning_bsscale.theory.schedules import Schedule
+
+__all__ = ["Actuator", "NullActuator", "TrainerActuator"]
+
+
+class Actuator:
+    """Acts on one training, from `on_train_start` to its end. This one only looks at the learning rate.
+
+    Args:
+        trainer: the Trainer
+        callback: name of the callback, for messages
+    """
+
+    def __init__(self, trainer: pl.Trainer, callback: str) -> None:
+        self.callback = callback
+        self.trainer = trainer
+        self._held = ExitStack()
+        self._lr: ScopedFactor | None = None
+
+    # ------------------------------------------------------------------ windows
+
+    @property
+    def accumulate(self) -> int:
+        """The user's own `accumulate_grad_batches`."""
+        return int(self.trainer.accumulate_grad_batches)
+
+    def place_window(self, start: int, micro_batches: int) -> None:
+        """Make the window in progress begin at micro-batch `start` of the epoch, and have so many."""
+
+    def skip(self, batch_idx: int, *, is_open: bool) -> None:
+        """Move the window past an index for which the loader gave None."""
+
+    def rescale_cut_window(self, planned: int, done: int) -> None:
+        """Make the gradient the mean over the micro-batches that were done, where they are not as many as planned."""
+
+    def stop(self) -> None:
+        """Ask for the end of training."""
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether an exception ended the training: another rank may be gone."""
+        return self.trainer.state.status == TrainerStatus.INTERRUPTED
+
+    # ------------------------------------------------------------------ learning rate
+
+    def attach(self, optimizer: Any, plan: UserPlan, position: PlanPosition) -> None:
+        """Take hold of the optimizer's step; the user's schedulers are where the plan is."""
+        self._lr = ScopedFactor(optimizer)
+        self._held.callback(self._lr.remove)
+
+    def check_optimizer(self) -> None:
+        """Refuse an optimizer that cannot be worked with.
+
+        Raises:
+            MisconfigurationException: see `checks.preflight`
+        """  # noqa: DOC502
+        preflight.check_optimizer(self.trainer, self.callback)
+
+    def follow_optimizer(self, optimizer: Any) -> None:
+        """Change to another optimizer, with the same factors."""
+        self._scoped.follow(optimizer)
+
+    @property
+    def _scoped(self) -> ScopedFactor:
+        assert self._lr is not None, "attach was not called"
+        return self._lr
+
+    def begin_window(self) -> None:
+        """Begin a window: its update has not been seen."""
+        self._scoped.begin_window()
+
+    def scale_learning_rate(self, factor: float, scheduled: float) -> None:
+        """Set the factors on the learning rate from the next update on: the batch's, and the own schedule's."""
+
+    def before_step(self, *, is_late: bool) -> None:
+        """Note the learning rate where the update may have begun unnoticed, or cannot be noticed."""
+        self._scoped.apply()
+
+    def end_step(self) -> None:
+        """Take the factor off the learning rate, also where a step was left in its middle."""
+        if self._lr is not None:
+            self._lr.restore()
+
+    @property
+    def lr(self) -> float:
+        """The learning rate that the last update was made with (first parameter group); before any, the user's."""
+        return self._scoped.lr
+
+    @property
+    def lr_scale(self) -> float:
+        """The factor on it in that update."""
+        return self._scoped.used_factor
+
+    def shown_lr_scale(self, of_batch: float) -> float:
+        """Return the factor to log: the applied one, or where none is applied the one that would be."""
+        return of_batch
+
+    @property
+    def relative_lr(self) -> float:
+        """Where the user's scheduler has taken the learning rate, 1 at its start."""
+        return relative_learning_rate(self._scoped.optimizer)
+
+    def is_factor_overwritten(self) -> bool:
+        """Judge the update of this window, once: whether the optimizer overwrote the factor that was put there."""
+        return False
+
+    # ------------------------------------------------------------------ schedulers
+
+    @property
+    def frequencies(self) -> list[int]:
+        """The frequencies of the schedulers that are stepped here, in micro-batches."""
+        return []
+
+    def follow_schedulers(self, plan: UserPlan, position: PlanPosition) -> PlanPosition:
+        """Change to the Trainer's present schedulers, where they were set up anew."""
+        return position
+
+    def step_schedulers(self, plan: UserPlan, position: PlanPosition) -> bool:
+        """Step the schedulers up to the plan, and return whether nobody asked for which planned step."""
+        return False
+
+    @property
+    def planned_step_in_progress(self) -> int | None:
+        """The planned step for which a scheduler is being stepped; None where none is."""
+        return None
+
+    # ------------------------------------------------------------------ the end
+
+    def release(self) -> None:
+        """Give everything back, each thing whatever happens to the others; a second call does nothing."""
+        self._held.close()
+
+
+class NullActuator(Actuator):
+    """Serves the monitor and dry runs: windows, learning rate and schedulers stay the Trainer's."""
+
+
+class TrainerActuator(Actuator):
+    """Serves the scaler: places windows, scales the learning rate, and steps the user's schedulers.
+
+    Args:
+        trainer: the Trainer
+        pl_module: whose `lr_scheduler_step` steps a scheduler
+        callback: name of the callback, for messages
+        schedule: the callback's own schedule, beside which there may be no scheduler
+    """
+
+    def __init__(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, callback: str, schedule: Schedule | None
+    ) -> None:
+        super().__init__(trainer, callback)
+        self._schedule = schedule
+        self._stop = StopRequest()
+        self._held.callback(self._stop.withdraw, trainer)
+        # From the start, as Lightning steps schedulers also for a None that comes before the first micro-batch.
+        self._clock = ExampleClock(trainer, pl_module)
+        self._held.callback(lambda: self._clock.release())
+        self._accumulation = Accumulation(trainer)
+        self._held.callback(self._accumulation.restore)
+        self._missed = 0
+        self._was_seen = self._is_overwritten = False
+
+    @property
+    def accumulate(self) -> int:
+        """The user's own `accumulate_grad_batches`."""
+        return self._accumulation.original
+
+    def place_window(self, start: int, micro_batches: int) -> None:
+        """Make the window in progress begin at micro-batch `start` of the epoch, and have so many."""
+        self._accumulation.place(start, micro_batches)
+
+    def skip(self, batch_idx: int, *, is_open: bool) -> None:
+        """Move the window past an index for which the loader gave None."""
+        self._accumulation.skip(batch_idx, is_open=is_open)
+
+    def rescale_cut_window(self, planned: int, done: int) -> None:
+        """Make the gradient the mean over the micro-batches that were done, where they are not as many as planned."""
+        rescale_cut_window(watched_parameters(self._scoped.optimizer), planned, done)
+
+    def stop(self) -> None:
+        """Ask for the end of training."""
+        self._stop.ask(self.trainer)
+
+    def attach(self, optimizer: Any, plan: UserPlan, position: PlanPosition) -> None:
+        """Take hold of the optimizer's step; the user's schedulers are where the plan is."""
+        super().attach(optimizer, plan, position)
+        self._clock.start_at(lambda frequency: plan.steps(position, frequency))
+
+    def check_optimizer(self) -> None:
+        """Refuse an optimizer that cannot be worked with, or whose learning rate cannot be scaled.
+
+        Raises:
+            MisconfigurationException: see `checks.preflight`
+        """  # noqa: DOC502
+        super().check_optimizer()
+        preflight.check_learning_rate_is_ours(self.trainer)
+
+    def scale_learning_rate(self, factor: float, scheduled: float) -> None:
+        """Set the factors on the learning rate from the next update on: the batch's, and the own schedule's."""
+        self._scoped.change(factor, scheduled)
+
+    def before_step(self, *, is_late: bool) -> None:
+        """Put the factor on where the update may have begun before the optimizer's step was wrapped."""
+        if is_late:
+            self._scoped.apply()
+
+    def shown_lr_scale(self, of_batch: float) -> float:
+        """Return the factor to log: the applied one, or where none is applied the one that would be."""
+        return self._scoped.used_factor
+
+    def is_factor_overwritten(self) -> bool:
+        """Judge the update of this window, once: whether the optimizer overwrote the factor that was put there."""
+        scoped = self._scoped
+        self._was_seen = self._was_seen or scoped.is_seen
+        self._missed = self._missed + 1 if scoped.is_wanted and not scoped.is_seen else 0
+        if self._missed:
+            preflight.check_update(self.trainer, self._missed, was_seen=self._was_seen)
+        if self._is_overwritten or not scoped.is_overwritten():
+            return False
+        self._is_overwritten = True
+        return True
+
+    @property
+    def frequencies(self) -> list[int]:
+        """The frequencies of the schedulers that are stepped here, in micro-batches."""
+        return self._clock.frequencies
+
+    def follow_schedulers(self, plan: UserPlan, position: PlanPosition) -> PlanPosition:
+        """Change to the Trainer's present schedulers, where they were set up anew."""
+        if self._clock.is_of(self.trainer):
+            return position
+        preflight.check_schedule(self.trainer, self._schedule)
+        self._clock.release()
+        self._clock = ExampleClock(self.trainer, self.trainer.lightning_module)
+        position = plan.count_for(position, self._clock.frequencies)
+        self._clock.start_at(lambda frequency: plan.steps(position, frequency))
+        return position
+
+    def step_schedulers(self, plan: UserPlan, position: PlanPosition) -> bool:
+        """Step the schedulers up to the plan, and return whether nobody asked for which planned step."""
+        return self._clock.advance(
+            lambda frequency: plan.steps(position, frequency),
+            lambda frequency, number: plan.step_of_scheduler_step(position, frequency, number),
+        )
+
+    @property
+    def planned_step_in_progress(self) -> int | None:
+        """The planned step for which a scheduler is being stepped; None where none is."""
+        return self._clock.ask_planned_step()

@@ -1,0 +1,92 @@
+"""What a run shows while it trains: logged numbers, journal lines, and messages, each warning once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning_bsscale.callbacks.actuator import Actuator
+from lightning_bsscale.callbacks.checks.options import RunOptions
+from lightning_bsscale.callbacks.output import logging, messages
+from lightning_bsscale.callbacks.output.journal import RunJournal
+from lightning_bsscale.callbacks.trainer.loaders import SizeCheck
+from lightning_bsscale.theory.measured import MANY_DROPPED
+from lightning_bsscale.theory.run import Asked, Closed, EpochStarted
+from lightning_bsscale.theory.state import CutWindow, OpenWindow, RunSettings, RunState
+
+
+class Reports:
+    """Shows what happens in one run.
+
+    Args:
+        options: the callback's
+        settings: what the run is done with
+        journal: where records are written
+        sizes: checks the sizes of micro-batches
+    """
+
+    def __init__(
+        self,
+        options: RunOptions,
+        settings: RunSettings,
+        journal: RunJournal,
+        sizes: SizeCheck,
+    ) -> None:
+        self.journal = journal
+        self._options = options
+        self._settings = settings
+        self._sizes = sizes
+        self._said: set[Callable[..., None]] = set()
+
+    def once(self, say: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Say something for the first time only."""
+        if say not in self._said:
+            self._said.add(say)
+            say(*args, **kwargs)
+
+    def epoch_started(self, started: EpochStarted) -> None:
+        """Say what an epoch's start lost or repeats."""
+        self.window_dropped(started.state_at_end, started.dropped)
+        before, announced = started.state_at_end.position.micro_batches, started.state.position.epoch_batches
+        if self._settings.decides and started.is_repeated and announced is not None and before >= announced:
+            messages.say_repeated(before, announced, waits=self._settings.plan.ends_with_epochs)
+
+    def window_dropped(self, state: RunState, micro_batches: int) -> None:
+        """Say once that an epoch ended within a window; `state` is that at its end."""
+        if micro_batches and self._settings.acts:
+            self.once(messages.say_lost, micro_batches, state.micro_batches_in_epoch, state.position.epoch_batches)
+
+    def window_opened(self, window: OpenWindow, cut: CutWindow | None) -> None:
+        """Say what a checkpoint within a window could not hold."""
+        if cut is not None and cut.lost and self._settings.decides:
+            messages.say_unfinished(cut.lost, window.planned if self._settings.acts else 0)
+
+    def window_closed(self, window: OpenWindow, closed: Closed, *, has_gradient_scaler: bool) -> None:
+        """Check the window's size, and record what has arrived."""
+        self._sizes.add(window.examples, window.begun)
+        if closed.state.measured.many_were_dropped:
+            self.once(messages.warn_of_dropped, MANY_DROPPED, has_scaler=has_gradient_scaler)
+        self.journal.write(closed.measurement)
+
+    def decided(self, asked: Asked) -> None:
+        """Record a decision, and say it."""
+        if asked.decided is not None and not asked.decided.is_valid:
+            self.once(messages.warn_of_no_decision, self._settings.policy, asked.decided.answer)
+        if asked.record is not None:
+            self.journal.write(asked.record)
+            messages.say_decision(asked.record, self._options)
+
+    def log(self, state: RunState, actuator: Actuator, asked: Asked, window: OpenWindow) -> None:
+        """Log at an optimizer step, where it is due or the batch changed."""
+        trainer = actuator.trainer
+        if not (logging.is_log_due(trainer) or (asked.record is not None and asked.record.is_change)):
+            return
+        values = {
+            **logging.measured_values(state.measured),
+            "batch_size": state.batch.batch_size,
+            "accumulate_grad_batches": window.begun,
+            "examples_seen": state.examples.total,
+        }
+        if self._settings.decides:
+            values |= {"lr_scale": actuator.shown_lr_scale(state.batch.lr_scale), "lr": actuator.lr}
+        logging.log_values(trainer, self._options.log_prefix, values, show=self._options.progress_bar)

@@ -1,0 +1,156 @@
+"""The start of a run, at its first micro-batch: what is read and checked, and the loop that comes of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_bsscale.callbacks.actuator import Actuator
+from lightning_bsscale.callbacks.checks import preflight
+from lightning_bsscale.callbacks.checks.options import RunOptions
+from lightning_bsscale.callbacks.gradient_watch import GradientWatch
+from lightning_bsscale.callbacks.output import messages
+from lightning_bsscale.callbacks.output.journal import RunJournal
+from lightning_bsscale.callbacks.output.reports import Reports
+from lightning_bsscale.callbacks.state.checkpoint import read_run, restore_policy
+from lightning_bsscale.callbacks.trainer.loaders import Loaders, SizeCheck, ask_all_ranks
+from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
+from lightning_bsscale.callbacks.trainer.user_plan import read_plan
+from lightning_bsscale.callbacks.window_loop import WindowLoop
+from lightning_bsscale.journal import describe_policy
+from lightning_bsscale.theory.plan import PlanPosition
+from lightning_bsscale.theory.rules import LearningRateRule
+from lightning_bsscale.theory.run import begin_run, resume_run
+from lightning_bsscale.theory.start import Start, read_unit
+from lightning_bsscale.theory.state import RunSettings, RunState
+
+
+def start_run(
+    trainer: pl.Trainer,
+    options: RunOptions,
+    actuator: Actuator,
+    checkpoint: dict[str, Any] | None,
+    *,
+    micro_batch_size: int,
+    batch_idx: int,
+) -> WindowLoop:
+    """Read the user's plan, begin or resume the run, and take hold of what the run needs.
+
+    Args:
+        trainer: the Trainer, before its first micro-batch
+        options: the callback's
+        actuator: what touches the Trainer
+        checkpoint: of the run that is resumed, or None
+        micro_batch_size: examples in the first micro-batch of this rank
+        batch_idx: its index in the epoch
+
+    Returns:
+        the loop, before its first window
+
+    What cannot work raises MisconfigurationException; nothing is held then but what `actuator.release` gives back.
+    """
+    stored = None if checkpoint is None else read_run(checkpoint, options.callback)
+    optimizer = unwrapped(trainer.optimizers[0])
+    rule = options.rule_for(optimizer)
+    loaders = ask_all_ranks(trainer, micro_batch_size, options.batch_size_fn)
+    first = None if stored is None else stored.first
+    now = Start(
+        granularity=read_unit(loaders.first_size, loaders.batch_size, trainer.world_size, first),
+        loader_batch_size=loaders.batch_size,
+        world_size=trainer.world_size,
+        accumulate=actuator.accumulate,
+    )
+    plan = read_plan(trainer, options, loaders, first or now, now)
+    gradients = GradientWatch(trainer, optimizer)
+    total = plan.total_examples
+    settings = RunSettings(
+        first=first or now,
+        now=now,
+        plan=plan.steps,
+        limits=plan.limits,
+        policy=options.policy,
+        rule=rule,
+        rule_for=options.rule_for,
+        schedule=options.schedule,
+        total_examples=total,
+        warmup_examples=plan.warmup_examples,
+        memory=math.inf if total is None or options.memory == 1 else options.memory * total,
+        measure_every=options.measure_every,
+        probe_every=options.probe_every,
+        samples_per_micro_batch=gradients.samples_per_micro_batch,
+        decides=options.decides,
+        acts=options.decides and not options.dry_run,
+    )
+    state = _first_state(trainer, settings, stored, _position(trainer, settings, stored, loaders, actuator, batch_idx))
+    if checkpoint is not None:
+        restore_policy(options.policy, checkpoint)
+        gradients.unsent_examples = state.examples.assumed / now.world_size
+    if options.decides:
+        messages.say_start(state.batch.batch_size, plan.limits, options, is_resumed=stored is not None)
+    journal = _open_journal(trainer, options, rule, checkpoint)
+    with journal.closed_on_error():
+        # Last, so that nothing is held when something above is refused.
+        _warn_of_single_micro_batch(trainer, options, settings, state, loaders)
+        # The first micro-batch of a resumed run may be a short one.
+        usual_size = micro_batch_size if stored is None else now.own_micro_batch_size
+        sizes = SizeCheck(usual_size if options.decides else None)
+        actuator.attach(optimizer, settings.plan, state.position)
+        return WindowLoop(settings, state, actuator, gradients, loaders, Reports(options, settings, journal, sizes))
+
+
+def _first_state(
+    trainer: pl.Trainer, settings: RunSettings, stored: RunState | None, position: PlanPosition
+) -> RunState:
+    if stored is None:
+        return begin_run(settings, position, epoch=trainer.current_epoch)
+    state = resume_run(settings, stored, position, epoch=trainer.current_epoch)
+    if settings.decides:
+        before, now = stored.batch.batch_size, state.batch.batch_size
+        messages.say_resumed(settings.first, stored.now, settings.now, before, now)
+    return state
+
+
+def _position(
+    trainer: pl.Trainer,
+    settings: RunSettings,
+    stored: RunState | None,
+    loaders: Loaders,
+    actuator: Actuator,
+    batch_idx: int,
+) -> PlanPosition:
+    lengths: dict[str, Any] = {
+        "epoch_batches": loaders.batches,
+        "epoch_examples": loaders.epoch_examples(settings.now.granularity),
+        "frequencies": actuator.frequencies,
+    }
+    if stored is not None:
+        return settings.plan.resumed(stored.position, **lengths)
+    position = settings.plan.begin(**lengths)
+    if trainer.global_step > 0:  # begun without the callback: what was done, was done by the plan
+        return settings.plan.begin_at(position, batch_idx, trainer.global_step)
+    return position
+
+
+def _open_journal(
+    trainer: pl.Trainer, options: RunOptions, rule: LearningRateRule, checkpoint: dict[str, Any] | None
+) -> RunJournal:
+    header: dict[str, Any] = {"policy": None, "lr_rule": None, "dry_run": True}
+    if options.decides and options.record is not False:  # a policy may be anything: describe it only for a reader
+        header = {"policy": describe_policy(options.policy), "lr_rule": rule.name, "dry_run": options.dry_run}
+    return RunJournal(trainer, options.record, header, None if checkpoint is None else checkpoint["journal"])
+
+
+def _warn_of_single_micro_batch(
+    trainer: pl.Trainer, options: RunOptions, settings: RunSettings, state: RunState, loaders: Loaders
+) -> None:
+    # In a resumed run that acts the current batch size counts, not the user's.
+    current = max(1, state.batch.batch_size // settings.now.granularity)
+    preflight.warn_of_single_micro_batch(
+        options,
+        accumulate=current if settings.acts else settings.now.accumulate,
+        epoch_batches=loaders.batches,
+        samples_per_micro_batch=settings.samples_per_micro_batch,
+        is_smoke_test=bool(trainer.fast_dev_run),  # type: ignore[attr-defined]
+    )

@@ -1,0 +1,252 @@
+"""A window's life, in its order: shared by the scaler, its dry run, and the monitor.
+
+    begin_micro_batch → before_backward → after_backward → … → before_step → end_micro_batch
+
+The pure functions of `theory.run` decide, the `GradientWatch` sees, the `Actuator` acts, and the `Reports` show. Here
+is the order alone.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import lightning.pytorch as pl
+from torch.optim import Optimizer
+
+from lightning_bsscale.callbacks.actuator import Actuator
+from lightning_bsscale.callbacks.gradient_watch import GradientWatch
+from lightning_bsscale.callbacks.output import messages
+from lightning_bsscale.callbacks.output.reports import Reports
+from lightning_bsscale.callbacks.trainer.loaders import Loaders
+from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
+from lightning_bsscale.theory import run
+from lightning_bsscale.theory.rules import Constant, LearningRateRule
+from lightning_bsscale.theory.state import OpenWindow, RunSettings, RunState
+
+
+@dataclass(eq=False)
+class WindowLoop:
+    """Takes one run from window to window."""
+
+    settings: RunSettings
+    state: RunState
+    actuator: Actuator
+    gradients: GradientWatch
+    loaders: Loaders
+    reports: Reports
+    _in_progress: int | None = None  # index of the micro-batch that has begun
+
+    # ------------------------------------------------------------------ a window's life
+
+    @property
+    def _trainer(self) -> pl.Trainer:
+        return self.actuator.trainer
+
+    def begin_micro_batch(self, size: int, batch_idx: int) -> None:
+        """Begin a micro-batch of `size` examples, and with it perhaps an epoch or a window."""
+        self._in_progress, position = batch_idx, self.state.position
+        # An epoch may begin with None, and a stopped run's checkpoint calls the epoch that it is in the next one.
+        if batch_idx == 0 or (self._trainer.current_epoch != self.state.epoch and batch_idx < position.micro_batches):
+            self._start_epoch(size)
+        elif self.state.is_resumed and position.is_last:
+            self._start_epoch(size, first=batch_idx)
+        elif not self.settings.acts and batch_idx % self.actuator.accumulate == 0:
+            self.drop_window()  # here Lightning clears the gradient, whether or not a step ended the window before
+        self._follow(self._trainer.optimizers[0])
+        window = self.state.window or self._open_window(batch_idx)
+        window = replace(window, begun=window.begun + 1, examples=window.examples + size)
+        self.state = replace(self.state, window=window, is_resumed=False)
+        self.gradients.times.start()
+
+    def _start_epoch(self, size: int, *, first: int = 0) -> None:
+        if self.loaders.are_old(self._trainer):
+            self.loaders = self.loaders.asked_again(self._trainer, size)
+        started = run.start_epoch(
+            self.settings,
+            self.state,
+            epoch=self._trainer.current_epoch,
+            epoch_batches=self.loaders.batches,
+            epoch_examples=self.loaders.epoch_examples(self.settings.now.granularity),
+            first=first,
+        )
+        self.state = started.state
+        self.reports.epoch_started(started)
+
+    def _open_window(self, batch_idx: int) -> OpenWindow:
+        cut, accumulate, steps = self.state.cut, self.actuator.accumulate, self._trainer.global_step
+        self.state = run.open_window(self.settings, self.state, batch_idx, accumulate=accumulate, steps_before=steps)
+        window = self.state.window
+        assert window is not None
+        self.reports.window_opened(window, cut)
+        self.actuator.place_window(window.start, window.planned)
+        self.actuator.begin_window()
+        self._scale_learning_rate(window.planned, has_usual_size=window.has_usual_size)
+        self.gradients.open(window)
+        return window
+
+    def _scale_learning_rate(self, micro_batches: int, *, has_usual_size: bool) -> None:
+        factors = run.learning_rate_factors(self.settings, self.state, micro_batches, has_usual_size=has_usual_size)
+        self.actuator.scale_learning_rate(*factors)
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Take the sums: the gradient is complete and not yet clipped."""
+        window = self.state.window
+        if window is None:
+            return
+        is_late = self._follow(optimizer)
+        self.gradients.before_step(window)
+        if window.begun != window.planned:
+            self.actuator.rescale_cut_window(window.planned, window.begun)
+            self._scale_learning_rate(window.begun, has_usual_size=False)
+        self.actuator.before_step(is_late=is_late)
+
+    @property
+    def _has_stepped(self) -> bool:
+        window = self.state.window
+        return window is not None and self._trainer.global_step > window.steps_before
+
+    def end_micro_batch(self, batch_idx: int) -> None:
+        """End a micro-batch, and with the optimizer's step its window."""
+        window, has_stepped = self.state.window, self._has_stepped
+        self.gradients.times.stop(stepped=has_stepped)
+        if window is not None:
+            window = replace(window, ended=window.ended + 1)
+        self.state = replace(self.state, window=window, micro_batches_in_epoch=batch_idx + 1)
+        if window is not None and has_stepped:
+            self._close_window(window, batch_idx)
+
+    def _close_window(self, window: OpenWindow, batch_idx: int) -> None:
+        self.actuator.end_step()
+        arrived = self.gradients.receive(self.state.pending)
+        end = run.WindowEnd(
+            ready=batch_idx + 1,
+            is_last=self._is_epochs_end(batch_idx),
+            lr=self.actuator.lr,
+            lr_scale=self.actuator.lr_scale,
+            has_sums=self.gradients.has_sums,
+            sends=self.gradients.sends,
+        )
+        closed = run.close_window(self.settings, self.state, end, arrived)
+        self.state, self._in_progress = closed.state, None
+        if closed.found_changed:
+            self.gradients.discard()
+            self.reports.once(messages.warn_of_changed_gradients, self.gradients.most_changed)
+        self.gradients.end_window(window, is_sent=closed.state.pending is not None)
+        self.reports.window_closed(window, closed, has_gradient_scaler=self.gradients.has_gradient_scaler)
+        self._step_schedulers()
+        asked = self._ask_policy()
+        self.reports.log(self.state, self.actuator, asked, window)
+        if self.actuator.is_factor_overwritten():
+            # Not an error: it may show only when the batch first grows, days into a training.
+            messages.warn_of_own_computation(self.gradients.optimizer)
+            self._use_rule(Constant())
+
+    def _is_epochs_end(self, batch_idx: int) -> bool:
+        return self._trainer.is_last_batch or batch_idx + 1 >= (self.state.position.epoch_batches or math.inf)
+
+    def _step_schedulers(self) -> None:
+        nobody_asked = self.actuator.step_schedulers(self.settings.plan, self.state.position)
+        if nobody_asked and self.settings.limits.max_batch_size > self.settings.first.batch_size:
+            self.reports.once(messages.warn_of_scheduler_step, self._trainer.lightning_module)
+
+    def _ask_policy(self) -> run.Asked:
+        conditions = run.Conditions(self.actuator.relative_lr, *self.gradients.times.shared)
+        asked = run.ask_policy(self.settings, self.state, conditions)
+        self.state = asked.state
+        self.reports.decided(asked)
+        if self.settings.acts and self.settings.plan.is_used_up(self.state.position, self.state.used_examples):
+            self.actuator.stop()
+        return asked
+
+    # ------------------------------------------------------------------ what interrupts it
+
+    def _follow(self, optimizer: Optimizer) -> bool:
+        """Change to another optimizer and other schedulers, where the user had them set up anew in mid-training."""
+        optimizer = unwrapped(optimizer)
+        is_other = optimizer is not self.gradients.optimizer
+        if is_other:
+            self.actuator.check_optimizer()
+            rule = self.settings.rule_for(optimizer)
+            self.gradients.follow(optimizer)
+            self.actuator.follow_optimizer(optimizer)
+            self._use_rule(rule)
+        position = self.actuator.follow_schedulers(self.settings.plan, self.state.position)
+        if position is not self.state.position:
+            self.state = replace(self.state, position=position)
+        return is_other
+
+    def _use_rule(self, rule: LearningRateRule) -> None:
+        if rule.name != self.settings.rule.name:
+            self.settings = replace(self.settings, rule=rule)
+            self.state = replace(self.state, batch=self.state.batch.with_rule(rule, self.state.noise))
+        window = self.state.window
+        if window is not None:
+            self._scale_learning_rate(window.planned, has_usual_size=window.has_usual_size)
+
+    def skip_micro_batch(self, batch_idx: int) -> None:
+        """Note an index for which the loader gave None: nothing began, but Lightning counts it."""
+        if batch_idx == 0:
+            self._start_epoch(0)
+        window = self.state.window
+        self.actuator.skip(batch_idx, is_open=window is not None)
+        if window is not None and self.settings.acts:
+            window = replace(window, start=window.start + 1)
+        self.state = replace(self.state, window=window, micro_batches_in_epoch=batch_idx + 1)
+
+    def drop_window(self) -> None:
+        """Leave a window that no step ended, as Lightning does at an epoch's end."""
+        self.state, dropped = run.drop_window(self.settings, self.state)
+        self.reports.window_dropped(self.state, dropped)
+
+    def close_stepped(self) -> None:
+        """Close a window whose step was made, where another callback saves or raised before the micro-batch's end."""
+        if self._in_progress is not None and self._has_stepped:
+            self.end_micro_batch(self._in_progress)
+
+    @property
+    def planned_steps(self) -> int:
+        """Steps of the user's own plan; from a window's step on, that one included."""
+        being_made, batch_idx = self.actuator.planned_step_in_progress, self._in_progress
+        if being_made is not None:
+            return being_made
+        if batch_idx is None or not self._has_stepped:
+            return self.state.planned_steps
+        is_last = self._is_epochs_end(batch_idx)
+        return self.settings.plan.steps_after(self.state.position, batch_idx + 1, is_last=is_last)
+
+    # ------------------------------------------------------------------ checkpoint and end
+
+    def snapshot(self) -> RunState:
+        """Return the run as a checkpoint holds it: with the sums on their way, which are waited for."""
+        self.actuator.end_step()  # an exception may have left a step in its middle
+        self.close_stepped()
+        if self.actuator.is_interrupted:  # another callback saves before this one is notified
+            self.give_up_waiting()
+        pending = self.state.pending
+        if pending is None or pending.arrived is not None:
+            return self.state
+        arrived = self.gradients.look()
+        return replace(self.state, pending=None if arrived is None else replace(pending, arrived=arrived))
+
+    def give_up_waiting(self) -> None:
+        """After an error another rank may be gone: leave what has not arrived, and send nothing more."""
+        pending = self.state.pending
+        if self.gradients.give_up_waiting() and (pending is None or pending.arrived is None):
+            self.state = replace(self.state, pending=None, examples=self.state.examples.settled())
+
+    def release(self) -> None:
+        """Give everything back to the user; a second call does nothing."""
+        self._in_progress = None
+        self.actuator.release()
+        self.gradients.stop()
+
+    def flush(self) -> None:
+        """Take what is still on its way, and close the journal."""
+        with closing(self.reports.journal):
+            arrived = self.gradients.receive(self.state.pending)
+            self.state, measurement, found_changed = run.take_arrived(self.settings, self.state, arrived)
+            if found_changed:
+                self.reports.once(messages.warn_of_changed_gradients, self.gradients.most_changed)
+            self.reports.journal.write(measurement)

@@ -1,0 +1,146 @@
+"""What the measured windows add up to: averages, their history, and whether the gradients can be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from lightning_bsscale.theory.agreement import Agreement
+from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.moments import moments_of
+from lightning_bsscale.theory.records import Measurement, WindowSums
+from lightning_bsscale.theory.robust import RobustAverages
+
+__all__ = ["Arrived", "ClosedWindow", "MeasuredWindows"]
+
+HISTORY_LIMIT = 4096
+MANY_DROPPED = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """What has arrived of a closed window, the same on all ranks.
+
+    Attributes:
+        sums: The window's sums over all ranks.
+        explained: Whether rounding explains the difference between `.grad` and what was watched; None where nothing was
+            compared.
+        examples: Examples over all ranks since the message before; None on one rank, which counts by itself.
+        seconds_per_micro_batch: Mean over ranks; None on one rank, and while a rank has not timed one.
+        seconds_per_step: Mean over ranks, likewise.
+    """
+
+    sums: WindowSums
+    explained: bool | None = None
+    examples: int | None = None
+    seconds_per_micro_batch: float | None = None
+    seconds_per_step: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosedWindow:
+    """What is known of a window when it ends; kept until its sums have arrived.
+
+    Attributes:
+        examples_seen: Examples of all windows, this one included, as they were counted at its end.
+        optimizer_steps: Optimizer steps, this one included.
+        batch_size: The current batch size, in examples.
+        micro_batches: Micro-batches of one rank.
+        lr: The learning rate of this step.
+        lr_scale: The factor on it.
+        arrived: Its sums, where a checkpoint had to wait for them; else None until the next window's end.
+    """
+
+    examples_seen: int
+    optimizer_steps: int
+    batch_size: int
+    micro_batches: int
+    lr: float
+    lr_scale: float
+    arrived: Arrived | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredWindows:
+    """Averages over the measured windows, and the windows themselves.
+
+    Attributes:
+        averages: The averages that the noise scale is computed from.
+        agreement: Which windows are compared, and whether any is measured.
+        history: The measured windows. Beyond :data:`HISTORY_LIMIT` the older half keeps every second one, so that a
+            long run keeps its whole course in bounded memory.
+        examples_at_last: Examples seen at the last of them.
+        dropped_in_a_row: How many were dropped since the last that entered.
+    """
+
+    averages: RobustAverages = field(default_factory=RobustAverages)
+    agreement: Agreement = field(default_factory=Agreement)
+    history: tuple[Measurement, ...] = ()
+    examples_at_last: float = 0.0
+    dropped_in_a_row: int = 0
+
+    @property
+    def noise(self) -> NoiseScale | None:
+        """The averaged noise scale, or None before there is one."""
+        # The last measurement holds it, so that it is computed once a measured window.
+        return self.history[-1].noise if self.averages.sums.windows and self.history else None
+
+    @property
+    def many_were_dropped(self) -> bool:
+        """Whether so many windows in a row were dropped that something is wrong with the loss."""
+        return self.dropped_in_a_row >= MANY_DROPPED
+
+    def compared(self, explained: bool | None) -> tuple[MeasuredWindows, bool]:
+        """Take the result of a comparison of `.grad` with what the hooks saw.
+
+        Args:
+            explained: Whether rounding explains the difference; None where nothing was compared.
+
+        Returns:
+            A new record, and whether the gradients were found changed: the averages are then empty.
+        """
+        if explained is None:
+            return self, False
+        agreement, found_changed = self.agreement.with_result(explained)
+        averages = self.averages.emptied() if found_changed else self.averages
+        return replace(self, agreement=agreement, averages=averages), found_changed
+
+    def added(self, sums: WindowSums, window: ClosedWindow, *, memory: float) -> MeasuredWindows:
+        """Add a window to the averages and to the history; one without a pair of samples, or without any gradient, not.
+
+        Args:
+            sums: The window's sums, over all ranks.
+            window: What was known at its end, with `examples_seen` corrected where a message brought the exact number.
+            memory: Examples over which a window's weight falls to 1/e; infinite for all windows alike.
+
+        Returns:
+            A new record, or this one.
+        """
+        if sums.num_samples < 2 or sums.sum_sq_norms == sums.mean_sq_norm == 0:
+            return self
+        moments = moments_of(sums)
+        since = window.examples_seen - self.examples_at_last
+        averages = self.averages.updated(moments, examples_since_last=since, memory=memory)
+        was_dropped = averages.dropped > self.averages.dropped
+        measurement = Measurement(
+            examples_seen=window.examples_seen,
+            optimizer_steps=window.optimizer_steps,
+            batch_size=window.batch_size,
+            accumulate_grad_batches=window.micro_batches,
+            window_examples=round(sums.examples),
+            trace=moments.trace,
+            grad_sq=moments.grad_sq,
+            noise=averages.noise_scale(),
+            lr=window.lr,
+            lr_scale=window.lr_scale,
+        )
+        history = (*self.history, measurement)
+        if len(history) > HISTORY_LIMIT:
+            half = HISTORY_LIMIT // 2
+            history = history[:half:2] + history[half:]
+        return replace(
+            self,
+            averages=averages,
+            history=history,
+            examples_at_last=float(window.examples_seen),
+            dropped_in_a_row=self.dropped_in_a_row + 1 if was_dropped else 0,
+        )

@@ -1,0 +1,26 @@
+"""When the batch size changes, and to what: one file per policy, one table of names in ``choose.py``.
+
+A policy is a pure function: the same situation and limits give the same decision.
+
+Other folders import from here; the files of this folder import each other.
+"""
+
+from lightning_bsscale.theory.policies.choose import POLICIES, resolve_policy
+from lightning_bsscale.theory.policies.decision import Decision, Reason, hold_without_decision, recorded_decision
+from lightning_bsscale.theory.policies.noise_scale import NoiseScalePolicy
+from lightning_bsscale.theory.policies.policy import Policy, SupportsDecide
+from lightning_bsscale.theory.policies.situation import Limits, Situation
+
+__all__ = [
+    "POLICIES",
+    "Decision",
+    "Limits",
+    "NoiseScalePolicy",
+    "Policy",
+    "Reason",
+    "Situation",
+    "SupportsDecide",
+    "hold_without_decision",
+    "recorded_decision",
+    "resolve_policy",
+]

@@ -1,0 +1,35 @@
+"""The learning rate as a function of the batch size: one file per family of rules, one table of names in ``choose.py``.
+
+A rule's ``ratio(old, new, noise)`` multiplies the learning rate when the batch size changes from ``old`` to ``new``
+examples. Rules that use the noise scale are integrated along the path (``path.py``): every change multiplies the factor
+by the ratio at the noise scale of that moment, and a later estimate never rewrites the past. Without a resolved
+estimate such a rule uses the square root, the middle between doing nothing and the linear rule.
+
+Other folders import from here; the files of this folder import each other.
+"""
+
+from lightning_bsscale.theory.rules.capped import Capped
+from lightning_bsscale.theory.rules.choose import RULES, resolve_rule, rule_for_optimizer
+from lightning_bsscale.theory.rules.constant import Constant
+from lightning_bsscale.theory.rules.linear import Linear
+from lightning_bsscale.theory.rules.path import RatePath
+from lightning_bsscale.theory.rules.power import Power, Sqrt
+from lightning_bsscale.theory.rules.rule import LearningRateRule, uses_fallback
+from lightning_bsscale.theory.rules.saturating import Saturating
+from lightning_bsscale.theory.rules.surge import Surge
+
+__all__ = [
+    "RULES",
+    "Capped",
+    "Constant",
+    "LearningRateRule",
+    "Linear",
+    "Power",
+    "RatePath",
+    "Saturating",
+    "Sqrt",
+    "Surge",
+    "resolve_rule",
+    "rule_for_optimizer",
+    "uses_fallback",
+]

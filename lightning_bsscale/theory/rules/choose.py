@@ -1,0 +1,133 @@
+"""Choose a rule: by name, by optimizer, or the user's own object."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from lightning_bsscale.theory.checks import found, quoted
+from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.rules.capped import Capped
+from lightning_bsscale.theory.rules.constant import Constant
+from lightning_bsscale.theory.rules.linear import Linear
+from lightning_bsscale.theory.rules.power import Power, Sqrt
+from lightning_bsscale.theory.rules.rule import LearningRateRule
+from lightning_bsscale.theory.rules.saturating import Saturating
+from lightning_bsscale.theory.rules.surge import Surge
+
+__all__ = ["RULES", "resolve_rule", "rule_for_optimizer"]
+
+
+RULES: dict[str, type[LearningRateRule]] = {
+    "linear": Linear,
+    "sqrt": Sqrt,
+    "power": Power,
+    "saturating": Saturating,
+    "surge": Surge,
+    "none": Constant,
+}
+"""Rules by name; each can be made without an argument."""
+
+_SATURATING = ("SGD", "ASGD")
+_LINEAR = ("LARS",)
+_SQRT = (
+    *("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SparseAdam", "FusedAdam", "DeepSpeedCPUAdam"),
+    *("Adam8bit", "AdamW8bit", "PagedAdam", "PagedAdamW", "PagedAdam8bit", "PagedAdamW8bit", "AdamWScheduleFree"),
+    *("Lion", "Lion8bit", "PagedLion", "Adafactor", "LAMB", "FusedLAMB", "NVLAMB", "Adagrad", "RMSprop", "Muon"),
+)
+# Folded to lower case, because libraries disagree on LAMB and Lamb, LARS and Lars.
+_RULE_NAME_BY_OPTIMIZER: dict[str, str] = {
+    **{optimizer.lower(): "saturating" for optimizer in _SATURATING},
+    **{optimizer.lower(): "linear" for optimizer in _LINEAR},
+    **{optimizer.lower(): "sqrt" for optimizer in _SQRT},
+}
+
+
+def rule_for_optimizer(class_names_along_mro: Sequence[str]) -> LearningRateRule:
+    """Choose the rule by the optimizer's class name: the first known one along its method resolution order.
+
+    SGD family: saturating. Adam family, Lion, Adafactor, LAMB, Adagrad, RMSprop, Muon: sqrt. LARS: linear.
+
+    Args:
+        class_names_along_mro: ``[cls.__name__ for cls in type(optimizer).__mro__]``, so that a user's subclass
+            of a known optimizer works. Upper and lower case are not distinguished.
+
+    Returns:
+        The rule.
+
+    Raises:
+        ValueError: If no name is known; the message lists the choices.
+
+    Example:
+        >>> rule_for_optimizer(["MyAdamW", "AdamW", "Adam", "Optimizer", "object"]).name
+        'sqrt'
+    """
+    for class_name in class_names_along_mro:
+        rule_name = _RULE_NAME_BY_OPTIMIZER.get(class_name.lower())
+        if rule_name is not None:
+            return RULES[rule_name]()
+    raise ValueError(
+        f"lr_rule='auto' does not know the optimizer {next(iter(class_names_along_mro), '?')}. "
+        f"Give its rule: lr_rule must be one of {quoted(RULES)}, or an object such as Power(exponent=0.75). "
+        f"Known optimizers (and their subclasses): {', '.join((*_SATURATING, *_LINEAR, *_SQRT))}"
+    )
+
+
+def resolve_rule(rule: object, *, cap: float | None = None, name: str = "lr_rule", auto: str = "") -> LearningRateRule:
+    """Return the rule for a name, a rule, or any object with a ``ratio`` method.
+
+    Args:
+        rule: A key of :data:`RULES`, or an object. ``"auto"`` is no rule: see :func:`rule_for_optimizer`.
+        cap: Largest factor on the learning rate since the start, at least 1; None for no ceiling.
+        name: The argument's name, for the message.
+        auto: What else the caller allows, for the message.
+
+    Returns:
+        The rule, inside a :class:`Capped` if there is a ceiling.
+
+    Raises:
+        ValueError: If the name is unknown.
+        TypeError: If it is neither a name nor an object with a ``ratio`` method.
+
+    Example:
+        >>> resolve_rule("sqrt", cap=8)
+        Capped(rule=Sqrt(), cap=8.0)
+    """
+    allowed = f"one of {quoted(RULES)}{auto}, or an object with ratio(old_batch, new_batch, noise)"
+    resolved: LearningRateRule
+    if isinstance(rule, str):
+        if rule not in RULES:
+            raise ValueError(f"{name} must be {allowed}, got {found(rule)}")
+        resolved = RULES[rule]()
+    elif isinstance(rule, LearningRateRule):
+        resolved = rule
+    elif inspect.isclass(rule) or not callable(getattr(rule, "ratio", None)):
+        raise TypeError(f"{name} must be {allowed}, got {found(rule)}")
+    else:
+        resolved = _Foreign(rule)
+    return resolved if cap is None else Capped(resolved, cap)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Foreign(LearningRateRule):
+    """A user's object with a ``ratio`` method, inheriting from nothing; path.py checks its answers."""
+
+    rule: Any
+
+    @property
+    def name(self) -> str:
+        return str(getattr(self.rule, "name", type(self.rule).__name__))
+
+    @property
+    def needs_noise(self) -> bool:
+        return bool(getattr(self.rule, "needs_noise", False))
+
+    def ratio(self, old_batch: float, new_batch: float, noise: NoiseScale | None) -> Any:
+        return self.rule.ratio(old_batch, new_batch, noise)
+
+    def applied(self, path_factor: float) -> Any:
+        applied = getattr(self.rule, "applied", None)
+        return path_factor if applied is None else applied(path_factor)

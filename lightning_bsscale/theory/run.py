@@ -1,0 +1,451 @@
+"""The pure functions that take a run from window to window.
+
+A *window* opens at its first micro-batch (`open_window`) and closes when the optimizer has stepped (`close_window`).
+Then the policy is asked (`ask_policy`). Each function returns a new `RunState` and what is to be done. Nothing here
+touches a Trainer, a tensor or a clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from lightning_bsscale.theory.controller import BatchState, Decided
+from lightning_bsscale.theory.measured import Arrived, ClosedWindow
+from lightning_bsscale.theory.plan import PlanPosition
+from lightning_bsscale.theory.policies import Situation
+from lightning_bsscale.theory.records import DecisionRecord, Measurement
+from lightning_bsscale.theory.state import CutWindow, OpenWindow, RunSettings, RunState
+from lightning_bsscale.theory.windows import WindowPlan, plan_window
+
+__all__ = [
+    "Asked",
+    "Closed",
+    "Conditions",
+    "EpochStarted",
+    "WindowEnd",
+    "ask_policy",
+    "begin_run",
+    "close_window",
+    "drop_window",
+    "learning_rate_factors",
+    "open_window",
+    "resume_run",
+    "start_epoch",
+    "take_arrived",
+]
+
+
+class WindowEnd(NamedTuple):
+    """What the host knows when the optimizer has stepped.
+
+    Attributes:
+        ready: Micro-batches of the epoch so far.
+        is_last: Whether the epoch ends here.
+        lr: The learning rate of the step (first parameter group).
+        lr_scale: The factor on it.
+        has_sums: Whether the window's gradients were seen.
+        sends: Whether messages are still sent, on several ranks.
+    """
+
+    ready: int
+    is_last: bool
+    lr: float
+    lr_scale: float
+    has_sums: bool
+    sends: bool
+
+
+class Conditions(NamedTuple):
+    """What a policy may weigh beside the run's state, the same on all ranks.
+
+    Attributes:
+        relative_lr: Where the user's scheduler has taken the learning rate, 1 at its start.
+        seconds_per_micro_batch: None while unknown.
+        seconds_per_step: What a step costs beyond its micro-batches; None while unknown.
+    """
+
+    relative_lr: float
+    seconds_per_micro_batch: float | None
+    seconds_per_step: float | None
+
+
+class Closed(NamedTuple):
+    """The outcome of closing a window.
+
+    Attributes:
+        state: The new state; its `pending` says whether this window's sums are to be sent.
+        measurement: What has arrived of an earlier window, or None.
+        found_changed: Whether gradients were found changed: what was seen of this window is to be discarded.
+    """
+
+    state: RunState
+    measurement: Measurement | None
+    found_changed: bool
+
+
+class Asked(NamedTuple):
+    """The outcome of asking the policy.
+
+    Attributes:
+        state: The new state.
+        record: A change of the batch, or the first of a run of holds; else None.
+        decided: What was asked and answered; None where the policy was not asked.
+    """
+
+    state: RunState
+    record: DecisionRecord | None
+    decided: Decided | None
+
+
+class EpochStarted(NamedTuple):
+    """The outcome of starting an epoch.
+
+    Attributes:
+        state: The new state.
+        dropped: Micro-batches that were dropped with the window that the last epoch left open.
+        state_at_end: The state at the end of the last epoch.
+        is_repeated: Whether it is the epoch in progress, which Lightning begins anew.
+    """
+
+    state: RunState
+    dropped: int
+    state_at_end: RunState
+    is_repeated: bool
+
+
+# ---------------------------------------------------------------- a run's start
+
+
+def begin_run(settings: RunSettings, position: PlanPosition, *, epoch: int) -> RunState:
+    """Begin a run that is not resumed.
+
+    Args:
+        settings: What it is done with.
+        position: Where the user's plan begins.
+        epoch: The Trainer's epoch.
+
+    Returns:
+        The state before the first window.
+    """
+    return RunState(
+        first=settings.first,
+        now=settings.now,
+        batch=BatchState.begin(settings.first.batch_size, settings.rule),
+        position=position,
+        epoch=epoch,
+    )
+
+
+def resume_run(settings: RunSettings, stored: RunState, position: PlanPosition, *, epoch: int) -> RunState:
+    """Resume a run, perhaps with other micro-batches, or on another number of ranks.
+
+    Args:
+        settings: What it is done with from now on.
+        stored: What the checkpoint holds.
+        position: Where the plan is, counted in this start's micro-batches.
+        epoch: The Trainer's epoch.
+
+    Returns:
+        The state before the next window. What was left of a window that the checkpoint cut makes a window by itself.
+    """
+    before, now, window = stored.now, settings.now, stored.window
+    examples, pending, cut = stored.examples.resumed(now.world_size), stored.pending, stored.cut
+    if pending is not None and before.world_size != now.world_size:
+        # A message of other ranks: one measurement less, but its examples count.
+        if pending.arrived is not None and pending.arrived.examples is not None:
+            examples = examples.arrived(pending.arrived.examples)
+        pending = None
+    lost = 0 if window is None else window.ended
+    if window is not None:
+        cut = CutWindow(lost=lost, rest=window.planned - lost) if lost or window.is_rest else None
+    if cut is not None:
+        cut = replace(cut, rest=max(1, round(cut.rest * before.granularity / now.granularity)))
+    same_unit = before.granularity == now.granularity
+    return replace(
+        stored,
+        now=now,
+        batch=stored.batch.fitted(settings.limits, settings.rule, stored.noise),
+        position=position,
+        examples=examples,
+        pending=pending,
+        window=None,
+        cut=cut,
+        lost_micro_batches=stored.lost_micro_batches + lost,
+        lost_examples=stored.lost_examples + lost * before.granularity,
+        micro_batches_in_epoch=stored.micro_batches_in_epoch if same_unit and stored.epoch != epoch else 0,
+        is_resumed=True,
+    )
+
+
+# ---------------------------------------------------------------- a window's life
+
+
+def start_epoch(
+    settings: RunSettings,
+    state: RunState,
+    *,
+    epoch: int,
+    epoch_batches: int | None,
+    epoch_examples: int | None,
+    first: int = 0,
+) -> EpochStarted:
+    """Start an epoch, at its first micro-batch.
+
+    Args:
+        settings: What the run is done with.
+        state: The state at the end of the last epoch.
+        epoch: The Trainer's epoch.
+        epoch_batches: Micro-batches that Lightning announces, or None.
+        epoch_examples: Examples in it, or None where they are not known.
+        first: Index of the micro-batch with which a resumed run begins the epoch.
+
+    Returns:
+        The new state.
+    """
+    position = state.position
+    # A second fit after an exception begins its epoch anew too, as anyone expects.
+    is_repeated = epoch == state.epoch and position.micro_batches > 0 and not position.is_last
+    at_end, dropped = drop_window(settings, state)
+    started = settings.plan.start_epoch(
+        at_end.position,
+        epoch_batches,
+        micro_batches=at_end.micro_batches_in_epoch,
+        epoch_examples=epoch_examples,
+        first=first,
+        is_repeated=is_repeated,
+    )
+    return EpochStarted(
+        replace(at_end, position=started, epoch=epoch, micro_batches_in_epoch=0), dropped, at_end, is_repeated
+    )
+
+
+def drop_window(settings: RunSettings, state: RunState) -> tuple[RunState, int]:
+    """Leave a window that no step ended, as Lightning does at an epoch's end.
+
+    Args:
+        settings: What the run is done with.
+        state: The state.
+
+    Returns:
+        The new state, and how many micro-batches were dropped.
+    """
+    window, state = state.window, replace(state, window=None, cut=None)
+    if window is None or window.ended == 0:
+        return state, 0
+    return (
+        replace(
+            state,
+            lost_micro_batches=state.lost_micro_batches + window.ended,
+            lost_examples=state.lost_examples + window.ended * settings.now.granularity,
+            position=settings.plan.advance(state.position, state.micro_batches_in_epoch, is_last=False),
+        ),
+        window.ended,
+    )
+
+
+def open_window(
+    settings: RunSettings, state: RunState, batch_idx: int, *, accumulate: int, steps_before: int
+) -> RunState:
+    """Open the next window.
+
+    Args:
+        settings: What the run is done with.
+        state: The state.
+        batch_idx: Index in the epoch of the window's first micro-batch.
+        accumulate: The Trainer's `accumulate_grad_batches`, by which a window is made where none is placed.
+        steps_before: The Trainer's optimizer steps.
+
+    Returns:
+        The new state with its window.
+    """
+    plan = _planned_window(settings, state, batch_idx, accumulate)
+    # Where windows are not placed, one that does not begin at a multiple has an old gradient in it.
+    is_clear = settings.acts or batch_idx % accumulate == 0
+    in_warmup = state.examples.total < settings.warmup_examples
+    is_due = in_warmup or plan.is_probe or state.windows % settings.measure_every == 0
+    # On several ranks an epoch's last window too: what it sends makes the count of examples exact.
+    is_due = is_due or (settings.now.world_size > 1 and _is_last(settings, state, plan))
+    is_measured = is_due and is_clear and plan.num_micro_batches * settings.samples_per_micro_batch > 1
+    measured, is_watched, is_compared = state.measured, False, False
+    if is_measured:
+        agreement, is_watched, is_compared = measured.agreement.next_window()
+        measured = replace(measured, agreement=agreement)
+    window = OpenWindow(
+        start=plan.start,
+        planned=plan.num_micro_batches,
+        loss_divisor=plan.num_micro_batches if settings.acts else accumulate,
+        steps_before=steps_before,
+        is_measured=is_measured,
+        is_watched=is_watched,
+        is_compared=is_compared,
+        has_usual_size=not plan.is_probe and not plan.is_short,
+        is_rest=settings.acts and state.cut is not None,
+    )
+    return replace(state, window=window, measured=measured, cut=None)
+
+
+def _planned_window(settings: RunSettings, state: RunState, batch_idx: int, accumulate: int) -> WindowPlan:
+    epoch_length = settings.plan.epoch_length(state.position, batch_idx)
+    if not settings.acts:
+        left = accumulate - batch_idx % accumulate
+        return plan_window(start=batch_idx, wanted=left, epoch_batches=epoch_length, budget_batches=None)
+    wanted, rest = state.batch.batch_size // settings.now.granularity, 0 if state.cut is None else state.cut.rest
+    is_probe = (
+        wanted * settings.samples_per_micro_batch == 1
+        and settings.probe_every > 0
+        and (state.windows + 1) % settings.probe_every == 0
+    )
+    plan = plan_window(
+        start=batch_idx,
+        wanted=rest or (2 if is_probe else wanted),
+        epoch_batches=epoch_length,
+        budget_batches=settings.plan.batches_left(state.position, batch_idx, state.used_examples),
+        is_probe=is_probe and not rest,
+    )
+    return replace(plan, is_short=True) if rest else plan
+
+
+def _is_last(settings: RunSettings, state: RunState, plan: WindowPlan) -> bool:
+    # Whether the epoch or the budget ends with the window.
+    length = settings.plan.epoch_length(state.position, plan.start)
+    left = settings.plan.batches_left(state.position, plan.start, state.used_examples)
+    ends = [left, None if length is None else length - plan.start]
+    return any(end is not None and plan.num_micro_batches >= end for end in ends)
+
+
+def learning_rate_factors(
+    settings: RunSettings, state: RunState, micro_batches: int, *, has_usual_size: bool
+) -> tuple[float, float]:
+    """Compute what the learning rate of the open window's step is multiplied by.
+
+    Args:
+        settings: What the run is done with.
+        state: The state.
+        micro_batches: Micro-batches of the window on one rank.
+        has_usual_size: Whether it has the current batch size.
+
+    Returns:
+        The factor that goes with its size, and that of the callback's own schedule at its middle (1 without one).
+    """
+    examples = micro_batches * settings.now.granularity
+    factor = state.batch.lr_scale
+    if not has_usual_size:
+        factor = state.batch.window_factor(examples, settings.rule, state.noise)
+    scheduled = settings.scheduled(state.examples.total + examples / 2)
+    return factor, 1.0 if scheduled is None else scheduled
+
+
+def close_window(settings: RunSettings, state: RunState, end: WindowEnd, arrived: Arrived | None) -> Closed:
+    """Close the open window, after the optimizer's step.
+
+    Args:
+        settings: What the run is done with.
+        state: The state, with an open window.
+        end: What the host knows of the step.
+        arrived: What has arrived of the pending window, or None.
+
+    Returns:
+        The new state, and what is to be done.
+    """
+    window = state.window
+    assert window is not None
+    state = _counted(settings, state, window, end)
+    closed = ClosedWindow(
+        examples_seen=state.examples.total,
+        optimizer_steps=state.windows,
+        batch_size=state.batch.batch_size,
+        micro_batches=window.begun,
+        lr=end.lr,
+        lr_scale=end.lr_scale,
+    )
+    state, measurement, found_changed = take_arrived(settings, state, arrived)
+    on_ranks = settings.now.world_size > 1
+    # Every rank sends for every window that was to be measured, also one whose own gradients were not seen.
+    if window.is_measured and (end.sends if on_ranks else end.has_sums and not found_changed):
+        state = replace(state, pending=closed, examples=state.examples.sent() if on_ranks else state.examples)
+    return Closed(state, measurement, found_changed)
+
+
+def ask_policy(settings: RunSettings, state: RunState, conditions: Conditions) -> Asked:
+    """Ask the policy at a window's end, and apply its answer from the next window on.
+
+    Args:
+        settings: What the run is done with.
+        state: The state after `close_window`.
+        conditions: What the policy may weigh beside it.
+
+    Returns:
+        The new state, and what is to be shown.
+    """
+    if not settings.decides or state.examples.total < settings.warmup_examples:
+        return Asked(state, None, None)
+    situation = _situation(settings, state, conditions)
+    decided = state.batch.decided(situation, policy=settings.policy, rule=settings.rule, limits=settings.limits)
+    log, record = state.decisions, decided.record
+    if log.continues(record):
+        return Asked(state, None, decided)
+    return Asked(replace(state, batch=decided.batch, decisions=log.added(record)), record, decided)
+
+
+def take_arrived(
+    settings: RunSettings, state: RunState, arrived: Arrived | None
+) -> tuple[RunState, Measurement | None, bool]:
+    """Take what has arrived of the pending window into the averages.
+
+    Args:
+        settings: What the run is done with.
+        state: The state.
+        arrived: What has arrived, or None.
+
+    Returns:
+        The new state, the measurement if there is one, and whether gradients were found changed.
+    """
+    window, state = state.pending, replace(state, pending=None)
+    if window is None or arrived is None:
+        return state, None, False
+    if arrived.examples is not None:
+        examples = state.examples.arrived(arrived.examples)
+        state, window = replace(state, examples=examples), replace(window, examples_seen=examples.known)
+    measured, found_changed = state.measured.compared(arrived.explained)
+    measurement = None
+    if measured.agreement.is_good:
+        added = measured.added(arrived.sums, window, memory=settings.memory)
+        if added is not measured:
+            measured, measurement = added, added.history[-1]
+    return replace(state, measured=measured), measurement, found_changed
+
+
+def _counted(settings: RunSettings, state: RunState, window: OpenWindow, end: WindowEnd) -> RunState:
+    if settings.now.world_size == 1:
+        counted, examples = window.examples, state.examples.counted(window.examples)
+    else:
+        counted = window.begun * settings.now.granularity
+        examples = state.examples.assuming(counted)
+    return replace(
+        state,
+        window=None,
+        windows=state.windows + 1,
+        examples=examples,
+        position=settings.plan.advance(state.position, end.ready, is_last=end.is_last),
+        micro_batches_in_epoch=end.ready,
+        # Where nothing is decided, the current batch size is that of the window.
+        batch=state.batch if settings.decides else replace(state.batch, batch_size=counted),
+    )
+
+
+def _situation(settings: RunSettings, state: RunState, conditions: Conditions) -> Situation:
+    scheduled = settings.scheduled(state.examples.total)
+    return Situation(
+        batch_size=state.batch.batch_size,
+        start_batch_size=state.batch.start_batch_size,
+        examples_seen=state.examples.total,
+        total_examples=settings.total_examples,
+        warmup_examples=settings.warmup_examples,
+        optimizer_steps=state.windows,
+        schedule_factor=conditions.relative_lr if scheduled is None else scheduled,
+        examples_at_last_change=state.batch.examples_at_last_change,
+        noise=state.noise,
+        seconds_per_micro_batch=conditions.seconds_per_micro_batch,
+        seconds_per_step=conditions.seconds_per_step,
+    )

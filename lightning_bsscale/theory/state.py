@@ -1,0 +1,198 @@
+"""One run as one frozen record: everything that a checkpoint must hold, and nothing else.
+
+A checkpoint is this record made plain (`theory.stored`), beside the schema and what a policy keeps for itself. The
+functions of `theory.run` take it from window to window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_bsscale.theory.controller import BatchState
+from lightning_bsscale.theory.decision_log import DecisionLog
+from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.example_count import ExampleCount
+from lightning_bsscale.theory.measured import ClosedWindow, MeasuredWindows
+from lightning_bsscale.theory.plan import PlanPosition, UserPlan, steps_made
+from lightning_bsscale.theory.policies import Limits
+from lightning_bsscale.theory.rules import LearningRateRule
+from lightning_bsscale.theory.schedules import Schedule
+from lightning_bsscale.theory.start import Start
+
+__all__ = ["CutWindow", "OpenWindow", "RunSettings", "RunState"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What a run is done with. The same options give the same settings again, so none of it is in a checkpoint.
+
+    Attributes:
+        first: The start that the plan counts in.
+        now: This start.
+        plan: The user's own plan.
+        limits: Between which sizes the batch may move.
+        policy: Any object with `decide(situation, limits)`.
+        rule: How the learning rate follows the batch.
+        rule_for: Makes the rule that fits another optimizer.
+        schedule: The callback's own schedule; None where the user's scheduler owns the learning rate.
+        total_examples: The budget in examples, or None where it is unknown.
+        warmup_examples: Examples before the batch may grow.
+        memory: Examples over which a measured window's weight falls to 1/e.
+        measure_every: After warmup one window in so many is measured.
+        probe_every: While a window has one micro-batch, one in so many has two; 0 for none.
+        samples_per_micro_batch: Gradients that can be told apart in one micro-batch of all ranks.
+        decides: Whether the policy is asked; a monitor does not ask.
+        acts: Whether windows are placed and the learning rate is scaled; a dry run and a monitor leave the Trainer's.
+    """
+
+    first: Start
+    now: Start
+    plan: UserPlan
+    limits: Limits
+    policy: Any
+    rule: LearningRateRule
+    rule_for: Callable[[Any], LearningRateRule]
+    schedule: Schedule | None
+    total_examples: float | None
+    warmup_examples: float
+    memory: float
+    measure_every: int
+    probe_every: int
+    samples_per_micro_batch: int
+    decides: bool
+    acts: bool
+
+    def scheduled(self, examples: float) -> float | None:
+        """Return the factor of the callback's own schedule after so many examples; None without one."""
+        if self.schedule is None or self.total_examples is None:
+            return None
+        return self.schedule.factor(examples, self.total_examples, self.warmup_examples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenWindow:
+    """The window in progress on this rank.
+
+    Attributes:
+        start: Index of its first micro-batch in the epoch.
+        planned: Micro-batches that it should have.
+        loss_divisor: What Lightning divides each loss by.
+        steps_before: The Trainer's optimizer steps when it began.
+        is_measured: Whether it is one to measure. On several ranks it then sends a message.
+        is_watched: Whether its gradients are watched.
+        is_compared: Whether `.grad` is compared with what is watched.
+        has_usual_size: Whether its factor is that of the current batch size: no probe, and not cut short.
+        is_rest: Whether it is what was left of a window that a checkpoint cut.
+        begun: Micro-batches so far, the one in progress included.
+        ended: Micro-batches that have ended.
+        examples: Examples of this rank so far.
+    """
+
+    start: int
+    planned: int
+    loss_divisor: int
+    steps_before: int
+    is_measured: bool
+    is_watched: bool
+    is_compared: bool
+    has_usual_size: bool
+    is_rest: bool = False
+    begun: int = 0
+    ended: int = 0
+    examples: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutWindow:
+    """A window that a checkpoint cut.
+
+    Attributes:
+        lost: Its micro-batches before the checkpoint, whose gradient no checkpoint holds.
+        rest: Those after it, which make the next window.
+    """
+
+    lost: int
+    rest: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """Everything that a checkpoint must hold.
+
+    Attributes:
+        first: The start that the plan counts in.
+        now: The start of the process that the state is of.
+        batch: The current batch size and its learning-rate factor.
+        position: Where the user's own plan is.
+        examples: Examples of all windows.
+        measured: What the measured windows add up to.
+        decisions: The decisions that are kept.
+        pending: The closed window whose sums have not arrived, or None.
+        window: The window in progress, or None.
+        windows: Windows so far; each ended with an optimizer step.
+        lost_micro_batches: Micro-batches that no step was made with.
+        lost_examples: Their examples.
+        epoch: The Trainer's epoch.
+        micro_batches_in_epoch: Micro-batches of the epoch so far.
+        is_resumed: Whether no micro-batch has begun since a checkpoint was loaded.
+        cut: The window that the checkpoint cut, until the next one opens; else None.
+    """
+
+    first: Start
+    now: Start
+    batch: BatchState
+    position: PlanPosition
+    examples: ExampleCount = field(default_factory=ExampleCount)
+    measured: MeasuredWindows = field(default_factory=MeasuredWindows)
+    decisions: DecisionLog = field(default_factory=DecisionLog)
+    pending: ClosedWindow | None = None
+    window: OpenWindow | None = None
+    windows: int = 0
+    lost_micro_batches: int = 0
+    lost_examples: int = 0
+    epoch: int = 0
+    micro_batches_in_epoch: int = 0
+    is_resumed: bool = False
+    cut: CutWindow | None = None
+
+    @property
+    def noise(self) -> NoiseScale | None:
+        """The averaged noise scale, or None before there is one."""
+        return self.measured.noise
+
+    @property
+    def used_examples(self) -> int:
+        """Examples of the budget that are gone: seen, or lost, as the user's schedulers went past those too."""
+        return self.examples.total + self.lost_examples
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimizer steps that the user's own plan has made at the last window's end."""
+        return steps_made(self.position, self.first.accumulate)
+
+    def is_over(self, max_steps: int, total_examples: float | None) -> bool:
+        """Return whether the budget was used up at the last window's end.
+
+        Args:
+            max_steps: The Trainer's; -1 for none.
+            total_examples: The budget that the user gave, or None.
+
+        Returns:
+            True where not one micro-batch is left.
+        """
+        if total_examples is not None:
+            return self.used_examples >= total_examples
+        return 0 <= max_steps <= self.planned_steps
+
+    def window_at_restart(self) -> tuple[int, int]:
+        """Return start and length of the window by which Lightning must judge the position that it restores.
+
+        It asks whether the last micro-batch before the checkpoint ended a window, to count the loggers' steps. After an
+        exception within a micro-batch the answer must be no: the step before was counted.
+        """
+        window = self.window
+        if window is None:
+            return self.position.micro_batches, max(1, self.batch.batch_size // self.now.granularity)
+        return window.start, window.planned + (window.begun > window.ended)

@@ -1,0 +1,235 @@
+import copy
+import math
+import pickle
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_bsscale.theory.policies import Decision, Limits, NoiseScalePolicy, Reason, Situation
+from tests.helpers.simulated import noise_of
+
+LIMITS = Limits(granularity=8, min_batch_size=8, max_batch_size=256)
+READY = Situation(
+    batch_size=32,
+    start_batch_size=8,
+    examples_seen=5000,
+    total_examples=10_000,
+    warmup_examples=500,
+    optimizer_steps=300,
+    examples_at_last_change=2000,
+    noise=noise_of(1000),
+)
+
+
+def decide(situation=READY, limits=LIMITS, **options):
+    return NoiseScalePolicy(**options).decide(situation, limits)
+
+
+# Gates
+
+BLOCKS = [
+    (Reason.IN_WARMUP, {"warmup_examples": 9950}),
+    (Reason.NO_ESTIMATE, {"noise": None}),
+    (Reason.UNRESOLVED, {"noise": noise_of(1000, resolved=False)}),
+    (Reason.COOLING_DOWN, {"examples_at_last_change": 9899}),
+    (Reason.AT_LIMIT, {"batch_size": 256}),
+    (Reason.NEAR_END, {"examples_seen": 9901}),
+]
+
+
+@pytest.mark.parametrize(("reason", "change"), BLOCKS[:-1], ids=lambda value: getattr(value, "name", ""))
+def test_each_gate_holds_by_itself(reason, change):
+    if reason is Reason.COOLING_DOWN:
+        change = {"examples_at_last_change": 4901}
+    decision = decide(replace(READY, **change))
+    assert (decision.batch_size, decision.reason) == (change.get("batch_size", 32), reason.value)
+    assert decision.code == reason.name.lower()
+
+
+@pytest.mark.parametrize("index", range(len(BLOCKS)))
+def test_the_first_reason_to_hold_wins(index):
+    # This gate and all later ones are shut.
+    changes = {}
+    for _, change in reversed(BLOCKS[index:]):
+        changes |= change
+    assert decide(replace(READY, **changes)).reason == BLOCKS[index][0]
+
+
+def test_open_gates_let_it_grow():
+    assert decide() == Decision(
+        batch_size=64,
+        reason=Reason.GROW.value,
+        code="grow",
+        bound=pytest.approx(1000),
+        confidence=0.9,
+        target=pytest.approx(500),
+        needed=64,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"warmup_examples": 5000}, Reason.GROW),  # the warmup ends with its last example
+        ({"warmup_examples": 5001}, Reason.IN_WARMUP),
+        ({"examples_at_last_change": 4900}, Reason.GROW),  # one hundredth of the budget ago
+        ({"examples_at_last_change": 4901}, Reason.COOLING_DOWN),
+        ({"examples_at_last_change": None}, Reason.GROW),
+        ({"batch_size": 248}, Reason.GROW),
+        ({"examples_seen": 9900}, Reason.GROW),  # one hundredth of the budget before the end
+        ({"examples_seen": 9901}, Reason.NEAR_END),
+        ({"total_examples": None, "examples_at_last_change": 4999}, Reason.GROW),  # shares of nothing hold nothing
+    ],
+)
+def test_the_edges_of_the_gates(change, reason):
+    assert decide(replace(READY, noise=noise_of(1e6), **change)).reason == reason
+
+
+# Target
+
+
+@pytest.mark.parametrize(
+    ("batch", "scale", "options", "expected", "reason"),
+    [
+        (32, 1000, {}, 64, Reason.GROW),  # at most doubles
+        (32, 128, {}, 64, Reason.GROW),  # the target 64 is exactly twice
+        (32, 127, {}, 32, Reason.CLOSE_ENOUGH),
+        (32, 127, {"hysteresis": 1.5}, 56, Reason.GROW),  # 63.5, rounded down to a multiple of 8
+        (32, 1000, {"max_growth": 4}, 128, Reason.GROW),
+        (32, 150, {"max_growth": 4}, 72, Reason.GROW),  # to the target 75, not beyond
+        (200, 10**6, {}, 256, Reason.GROW),  # cut by the limit
+        (32, 64, {"target_ratio": 1}, 64, Reason.GROW),
+        (32, 10, {}, 32, Reason.CLOSE_ENOUGH),  # never shrinks by itself
+        (8, 100, {"max_growth": 1.2}, 16, Reason.GROW),  # one micro-batch more is always allowed
+        (64, 16, {"allow_shrink": True}, 32, Reason.SHRINK),
+        (64, 80, {"allow_shrink": True}, 64, Reason.CLOSE_ENOUGH),
+        (256, 20, {"allow_shrink": True}, 128, Reason.SHRINK),  # also at the limit
+        (256, 10**6, {"allow_shrink": True}, 256, Reason.AT_LIMIT),
+        (8, 1, {"allow_shrink": True}, 8, Reason.CLOSE_ENOUGH),
+        (64, 16, {"allow_shrink": True, "max_growth": 1.5}, 40, Reason.SHRINK),
+    ],
+)
+def test_golden_decisions(batch, scale, options, expected, reason):
+    found = decide(replace(READY, batch_size=batch, noise=noise_of(scale)), **options)
+    assert (found.batch_size, found.reason) == (expected, reason.value)
+
+
+def test_growth_is_judged_by_the_lower_bound():
+    uncertain = noise_of(140, spread=0.2)
+    assert 0.5 * uncertain.lower_bound(0.5) >= 64 > 0.5 * uncertain.lower_bound(0.9)
+    situation = replace(READY, noise=uncertain)
+    assert decide(situation, confidence=0.5).reason == Reason.GROW
+    assert decide(situation, confidence=0.9).reason == Reason.CLOSE_ENOUGH
+
+
+def test_shrinking_is_judged_by_the_upper_bound():
+    uncertain = noise_of(28, spread=0.3)
+    situation = replace(READY, noise=uncertain)
+    assert decide(situation, confidence=0.5, allow_shrink=True).reason == Reason.SHRINK
+    assert decide(situation, confidence=0.9, allow_shrink=True).reason == Reason.CLOSE_ENOUGH
+
+
+@pytest.mark.parametrize(("reason", "change"), BLOCKS, ids=lambda value: getattr(value, "name", ""))
+def test_a_hold_shows_the_numbers_that_growth_is_judged_by(reason, change):
+    situation = replace(READY, **{**change, "noise": change.get("noise", noise_of(1000, spread=0.1))})
+    policy = NoiseScalePolicy(target_ratio=0.25, confidence=0.8, hysteresis=3)
+    decision = policy.decide(situation, LIMITS)
+    if situation.noise is None:
+        assert (decision.bound, decision.confidence, decision.target, decision.needed) == (None,) * 4
+    else:
+        bound = situation.noise.lower_bound(0.8)
+        assert (decision.bound, decision.confidence) == (bound, 0.8)
+        assert (decision.target, decision.needed) == (0.25 * bound, 3 * situation.batch_size)
+
+
+def test_shrinking_shows_the_upper_bound():
+    situation = replace(READY, batch_size=64, noise=noise_of(16, spread=0.1))
+    decision = decide(situation, allow_shrink=True, hysteresis=1.5)
+    assert decision.code == "shrink"
+    assert decision.bound == situation.noise.upper_bound(0.9)
+    assert decision.target == 0.5 * decision.bound <= decision.needed == 64 / 1.5
+
+
+situations = st.builds(
+    Situation,
+    batch_size=st.integers(1, 32).map(lambda n: 8 * n),
+    start_batch_size=st.just(8),
+    examples_seen=st.floats(0, 10_000),
+    total_examples=st.none() | st.just(10_000.0),
+    warmup_examples=st.just(500.0),
+    examples_at_last_change=st.none() | st.floats(0, 10_000),
+    noise=st.none() | st.builds(noise_of, st.floats(1, 1e4), spread=st.floats(0, 2), resolved=st.booleans()),
+)
+policies = st.builds(
+    NoiseScalePolicy,
+    target_ratio=st.floats(0.1, 4),
+    confidence=st.floats(0.5, 0.99),
+    max_growth=st.floats(1.01, 8),
+    hysteresis=st.floats(1, 4),
+    cooldown=st.floats(0, 0.5),
+    allow_shrink=st.booleans(),
+)
+
+
+@given(situations, policies)
+def test_every_decision_keeps_the_promises(situation, policy):
+    decision = policy.decide(situation, LIMITS)
+    batch, now = decision.batch_size, situation.batch_size
+    assert batch % LIMITS.granularity == 0
+    assert LIMITS.min_batch_size <= batch <= LIMITS.max_batch_size
+    assert batch <= max(policy.max_growth * now, now + LIMITS.granularity)
+    assert (batch > now) == (decision.reason == Reason.GROW)
+    assert (batch < now) == (decision.reason == Reason.SHRINK)
+    assert policy.allow_shrink or batch >= now
+    if situation.noise is None or not situation.noise.resolved:
+        assert batch == now
+    assert decision == policy.decide(copy.deepcopy(situation), LIMITS)
+    assert type(decision.reason) is str
+
+
+@pytest.mark.parametrize("options", [{}, {"max_growth": 8}, {"allow_shrink": True}], ids=str)
+def test_the_same_estimate_leads_to_rest(options):
+    policy = NoiseScalePolicy(**options)
+    for start in range(8, 257, 8):
+        path = [start]
+        for _ in range(8):
+            situation = replace(READY, batch_size=path[-1], noise=noise_of(200))  # the target is 100
+            path.append(policy.decide(situation, LIMITS).batch_size)
+        assert path[-1] == path[-2] == path[-3]
+        assert path[-1] > 50
+        if 50 < start < 200:
+            assert set(path) == {start}
+
+
+def test_only_shares_need_a_budget():
+    assert NoiseScalePolicy().needs_budget
+    assert not NoiseScalePolicy(cooldown=0).needs_budget
+
+
+def test_policies_are_frozen_and_copied_whole():
+    policy = NoiseScalePolicy(target_ratio=0.7)
+    assert pickle.loads(pickle.dumps(policy)) == copy.deepcopy(policy) == policy
+    with pytest.raises(AttributeError):
+        policy.target_ratio = 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"target_ratio": 0}, ValueError, "target_ratio must be a finite number above 0, got 0"),
+        ({"target_ratio": math.nan}, ValueError, "target_ratio .* got nan"),
+        ({"target_ratio": "1"}, TypeError, "target_ratio .* got '1'"),
+        ({"confidence": 0.4}, ValueError, r"confidence must be .* at least 0\.5 and below 1, got 0\.4"),
+        ({"confidence": 1}, ValueError, "confidence .* got 1"),
+        ({"max_growth": 1}, ValueError, "max_growth must be a finite number above 1, got 1"),
+        ({"max_growth": True}, TypeError, "max_growth .* got True"),
+        ({"hysteresis": 0.9}, ValueError, "hysteresis must be a finite number at least 1, got 0.9"),
+        ({"cooldown": 1}, ValueError, "cooldown must be a finite number at least 0 and below 1, got 1"),
+        ({"allow_shrink": 1}, TypeError, "allow_shrink must be True or False, got 1"),
+    ],
+)
+def test_options_are_checked_when_made(options, error, message):
+    with pytest.raises(error, match=message):
+        NoiseScalePolicy(**options)
