@@ -188,7 +188,7 @@ CASES += [
     Case(lambda: functional.steps_and_examples(0, 64)),
     Case(lambda: functional.scale_learning_rate(-0.1, 64, 128)),
     Case(lambda: ParameterHooks([]).start_sample(), "start_sample", (RuntimeError,)),
-    Case(lambda: ParameterHooks([]).end_sample(1), "end_sample", (RuntimeError,)),
+    Case(lambda: ParameterHooks([]).end_sample(4), "end_sample", (RuntimeError,)),
 ]
 
 # ---------------------------------------------------------------- on the command line
