@@ -133,7 +133,7 @@ def test_without_the_refusal_a_step_of_lbfgs_is_no_mean(monkeypatch):
 def test_windows_in_memory_is_what_the_averages_come_to(memory):
     averages = Averages()
     for _ in range(400):
-        window = WindowMoments(trace=1.0, grad_sq=1.0, num_micro_batches=2, examples=8, harmonic_size=4.0)
+        window = WindowMoments(trace=1.0, grad_sq=1.0, num_samples=2, examples=8, harmonic_size=4.0)
         averages = averages.updated(window, examples_since_last=100, memory=memory)
     held = windows_in_memory(memory, 100)
     if memory == math.inf:
