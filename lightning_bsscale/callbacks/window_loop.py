@@ -249,8 +249,10 @@ class WindowLoop:
     def release(self) -> None:
         """Give everything back to the user; a second call does nothing."""
         self._in_progress = None
-        self.actuator.release()
-        self.gradients.stop()
+        try:
+            self.actuator.release()
+        finally:
+            self.gradients.stop()
 
     def flush(self) -> None:
         """Take what is still on its way, and close the journal."""

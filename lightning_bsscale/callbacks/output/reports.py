@@ -105,5 +105,6 @@ class Reports:
         """Record the last measurement, and close the journal."""
         if found_changed:
             self.once(messages.warn_of_changed_gradients, parameter)
-        self.journal.write(measurement)
+        with self.journal.closed_on_error():
+            self.journal.write(measurement)
         self.journal.close()

@@ -198,8 +198,10 @@ class ScopedFactor:
 
     def remove(self) -> None:
         """Lets the step go and puts the user's learning rates back."""
-        self.restore()
-        self._span.remove()
+        try:
+            self.restore()
+        finally:
+            self._span.remove()
 
 
 def relative_learning_rate(optimizer: Optimizer) -> float:
