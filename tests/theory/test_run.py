@@ -198,6 +198,77 @@ def test_resumed_on_other_ranks_batch_and_examples_stay(ranks, micro_batches):
     assert (again.pending is None) == (ranks != 3)
 
 
+@pytest.mark.parametrize(("granularity", "rest"), [(4, 3), (2, 6), (1, 12), (6, 2), (100, 1)])
+def test_with_another_micro_batch_the_rest_of_a_window_keeps_its_examples(granularity, rest):
+    program = Program(batches=(5,), accumulate=5)
+    stored = stored_again(Host.begin(program).train(program.places()[:2]).snapshot())
+    now = replace(program.settings.now, granularity=granularity)
+    assert Host.resume(program, stored, epoch=0, now=now).state.cut.rest == rest
+
+
+def test_examples_of_a_message_of_other_ranks_count():
+    program = Program(ranks=3, epochs=(4,), announced=4, last_size=2)  # the last window has 2 + 2 + 1
+    stored = stored_again(Host.begin(program).train(program.places()).snapshot())
+    assert stored.examples.total == 4 * 12
+    for ranks, examples in ((2, 41), (1, 41), (3, 48)):
+        assert Host.resume(Program(ranks=ranks), stored, epoch=0).state.examples.total == examples
+
+
+# ---------------------------------------------------------------- which windows
+
+
+def steps_of(program):
+    return Host.begin(program).train(program.places()).steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "lengths"),
+    [
+        ({}, [1] * 10),
+        ({"probe_every": 3}, [1, 1, 2, 1, 1, 2, 1, 1]),
+        ({"probe_every": 3, "ranks": 2}, [1] * 10),  # two ranks make a pair
+        ({"probe_every": 1, "batches": (3,)}, [2, 3, 3, 2]),
+        ({"accumulate": 2, "batches": (4, 3)}, [2, 3, 4, 1]),
+        ({"accumulate": 2, "batches": (5,), "max_steps": 4}, [2, 5, 1]),
+        ({"accumulate": 4, "acts": False, "batches": (1,)}, [4, 4, 2]),
+    ],
+)
+def test_lengths_of_windows(changes, lengths):
+    assert [step[2] for step in steps_of(replace(Program(), **changes))] == lengths
+
+
+@pytest.mark.parametrize(
+    ("changes", "measured"),
+    [
+        ({}, []),  # no pair
+        ({"ranks": 2}, [0, 4, 8, 9]),  # on several ranks an epoch's last too: the count is exact there
+        ({"accumulate": 2, "batches": (2,)}, [0, 4]),
+        ({"ranks": 2, "warmup": 40.0}, [0, 1, 2, 3, 4, 8, 9]),
+        ({"ranks": 2, "max_steps": 7, "announced": None}, [0, 4, 6]),
+        ({"probe_every": 3}, [2, 5]),
+    ],
+)
+def test_which_windows_are_measured(changes, measured):
+    steps = steps_of(replace(Program(measure_every=4), **changes))
+    assert [number for number, step in enumerate(steps) if step[3]] == measured
+
+
+def test_the_rest_of_a_window_has_the_factor_of_its_own_size():
+    program = Program(batches=(4,), accumulate=1)
+    _, host, again = resumed_at(program, 3)  # of the second window, two of four
+    assert [step[4] for step in again.steps] == [(2.0, 1.0), (4.0, 1.0), (1.0, 1.0)]
+    assert [step[2] for step in host.steps + again.steps] == [1, 2, 4, 1]
+
+
+def test_what_was_seen_with_gradients_that_were_found_changed_is_discarded():
+    host = Host.begin(Program(accumulate=2, batches=(2,), explained=(True, False))).train([(0, 0), (0, 1)])
+    assert host.state.pending is not None
+    host.in_flight = replace(host.in_flight, explained=False)
+    host.train([(0, 2), (0, 3)])
+    state = host.state
+    assert (state.pending, state.measured.history, state.measured.agreement.is_good) == (None, (), False)
+
+
 # ---------------------------------------------------------------- records
 
 
