@@ -239,8 +239,10 @@ class WindowLoop:
     def release(self) -> None:
         """Restore everything of the user's; a second call does nothing."""
         self._in_progress = None
-        self.actuator.release()
-        self.gradients.stop()
+        try:
+            self.actuator.release()
+        finally:
+            self.gradients.stop()
 
     def flush(self) -> None:
         """Receive the sums in flight, and close the journal."""

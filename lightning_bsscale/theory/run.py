@@ -165,7 +165,8 @@ def resume_run(settings: RunSettings, stored: RunState, position: PlanPosition, 
     return replace(
         stored,
         now=now,
-        batch=stored.batch.fitted(settings.limits, settings.rule, stored.noise),
+        # Where nothing is decided, the current batch size is that of the last window.
+        batch=stored.batch.fitted(settings.limits, settings.rule, stored.noise) if settings.decides else stored.batch,
         position=position,
         examples=examples,
         pending=pending,

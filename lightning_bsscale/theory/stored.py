@@ -163,7 +163,8 @@ def _check_of(annotation: Any, fractions: frozenset[tuple[str, str]]) -> _Check:
         return _any_of([_check_of(argument, fractions) for argument in arguments])
     if origin in {list, tuple}:
         item = _check_of(arguments[0], fractions) if arguments else _accept_any
-        return lambda value: _list_problem(value, item)
+        length = len(arguments) if origin is tuple and Ellipsis not in arguments else None  # a pair has one type here
+        return lambda value: _list_problem(value, item, length)
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return _record_check(annotation, fractions)
     if isinstance(annotation, type) and issubclass(annotation, Enum):
@@ -185,9 +186,11 @@ def _any_of(checks: list[_Check]) -> _Check:
     return check
 
 
-def _list_problem(value: Any, item: _Check) -> str | None:
+def _list_problem(value: Any, item: _Check, length: int | None) -> str | None:
     if not isinstance(value, list):
         return f"must be a list, got {show(value)}"
+    if length is not None and len(value) != length:
+        return f"must be a list of {length}, got {show(value)}"
     return next((f"must be a list, but an item {problem}" for problem in map(item, value) if problem is not None), None)
 
 

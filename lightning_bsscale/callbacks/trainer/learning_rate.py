@@ -188,8 +188,10 @@ class ScopedFactor:
 
     def remove(self) -> None:
         """Unwrap the step, and restore the user's learning rates."""
-        self.restore()
-        self._wrapper.remove()
+        try:
+            self.restore()
+        finally:
+            self._wrapper.remove()
 
 
 def relative_learning_rate(optimizer: Optimizer) -> float:
