@@ -275,7 +275,7 @@ def test_what_was_asked_for_and_what_was_done_are_told_apart(caplog):
     lines = [one.message for one in caplog.records if one.message.startswith("bsscale: after")]
     assert lines[0].endswith("as much as possible (requested 1,000)")
     assert re.search(r"12 examples .* 8: as much as possible .*1,000", lines[1])
-    assert "(asked for" in scaler.summary()
+    assert "(requested" in scaler.summary()
 
 
 def test_the_summary_of_a_dry_run_says_that_nothing_was_done():
