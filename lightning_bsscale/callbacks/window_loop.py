@@ -76,8 +76,8 @@ class WindowLoop:
             epoch_examples=self.loaders.epoch_examples(self.settings.now.granularity),
             first=first,
         )
-        self.state = started.state
-        self.reports.epoch_started(started)
+        before, self.state = self.state, started.state
+        self.reports.epoch_started(before, started)
 
     def _open_window(self, trainer: pl.Trainer, batch_idx: int) -> OpenWindow:
         cut, accumulate = self.state.cut, self.actuator.accumulate
@@ -114,9 +114,7 @@ class WindowLoop:
         window = self.state.window
         has_stepped = window is not None and trainer.global_step > window.steps_before
         self.gradients.times.stop(stepped=has_stepped)
-        if window is not None:
-            window = replace(window, ended=window.ended + 1)
-        self.state = replace(self.state, window=window, micro_batches_in_epoch=batch_idx + 1)
+        self.state = self.state.with_ended(batch_idx)
         if window is not None and has_stepped:
             self._close_window(trainer, pl_module, window, batch_idx)
 
@@ -135,6 +133,7 @@ class WindowLoop:
         )
         closed = run.close_window(self.settings, self.state, end, arrived)
         self.state, self._in_progress = closed.state, None
+        self.reports.journal.close_window(window, self.actuator.factors, end, arrived, closed.measurement)
         if closed.found_changed:
             self.gradients.discard()
             self.reports.once(messages.warn_of_changed_gradients, self.gradients.most_changed)
@@ -160,7 +159,7 @@ class WindowLoop:
         conditions = run.Conditions(self.actuator.relative_lr, *self.gradients.times.shared)
         asked = run.ask_policy(self.settings, self.state, conditions)
         self.state = asked.state
-        self.reports.decided(asked)
+        self.reports.decided(conditions, asked)
         if self.settings.acts and self.settings.plan.is_used_up(self.state.position, self.state.used_examples):
             self.actuator.stop()
         return asked
@@ -180,30 +179,28 @@ class WindowLoop:
         position = self.actuator.follow_schedulers(self.settings.plan, self.state.position)
         if position is not self.state.position:
             self.state = replace(self.state, position=position)
+            self.reports.journal.follow_schedulers(position)
         return is_other
 
     def _use_rule(self, rule: LearningRateRule) -> None:
         if rule.name != self.settings.rule.name:
-            self.settings = replace(self.settings, rule=rule)
-            self.state = replace(self.state, batch=self.state.batch.with_rule(rule, self.state.noise))
-        if self.state.window is not None:
-            window = self.state.window
+            self.settings, self.state = run.use_rule(self.settings, self.state, rule)
+            self.reports.journal.use_rule(rule)
+        window = self.state.window
+        if window is not None:
             self._scale_learning_rate(window.planned, has_usual_size=window.has_usual_size)
 
     def skip_micro_batch(self, trainer: pl.Trainer, batch_idx: int) -> None:
         """Note an index for which the loader gave None: nothing began, but Lightning counts it."""
         if batch_idx == 0:
             self._start_epoch(trainer, 0)
-        window = self.state.window
-        self.actuator.skip(batch_idx, is_open=window is not None)
-        if window is not None and self.settings.acts:
-            window = replace(window, start=window.start + 1)
-        self.state = replace(self.state, window=window, micro_batches_in_epoch=batch_idx + 1)
+        self.actuator.skip(batch_idx, is_open=self.state.window is not None)
+        self.state = self.state.with_skipped(batch_idx)
 
     def drop_window(self) -> None:
         """Leave a window that no step ended, as Lightning does at an epoch's end."""
-        self.state, dropped = run.drop_window(self.settings, self.state)
-        self.reports.window_dropped(self.state, dropped)
+        before, (self.state, dropped) = self.state, run.drop_window(self.settings, self.state)
+        self.reports.window_dropped(before, self.state, dropped)
 
     def close_stepped(self) -> None:
         """Close a window whose step was made, where another callback saves or raised before the micro-batch's end."""
@@ -244,7 +241,8 @@ class WindowLoop:
         """After an error another rank may be gone: leave what has not arrived, and send nothing more."""
         pending = self.state.pending
         if self.gradients.give_up_waiting() and (pending is None or pending.arrived is None):
-            self.state = replace(self.state, pending=None, examples=self.state.examples.settled())
+            self.state = run.settle_unsent(self.state)
+            self.reports.journal.give_up()
 
     def release(self) -> None:
         """Give everything back to the user; a second call does nothing."""
@@ -254,6 +252,8 @@ class WindowLoop:
 
     def flush(self) -> None:
         """Take what is still on its way, and close the journal."""
-        arrived = self.gradients.receive(self.state.pending)
-        self.state, measurement, found_changed = run.take_arrived(self.settings, self.state, arrived)
-        self.reports.end(measurement, found_changed=found_changed, parameter=self.gradients.most_changed)
+        arrived, before = self.gradients.receive(self.state.pending), self.state
+        self.state, measurement, found_changed = run.take_arrived(self.settings, before, arrived)
+        self.reports.journal.end(before, self.state, arrived, measurement)
+        if found_changed:
+            self.reports.once(messages.warn_of_changed_gradients, self.gradients.most_changed)

@@ -13,8 +13,7 @@ from lightning_bsscale.callbacks.output import logging, messages
 from lightning_bsscale.callbacks.output.journal import RunJournal
 from lightning_bsscale.callbacks.trainer.loaders import SizeCheck
 from lightning_bsscale.theory.measured import MANY_DROPPED
-from lightning_bsscale.theory.records import Measurement
-from lightning_bsscale.theory.run import Asked, Closed, EpochStarted
+from lightning_bsscale.theory.run import Asked, Closed, Conditions, EpochStarted
 from lightning_bsscale.theory.state import CutWindow, OpenWindow, RunSettings, RunState
 
 
@@ -47,15 +46,20 @@ class Reports:
             self._said.add(say)
             say(*args, **kwargs)
 
-    def epoch_started(self, started: EpochStarted) -> None:
-        """Say what an epoch's start lost or repeats."""
-        self.window_dropped(started.state_at_end, started.dropped)
-        before, announced = started.state_at_end.position.micro_batches, started.state.position.epoch_batches
-        if self._settings.decides and started.is_repeated and announced is not None and before >= announced:
-            messages.say_repeated(before, announced, waits=self._settings.plan.ends_with_epochs)
+    def epoch_started(self, before: RunState, started: EpochStarted) -> None:
+        """Record an epoch's start, and say what it lost or repeats."""
+        self.journal.start_epoch(before, started.state)
+        self._say_dropped(started.state_at_end, started.dropped)
+        received, announced = started.state_at_end.position.micro_batches, started.state.position.epoch_batches
+        if self._settings.decides and started.is_repeated and announced is not None and received >= announced:
+            messages.say_repeated(received, announced, waits=self._settings.plan.ends_with_epochs)
 
-    def window_dropped(self, state: RunState, micro_batches: int) -> None:
-        """Say once that an epoch ended within a window; `state` is that at its end."""
+    def window_dropped(self, before: RunState, state: RunState, micro_batches: int) -> None:
+        """Record that a window was left that no step ended, and say it once."""
+        self.journal.drop_window(before)
+        self._say_dropped(state, micro_batches)
+
+    def _say_dropped(self, state: RunState, micro_batches: int) -> None:
         if micro_batches and self._settings.acts:
             self.once(messages.say_lost, micro_batches, state.micro_batches_in_epoch, state.position.epoch_batches)
 
@@ -65,18 +69,17 @@ class Reports:
             messages.say_unfinished(cut.lost, window.planned if self._settings.acts else 0)
 
     def window_closed(self, window: OpenWindow, closed: Closed, *, has_gradient_scaler: bool) -> None:
-        """Check the window's size, and record what has arrived."""
+        """Check the window's size, and say what is wrong with its loss."""
         self._sizes.add(window.examples, window.begun)
         if closed.state.measured.many_were_dropped:
             self.once(messages.warn_of_dropped, MANY_DROPPED, has_scaler=has_gradient_scaler)
-        self.journal.write(closed.measurement)
 
-    def decided(self, asked: Asked) -> None:
-        """Record a decision, and say it."""
+    def decided(self, conditions: Conditions, asked: Asked) -> None:
+        """Record what the policy was asked with and its decision, and say it."""
+        self.journal.ask_policy(conditions, asked)
         if asked.decided is not None and not asked.decided.is_valid:
             self.once(messages.warn_of_no_decision, self._settings.policy, asked.decided.answer)
         if asked.record is not None:
-            self.journal.write(asked.record)
             messages.say_decision(asked.record, self._options)
 
     def log(
@@ -100,10 +103,3 @@ class Reports:
         if self._settings.decides:
             values |= {"lr_scale": actuator.shown_lr_scale(state.batch.lr_scale), "lr": actuator.lr}
         logging.log_values(trainer, pl_module, self._options.log_prefix, values, show=self._options.progress_bar)
-
-    def end(self, measurement: Measurement | None, *, found_changed: bool, parameter: str | None) -> None:
-        """Record the last measurement, and close the journal."""
-        if found_changed:
-            self.once(messages.warn_of_changed_gradients, parameter)
-        self.journal.write(measurement)
-        self.journal.close()
