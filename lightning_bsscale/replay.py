@@ -19,6 +19,7 @@ from lightning_bsscale.theory import run
 from lightning_bsscale.theory.described import make_policy, make_rule, make_schedule
 from lightning_bsscale.theory.events import Applied, EndEvent, StepEvent, WindowEvent, apply
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
+from lightning_bsscale.theory.schedules import resolve_schedule
 from lightning_bsscale.theory.state import RunNumbers, RunSettings, RunState
 from lightning_bsscale.theory.stored import FRACTIONS, check_stored, from_plain
 
@@ -132,7 +133,7 @@ class _Run:
             policy=policy,
             rule=rule,
             rule_for=lambda optimizer: rule,
-            schedule=make_schedule(header.get("schedule"), path) if schedule is None else schedule,
+            schedule=make_schedule(header.get("schedule"), path) if schedule is None else resolve_schedule(schedule),
         )
         return cls(path, settings, state, given)
 
