@@ -107,6 +107,11 @@ class Actuator:
         return self._scoped.lr
 
     @property
+    def factors(self) -> tuple[float, float]:
+        """The factors on the learning rate that are set: the batch's, and the own schedule's."""
+        return self._scoped.factors
+
+    @property
     def lr_scale(self) -> float:
         """The factor on the learning rate in the last update."""
         return self._scoped.used_factor

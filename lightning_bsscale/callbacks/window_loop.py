@@ -71,8 +71,8 @@ class WindowLoop:
             epoch_examples=self.loaders.epoch_examples(self.settings.now.granularity),
             first=first,
         )
-        self.state = started.state
-        self.reports.epoch_started(started)
+        before, self.state = self.state, started.state
+        self.reports.epoch_started(before, started)
 
     def _open_window(self, batch_idx: int) -> OpenWindow:
         cut, accumulate, steps = self.state.cut, self.actuator.accumulate, self._trainer.global_step
@@ -111,9 +111,7 @@ class WindowLoop:
         """End a micro-batch and, if the optimizer has stepped, its window."""
         window, has_stepped = self.state.window, self._has_stepped
         self.gradients.times.stop(stepped=has_stepped)
-        if window is not None:
-            window = replace(window, ended=window.ended + 1)
-        self.state = replace(self.state, window=window, micro_batches_in_epoch=batch_idx + 1)
+        self.state = self.state.with_ended(batch_idx)
         if window is not None and has_stepped:
             self._close_window(window, batch_idx)
 
@@ -130,6 +128,7 @@ class WindowLoop:
         )
         closed = run.close_window(self.settings, self.state, end, arrived)
         self.state, self._in_progress = closed.state, None
+        self.reports.journal.close_window(window, self.actuator.factors, end, arrived, closed.measurement)
         if closed.found_changed:
             self.gradients.discard()
             self.reports.once(messages.warn_changed_gradients, self.gradients.most_changed)
@@ -155,7 +154,7 @@ class WindowLoop:
         conditions = run.Conditions(self.actuator.relative_lr, *self.gradients.times.shared)
         asked = run.ask_policy(self.settings, self.state, conditions)
         self.state = asked.state
-        self.reports.decided(asked)
+        self.reports.decided(conditions, asked)
         if self.settings.acts and self.settings.plan.is_used_up(self.state.position, self.state.used_examples):
             self.actuator.stop()
         return asked
@@ -175,12 +174,13 @@ class WindowLoop:
         position = self.actuator.follow_schedulers(self.settings.plan, self.state.position)
         if position is not self.state.position:
             self.state = replace(self.state, position=position)
+            self.reports.journal.follow_schedulers(position)
         return is_other
 
     def _use_rule(self, rule: LearningRateRule) -> None:
         if rule.name != self.settings.rule.name:
-            self.settings = replace(self.settings, rule=rule)
-            self.state = replace(self.state, batch=self.state.batch.with_rule(rule, self.state.noise))
+            self.settings, self.state = run.use_rule(self.settings, self.state, rule)
+            self.reports.journal.use_rule(rule)
         window = self.state.window
         if window is not None:
             self._scale_learning_rate(window.planned, has_usual_size=window.has_usual_size)
@@ -189,16 +189,13 @@ class WindowLoop:
         """Skip an index for which the loader returned None, which Lightning counts all the same."""
         if batch_idx == 0:
             self._start_epoch(0)
-        window = self.state.window
-        self.actuator.skip(batch_idx, is_open=window is not None)
-        if window is not None and self.settings.acts:
-            window = replace(window, start=window.start + 1)
-        self.state = replace(self.state, window=window, micro_batches_in_epoch=batch_idx + 1)
+        self.actuator.skip(batch_idx, is_open=self.state.window is not None)
+        self.state = self.state.with_skipped(batch_idx)
 
     def drop_window(self) -> None:
         """Drop a window that no step ended, as Lightning does at an epoch's end."""
-        self.state, dropped = run.drop_window(self.settings, self.state)
-        self.reports.window_dropped(self.state, dropped)
+        before, (self.state, dropped) = self.state, run.drop_window(self.settings, self.state)
+        self.reports.window_dropped(before, self.state, dropped)
 
     def close_stepped(self) -> None:
         """Close a window whose step was made, if another callback saves or raised before the micro-batch's end."""
@@ -234,7 +231,8 @@ class WindowLoop:
         """Stop waiting and sending after an error, since another rank may be gone."""
         pending = self.state.pending
         if self.gradients.abandon_pending() and (pending is None or pending.arrived is None):
-            self.state = replace(self.state, pending=None, examples=self.state.examples.settled())
+            self.state = run.settle_unsent(self.state)
+            self.reports.journal.give_up()
 
     def release(self) -> None:
         """Restore everything of the user's; a second call does nothing."""
@@ -247,8 +245,8 @@ class WindowLoop:
     def flush(self) -> None:
         """Receive the sums in flight, and close the journal."""
         with closing(self.reports.journal):
-            arrived = self.gradients.receive(self.state.pending)
-            self.state, measurement, found_changed = run.take_arrived(self.settings, self.state, arrived)
+            arrived, before = self.gradients.receive(self.state.pending), self.state
+            self.state, measurement, found_changed = run.take_arrived(self.settings, before, arrived)
             if found_changed:
                 self.reports.once(messages.warn_changed_gradients, self.gradients.most_changed)
-            self.reports.journal.write(measurement)
+            self.reports.journal.end(before, self.state, arrived, measurement)

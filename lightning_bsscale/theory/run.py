@@ -15,6 +15,7 @@ from lightning_bsscale.theory.measured import Arrived, ClosedWindow
 from lightning_bsscale.theory.plan import PlanPosition
 from lightning_bsscale.theory.policies import Situation
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
+from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.state import CutWindow, OpenWindow, RunSettings, RunState
 from lightning_bsscale.theory.windows import WindowPlan, plan_window
 
@@ -31,8 +32,10 @@ __all__ = [
     "learning_rate_factors",
     "open_window",
     "resume_run",
+    "settle_unsent",
     "start_epoch",
     "take_arrived",
+    "use_rule",
 ]
 
 
@@ -415,6 +418,32 @@ def take_arrived(
         if added is not measured:
             measured, measurement = added, added.history[-1]
     return replace(state, measured=measured), measurement, found_changed
+
+
+def settle_unsent(state: RunState) -> RunState:
+    """Leave what has not arrived of the pending window, and keep what was assumed of its examples.
+
+    Args:
+        state: The state.
+
+    Returns:
+        The new state.
+    """
+    return replace(state, pending=None, examples=state.examples.settled())
+
+
+def use_rule(settings: RunSettings, state: RunState, rule: LearningRateRule) -> tuple[RunSettings, RunState]:
+    """Change to another rule: the learning rate is then meant for the first batch size.
+
+    Args:
+        settings: What the run is done with.
+        state: The state.
+        rule: How the learning rate follows the batch from now on.
+
+    Returns:
+        The new settings and the new state.
+    """
+    return replace(settings, rule=rule), replace(state, batch=state.batch.with_rule(rule, state.noise))
 
 
 def _counted(settings: RunSettings, state: RunState, window: OpenWindow, end: WindowEnd) -> RunState:

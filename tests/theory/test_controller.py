@@ -6,7 +6,7 @@ import pytest
 
 from lightning_bsscale.theory.controller import BatchState
 from lightning_bsscale.theory.policies import Decision, Limits, Situation
-from lightning_bsscale.theory.rules import Capped, Constant, Linear, RatePath, Saturating, Sqrt
+from lightning_bsscale.theory.rules import Capped, Constant, FactorPath, Linear, Saturating, Sqrt
 from tests.helpers.simulated import noise_of
 
 LIMITS = Limits(granularity=4, min_batch_size=8, max_batch_size=64)
@@ -100,4 +100,4 @@ def test_a_short_window_of_a_shrunk_batch_keeps_its_factor():
     shrunk = ask(8).batch
     assert shrunk.lr_scale == 0.5
     assert shrunk.window_factor(4, Linear(), None) == 0.5
-    assert replace(shrunk, path=RatePath()).window_factor(8, Linear(), None) == 0.5
+    assert replace(shrunk, path=FactorPath()).window_factor(8, Linear(), None) == 0.5

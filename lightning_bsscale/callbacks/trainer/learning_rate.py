@@ -170,6 +170,11 @@ class ScopedFactor:
         return self._detector.is_sure
 
     @property
+    def factors(self) -> tuple[float, float]:
+        """Both factors that are set."""
+        return self._factor, self._schedule_factor
+
+    @property
     def is_wanted(self) -> bool:
         """Whether the current factors change anything."""
         return self._factor * self._schedule_factor != 1
