@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lightning_bsscale.theory import run
+from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.measured import Arrived
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.state import OpenWindow, RunSettings, RunState
@@ -222,7 +223,7 @@ def _window(settings: RunSettings, state: RunState, event: WindowEvent) -> Appli
     opened = Opened(start, window.planned, *_factors(settings, state, window, event.length))
     usual = event.length * settings.now.granularity
     examples = usual if event.examples is None else event.examples
-    state = replace(state, window=replace(window, begun=event.length, ended=event.length, examples=examples))
+    state = changed(state, window=changed(window, begun=event.length, ended=event.length, examples=examples))
     end = run.WindowEnd(
         ready=event.start + event.length if event.ready is None else event.ready,
         is_last=event.is_last,
@@ -249,14 +250,14 @@ def _opened(settings: RunSettings, state: RunState, start: int, accumulate: int 
     accumulate = settings.now.accumulate if accumulate is None else accumulate
     state = run.open_window(settings, state, start, accumulate=accumulate, steps_before=state.windows)
     assert state.window is not None
-    return replace(state, is_resumed=False), state.window
+    return changed(state, is_resumed=False), state.window
 
 
 def _at(settings: RunSettings, state: RunState, ready: int, progress: Progress | None) -> RunState:
     if progress is not None:
         state, window = _opened(settings, state, progress.start, progress.accumulate)
-        state = replace(state, window=replace(window, begun=progress.begun, ended=progress.ended))
-    return replace(state, micro_batches_in_epoch=ready)
+        state = changed(state, window=changed(window, begun=progress.begun, ended=progress.ended))
+    return changed(state, micro_batches_in_epoch=ready)
 
 
 def _epoch(settings: RunSettings, state: RunState, event: EpochEvent) -> Applied:
@@ -276,7 +277,7 @@ def _drop(settings: RunSettings, state: RunState, event: DropEvent) -> Applied:
 
 
 def _schedulers(settings: RunSettings, state: RunState, event: SchedulersEvent) -> Applied:
-    return Applied(replace(state, position=settings.plan.count_for(state.position, event.frequencies)))
+    return Applied(changed(state, position=settings.plan.count_for(state.position, event.frequencies)))
 
 
 def _give_up(settings: RunSettings, state: RunState, event: GiveUpEvent) -> Applied:
@@ -286,7 +287,7 @@ def _give_up(settings: RunSettings, state: RunState, event: GiveUpEvent) -> Appl
 def _end(settings: RunSettings, state: RunState, event: EndEvent) -> Applied:
     state = _at(settings, state, event.ready, event.window)
     state, measurement, _ = run.take_arrived(settings, state, event.arrived)
-    return Applied(replace(state, window=None), measurement=measurement)
+    return Applied(changed(state, window=None), measurement=measurement)
 
 
 _APPLY: dict[type, Callable[[RunSettings, RunState, Any], Applied]] = {

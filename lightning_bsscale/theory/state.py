@@ -7,13 +7,14 @@ functions of `theory.run` take it from window to window.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_bsscale.theory.controller import BatchState
 from lightning_bsscale.theory.decision_log import DecisionLog
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.example_count import ExampleCount
+from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.measured import ClosedWindow, MeasuredWindows
 from lightning_bsscale.theory.plan import PlanPosition, UserPlan, steps_made
 from lightning_bsscale.theory.policies import Limits
@@ -208,15 +209,20 @@ class RunState:
             return self.position.micro_batches, max(1, self.batch.batch_size // self.now.granularity)
         return window.start + window.skipped, window.planned + (window.begun > window.ended)
 
+    def with_begun(self, window: OpenWindow, size: int, batch_idx: int) -> RunState:
+        """Return the state when a micro-batch of `size` examples has begun in a window, and those before have ended."""
+        window = changed(window, begun=window.begun + 1, ended=window.begun, examples=window.examples + size)
+        return changed(self, window=window, micro_batches_in_epoch=batch_idx, is_resumed=False)
+
     def with_ended(self, batch_idx: int) -> RunState:
-        """Return the state when a micro-batch has ended, the open window's if there is one."""
-        window = self.window if self.window is None else replace(self.window, ended=self.window.ended + 1)
-        return replace(self, window=window, micro_batches_in_epoch=batch_idx + 1)
+        """Return the state when a micro-batch has ended, that of the open window if there is one."""
+        window = self.window if self.window is None else changed(self.window, ended=self.window.begun)
+        return changed(self, window=window, micro_batches_in_epoch=batch_idx + 1)
 
     def with_skipped(self, batch_idx: int) -> RunState:
-        """Return the state past an index for which the loader gave None."""
-        window = self.window if self.window is None else replace(self.window, skipped=self.window.skipped + 1)
-        return replace(self, window=window, micro_batches_in_epoch=batch_idx + 1)
+        """Return the state past an index for which the loader returned None."""
+        window = self.window if self.window is None else changed(self.window, skipped=self.window.skipped + 1)
+        return changed(self, window=window, micro_batches_in_epoch=batch_idx + 1)
 
     def without_history(self) -> RunState:
         """Return the state with the last measurement and the last decision alone, which is all that the run needs."""
@@ -224,8 +230,8 @@ class RunState:
         if len(self.measured.history) <= 1 and len(log.records) <= 1:
             return self
         last = log.records[-1:]
-        return replace(
+        return changed(
             self,
-            measured=replace(self.measured, history=self.measured.history[-1:]),
-            decisions=replace(log, records=last, kept_changes=sum(record.is_change for record in last)),
+            measured=changed(self.measured, history=self.measured.history[-1:]),
+            decisions=changed(log, records=last, kept_changes=sum(record.is_change for record in last)),
         )
