@@ -27,9 +27,6 @@ def changed(record: Record, **changes: Any) -> Record:
     Returns:
         A new record.
 
-    Raises:
-        TypeError: If there is no such field.
-
     Example:
         >>> from lightning_bsscale.theory.example_count import ExampleCount
         >>> changed(ExampleCount(known=8), assumed=4).total
@@ -43,6 +40,5 @@ def changed(record: Record, **changes: Any) -> Record:
     new = object.__new__(cls)
     for name in names:
         _set(new, name, changes.pop(name) if name in changes else getattr(record, name))
-    if changes:
-        raise TypeError(f"{cls.__name__} has no field {', '.join(changes)}")
+    assert not changes, f"{cls.__name__} has no field {', '.join(changes)}"
     return new

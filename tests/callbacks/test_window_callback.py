@@ -9,7 +9,7 @@ import pytest
 
 from lightning_bsscale import GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.actuator import TrainerActuator
-from lightning_bsscale.callbacks.output.reports import Reports
+from lightning_bsscale.callbacks.output.journal import RunJournal
 from tests.helpers.training import QUIET, Regression, Scripted, assert_nothing_left, fit, regression_loader, scripted
 
 pytestmark = [
@@ -60,10 +60,10 @@ class BreaksWithinAWindow(Regression):
 
 
 @pytest.mark.parametrize("is_broken", [False, True])
-@pytest.mark.parametrize("owner", [Reports, TrainerActuator])
+@pytest.mark.parametrize("owner", [RunJournal, TrainerActuator])
 def test_an_end_that_breaks_gives_everything_back_and_keeps_the_results(owner, is_broken, monkeypatch):
     ran = []
-    for name in (None, {Reports: "end", TrainerActuator: "release"}[owner]):
+    for name in (None, {RunJournal: "end", TrainerActuator: "release"}[owner]):
         scaler, module = scripted(8, 16, measure_every=1), BreaksWithinAWindow()
         module.is_broken, trainer = is_broken, trainer_with(scaler)
         if name is not None:

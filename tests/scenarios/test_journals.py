@@ -467,9 +467,9 @@ IGNORED = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
     pytest.mark.filterwarnings("ignore:.*the noise scale can hardly be resolved.*"),
     pytest.mark.filterwarnings("ignore:train_dataloader yielded None"),
-    pytest.mark.filterwarnings("ignore:bsscale. the last .* micro-batches of an epoch"),
+    pytest.mark.filterwarnings("ignore:bsscale. dropped the last"),
     pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved within a window"),
-    pytest.mark.filterwarnings("ignore:bsscale. going on with"),
+    pytest.mark.filterwarnings("ignore:bsscale. resuming with"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
 ]
 

@@ -34,7 +34,7 @@ class LogsInside(pl.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.due.append(is_log_due(trainer))
-        log_values(trainer, pl_module, "our/", {"batch_size": trainer.global_step, "high": math.inf}, **self.options)
+        log_values(trainer, "our/", {"batch_size": trainer.global_step, "high": math.inf}, **self.options)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_a_second_fit_within_the_first_is_refused_and_changes_nothing():
     run, ours = OpenRun(), trainer_that(TrainerStatus.RUNNING)
     run.begin(ours, "Test")
     run.is_training = True
-    with pytest.raises(MisconfigurationException, match="This Test is part of the fit of another Trainer"):
+    with pytest.raises(MisconfigurationException, match="This Test is in use by the fit of another Trainer"):
         run.begin(trainer_that(TrainerStatus.RUNNING), "Test")
     assert (run.trainer, run.is_training) == (ours, True)
 

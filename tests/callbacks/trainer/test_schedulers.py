@@ -26,7 +26,7 @@ class Module(pl.LightningModule):
         if len(self.stepped) == self.breaks_at:
             self.breaks_at = None
             raise RuntimeError("on purpose")
-        self.stepped.append((scheduler.step_size, self.clock.ask_planned_step() if self.asks else None))
+        self.stepped.append((scheduler.step_size, self.clock.read_planned_step() if self.asks else None))
         super().lr_scheduler_step(scheduler, metric)
 
 
@@ -62,7 +62,7 @@ def test_each_is_stepped_as_often_as_planned_and_knows_for_which_step():
     assert module.stepped == [(1, 3), (1, 4), (1, 5), (1, 6), (1, 7), (3, 3), (3, 6)]
     assert not advance(clock, 7)
     assert len(module.stepped) == 7
-    assert clock.ask_planned_step() is None
+    assert clock.read_planned_step() is None
     clock.release()
     assert [config.frequency for config in trainer.lr_scheduler_configs] == [1, 3, 1]
     assert not advance(clock, 100)
@@ -78,7 +78,7 @@ def test_a_step_that_broke_is_not_made_again():
     clock, _ = clock_of(module, 1)
     with pytest.raises(RuntimeError, match="on purpose"):
         advance(clock, 3)
-    assert clock.ask_planned_step() is None
+    assert clock.read_planned_step() is None
     advance(clock, 3)
     assert module.stepped == [(1, 1), (1, 3)]
 
@@ -104,4 +104,4 @@ def test_others_that_were_set_up_since_are_noticed(change):
         "one more": [*configs, another],
         "one less": configs[1:],
     }[change]
-    assert clock.is_of(trainer) is (change == "none")
+    assert clock.matches(trainer) is (change == "none")

@@ -13,7 +13,7 @@ def test_what_another_asked_for_before_stays(was_asked, asks):
     trainer, request = pl.Trainer(**QUIET), StopRequest()
     trainer.should_stop = was_asked
     for _ in range(asks):
-        request.ask(trainer)
+        request.request(trainer)
     assert trainer.should_stop is (was_asked or asks > 0)
     request.withdraw(trainer)
     assert trainer.should_stop is was_asked
