@@ -198,20 +198,6 @@ def test_non_finite_norms_make_non_finite_moments_without_an_exception(bad):
 
 
 @pytest.mark.parametrize(
-    ("norms", "sizes", "message"),
-    [
-        ([1.0], [4], r"same length of at least 2, got 1 and 1"),
-        ([1.0, 1.0], [4], r"same length of at least 2, got 2 and 1"),
-        ([1.0, 1.0], [4, 0], r"micro_batch_sizes\[1\] must be a finite number above 0, got 0"),
-        ([1.0, 1.0], [math.nan, 4], r"micro_batch_sizes\[0\] must be a finite number above 0, got nan"),
-    ],
-)
-def test_wrong_lists_are_refused(norms, sizes, message):
-    with pytest.raises(ValueError, match=message):
-        window_moments(norms, 1.0, sizes)
-
-
-@pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"num_samples": 1}, ValueError, "num_samples must be an integer of at least 2, got 1"),

@@ -18,17 +18,3 @@ def test_golden_rows(scale):
 def test_the_exponent_is_the_slope_in_logarithms(exponent, old, growth):
     ratio = Power(exponent).ratio(old, old * growth, None)
     assert math.log(ratio) == pytest.approx(exponent * math.log(growth), rel=1e-6, abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("exponent", "error", "message"),
-    [
-        (1.5, ValueError, "exponent must be a finite number at least 0 and at most 1, got 1.5"),
-        (math.nan, ValueError, "exponent .* got nan"),
-        (True, TypeError, "exponent .* got True"),
-        ("0.5", TypeError, "exponent .* got '0.5'"),
-    ],
-)
-def test_the_exponent_is_checked(exponent, error, message):
-    with pytest.raises(error, match=message):
-        Power(exponent)
