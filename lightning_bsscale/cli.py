@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning_bsscale import __version__
 
 _LONGEST = 1000
+_SHOWN = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=_positive, default=25, help="passes over the data, for each of the three runs")
     demo.set_defaults(run=_demo)
 
-    replay = commands.add_parser("replay", help="take a journal's decisions again and compare")
+    replay = commands.add_parser("replay", help="compute a run again from its journal and compare")
     replay.add_argument("journal", type=Path, help="a journal (.jsonl) written by BatchSizeScaler(record=...)")
     replay.set_defaults(run=_replay)
     return parser
@@ -58,16 +59,17 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from lightning_bsscale.journal import replay
+    from lightning_bsscale.replay import KINDS, replay
 
-    total = disagreements = 0
+    total, wrong = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
     try:
-        for answer in replay(arguments.journal):
-            total += 1
-            if not answer.agrees:
-                disagreements += 1
-                recorded, replayed = _in_one_line(answer.recorded), _in_one_line(answer.replayed)
-                _print(f"decision {total}: recorded {recorded}, replayed {replayed}")
+        for one in replay(arguments.journal):
+            total[one.kind] += 1
+            if not one.agrees:
+                wrong[one.kind] += 1
+                if sum(wrong.values()) <= _SHOWN:
+                    recorded, replayed = _in_one_line(one.recorded), _in_one_line(one.replayed)
+                    _print(f"line {one.line}, {one.kind}: recorded {recorded}, replayed {replayed}")
     except FileNotFoundError:
         _print(f"no such journal: {arguments.journal}")
         return 1
@@ -78,13 +80,15 @@ def _replay(arguments: argparse.Namespace) -> int:
         sentence, path = str(error), str(arguments.journal)
         _print(sentence if path in sentence else f"{path}: {sentence}")
         return 1
-    _print(f"{total - disagreements} of {total} decisions agree")
-    return 1 if disagreements else 0
+    if sum(wrong.values()) > _SHOWN:
+        _print(f"... and {sum(wrong.values()) - _SHOWN} more that disagree")
+    _print("; ".join(f"{total[kind] - wrong[kind]} of {total[kind]} {KINDS[kind]}" for kind in KINDS) + " agree")
+    return 1 if any(wrong.values()) else 0
 
 
-def _in_one_line(decision: object) -> str:
-    # Its reason is whatever a policy, or whoever wrote the file, made it.
-    text = repr(decision)
+def _in_one_line(recorded: object) -> str:
+    # The reason of a decision is whatever a policy, or whoever wrote the file, made it.
+    text = repr(recorded)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
 
 

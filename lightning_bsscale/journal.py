@@ -1,8 +1,9 @@
-"""What was measured and decided, as one JSON object a line: write, read, replay.
+"""What a run measured, decided and was given, as one JSON object a line: written and read.
 
-A journal answers "why did it hold at step 900?" after the run, and proves the answer: every change, and the first of
-each run of holds, stands there with all its inputs, and `replay` puts the same inputs to the same policy again.
-Non-finite numbers are written as the strings ``"inf"``, ``"-inf"`` and ``"nan"``, so that every line is standard JSON.
+A journal answers "why did it hold at step 900?" after the run: every measured window, every change, and the first of
+each run of holds stand there with all their inputs. Between them stand the events that the run follows from
+(`theory.events`), so `replay` can compute all of it again. Non-finite numbers are written as the strings ``"inf"``,
+``"-inf"`` and ``"nan"``, so that every line is standard JSON.
 """
 
 from __future__ import annotations
@@ -11,15 +12,12 @@ import contextlib
 import dataclasses
 import io
 import json
-import math
 import os
 import uuid
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -37,96 +35,102 @@ from lightning_bsscale.journal_file import (
     unlock,
 )
 from lightning_bsscale.theory.checks import show
-from lightning_bsscale.theory.policies import (
-    POLICIES,
-    Decision,
-    hold_without_decision,
-    recorded_decision,
+from lightning_bsscale.theory.described import describe
+from lightning_bsscale.theory.events import (
+    DropEvent,
+    EndEvent,
+    EpochEvent,
+    GiveUpEvent,
+    SchedulersEvent,
+    StepEvent,
+    WindowEvent,
 )
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
-from lightning_bsscale.theory.stored import FRACTIONS, as_plain, check_stored, from_plain, plain_value
+from lightning_bsscale.theory.state import RunNumbers, RunSettings, RunState
+from lightning_bsscale.theory.stored import (
+    FRACTIONS,
+    as_compact,
+    as_plain,
+    check_stored,
+    from_plain,
+    plain_value,
+    with_defaults,
+)
 
-SCHEMA_VERSION = 1
+__all__ = [
+    "REPAIR",
+    "Header",
+    "Journal",
+    "Line",
+    "Record",
+    "RuleEvent",
+    "read_journal",
+    "read_lines",
+    "run_header",
+]
+
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replayed:
-    """A recorded decision beside the one that the same policy takes now.
+class RuleEvent:
+    """Another rule is used from here on.
 
     Attributes:
-        record: the line of the journal
-        replayed: what the policy answers to the same inputs
+        rule: what `theory.described.describe` returned of it
     """
 
-    record: DecisionRecord
-    replayed: Decision
-
-    @property
-    def recorded(self) -> Decision:
-        """The answer in the journal."""
-        return self.record.decision
-
-    @property
-    def agrees(self) -> bool:
-        """Whether batch and reason are the same, and the numbers behind them to rounding."""
-        names = [field.name for field in dataclasses.fields(Decision)]
-        return all(_are_close(getattr(self.recorded, name), getattr(self.replayed, name)) for name in names)
+    rule: dict[str, Any]
 
 
-def _are_close(recorded: Any, replayed: Any) -> bool:
-    # The mathematical functions of another machine may round the last digit of a bound differently.
-    if isinstance(recorded, float) and isinstance(replayed, float):
-        both_unknown = math.isnan(recorded) and math.isnan(replayed)
-        return both_unknown or math.isclose(recorded, replayed, rel_tol=1e-9)
-    return bool(recorded == replayed)
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a run is done with, at its start and where a resumed one begins.
+
+    Attributes:
+        fields: as they are in the file
+    """
+
+    fields: dict[str, Any]
 
 
 Record = Measurement | DecisionRecord
-_EVENTS: dict[str, type[Record]] = {"measurement": Measurement, "decision": DecisionRecord}
-_NAMES: dict[type[Record], str] = {cls: name for name, cls in _EVENTS.items()}
-MAX_OPTIONS = 64
-MAX_OPTION_LENGTH = 200
-MAX_OPTION_BITS = 1024
-MAX_OPTION_ITEMS = 16
+Line = Record | StepEvent | RuleEvent | Header
+_EVENTS: dict[str, Any] = {
+    "measurement": Measurement,
+    "decision": DecisionRecord,
+    "window": WindowEvent,
+    "epoch": EpochEvent,
+    "dropped": DropEvent,
+    "rule": RuleEvent,
+    "schedulers": SchedulersEvent,
+    "gave_up": GiveUpEvent,
+    "end": EndEvent,
+    "resumed": Header,
+}
+_NAMES: dict[Any, str] = {cls: name for name, cls in _EVENTS.items()}
+_OF_A_STEP = (WindowEvent, Measurement, DecisionRecord)
 
 
-def describe_policy(policy: Any) -> dict[str, Any]:
-    """Name and options of a policy, for the journal's first line.
+def run_header(settings: RunSettings, state: RunState) -> dict[str, Any]:
+    """Returns what a journal's first line says of a run.
 
     Args:
-        policy: any policy
+        settings: what the run is done with
+        state: the state that it begins with
 
     Returns:
-        ``{"class": name, "options": fields}``, of bounded size: numbers, strings, bools, None, enums (by value) and
-        short sequences of these as they are, anything else as the name of its class. The options of a policy that is
-        no dataclass are unknown (None)
+        policy, rule and schedule by class and options, the settings that are numbers, and the state without its history
     """
-    options: dict[str, Any] | None = None
-    if dataclasses.is_dataclass(policy):
-        options = {}
-        for name in [field.name for field in dataclasses.fields(policy)][:MAX_OPTIONS]:
-            try:
-                options[name] = _option(getattr(policy, name))
-            except Exception:  # whatever an attribute of the user's raises when it is looked at
-                options[name] = "unreadable"
-    return {"class": type(policy).__name__, "options": options}
-
-
-def _option(value: Any, depth: int = 2) -> Any:
-    if isinstance(value, Enum):
-        value = value.value
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return str(value)[:MAX_OPTION_LENGTH]
-    if isinstance(value, Integral) and int(value).bit_length() <= MAX_OPTION_BITS:
-        return int(value)
-    if isinstance(value, Real) and not isinstance(value, Integral):
-        return plain_value(float(value))
-    if isinstance(value, (list, tuple)) and len(value) <= MAX_OPTION_ITEMS and depth:
-        return [_option(item, depth - 1) for item in value]
-    kind = type(value)
-    return f"<{kind.__module__}.{kind.__qualname__}>"[:MAX_OPTION_LENGTH]
+    numbers = {field.name: getattr(settings, field.name) for field in dataclasses.fields(RunNumbers)}
+    return {
+        "policy": describe(settings.policy) if settings.decides else None,
+        "lr_rule": describe(settings.rule),
+        "schedule": None if settings.schedule is None else describe(settings.schedule),
+        "dry_run": not settings.acts,
+        "settings": plain_value(numbers),
+        "state": as_plain(state.without_history()),
+    }
 
 
 class Journal:
@@ -140,12 +144,13 @@ class Journal:
         path: the file that is written
         requested: the name that was asked for
         id: of this file, in its header and in the state
-        records: how many records it holds
-        replaced: of a continued journal, how many records beyond those of the checkpoint were dropped
+        records: how many lines it holds after its header
+        kept: of a continued journal, how many of them the checkpoint knows of
+        replaced: of a continued journal, how many beyond those were dropped
         is_continued: whether it is the journal of the resumed run
         not_continued: of a resumed run with a new journal, why; None else
         in_use: whether that is because another process writes to it
-        is_removed: whether it was removed in the end, as it had no record
+        is_removed: whether it was removed in the end, as it had no optimizer step
     """
 
     def __init__(self, path: str | Path, header: dict[str, Any], *, resumes: Mapping[str, Any] | None = None) -> None:
@@ -153,16 +158,16 @@ class Journal:
 
         Args:
             path: where to write; folders are made
-            header: what the first line says beside the schema version
+            header: what the first line says beside the schema version; of a continued journal, the next line
             resumes: the `state` of the journal to continue after that many of its records: what a killed run wrote
                 after its last checkpoint is written again by the run that resumes it
 
         A file that cannot be created raises ValueError.
         """
         self.requested = Path(path)
-        self.replaced = 0
+        self.kept = self.replaced = 0
         self.not_continued: str | None = None
-        self.is_removed = self.in_use = False
+        self.is_removed = self.in_use = self._has_steps = False
         self._file: io.FileIO | None = None
         if resumes is not None:
             try:
@@ -170,7 +175,9 @@ class Journal:
             except NotContinued as reason:
                 self.not_continued, self.in_use = str(reason), isinstance(reason, InUse)
         self.is_continued = self._file is not None
-        if self._file is None:
+        if self.is_continued:
+            self.write(Header(_bounded(plain_value(header))))
+        else:
             self._begin(header, resumes)
         _open_journals.add(self)
 
@@ -185,10 +192,8 @@ class Journal:
         lock(self._file)
         self.id = uuid.uuid4().hex
         self.records = self._end = 0
-        told = {"id": self.id, "continues": None if resumes is None else dict(resumes), **plain_value(header)}
-        if len(_encoded(told)) > MAX_LINE_BYTES // 2:  # such a header could not be read again
-            told = {key: value if len(_encoded({key: value})) < 10_000 else None for key, value in told.items()}
-        self._line({"event": "header", "schema": SCHEMA_VERSION, **told})
+        names = {"id": self.id, "continues": None if resumes is None else dict(resumes)}
+        self._line({"event": "header", "schema": SCHEMA_VERSION, **_bounded({**names, **plain_value(header)})})
 
     def _continue(self, resumes: Mapping[str, Any]) -> None:
         self.path = self.requested.with_name(Path(str(resumes["path"])).name)
@@ -196,7 +201,7 @@ class Journal:
             raise NotContinued("another name was asked for")
         file = open_locked(self.path)
         try:
-            self._end, self.records, self.replaced = _end_of_records(file, self.path, resumes)
+            self._end, self.kept, self.replaced = _end_of_records(file, self.path, resumes)
             file.truncate(self._end)
             file.seek(self._end)
         except OSError as error:
@@ -205,24 +210,29 @@ class Journal:
         except NotContinued:
             file.close()
             raise
-        self.id, self._file = str(resumes["id"]), file
+        self.id, self._file, self.records = str(resumes["id"]), file, self.kept
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must know to continue this journal.
 
         Returns:
-            its id, its path, and how many records it holds
+            its id, its path, and how many lines it holds after its header
         """
         return {"id": self.id, "path": str(self.path.absolute()), "records": self.records}
 
-    def write(self, record: Record) -> None:
-        """Appends one record.
+    def write(self, record: Line) -> None:
+        """Appends one line.
 
         Args:
-            record: a measurement or a decision
+            record: a measurement, a decision or an event
         """
-        if self._line({"event": _NAMES[type(record)], **as_plain(record)}):
+        if isinstance(record, Header):
+            fields = record.fields
+        else:
+            fields = as_plain(record) if isinstance(record, (Measurement, DecisionRecord)) else as_compact(record)
+        if self._line({"event": _NAMES[type(record)], **fields}):
             self.records += 1
+            self._has_steps = self._has_steps or isinstance(record, _OF_A_STEP)
 
     def _line(self, fields: dict[str, Any]) -> bool:
         if self._file is None:
@@ -250,9 +260,9 @@ class Journal:
         return True
 
     def close(self) -> None:
-        """Closes the file, and removes a new one without a record; a second call does nothing."""
+        """Closes the file, and removes a new one without an optimizer step; a second call does nothing."""
         if self._file is not None:
-            if self.records == 0 and not self.is_continued and is_at(self.path, self._file):
+            if not self._has_steps and not self.is_continued and is_at(self.path, self._file):
                 with contextlib.suppress(OSError):  # Windows does not remove a file that is open
                     self.path.unlink()
                     self.is_removed = True
@@ -284,9 +294,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
 
 
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, default=repr, separators=(",", ":"))
+
+
 def _encoded(fields: dict[str, Any]) -> bytes:
-    text = json.dumps(fields, allow_nan=False, ensure_ascii=False, default=repr) + "\n"
+    text = _ENCODER.encode(fields) + "\n"
     return text.encode("utf-8", "backslashreplace")  # half a surrogate pair becomes JSON's own escape
+
+
+def _bounded(header: dict[str, Any]) -> dict[str, Any]:
+    if len(_encoded(header)) <= MAX_LINE_BYTES // 2:
+        return header
+    # Such a header could not be read again.
+    return {key: value if len(_encoded({key: value})) < 10_000 else None for key, value in header.items()}
 
 
 def _end_of_records(file: io.FileIO, path: Path, known: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -298,6 +318,8 @@ def _end_of_records(file: io.FileIO, path: Path, known: Mapping[str, Any]) -> tu
         header = _parsed(path, number, line)
         if header.get("event") != "header" or header.get("schema") != SCHEMA_VERSION or header.get("id") != known["id"]:
             raise NotContinued("the file there is of another run")
+        if not line.endswith(b"\n"):
+            raise NotContinued("it was damaged in line 1")
         end, kept, beyond = len(line), 0, 0
         for number, line in lines:
             if not line.endswith(b"\n"):  # torn: the run was killed while it wrote
@@ -305,7 +327,7 @@ def _end_of_records(file: io.FileIO, path: Path, known: Mapping[str, Any]) -> tu
             if kept == known["records"]:
                 beyond += 1
                 continue
-            if not line.startswith(b'{"event": "') or not line.endswith(b"}\n") or b"\0" in line:
+            if not line.startswith(b'{"event":"') or not line.endswith(b"}\n") or b"\0" in line:
                 raise NotContinued(f"it was damaged in line {number}")
             end, kept = end + len(line), kept + 1
         return end, kept, beyond
@@ -340,15 +362,15 @@ def _parsed(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
             raise RecursionError  # before the parser runs into it
         fields = _DECODER.decode(line.decode("utf-8"))
     except RecursionError as error:
-        raise ValueError(f"{path}, line {number} is nested too deeply for a record. {_MEND}") from error
+        raise ValueError(f"{path}, line {number} is nested too deeply for a record. {REPAIR}") from error
     except ValueError as error:
-        raise ValueError(f"{path}, line {number} is no JSON: {error}. {_MEND}") from error
+        raise ValueError(f"{path}, line {number} is no JSON: {error}. {REPAIR}") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"{path}, line {number} is no JSON object, got {show(fields)}. {_MEND}")
+        raise ValueError(f"{path}, line {number} is no JSON object, got {show(fields)}. {REPAIR}")
     return fields
 
 
-_MEND = "Restore the line, or cut the file before it."
+REPAIR = "Restore the line, or cut the file before it."
 _KNOWN = ", ".join(_EVENTS)
 
 
@@ -384,86 +406,51 @@ def _check_header(path: str | Path, header: dict[str, Any]) -> None:
         )
 
 
-def _record(path: str | Path, number: int, fields: dict[str, Any]) -> Record:
+def _record(path: str | Path, number: int, fields: dict[str, Any]) -> Line:
     event = fields.pop("event", None)
     cls = _EVENTS.get(event) if isinstance(event, str) else None
     if cls is None:
-        raise ValueError(f"{path}, line {number}: unknown event {show(event)}; known are {_KNOWN}. {_MEND}")
+        raise ValueError(f"{path}, line {number}: unknown event {show(event)}; known are {_KNOWN}. {REPAIR}")
+    if cls is Header:
+        return Header(fields)
     try:
+        fields = with_defaults(cls, fields)
         check_stored(cls, fields, fractions=FRACTIONS)
-        record: Record = from_plain(cls, fields)
+        record: Line = from_plain(cls, fields)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}, line {number} is no whole {event}: {error}. {_MEND}") from error
+        raise ValueError(f"{path}, line {number} is no whole {event}: {error}. {REPAIR}") from error
     return record
 
 
-def read_journal(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
-    """Reads a journal, line by line: no line of more than a mebibyte, and no file that is not a regular one.
+def read_lines(path: str | Path) -> Iterator[tuple[int, Line]]:
+    """Reads a journal line by line: no line of more than a mebibyte, and no file that is not a regular one.
 
     Args:
         path: the file
 
-    Returns:
-        the header, and the records in their order
+    Yields:
+        the number of each line, and what it holds; the header first
 
     What is not a regular file, does not begin with a header of a schema that this version knows, or has a line that is
     no record, raises ValueError with the file, the line, what was expected and what was found.
     """
     lines = _parsed_lines(path)
-    _, header = next(lines)
-    return header, [_record(path, number, fields) for number, fields in lines]
+    number, header = next(lines)
+    yield number, Header(header)
+    for number, fields in lines:
+        yield number, _record(path, number, fields)
 
 
-def _policy_of(header: dict[str, Any], path: str | Path) -> Any:
-    # Only a class of ours is ever made, and its constructor checks every option.
-    told = header.get("policy")
-    told = told if isinstance(told, dict) else {}
-    for cls in POLICIES.values():
-        if cls.__name__ == told.get("class") and told.get("options") is not None:
-            try:
-                return cls(**told["options"])
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{path} was written with other options of {cls.__name__} ({error}): pass the policy, "
-                    "replay(path, policy=...)."
-                ) from error
-    raise ValueError(
-        f"{path} was written with the policy {show(told.get('class'))}, which is not one of "
-        f"{', '.join(cls.__name__ for cls in POLICIES.values())}: pass the policy, replay(path, policy=...)."
-    )
-
-
-def replay(path: str | Path, policy: Any = None) -> Iterator[Replayed]:
-    """Puts every recorded situation to the policy again, one at a time.
+def read_journal(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
+    """Reads what was measured and decided, as `read_lines` does.
 
     Args:
-        path: a journal
-        policy: the policy to ask; None makes the one that the header names, with its options
+        path: the file
 
-    Yields:
-        each recorded decision with the one taken now; they agree when the policy is the same
-
-    A file that `read_journal` refuses, a policy that is unknown and not given, and numbers that the header's policy
-    cannot work with raise ValueError.
+    Returns:
+        the header, and the measurements and decisions in their order
     """
-    lines = _parsed_lines(path)
+    lines = read_lines(path)
     _, header = next(lines)
-    asked = _policy_of(header, path) if policy is None else policy
-    for number, fields in lines:
-        record = _record(path, number, fields)
-        if isinstance(record, DecisionRecord):
-            where = None if policy is not None else f"{path}, line {number}"
-            yield Replayed(record=record, replayed=_asked_again(asked, record, where))
-
-
-def _asked_again(policy: Any, record: DecisionRecord, where: str | None) -> Decision:
-    try:
-        answer = recorded_decision(policy.decide(record.situation, record.limits), record.situation)
-    except (ArithmeticError, TypeError, ValueError) as error:
-        if where is None:  # the user's own policy, and so the user's own error
-            raise
-        # Each number was checked by itself, but not what they add up to.
-        raise ValueError(
-            f"{where} holds numbers that {type(policy).__name__} cannot work with ({error}). {_MEND}"
-        ) from error
-    return answer or hold_without_decision(record.situation)
+    assert isinstance(header, Header)
+    return header.fields, [record for _, record in lines if isinstance(record, (Measurement, DecisionRecord))]

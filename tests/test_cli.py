@@ -1,45 +1,44 @@
+import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from lightning_bsscale.cli import main
-from lightning_bsscale.journal import Journal, describe_policy
-from lightning_bsscale.theory.policies import Decision, Limits, NoiseScalePolicy, Reason, Situation
-from lightning_bsscale.theory.records import DecisionRecord
-
-HELD = DecisionRecord(
-    situation=Situation(batch_size=8, start_batch_size=8, examples_seen=100, total_examples=1000),
-    limits=Limits(granularity=8, min_batch_size=8, max_batch_size=64),
-    decision=Decision(batch_size=8, reason=Reason.NO_ESTIMATE.value, code=Reason.NO_ESTIMATE.code),
-    batch_size=8,
-    lr_scale=1.0,
-    lr_rule="sqrt",
-)
-
-
-def journal(folder, *records):
-    written = Journal(folder / "journal.jsonl", {"policy": describe_policy(NoiseScalePolicy())})
-    for record in records:
-        written.write(record)
-    written.close()
-    return str(written.path)
+from tests.helpers.written_runs import write_run
 
 
 def test_a_replay_that_agrees(tmp_path, capsys):
-    assert main(["replay", journal(tmp_path, HELD, HELD)]) == 0
-    assert capsys.readouterr().out == "2 of 2 decisions agree\n"
+    assert main(["replay", str(write_run(tmp_path / "j", 60))]) == 0
+    said = capsys.readouterr().out
+    counts = [int(count) for count in re.findall(r"(\d+) of \1 ", said)]
+    assert said.endswith("1 of 1 end states agree\n")
+    assert len(counts) == 5
+    assert min(counts) > 0
 
 
 def test_a_replay_that_disagrees(tmp_path, capsys):
-    grown = replace(HELD, decision=Decision(batch_size=16, reason=Reason.GROW.value))
-    assert main(["replay", journal(tmp_path, HELD, grown)]) == 1
+    path = write_run(tmp_path / "j", 100)
+    lines = path.read_text().splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith('{"event":"decision"'))
+    lines[place] = lines[place].replace('"lr_rule":"sqrt"', f'"lr_rule":"{"x" * 5000}"')
+    path.write_text("\n".join(lines) + "\n")
+    assert main(["replay", str(path)]) == 1
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("decision 2: recorded ")
-    assert "16" in said[0]
-    assert said[-1] == "1 of 2 decisions agree"
+    assert said[0].startswith(f"line {place + 1}, decision: recorded DecisionRecord(")
+    assert len(said[0]) < 2100
+    assert " of " in said[-1]
+    assert len(said) == 2
+
+
+def test_only_the_first_disagreements_are_shown(tmp_path, capsys):
+    path = write_run(tmp_path / "j", 200)
+    path.write_text(path.read_text().replace('"trace":', '"trace":1'))
+    assert main(["replay", str(path)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 12
+    assert re.fullmatch(r"\.\.\. and \d+ more that disagree", said[10])
 
 
 def test_a_file_that_is_no_journal(tmp_path, capsys):

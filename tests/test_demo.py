@@ -12,7 +12,7 @@ import torch
 
 from lightning_bsscale import demo
 from lightning_bsscale.cli import main
-from lightning_bsscale.journal import replay
+from lightning_bsscale.replay import replay
 
 DATA = demo.digits_data()
 RUNS = ("fixed 8, rate 0.01", "fixed 64, rate 0.08", "BatchSizeScaler from 8")

@@ -107,6 +107,11 @@ class Actuator:
         return self._scoped.lr
 
     @property
+    def factors(self) -> tuple[float, float]:
+        """The factors on the learning rate that are set: the batch's, and the own schedule's."""
+        return self._scoped.factors
+
+    @property
     def lr_scale(self) -> float:
         """The factor on the learning rate in the last update."""
         return self._scoped.used_factor
@@ -170,13 +175,13 @@ class TrainerActuator(Actuator):
     ) -> None:
         super().__init__(trainer, callback)
         self._schedule = schedule
+        self._accumulation = Accumulation(trainer)  # first, as it may refuse to start
+        self._held.callback(self._accumulation.restore)
         self._stop = StopRequest()
         self._held.callback(self._stop.withdraw, trainer)
         # From the start, because Lightning steps schedulers also for a None before the first micro-batch.
         self._clock = ExampleClock(trainer, pl_module)
         self._held.callback(lambda: self._clock.release())
-        self._accumulation = Accumulation(trainer)
-        self._held.callback(self._accumulation.restore)
         self._missed = 0
         self._was_seen = self._is_overwritten = False
 

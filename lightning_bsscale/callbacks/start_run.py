@@ -19,9 +19,7 @@ from lightning_bsscale.callbacks.trainer.loaders import Loaders, SizeCheck, read
 from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
 from lightning_bsscale.callbacks.trainer.user_plan import read_plan
 from lightning_bsscale.callbacks.window_loop import WindowLoop
-from lightning_bsscale.journal import describe_policy
 from lightning_bsscale.theory.plan import PlanPosition
-from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.run import begin_run, resume_run
 from lightning_bsscale.theory.start import Start, read_unit
 from lightning_bsscale.theory.state import RunSettings, RunState
@@ -89,7 +87,8 @@ def start_run(
         gradients.unsent_examples = state.examples.assumed / now.world_size
     if options.decides:
         messages.log_start(state.batch.batch_size, plan.limits, options, is_resumed=stored is not None)
-    journal = _open_journal(trainer, options, rule, checkpoint)
+    resumes = None if checkpoint is None else checkpoint["journal"]
+    journal = RunJournal(trainer, options.record, settings, state, resumes)
     with journal.closed_on_error():
         # Last, so that an error above leaves nothing attached.
         _warn_single_micro_batch(trainer, options, settings, state, loaders)
@@ -131,15 +130,6 @@ def _position(
     if trainer.global_step > 0:  # training began without the callback, and followed the plan
         return settings.plan.begin_at(position, batch_idx, trainer.global_step)
     return position
-
-
-def _open_journal(
-    trainer: pl.Trainer, options: RunOptions, rule: LearningRateRule, checkpoint: dict[str, Any] | None
-) -> RunJournal:
-    header: dict[str, Any] = {"policy": None, "lr_rule": None, "dry_run": True}
-    if options.decides and options.record is not False:  # a policy may be any object: describe it only for a journal
-        header = {"policy": describe_policy(options.policy), "lr_rule": rule.name, "dry_run": options.dry_run}
-    return RunJournal(trainer, options.record, header, None if checkpoint is None else checkpoint["journal"])
 
 
 def _warn_single_micro_batch(

@@ -199,16 +199,19 @@ class WindowCallback(pl.Callback):
             if actuator is not None:
                 actuator.release()
             return
-        # Restore the user's objects first, which cannot fail; a policy's state, a full disk or a lost device can.
-        loop.release()
+        self._checkpoint = self._finished_at = None  # if the state cannot be read, an old one must not take its place
         try:
+            # Restore the user's objects first. What follows can fail: a policy's state, a full disk, a lost device.
+            loop.release()
             # A checkpoint may still be saved, by ModelCheckpoint after an exception or by the user after training.
             self._checkpoint = self.state_dict()
             self._finished_at = (id(trainer), trainer.global_step)
         finally:
             self._loop = None
-            loop.flush()
-            self._outcome = Outcome(run=loop.state, journal_path=loop.reports.journal.path)
+            try:
+                loop.flush()
+            finally:
+                self._outcome = Outcome(run=loop.state, journal_path=loop.reports.journal.path)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the fit, so that another Trainer may use the callback."""

@@ -2,17 +2,15 @@
 
     begin_micro_batch → before_backward → after_backward → … → before_step → end_micro_batch
 
-The pure functions of `theory.run` decide, the `GradientWatch` measures, the `Actuator` acts, and the `Reports` report.
-This file holds only the order.
+`theory.run` decides, the `GradientWatch` observes, the `Actuator` acts, the `Reports` show. Here is only the order.
 """
 
 from __future__ import annotations
 
 import math
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import lightning.pytorch as pl
 from torch.optim import Optimizer
 
 from lightning_bsscale.callbacks.actuator import Actuator
@@ -22,6 +20,7 @@ from lightning_bsscale.callbacks.output.reports import Reports
 from lightning_bsscale.callbacks.trainer.loaders import Loaders
 from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
 from lightning_bsscale.theory import run
+from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.rules import Constant, LearningRateRule
 from lightning_bsscale.theory.state import OpenWindow, RunSettings, RunState
 
@@ -37,45 +36,43 @@ class WindowLoop:
     loaders: Loaders
     reports: Reports
     _in_progress: int | None = None  # index of the micro-batch in progress
+    _ended: int | None = None  # index of one that has ended and is not yet counted as ended in the state
 
     # ------------------------------------------------------------------ a window's life
 
-    @property
-    def _trainer(self) -> pl.Trainer:
-        return self.actuator.trainer
-
     def begin_micro_batch(self, size: int, batch_idx: int) -> None:
         """Begin a micro-batch of `size` examples, and possibly an epoch or a window."""
-        self._in_progress, position = batch_idx, self.state.position
+        self._in_progress, trainer, position = batch_idx, self.actuator.trainer, self.state.position
         # An epoch may begin with None, and a stopped run's checkpoint counts its unfinished epoch as the next one.
-        if batch_idx == 0 or (self._trainer.current_epoch != self.state.epoch and batch_idx < position.micro_batches):
+        if batch_idx == 0 or (trainer.current_epoch != self.state.epoch and batch_idx < position.micro_batches):
             self._start_epoch(size)
         elif self.state.is_resumed and position.is_last:
             self._start_epoch(size, first=batch_idx)
         elif not self.settings.acts and batch_idx % self.actuator.accumulate == 0:
             self.drop_window()  # Lightning clears the gradient here, whether or not a step ended the last window
-        self._follow(self._trainer.optimizers[0])
+        self._follow(trainer.optimizers[0])
         window = self.state.window or self._open_window(batch_idx)
-        window = replace(window, begun=window.begun + 1, examples=window.examples + size)
-        self.state = replace(self.state, window=window, is_resumed=False)
+        self.state, self._ended = self.state.with_begun(window, size, batch_idx), None
         self.gradients.times.start()
 
     def _start_epoch(self, size: int, *, first: int = 0) -> None:
-        if self.loaders.were_replaced(self._trainer):
-            self.loaders = self.loaders.read_again(self._trainer, size)
+        self._catch_up()
+        trainer = self.actuator.trainer
+        if self.loaders.were_replaced(trainer):
+            self.loaders = self.loaders.read_again(trainer, size)
         started = run.start_epoch(
             self.settings,
             self.state,
-            epoch=self._trainer.current_epoch,
+            epoch=trainer.current_epoch,
             epoch_batches=self.loaders.batches,
             epoch_examples=self.loaders.epoch_examples(self.settings.now.granularity),
             first=first,
         )
-        self.state = started.state
-        self.reports.epoch_started(started)
+        before, self.state = self.state, started.state
+        self.reports.epoch_started(before, started)
 
     def _open_window(self, batch_idx: int) -> OpenWindow:
-        cut, accumulate, steps = self.state.cut, self.actuator.accumulate, self._trainer.global_step
+        cut, accumulate, steps = self.state.cut, self.actuator.accumulate, self.actuator.trainer.global_step
         self.state = run.open_window(self.settings, self.state, batch_idx, accumulate=accumulate, steps_before=steps)
         window = self.state.window
         assert window is not None
@@ -105,17 +102,19 @@ class WindowLoop:
     @property
     def _has_stepped(self) -> bool:
         window = self.state.window
-        return window is not None and self._trainer.global_step > window.steps_before
+        return window is not None and self.actuator.trainer.global_step > window.steps_before
 
     def end_micro_batch(self, batch_idx: int) -> None:
         """End a micro-batch and, if the optimizer has stepped, its window."""
-        window, has_stepped = self.state.window, self._has_stepped
+        window, has_stepped, self._ended = self.state.window, self._has_stepped, batch_idx
         self.gradients.times.stop(stepped=has_stepped)
-        if window is not None:
-            window = replace(window, ended=window.ended + 1)
-        self.state = replace(self.state, window=window, micro_batches_in_epoch=batch_idx + 1)
         if window is not None and has_stepped:
             self._close_window(window, batch_idx)
+
+    def _catch_up(self) -> None:
+        # Only where somebody looks, as most micro-batches are followed by another one that counts it too.
+        if self._ended is not None:
+            self.state, self._ended = self.state.with_ended(self._ended), None
 
     def _close_window(self, window: OpenWindow, batch_idx: int) -> None:
         self.actuator.end_step()
@@ -129,14 +128,22 @@ class WindowLoop:
             sends=self.gradients.sends,
         )
         closed = run.close_window(self.settings, self.state, end, arrived)
-        self.state, self._in_progress = closed.state, None
+        self.state, self._in_progress, self._ended = closed.state, None, None
+        self.reports.journal.close_window(window, self.actuator.factors, end, arrived, closed.measurement)
         if closed.found_changed:
             self.gradients.discard()
             self.reports.once(messages.warn_changed_gradients, self.gradients.most_changed)
         self.gradients.end_window(window, is_sent=closed.state.pending is not None)
         self.reports.window_closed(window, closed, has_gradient_scaler=self.gradients.has_gradient_scaler)
-        self._step_schedulers()
-        asked = self._ask_policy()
+        was_ignored = self.actuator.step_schedulers(self.settings.plan, self.state.position)
+        if was_ignored and self.settings.limits.max_batch_size > self.settings.first.batch_size:
+            self.reports.once(messages.warn_scheduler_step, self.actuator.trainer.lightning_module)
+        conditions = run.Conditions(self.actuator.relative_lr, *self.gradients.times.shared)
+        asked = run.ask_policy(self.settings, self.state, conditions)
+        self.state = asked.state
+        self.reports.decided(conditions, asked)
+        if self.settings.acts and self.settings.plan.is_used_up(self.state.position, self.state.used_examples):
+            self.actuator.stop()
         self.reports.log(self.state, self.actuator, asked, window)
         if self.actuator.is_factor_overwritten():
             # Not an error, because it may show only when the batch first grows, days into a training.
@@ -144,21 +151,7 @@ class WindowLoop:
             self._use_rule(Constant())
 
     def _is_epochs_end(self, batch_idx: int) -> bool:
-        return self._trainer.is_last_batch or batch_idx + 1 >= (self.state.position.epoch_batches or math.inf)
-
-    def _step_schedulers(self) -> None:
-        was_ignored = self.actuator.step_schedulers(self.settings.plan, self.state.position)
-        if was_ignored and self.settings.limits.max_batch_size > self.settings.first.batch_size:
-            self.reports.once(messages.warn_scheduler_step, self._trainer.lightning_module)
-
-    def _ask_policy(self) -> run.Asked:
-        conditions = run.Conditions(self.actuator.relative_lr, *self.gradients.times.shared)
-        asked = run.ask_policy(self.settings, self.state, conditions)
-        self.state = asked.state
-        self.reports.decided(asked)
-        if self.settings.acts and self.settings.plan.is_used_up(self.state.position, self.state.used_examples):
-            self.actuator.stop()
-        return asked
+        return self.actuator.trainer.is_last_batch or batch_idx + 1 >= (self.state.position.epoch_batches or math.inf)
 
     # ------------------------------------------------------------------ what interrupts it
 
@@ -174,13 +167,14 @@ class WindowLoop:
             self._use_rule(rule)
         position = self.actuator.follow_schedulers(self.settings.plan, self.state.position)
         if position is not self.state.position:
-            self.state = replace(self.state, position=position)
+            self.state = changed(self.state, position=position)
+            self.reports.journal.follow_schedulers(position)
         return is_other
 
     def _use_rule(self, rule: LearningRateRule) -> None:
         if rule.name != self.settings.rule.name:
-            self.settings = replace(self.settings, rule=rule)
-            self.state = replace(self.state, batch=self.state.batch.with_rule(rule, self.state.noise))
+            self.settings, self.state = run.use_rule(self.settings, self.state, rule)
+            self.reports.journal.use_rule(rule)
         window = self.state.window
         if window is not None:
             self._scale_learning_rate(window.planned, has_usual_size=window.has_usual_size)
@@ -189,16 +183,15 @@ class WindowLoop:
         """Skip an index for which the loader returned None, which Lightning counts all the same."""
         if batch_idx == 0:
             self._start_epoch(0)
-        window = self.state.window
-        self.actuator.skip(batch_idx, is_open=window is not None)
-        if window is not None and self.settings.acts:
-            window = replace(window, start=window.start + 1)
-        self.state = replace(self.state, window=window, micro_batches_in_epoch=batch_idx + 1)
+        self._catch_up()
+        self.actuator.skip(batch_idx, is_open=self.state.window is not None)
+        self.state = self.state.with_skipped(batch_idx)
 
     def drop_window(self) -> None:
         """Drop a window that no step ended, as Lightning does at an epoch's end."""
-        self.state, dropped = run.drop_window(self.settings, self.state)
-        self.reports.window_dropped(self.state, dropped)
+        self._catch_up()
+        before, (self.state, dropped) = self.state, run.drop_window(self.settings, self.state)
+        self.reports.window_dropped(before, self.state, dropped)
 
     def close_stepped(self) -> None:
         """Close a window whose step was made, if another callback saves or raised before the micro-batch's end."""
@@ -222,31 +215,35 @@ class WindowLoop:
         """Return the run for a checkpoint, after waiting for the sums in flight."""
         self.actuator.end_step()  # an exception may have interrupted a step
         self.close_stepped()
+        self._catch_up()
         if self.actuator.is_interrupted:  # another callback saves before this one is notified of the exception
             self.abandon_pending()
         pending = self.state.pending
         if pending is None or pending.arrived is not None:
             return self.state
         arrived = self.gradients.peek()
-        return replace(self.state, pending=None if arrived is None else replace(pending, arrived=arrived))
+        return changed(self.state, pending=None if arrived is None else changed(pending, arrived=arrived))
 
     def abandon_pending(self) -> None:
         """Stop waiting and sending after an error, since another rank may be gone."""
         pending = self.state.pending
         if self.gradients.abandon_pending() and (pending is None or pending.arrived is None):
-            self.state = replace(self.state, pending=None, examples=self.state.examples.settled())
+            self.state = run.settle_unsent(self.state)
+            self.reports.journal.give_up()
 
     def release(self) -> None:
         """Restore everything of the user's; a second call does nothing."""
         self._in_progress = None
-        self.actuator.release()
-        self.gradients.stop()
+        try:
+            self.actuator.release()
+        finally:
+            self.gradients.stop()
 
     def flush(self) -> None:
         """Receive the sums in flight, and close the journal."""
         with closing(self.reports.journal):
-            arrived = self.gradients.receive(self.state.pending)
-            self.state, measurement, found_changed = run.take_arrived(self.settings, self.state, arrived)
+            arrived, before = self.gradients.receive(self.state.pending), self.state
+            self.state, measurement, found_changed = run.take_arrived(self.settings, before, arrived)
             if found_changed:
                 self.reports.once(messages.warn_changed_gradients, self.gradients.most_changed)
-            self.reports.journal.write(measurement)
+            self.reports.journal.end(before, self.state, arrived, measurement)

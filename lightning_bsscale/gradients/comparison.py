@@ -181,19 +181,19 @@ class Comparison:
             The numbers of a `Difference`, on the device, without waiting for them.
         """
         held = list(held)
-        found = self._held_values(held) * self._weights
+        actual = self._held_values(held) * self._weights
         of_each = counted.to(self._home, non_blocking=True)
         counted = of_each[self._owners]
         for key in self._sparse:  # elements sampled while it was not sparse
             own = self._positions[key]
             counted[own.start : own.stop] = False
-        seen, sizes = self._values, self._sizes
+        observed, sizes = self._values, self._sizes
         if loss_scale is not None:
-            seen, sizes = seen / loss_scale, sizes / loss_scale
-        relative = torch.ones_like(found) if scales is None else scales.to(found).reciprocal()[self._owners]
-        differences = torch.where(counted, (found - seen) * relative, 0.0)
+            observed, sizes = observed / loss_scale, sizes / loss_scale
+        relative = torch.ones_like(actual) if scales is None else scales.to(actual).reciprocal()[self._owners]
+        differences = torch.where(counted, (actual - observed) * relative, 0.0)
         # Both the ranks' own gradients and their sums in `.grad` are rounded.
-        rounded = (sizes.square() + self._holders * found.square()) * relative.square()
+        rounded = (sizes.square() + self._holders * actual.square()) * relative.square()
         allowed = torch.where(counted, self._tolerances.square() * rounded, 0.0).sum()
         owners = self._owners
         if self._peaks is not None:
@@ -237,13 +237,13 @@ class Comparison:
             if own:
                 places.extend(own)
                 values.append(real_and_dense(gradient)[where].reshape(-1))
-        found = torch.zeros_like(self._values)
+        actual = torch.zeros_like(self._values)
         if values:
             at = torch.tensor(places).to(self._home, non_blocking=True)
             if len({part.device for part in values}) > 1:
                 values = [move_to(part, self._home) for part in values]
-            found.index_add_(0, at, move_to(torch.cat(values), self._home))
-        return found
+            actual.index_add_(0, at, move_to(torch.cat(values), self._home))
+        return actual
 
     def _summed(self, differences: Tensor) -> Tensor:
         size = differences.numel()
@@ -285,15 +285,15 @@ class _Peaks:
     ) -> tuple[Tensor, Tensor]:
         """Return each parameter's relative difference, and the square of the difference that rounding can explain."""
         places, values = self._at((key, gradient) for key, gradient, _, _ in held)
-        found = torch.zeros_like(self._values)
+        actual = torch.zeros_like(self._values)
         if places is not None:
-            found.index_add_(0, places, values)
-        seen, sizes = self._values, self._sizes
+            actual.index_add_(0, places, values)
+        observed, sizes = self._values, self._sizes
         if loss_scale is not None:
-            seen, sizes = seen / loss_scale, sizes / loss_scale
+            observed, sizes = observed / loss_scale, sizes / loss_scale
         counted = counted & (sizes > 0)
-        differences = torch.where(counted, (found - seen) / sizes, 0.0)
-        rounded = self._tolerances.square() * (1 + (found / sizes).square())
+        differences = torch.where(counted, (actual - observed) / sizes, 0.0)
+        rounded = self._tolerances.square() * (1 + (actual / sizes).square())
         return differences, torch.where(counted, rounded, 0.0).sum()
 
     def _find(self, gradient: Tensor) -> Tensor:

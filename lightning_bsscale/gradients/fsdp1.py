@@ -115,8 +115,8 @@ class FlatParameterHooks(GradientWatcher):
                 f"torch {torch.__version__} keeps the flat parameters of FullyShardedDataParallel elsewhere than the "
                 f"supported versions ({error}): use fully_shard (ModelParallelStrategy) instead"
             ) from error
-        found = {id(p) for unit in units if unit is not None for p in unit.parameters}
-        lost = sum(is_flat(p) and key not in found for key, p in trained.items())
+        known = {id(p) for unit in units if unit is not None for p in unit.parameters}
+        lost = sum(is_flat(p) and key not in known for key, p in trained.items())
         if lost:
             raise UnsupportedSharding(
                 f"{lost} parameters belong to units of FullyShardedDataParallel that are not in the model: pass the "

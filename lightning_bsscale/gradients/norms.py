@@ -60,8 +60,8 @@ def norm_of_each(gradients: Iterable[Tensor]) -> list[Tensor]:
         return _norms_alike(dense, *kind[1:])
     norms: list[Tensor] = list(dense)
     for (_, dtype, is_large), indices in groups.items():
-        found = _norms_alike([dense[index] for index in indices], dtype, is_large)
-        for index, norm in zip(indices, found, strict=True):
+        computed = _norms_alike([dense[index] for index in indices], dtype, is_large)
+        for index, norm in zip(indices, computed, strict=True):
             norms[index] = norm
     return norms
 

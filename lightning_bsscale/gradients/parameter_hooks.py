@@ -139,18 +139,18 @@ class ParameterHooks(GradientWatcher):
         # select windows by their outcome.
         few = [(place, p) for place, p in enumerate(self.watched) if is_small(p) and p.grad is not None]
         home = self._hooks.home
-        found = torch.zeros(len(self.watched), dtype=torch.bool, device=home)
+        may_be_zero = torch.zeros(len(self.watched), dtype=torch.bool, device=home)
         if not few:
-            return found
+            return may_be_zero
         places = torch.tensor([place for place, _ in few]).to(home, non_blocking=True)
         if not self._grad_is_own:  # only the sum over ranks could show it; the comparison detects a cancelled gradient
-            found[places] = True
-            return found
+            may_be_zero[places] = True
+            return may_be_zero
         none = torch.zeros((), device=home)
         sums = [self._hooks.signed.get(id(p), none).abs().max() for _, p in few]
         largest = torch.stack([move_to(one, home) for one in sums])
-        found[places] = largest.square() <= ROUNDING * self._hooks.of_each[places]
-        return found
+        may_be_zero[places] = largest.square() <= ROUNDING * self._hooks.of_each[places]
+        return may_be_zero
 
     def _usual_sizes(self, mean: Tensor) -> Tensor:
         """Return the root mean square of each `.grad`; where it is zero, that of all of them together."""

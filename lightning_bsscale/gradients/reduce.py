@@ -112,8 +112,8 @@ def extremes(values: Sequence[float], device: torch.device, world_size: int) -> 
         return list(values), list(values)
     both = torch.tensor([*values, *(-value for value in values)], dtype=torch.float64, device=_device_of_sums(device))
     dist.all_reduce(both, op=dist.ReduceOp.MAX)
-    found = both.tolist()
-    return [-value for value in found[len(values) :]], found[: len(values)]
+    reduced = both.tolist()
+    return [-value for value in reduced[len(values) :]], reduced[: len(values)]
 
 
 def sums(values: Sequence[float], device: torch.device, world_size: int) -> list[float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from lightning_bsscale.theory.frozen import changed
 
 __all__ = ["Agreement"]
 
@@ -36,7 +38,7 @@ class Agreement:
         """
         compared = self.windows % COMPARED_EVERY == 0 or (self.is_good and self.windows < COMPARED_FIRST)
         compared = compared and self.changes < MOST_CHANGES
-        return replace(self, windows=self.windows + 1), self.is_good or compared, compared
+        return changed(self, windows=self.windows + 1), self.is_good or compared, compared
 
     def with_result(self, explained: bool) -> tuple[Agreement, bool]:
         """Add the result of a comparison.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.policies import Limits, Situation, hold_without_decision, recorded_decision
 from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.rules import FactorPath, LearningRateRule, uses_fallback
@@ -73,7 +74,7 @@ class BatchState:
         if new != old:
             if uses_fallback(rule, noise):
                 rule_name = f"sqrt, as {rule_name} needs a resolved noise scale"
-            batch = replace(self._moved(new, rule, noise), examples_at_last_change=situation.examples_seen)
+            batch = changed(self._moved(new, rule, noise), examples_at_last_change=situation.examples_seen)
         record = DecisionRecord(
             situation=situation,
             limits=limits,
@@ -111,7 +112,7 @@ class BatchState:
         Returns:
             A new record with the same batch size.
         """
-        begun = replace(self, batch_size=self.start_batch_size, path=FactorPath(), lr_scale=FactorPath().factor(rule))
+        begun = changed(self, batch_size=self.start_batch_size, path=FactorPath(), lr_scale=FactorPath().factor(rule))
         return begun if self.batch_size == self.start_batch_size else begun._moved(self.batch_size, rule, noise)
 
     def fitted(self, limits: Limits, rule: LearningRateRule, noise: NoiseScale | None) -> BatchState:
@@ -129,8 +130,8 @@ class BatchState:
         nearest = limits.clip((self.batch_size + step / 2) // step * step)
         if nearest != self.batch_size:
             return self._moved(nearest, rule, noise)
-        return replace(self, lr_scale=self.path.factor(rule))
+        return changed(self, lr_scale=self.path.factor(rule))
 
     def _moved(self, batch_size: int, rule: LearningRateRule, noise: NoiseScale | None) -> BatchState:
         path = self.path.extended(rule, self.batch_size, batch_size, noise)
-        return replace(self, batch_size=batch_size, path=path, lr_scale=path.factor(rule))
+        return changed(self, batch_size=batch_size, path=path, lr_scale=path.factor(rule))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from lightning_bsscale.theory.frozen import changed
 
 __all__ = ["ExampleCount"]
 
@@ -31,11 +33,11 @@ class ExampleCount:
 
     def counted(self, examples: int) -> ExampleCount:
         """Add a window whose size over all ranks is known."""
-        return replace(self, known=self.known + examples)
+        return changed(self, known=self.known + examples)
 
     def assuming(self, examples: int) -> ExampleCount:
         """Add a window whose exact size will arrive with a later message."""
-        return replace(self, assumed=self.assumed + examples)
+        return changed(self, assumed=self.assumed + examples)
 
     def sent(self) -> ExampleCount:
         """Send a message that covers every window so far."""
@@ -43,11 +45,11 @@ class ExampleCount:
 
     def arrived(self, examples: int) -> ExampleCount:
         """Replace the assumed number by that of the message."""
-        return replace(self, known=self.known + examples, in_flight=0)
+        return changed(self, known=self.known + examples, in_flight=0)
 
     def settled(self) -> ExampleCount:
         """Keep the assumed number, where the message will not be read."""
-        return replace(self, known=self.known + self.in_flight, in_flight=0)
+        return changed(self, known=self.known + self.in_flight, in_flight=0)
 
     def resumed(self, world_size: int) -> ExampleCount:
         """Continue on `world_size` ranks; one rank has no messages, so assumptions become final."""

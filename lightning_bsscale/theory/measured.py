@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from lightning_bsscale.theory.agreement import Agreement
 from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.moments import moments_of
 from lightning_bsscale.theory.records import Measurement, WindowSums
 from lightning_bsscale.theory.robust import RobustAverages
@@ -102,7 +103,7 @@ class MeasuredWindows:
             return self, False
         agreement, found_changed = self.agreement.with_result(explained)
         averages = self.averages.cleared() if found_changed else self.averages
-        return replace(self, agreement=agreement, averages=averages), found_changed
+        return changed(self, agreement=agreement, averages=averages), found_changed
 
     def added(self, sums: WindowSums, window: ClosedWindow, *, memory: float) -> MeasuredWindows:
         """Add a window to averages and history, unless it has fewer than two samples or no gradient at all.
@@ -137,7 +138,7 @@ class MeasuredWindows:
         if len(history) > HISTORY_LIMIT:
             half = HISTORY_LIMIT // 2
             history = history[:half:2] + history[half:]
-        return replace(
+        return changed(
             self,
             averages=averages,
             history=history,

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
+from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.windows import batches_until_step, planned_steps, step_of_scheduler_step
 
 
@@ -136,7 +137,7 @@ class UserPlan:
             steps: optimizer steps so far
         """
         before = max(0, steps - planned_steps(batch_idx, self.accumulate, is_last=False))
-        return replace(position, before=((1, before), *position.before[1:]), ready=batch_idx, micro_batches=batch_idx)
+        return changed(position, before=((1, before), *position.before[1:]), ready=batch_idx, micro_batches=batch_idx)
 
     def resumed(
         self,
@@ -164,7 +165,7 @@ class UserPlan:
             # The same as in an uninterrupted run, wherever the two are equivalent.
             is_within = self.ends_with_epochs or epoch_batches is None or done < epoch_batches
             origin = (0, 0) if is_within and position.ready == done else origin
-        return replace(
+        return changed(
             self.count_for(position, frequencies),
             expected=expected,
             epoch_batches=epoch_batches,
@@ -176,7 +177,7 @@ class UserPlan:
         """Return the position with steps also counted for schedulers of these frequencies, from here on."""
         counted = dict(position.before)
         new = tuple((frequency, 0) for frequency in dict.fromkeys(frequencies) if frequency not in counted)
-        return replace(position, before=position.before + new, reached=position.reached + new)
+        return changed(position, before=position.before + new, reached=position.reached + new)
 
     def start_epoch(
         self,
@@ -232,7 +233,7 @@ class UserPlan:
         planned = self._in_plan(position, ready, is_last=is_last)
         # The plan stops at its end: with an explicit budget training may continue, but schedulers stay there.
         reached = planned if end is None else min(planned, end)
-        return replace(position, micro_batches=ready, ready=reached, is_last=is_last and reached == planned)
+        return changed(position, micro_batches=ready, ready=reached, is_last=is_last and reached == planned)
 
     def steps(self, position: PlanPosition, frequency: int = 1) -> int:
         """Count the steps of the plan up to the position; see `steps_made`."""

@@ -7,14 +7,15 @@ touches a Trainer, a tensor or a clock.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from lightning_bsscale.theory.controller import BatchState, Decided
+from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.measured import Arrived, ClosedWindow
 from lightning_bsscale.theory.plan import PlanPosition
 from lightning_bsscale.theory.policies import Situation
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
+from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.state import CutWindow, OpenWindow, RunSettings, RunState
 from lightning_bsscale.theory.windows import WindowPlan, plan_window
 
@@ -31,8 +32,10 @@ __all__ = [
     "learning_rate_factors",
     "open_window",
     "resume_run",
+    "settle_unsent",
     "start_epoch",
     "take_arrived",
+    "use_rule",
 ]
 
 
@@ -160,12 +163,13 @@ def resume_run(settings: RunSettings, stored: RunState, position: PlanPosition, 
     if window is not None:
         cut = CutWindow(lost=lost, rest=window.planned - lost) if lost or window.is_rest else None
     if cut is not None:
-        cut = replace(cut, rest=max(1, round(cut.rest * before.granularity / now.granularity)))
+        cut = changed(cut, rest=max(1, round(cut.rest * before.granularity / now.granularity)))
     same_unit = before.granularity == now.granularity
-    return replace(
+    return changed(
         stored,
         now=now,
-        batch=stored.batch.fitted(settings.limits, settings.rule, stored.noise),
+        # Where nothing is decided, the current batch size is that of the last window.
+        batch=stored.batch.fitted(settings.limits, settings.rule, stored.noise) if settings.decides else stored.batch,
         position=position,
         examples=examples,
         pending=pending,
@@ -216,7 +220,7 @@ def start_epoch(
         is_repeated=is_repeated,
     )
     return EpochStarted(
-        replace(at_end, position=started, epoch=epoch, micro_batches_in_epoch=0), dropped, at_end, is_repeated
+        changed(at_end, position=started, epoch=epoch, micro_batches_in_epoch=0), dropped, at_end, is_repeated
     )
 
 
@@ -230,11 +234,11 @@ def drop_window(settings: RunSettings, state: RunState) -> tuple[RunState, int]:
     Returns:
         The new state, and how many micro-batches were dropped.
     """
-    window, state = state.window, replace(state, window=None, cut=None)
+    window, state = state.window, changed(state, window=None, cut=None)
     if window is None or window.ended == 0:
         return state, 0
     return (
-        replace(
+        changed(
             state,
             lost_micro_batches=state.lost_micro_batches + window.ended,
             lost_examples=state.lost_examples + window.ended * settings.now.granularity,
@@ -270,7 +274,7 @@ def open_window(
     measured, is_watched, is_compared = state.measured, False, False
     if is_measured:
         agreement, is_watched, is_compared = measured.agreement.next_window()
-        measured = replace(measured, agreement=agreement)
+        measured = changed(measured, agreement=agreement)
     window = OpenWindow(
         start=plan.start,
         planned=plan.num_micro_batches,
@@ -282,7 +286,7 @@ def open_window(
         has_usual_size=not plan.is_probe and not plan.is_short,
         is_rest=settings.acts and state.cut is not None,
     )
-    return replace(state, window=window, measured=measured, cut=None)
+    return changed(state, window=window, measured=measured, cut=None)
 
 
 def _planned_window(settings: RunSettings, state: RunState, batch_idx: int, accumulate: int) -> WindowPlan:
@@ -303,7 +307,7 @@ def _planned_window(settings: RunSettings, state: RunState, batch_idx: int, accu
         budget_batches=settings.plan.batches_left(state.position, batch_idx, state.used_examples),
         is_probe=is_probe and not rest,
     )
-    return replace(plan, is_short=True) if rest else plan
+    return changed(plan, is_short=True) if rest else plan
 
 
 def _is_last(settings: RunSettings, state: RunState, plan: WindowPlan) -> bool:
@@ -363,7 +367,7 @@ def close_window(settings: RunSettings, state: RunState, end: WindowEnd, arrived
     on_ranks = settings.now.world_size > 1
     # Every rank sends for every window that was to be measured, also one whose own gradients were not seen.
     if window.is_measured and (end.sends if on_ranks else end.has_sums and not found_changed):
-        state = replace(state, pending=closed, examples=state.examples.sent() if on_ranks else state.examples)
+        state = changed(state, pending=closed, examples=state.examples.sent() if on_ranks else state.examples)
     return Closed(state, measurement, found_changed)
 
 
@@ -385,7 +389,7 @@ def ask_policy(settings: RunSettings, state: RunState, conditions: Conditions) -
     log, record = state.decisions, decided.record
     if log.continues(record):
         return Asked(state, None, decided)
-    return Asked(replace(state, batch=decided.batch, decisions=log.added(record)), record, decided)
+    return Asked(changed(state, batch=decided.batch, decisions=log.added(record)), record, decided)
 
 
 def take_arrived(
@@ -401,19 +405,45 @@ def take_arrived(
     Returns:
         The new state, the measurement if there is one, and whether gradients were found changed.
     """
-    window, state = state.pending, replace(state, pending=None)
+    window, state = state.pending, changed(state, pending=None)
     if window is None or arrived is None:
         return state, None, False
     if arrived.examples is not None:
         examples = state.examples.arrived(arrived.examples)
-        state, window = replace(state, examples=examples), replace(window, examples_seen=examples.known)
+        state, window = changed(state, examples=examples), changed(window, examples_seen=examples.known)
     measured, found_changed = state.measured.compared(arrived.explained)
     measurement = None
     if measured.agreement.is_good:
         added = measured.added(arrived.sums, window, memory=settings.memory)
         if added is not measured:
             measured, measurement = added, added.history[-1]
-    return replace(state, measured=measured), measurement, found_changed
+    return changed(state, measured=measured), measurement, found_changed
+
+
+def settle_unsent(state: RunState) -> RunState:
+    """Leave what has not arrived of the pending window, and keep what was assumed of its examples.
+
+    Args:
+        state: The state.
+
+    Returns:
+        The new state.
+    """
+    return changed(state, pending=None, examples=state.examples.settled())
+
+
+def use_rule(settings: RunSettings, state: RunState, rule: LearningRateRule) -> tuple[RunSettings, RunState]:
+    """Change to another rule: the learning rate is then meant for the first batch size.
+
+    Args:
+        settings: What the run is done with.
+        state: The state.
+        rule: How the learning rate follows the batch from now on.
+
+    Returns:
+        The new settings and the new state.
+    """
+    return changed(settings, rule=rule), changed(state, batch=state.batch.with_rule(rule, state.noise))
 
 
 def _counted(settings: RunSettings, state: RunState, window: OpenWindow, end: WindowEnd) -> RunState:
@@ -422,7 +452,7 @@ def _counted(settings: RunSettings, state: RunState, window: OpenWindow, end: Wi
     else:
         counted = window.begun * settings.now.granularity
         examples = state.examples.assuming(counted)
-    return replace(
+    return changed(
         state,
         window=None,
         windows=state.windows + 1,
@@ -430,7 +460,7 @@ def _counted(settings: RunSettings, state: RunState, window: OpenWindow, end: Wi
         position=settings.plan.advance(state.position, end.ready, is_last=end.is_last),
         micro_batches_in_epoch=end.ready,
         # Where nothing is decided, the current batch size is that of the window.
-        batch=state.batch if settings.decides else replace(state.batch, batch_size=counted),
+        batch=state.batch if settings.decides else changed(state.batch, batch_size=counted),
     )
 
 

@@ -14,6 +14,7 @@ from lightning_bsscale.theory.controller import BatchState
 from lightning_bsscale.theory.decision_log import DecisionLog
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.example_count import ExampleCount
+from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.measured import ClosedWindow, MeasuredWindows
 from lightning_bsscale.theory.plan import PlanPosition, UserPlan, steps_made
 from lightning_bsscale.theory.policies import Limits
@@ -21,22 +22,18 @@ from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.schedules import Schedule
 from lightning_bsscale.theory.start import Start
 
-__all__ = ["CutWindow", "OpenWindow", "RunSettings", "RunState"]
+__all__ = ["CutWindow", "OpenWindow", "RunNumbers", "RunSettings", "RunState"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunSettings:
-    """What a run is done with. The same options give the same settings again, so none of it is in a checkpoint.
+class RunNumbers:
+    """The settings that a journal can hold as they are: numbers and flags.
 
     Attributes:
         first: The start that the plan counts in.
         now: This start.
         plan: The user's own plan.
         limits: Between which sizes the batch may move.
-        policy: Any object with `decide(situation, limits)`.
-        rule: How the learning rate follows the batch.
-        rule_for: Makes the rule that fits another optimizer.
-        schedule: The callback's own schedule; None where the user's scheduler owns the learning rate.
         total_examples: The budget in examples, or None where it is unknown.
         warmup_examples: Examples before the batch may grow.
         memory: Examples over which a measured window's weight falls to 1/e.
@@ -51,10 +48,6 @@ class RunSettings:
     now: Start
     plan: UserPlan
     limits: Limits
-    policy: Any
-    rule: LearningRateRule
-    rule_for: Callable[[Any], LearningRateRule]
-    schedule: Schedule | None
     total_examples: float | None
     warmup_examples: float
     memory: float
@@ -63,6 +56,23 @@ class RunSettings:
     samples_per_micro_batch: int
     decides: bool
     acts: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings(RunNumbers):
+    """What a run is done with. The same options give the same settings again, so none of it is in a checkpoint.
+
+    Attributes:
+        policy: Any object with `decide(situation, limits)`.
+        rule: How the learning rate follows the batch.
+        rule_for: Makes the rule that fits another optimizer.
+        schedule: The callback's own schedule; None where the user's scheduler owns the learning rate.
+    """
+
+    policy: Any
+    rule: LearningRateRule
+    rule_for: Callable[[Any], LearningRateRule]
+    schedule: Schedule | None
 
     def scheduled(self, examples: float) -> float | None:
         """Return the factor of the callback's own schedule after so many examples; None without one."""
@@ -85,6 +95,7 @@ class OpenWindow:
         is_compared: Whether `.grad` is compared with what is watched.
         has_usual_size: Whether its factor is that of the current batch size: no probe, and not cut short.
         is_rest: Whether it is what was left of a window that a checkpoint cut.
+        skipped: Indices since its start for which the loader gave None.
         begun: Micro-batches so far, the one in progress included.
         ended: Micro-batches that have ended.
         examples: Examples of this rank so far.
@@ -99,6 +110,7 @@ class OpenWindow:
     is_compared: bool
     has_usual_size: bool
     is_rest: bool = False
+    skipped: int = 0
     begun: int = 0
     ended: int = 0
     examples: int = 0
@@ -195,4 +207,31 @@ class RunState:
         window = self.window
         if window is None:
             return self.position.micro_batches, max(1, self.batch.batch_size // self.now.granularity)
-        return window.start, window.planned + (window.begun > window.ended)
+        return window.start + window.skipped, window.planned + (window.begun > window.ended)
+
+    def with_begun(self, window: OpenWindow, size: int, batch_idx: int) -> RunState:
+        """Return the state when a micro-batch of `size` examples has begun in a window, and those before have ended."""
+        window = changed(window, begun=window.begun + 1, ended=window.begun, examples=window.examples + size)
+        return changed(self, window=window, micro_batches_in_epoch=batch_idx, is_resumed=False)
+
+    def with_ended(self, batch_idx: int) -> RunState:
+        """Return the state when a micro-batch has ended, that of the open window if there is one."""
+        window = self.window if self.window is None else changed(self.window, ended=self.window.begun)
+        return changed(self, window=window, micro_batches_in_epoch=batch_idx + 1)
+
+    def with_skipped(self, batch_idx: int) -> RunState:
+        """Return the state past an index for which the loader returned None."""
+        window = self.window if self.window is None else changed(self.window, skipped=self.window.skipped + 1)
+        return changed(self, window=window, micro_batches_in_epoch=batch_idx + 1)
+
+    def without_history(self) -> RunState:
+        """Return the state with the last measurement and the last decision alone, which is all that the run needs."""
+        log = self.decisions
+        if len(self.measured.history) <= 1 and len(log.records) <= 1:
+            return self
+        last = log.records[-1:]
+        return changed(
+            self,
+            measured=changed(self.measured, history=self.measured.history[-1:]),
+            decisions=changed(log, records=last, kept_changes=sum(record.is_change for record in last)),
+        )

@@ -19,7 +19,7 @@ from typing import Any
 
 from lightning_bsscale.theory.checks import join_names, show
 
-__all__ = ["FRACTIONS", "as_plain", "check_stored", "from_plain", "plain_value"]
+__all__ = ["FRACTIONS", "as_compact", "as_plain", "check_stored", "from_plain", "plain_value", "with_defaults"]
 
 FRACTIONS = frozenset({("Decision", "batch_size")})
 """Class and field of each ``int`` that may be any number: a policy may return 11.9, which the limits then round."""
@@ -65,6 +65,61 @@ def as_plain(record: Any) -> dict[str, Any]:
     # dataclasses.asdict would deep-copy every number, and a checkpoint holds thousands of records.
     cls: Any = type(record)
     return {name: plain_value(getattr(record, name)) for name in _field_names(cls)}
+
+
+def as_compact(record: Any) -> dict[str, Any]:
+    """Return the fields of a record as `as_plain` does, without those that have their default, at every level.
+
+    Args:
+        record: a dataclass instance
+
+    Returns:
+        a dict that `with_defaults` makes whole again
+    """
+    cls: Any = type(record)
+    made = {}
+    for name, default in _defaults_of(cls).items():
+        value = getattr(record, name)
+        if value is not default and value != default:
+            made[name] = as_compact(value) if dataclasses.is_dataclass(type(value)) else plain_value(value)
+    return made
+
+
+def with_defaults(cls: Any, fields: Any) -> Any:
+    """Return plain fields with the defaults of those that are missing, at every level.
+
+    Args:
+        cls: the record's class
+        fields: what `as_compact` returned, or anything else that a file holds
+
+    Returns:
+        what `as_plain` would have returned; what is no dict as it is
+    """
+    if not isinstance(fields, dict):
+        return fields
+    whole = {**_plain_defaults_of(cls), **fields}
+    for name, inner in _records_of(cls):
+        if name in whole:
+            whole[name] = with_defaults(inner, whole[name])
+    return whole
+
+
+@cache
+def _defaults_of(cls: Any) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(cls)}
+
+
+@cache
+def _plain_defaults_of(cls: Any) -> dict[str, Any]:
+    return {name: plain_value(value) for name, value in _defaults_of(cls).items() if value is not dataclasses.MISSING}
+
+
+@cache
+def _records_of(cls: Any) -> tuple[tuple[str, Any], ...]:
+    # The fields that are records themselves, or None.
+    hints = typing.get_type_hints(cls)
+    kinds = [(name, (hints[name], *typing.get_args(hints[name]))) for name in _field_names(cls)]
+    return tuple((name, kind) for name, of in kinds for kind in of if dataclasses.is_dataclass(kind))
 
 
 def from_plain(cls: Any, fields: Mapping[str, Any]) -> Any:
@@ -163,7 +218,8 @@ def _check_of(annotation: Any, fractions: frozenset[tuple[str, str]]) -> _Check:
         return _any_of([_check_of(argument, fractions) for argument in arguments])
     if origin in {list, tuple}:
         item = _check_of(arguments[0], fractions) if arguments else _accept_any
-        return lambda value: _list_problem(value, item)
+        length = len(arguments) if origin is tuple and Ellipsis not in arguments else None  # a pair has one type here
+        return lambda value: _list_problem(value, item, length)
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return _record_check(annotation, fractions)
     if isinstance(annotation, type) and issubclass(annotation, Enum):
@@ -185,9 +241,11 @@ def _any_of(checks: list[_Check]) -> _Check:
     return check
 
 
-def _list_problem(value: Any, item: _Check) -> str | None:
+def _list_problem(value: Any, item: _Check, length: int | None) -> str | None:
     if not isinstance(value, list):
         return f"must be a list, got {show(value)}"
+    if length is not None and len(value) != length:
+        return f"must be a list of {length}, got {show(value)}"
     return next((f"must be a list, but an item {problem}" for problem in map(item, value) if problem is not None), None)
 
 

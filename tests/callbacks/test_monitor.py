@@ -55,7 +55,7 @@ def test_logged_keys(tmp_path):
     assert [step for step, _ in logger.logged] == [4, 9, 14, 19, 24]
     assert keys <= set(trainer.callback_metrics)
     header, records = read_journal(tmp_path / "journal.jsonl")
-    assert header["schema"] == 1
+    assert header["schema"] == 2
     assert all(isinstance(record, Measurement) for record in records)
     assert records == monitor.history
 

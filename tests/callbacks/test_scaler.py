@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_bsscale import BatchSizeScaler, Decision, NoiseScalePolicy, Reason
-from lightning_bsscale.journal import read_journal, replay
+from lightning_bsscale.journal import read_journal
+from lightning_bsscale.replay import replay
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.schedules import WarmupCosine
@@ -304,12 +305,13 @@ def test_default_maximum_is_said_once(caplog):
 def test_a_journal_is_written_where_asked_and_replays(grown):
     scaler, _, path = grown
     header, records = read_journal(path)
-    assert header["schema"] == 1
+    assert header["schema"] == 2
     assert header["policy"]["class"] == "NoiseScalePolicy"
     assert [record for record in records if isinstance(record, DecisionRecord)] == scaler.decisions
     assert [record for record in records if isinstance(record, Measurement)] == scaler.history
     replayed = list(replay(path))
-    assert len(replayed) == len(scaler.decisions) > 3
+    assert sum(again.kind == "decision" for again in replayed) == len(scaler.decisions) > 3
+    assert [again.replayed for again in replayed if again.kind == "measurement"] == scaler.history
     assert all(again.agrees for again in replayed)
     # The twin: another policy does not agree.
     assert not all(again.agrees for again in replay(path, NoiseScalePolicy(target_ratio=0.01)))

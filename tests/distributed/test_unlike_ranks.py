@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.journal import read_journal
+from lightning_bsscale.replay import replay
 from lightning_bsscale.theory.stored import as_plain
 from tests.helpers.ddp_runs import Linear, counting, loader_of, regression_items, trainer_of
 from tests.helpers.places import here
@@ -124,6 +125,10 @@ def test_the_first_rank_writes_the_journal_into_the_log_folder(tmp_path, with_lo
     journal = tmp_path / ("log" if with_logger else "root") / "bsscale.jsonl"
     _, records = read_journal(journal)
     assert len(records) >= 10
+    replayed = list(replay(journal))  # examples and seconds of the other rank are in it, as they arrived
+    assert all(one.agrees for one in replayed)
+    assert sum(one.kind in {"measurement", "decision"} for one in replayed) == len(records)
+    assert replayed[-1].kind == "end" or replayed[-2].kind == "end"
     assert [str(path) for path in tmp_path.rglob("*.jsonl")] == [str(journal)]
 
 

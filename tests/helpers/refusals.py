@@ -8,7 +8,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -30,12 +30,14 @@ from lightning_bsscale import (
 from lightning_bsscale.cli import main
 from lightning_bsscale.figures import plot_noise_scale
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
-from lightning_bsscale.journal import Journal, describe_policy, read_journal, replay
+from lightning_bsscale.journal import Journal, read_journal, run_header
 from lightning_bsscale.journal_file import MAX_LINE_BYTES
-from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.replay import replay
 from lightning_bsscale.theory.policies import Decision, Situation
 from lightning_bsscale.theory.records import DecisionRecord
+from lightning_bsscale.theory.run import begin_run
 from lightning_bsscale.theory.schedules import WarmupStep
+from tests.helpers.written_runs import settings_of
 
 ARGUMENT_OR_COMBINATION = (TypeError, ValueError, MisconfigurationException)
 
@@ -111,8 +113,12 @@ HELD = DecisionRecord(
     lr_scale=1.0,
     lr_rule="sqrt",
 )
-HEADER = json.dumps({"event": "header", "schema": 1, "policy": {"class": "Mine", "options": None}})
-OTHER = json.dumps({"event": "header", "schema": 1, "policy": {"class": "NoiseScalePolicy", "options": {"bogus": 1}}})
+SETTINGS = settings_of(100)
+FIRST = run_header(SETTINGS, begin_run(SETTINGS, SETTINGS.plan.begin(epoch_batches=100, epoch_examples=400), epoch=0))
+HEADER = json.dumps({"event": "header", "schema": 2, **FIRST, "policy": {"class": "Mine", "options": None}})
+OTHER = json.dumps(
+    {"event": "header", "schema": 2, **FIRST, "policy": {"class": "NoiseScalePolicy", "options": {"bogus": 1}}}
+)
 
 
 def reading(*lines, end="\n"):
@@ -137,13 +143,17 @@ def journal_on_a_full_disk():
 
 
 def replay_overflow():
-    noise = NoiseScale(**dict.fromkeys((field.name for field in fields(NoiseScale)), 1e300) | {"resolved": True})
-    situation = Situation(batch_size=8, start_batch_size=8, examples_seen=8, noise=noise)
+    huge = {"sum_sq_norms": 1e300, "mean_sq_norm": 1e300, "num_samples": 2, "sum_inverse_sizes": 0.0, "examples": 8.0}
+    lines = [
+        {"event": "header", "schema": 2, **FIRST},
+        {"event": "epoch", "epoch": 0, "batches": 100, "examples": 400, "ready": 0},
+        {"event": "window", "start": 0, "length": 2, "lr": 0.1, "has_sums": True},
+        {"event": "window", "start": 2, "length": 2, "lr": 0.1, "arrived": {"sums": huge}},
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder, "run.jsonl"), {"policy": describe_policy(NoiseScalePolicy(cooldown=0))})
-        journal.write(replace(HELD, situation=situation))
-        journal.close()
-        return list(replay(journal.path))
+        path = Path(folder, "run.jsonl")
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return list(replay(path))
 
 
 def record_too_long():

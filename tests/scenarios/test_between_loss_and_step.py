@@ -319,8 +319,8 @@ def test_squared_part_by_part_it_would_be_wrong(monkeypatch):
     def part_by_part(self, key, gradient):
         before = self._norms.get(key, torch.zeros(()))
         self._norms[key] = torch.hypot(before, gradient.norm())
-        if self._takes is not None:
-            self._takes([(key, gradient)])
+        if self._sink is not None:
+            self._sink([(key, gradient)])
 
     monkeypatch.setattr(tensor_hooks._Gathered, "add", part_by_part)
     one, loader = watching(GradientNoiseScaleMonitor), regression_loader(96)

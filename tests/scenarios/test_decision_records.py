@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from lightning_bsscale import BatchSizeScaler, Decision, NoiseScalePolicy
-from lightning_bsscale.journal import describe_policy, read_journal, replay
+from lightning_bsscale.journal import read_journal
+from lightning_bsscale.replay import replay
 from lightning_bsscale.summary import describe_grounds, describe_number, summary_table
 from lightning_bsscale.theory.decision_log import CHANGES_LIMIT, HOLDS_LIMIT, DecisionLog
+from lightning_bsscale.theory.described import describe
 from lightning_bsscale.theory.estimate import noise_scale_from_means
 from lightning_bsscale.theory.policies import Limits, Situation
 from lightning_bsscale.theory.records import DecisionRecord
@@ -203,11 +205,11 @@ def test_a_policy_is_described_in_bounded_size():
         share = share.setter(lambda self, value: None)
 
     for held in ("x" * 10**6, list(range(10**6)), 10**10**5, [[[[1]]]], {"a": 1}, Odd, {1, 2}):
-        said = json.dumps(describe_policy(Odd(held=held)))
+        said = json.dumps(describe(Odd(held=held)))
         assert len(said) < 500
-    assert describe_policy(Breaks())["options"]["share"] == "unreadable"
+    assert describe(Breaks())["options"]["share"] == "unreadable"
     policy = NoiseScalePolicy(target_ratio=0.3, allow_shrink=True)
-    assert NoiseScalePolicy(**describe_policy(policy)["options"]) == policy
+    assert NoiseScalePolicy(**describe(policy)["options"]) == policy
 
 
 def test_an_answer_without_a_repr_is_still_named():
@@ -242,7 +244,7 @@ def test_a_growth_follows_from_the_numbers_shown(caplog, tmp_path):
         assert again.agrees
     # The twin: another bound in the journal is another decision.
     one = changes[0]
-    path.write_text(path.read_text().replace(f'"bound": {one.decision.bound}', f'"bound": {one.decision.bound * 1.01}'))
+    path.write_text(path.read_text().replace(f'"bound":{one.decision.bound}', f'"bound":{one.decision.bound * 1.01}'))
     assert sum(not again.agrees for again in replay(path)) >= 1
 
 
@@ -275,7 +277,7 @@ def test_what_was_asked_for_and_what_was_done_are_told_apart(caplog):
     lines = [one.message for one in caplog.records if one.message.startswith("bsscale: after")]
     assert lines[0].endswith("as much as possible (requested 1,000)")
     assert re.search(r"12 examples .* 8: as much as possible .*1,000", lines[1])
-    assert "(asked for" in scaler.summary()
+    assert "(requested" in scaler.summary()
 
 
 def test_the_summary_of_a_dry_run_says_that_nothing_was_done():

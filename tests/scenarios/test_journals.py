@@ -1,5 +1,7 @@
-"""Whose a journal is: every run writes a file that no other run writes to, and a resumed one continues its own."""
+"""Whose a journal is, and that it replays: no two runs write to one file, and each run follows from its journal."""
 
+import ast
+import contextlib
 import json
 import logging
 import os
@@ -17,10 +19,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor, journal_file
-from lightning_bsscale.journal import Journal, read_journal
+from lightning_bsscale.journal import Journal, RuleEvent, read_journal, read_lines
+from lightning_bsscale.replay import replay
+from lightning_bsscale.theory.events import WindowEvent
 from lightning_bsscale.theory.records import DecisionRecord
 from tests.helpers.expected_warnings import NOT_MEASURED
-from tests.helpers.training import QUIET, Regression, fit, regression_loader, scripted
+from tests.helpers.plain_policy import EverySecond
+from tests.helpers.training import QUIET, Regression, fit, regression_loader, run_of, scripted
 
 ROOT = Path(__file__).parents[2]
 MAKE = {
@@ -200,15 +205,16 @@ def test_a_resumed_run_continues_its_own_journal_among_others(tmp_path, kind, sa
     others = {one.journal_path: one.journal_path.read_bytes() for one in strangers}
     assert first.journal_path.name == "bsscale-v1.jsonl"
     header, records = read_journal(first.journal_path)
+    lines = len(first.journal_path.read_bytes().splitlines()) - 1
     again = MAKE[kind](True)
     train(again, tmp_path, ckpt_path=checkpoint, max_epochs=2)
     assert again.journal_path == first.journal_path
     assert read_journal(again.journal_path)[0] == header
     assert measured(again.journal_path) == again.history
     kept = torch.load(checkpoint, weights_only=True)["callbacks"][again.state_key]["journal"]["records"]
-    assert 0 < kept < len(records)
-    assert read_journal(again.journal_path)[1][:kept] == records[:kept]
-    assert re.search(rf"{first.journal_path} after {kept} records.* {len(records) - kept} ", said()[-1])
+    assert 0 < kept < lines
+    assert read_journal(again.journal_path)[1][: len(records) // 2 - 1] == records[: len(records) // 2 - 1]
+    assert re.search(rf"{first.journal_path} after {kept} records.* {lines - kept} ", said()[-1])
     assert {path: path.read_bytes() for path in others} == others
 
 
@@ -303,7 +309,7 @@ def test_a_killed_run_holds_no_lock_also_where_its_children_live_on(tmp_path):
     process.stdout.close()
     try:
         again = Journal(path, {}, resumes={"id": journal_id, "path": str(path), "records": 1})
-        assert (again.is_continued, again.path, again.records) == (True, path, 1)
+        assert (again.is_continued, again.path, again.kept) == (True, path, 1)
         again.close()
     finally:
         os.kill(int(worker), signal.SIGKILL)
@@ -374,3 +380,233 @@ def test_a_run_that_is_refused_leaves_no_file_and_no_lock(tmp_path):
     with pytest.raises(UserWarning, match=NOT_MEASURED):
         trainer.fit(Regression(), regression_loader(80))
     assert files(tmp_path) == []
+
+
+# ---------------------------------------------------------------- whole runs again, without torch
+
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "lightning", "numpy"):
+    sys.modules[name] = None
+from tests.helpers.plain_policy import EverySecond
+from lightning_bsscale.replay import replay
+given = {"policy": EverySecond()} if sys.argv[2] == "own" else {}
+counts = {}
+for one in replay(sys.argv[1], **given):
+    assert one.agrees, one
+    counts[one.kind] = counts.get(one.kind, 0) + 1
+print(counts)
+"""
+
+
+def replayed(path, policy=""):
+    """What agrees, of each kind, in a process that cannot import torch; there anything that disagrees is an error."""
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(path), policy]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return ast.literal_eval(done.stdout)
+
+
+def cosine(optimizer, trainer):
+    return {"scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100), "interval": "step"}
+
+
+class Unsized(torch.utils.data.IterableDataset):
+    """Epochs that end before they said, or say nothing."""
+
+    def __iter__(self):
+        yield from regression_loader(130, batch_size=None).dataset
+
+
+def with_none(batches, none):
+    """A loader that gives None at some indices."""
+    whole = list(regression_loader(4 * batches))
+    return torch.utils.data.DataLoader(
+        [None if index in none else batch for index, batch in enumerate(whole)], batch_size=None, collate_fn=lambda b: b
+    )
+
+
+def own(**options):
+    return BatchSizeScaler(policy=EverySecond(), warmup=0, memory=1.0, max_batch_size=32, **options)
+
+
+def built_in(**options):
+    return BatchSizeScaler(**{"measure_every": 2, **options})
+
+
+DATA = regression_loader(1203, noise=3.0)
+RUNS = {
+    "a growing batch": (lambda r: built_in(record=r), DATA, dict(max_epochs=3)),
+    "the square root": (lambda r: built_in(record=r, lr_rule="sqrt", lr_cap=1.2), DATA, dict(max_epochs=3)),
+    "a schedule": (lambda r: built_in(record=r, schedule="cosine"), DATA, dict(max_epochs=3)),
+    "a dry run": (lambda r: built_in(record=r, dry_run=True), DATA, dict(max_epochs=2, accumulate_grad_batches=2)),
+    "a monitor": (lambda r: GradientNoiseScaleMonitor(record=r), DATA, dict(max_epochs=2, accumulate_grad_batches=3)),
+    "probes": (lambda r: own(record=r, probe_every=3), regression_loader(83), dict(max_epochs=4)),
+    "steps": (lambda r: own(record=r), regression_loader(83), dict(max_steps=50, max_epochs=-1)),
+    "a budget": (lambda r: own(record=r, total_examples=150), regression_loader(83), dict(max_epochs=4)),
+    "ragged epochs": (lambda r: own(record=r), regression_loader(91), dict(max_epochs=4, accumulate_grad_batches=3)),
+    "no length": (
+        lambda r: own(record=r),
+        torch.utils.data.DataLoader(Unsized(), batch_size=4),
+        dict(max_epochs=3, accumulate_grad_batches=2),
+    ),
+    "a dry run without a length": (
+        lambda r: own(record=r, dry_run=True),
+        torch.utils.data.DataLoader(Unsized(), batch_size=4),
+        dict(max_epochs=3, accumulate_grad_batches=2),
+    ),
+    "None": (lambda r: own(record=r), with_none(30, {0, 3, 4, 11, 12, 13, 29}), dict(max_epochs=3)),
+    "None in a dry run": (
+        lambda r: own(record=r, dry_run=True),
+        with_none(30, {0, 3, 4, 11, 12, 13, 29}),
+        dict(max_epochs=3, accumulate_grad_batches=2),
+    ),
+}
+IGNORED = [
+    pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
+    pytest.mark.filterwarnings("ignore:.*the noise scale can hardly be resolved.*"),
+    pytest.mark.filterwarnings("ignore:train_dataloader yielded None"),
+    pytest.mark.filterwarnings("ignore:bsscale. the last .* micro-batches of an epoch"),
+    pytest.mark.filterwarnings("ignore:bsscale. the checkpoint was saved within a window"),
+    pytest.mark.filterwarnings("ignore:bsscale. going on with"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
+]
+
+
+def ignored(test):
+    for mark in IGNORED:
+        test = mark(test)
+    return test
+
+
+@ignored
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_replays_whole(tmp_path, name):
+    make, loader, settings = RUNS[name]
+    callback = make(tmp_path / "run.jsonl")
+    fit(Regression(scheduler=None if "schedule" in name else cosine), loader, [callback], **settings)
+    policy = getattr(callback._options, "policy", None)
+    counts = replayed(tmp_path / "run.jsonl", "own" if isinstance(policy, EverySecond) else "")
+    assert counts["window"] == counts["factor"] == run_of(callback).windows
+    assert counts.get("measurement", 0) == len(callback.history)
+    assert counts.get("decision", 0) == len(getattr(callback, "decisions", []))
+    assert counts["end"] == 1
+    if name in {"a growing batch", "the square root", "a schedule"}:
+        assert any(record.is_change for record in callback.decisions)
+
+
+class SavesWithin(pl.Callback):
+    """Saves after some micro-batches, whatever the window."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx in {6, 7, 8, 9}:
+            trainer.save_checkpoint(Path(trainer.default_root_dir, f"{batch_idx}.ckpt"))
+
+
+@ignored
+@pytest.mark.parametrize("at", [6, 7, 8, 9])
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 2), (8, 2), (2, 2), (4, 3)])
+def test_a_resumed_run_replays_whole(tmp_path, at, batch_size, accumulate):
+    """From within an epoch and a window, also with other micro-batches: in its own journal, and in a new one."""
+    settings = dict(max_epochs=3, default_root_dir=tmp_path)
+    first = own(record=tmp_path / "run.jsonl")
+    fit(
+        Regression(scheduler=cosine),
+        regression_loader(82),
+        [first, SavesWithin()],
+        accumulate_grad_batches=2,
+        **settings,
+    )
+    assert replayed(tmp_path / "run.jsonl", "own")["window"] == run_of(first).windows
+    settings |= dict(accumulate_grad_batches=accumulate, ckpt_path=tmp_path / f"{at}.ckpt")
+    for name in ("run.jsonl", "new.jsonl"):
+        again = own(record=tmp_path / name)
+        fit(Regression(scheduler=cosine), regression_loader(82, batch_size=batch_size), [again], **settings)
+        assert again.journal_path == tmp_path / name
+        counts = replayed(tmp_path / name, "own")
+        windows = [line for _, line in read_lines(tmp_path / name) if isinstance(line, WindowEvent)]
+        assert counts["window"] == len(windows)
+        assert (len(windows) == run_of(again).windows) == (name == "run.jsonl")
+        assert counts["end"] == 1
+
+
+class Stops(pl.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.current_epoch == 1 and batch_idx == 4
+
+
+class BreaksLater(Regression):
+    def training_step(self, batch, batch_idx):
+        if self.current_epoch == 1 and batch_idx == 4:
+            raise RuntimeError("mine")
+        return super().training_step(batch, batch_idx)
+
+
+class BreaksInItsScheduler(Regression):
+    def lr_scheduler_step(self, scheduler, metric):
+        if self.trainer.global_step == 12:
+            raise RuntimeError("mine")
+        scheduler.step()
+
+
+@ignored
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler_step is overridden")
+@pytest.mark.parametrize("how", ["stopped", "in a step", "in a scheduler", "stopped, dry", "in a step, dry"])
+def test_a_run_that_ended_early_replays_whole(tmp_path, how):
+    scaler = own(record=tmp_path / "run.jsonl", measure_every=1, dry_run="dry" in how)
+    module = {"in a step": BreaksLater, "in a scheduler": BreaksInItsScheduler}.get(how.split(",")[0], Regression)
+    callbacks = [scaler, Stops()] if "stopped" in how else [scaler]
+    with pytest.raises(RuntimeError, match="mine") if "stopped" not in how else contextlib.nullcontext():
+        fit(module(scheduler=cosine), regression_loader(83), callbacks, max_epochs=3, accumulate_grad_batches=3)
+    counts = replayed(tmp_path / "run.jsonl", "own")
+    assert counts["window"] == run_of(scaler).windows
+    assert counts["measurement"] == len(scaler.history)
+    assert counts["end"] == 1
+
+
+class ChangesItsOptimizer(pl.Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            pl_module.make_optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=0.01)
+            trainer.strategy.setup_optimizers(trainer)
+
+
+@ignored
+def test_a_run_with_another_optimizer_in_its_middle_replays_whole(tmp_path):
+    scaler = own(record=tmp_path / "run.jsonl", measure_every=1)
+    fit(Regression(), regression_loader(83), [ChangesItsOptimizer(), scaler], max_epochs=3, accumulate_grad_batches=2)
+    assert [line.rule["class"] for _, line in read_lines(scaler.journal_path) if isinstance(line, RuleEvent)] == [
+        "Sqrt"
+    ]
+    assert replayed(scaler.journal_path, "own")["window"] == run_of(scaler).windows
+
+
+@ignored
+def test_a_second_fit_replays_whole(tmp_path):
+    scaler = own(record=tmp_path / "run.jsonl", measure_every=1)
+    trainer = fit(Regression(), regression_loader(83), [scaler], max_epochs=1, accumulate_grad_batches=2)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(trainer.lightning_module, regression_loader(83))
+    assert scaler.journal_path == tmp_path / "run.jsonl"
+    counts = replayed(scaler.journal_path, "own")
+    assert counts["window"] == run_of(scaler).windows
+    assert counts["measurement"] == len(scaler.history)
+
+
+@ignored
+def test_in_a_real_run_a_changed_number_disagrees(tmp_path):
+    """The twin of all of these."""
+    path = tmp_path / "run.jsonl"
+    fit(Regression(), DATA, [built_in(record=path, measure_every=1)], max_epochs=2)
+    text = path.read_text()
+    for event, old in (("window", '"sum_sq_norms":'), ("measurement", '"low":'), ("decision", '"lr_scale":')):
+        lines = text.splitlines(keepends=True)
+        place = [place for place, line in enumerate(lines) if line.startswith(f'{{"event":"{event}"') and old in line][
+            -3
+        ]
+        lines[place] = lines[place].replace(old, f"{old}1")
+        path.write_text("".join(lines))
+        assert {one.line for one in replay(path) if not one.agrees} & {place + 1, place + 2}
+    path.write_text(text)
+    assert all(one.agrees for one in replay(path))

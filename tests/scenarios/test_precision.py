@@ -249,7 +249,7 @@ def warnings_of(broken, settings=None, **options):
             accumulate_grad_batches=2,
             **(settings or {}),
         )
-    return [str(warning.message) for warning in caught if "not finite" in str(warning.message)], scaler
+    return [str(warning.message) for warning in caught if "non-finite" in str(warning.message)], scaler
 
 
 def test_ten_dropped_windows_in_a_row_give_one_warning():

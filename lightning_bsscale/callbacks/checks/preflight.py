@@ -281,11 +281,11 @@ def check_plan(trainer: pl.Trainer, options: RunOptions, total_examples: float |
     Raises:
         MisconfigurationException: If the user's budget is below one batch.
     """
-    given, warmup = options.total_examples, options.warmup
-    if given is not None and given < start_batch_size:
+    user_total, warmup = options.total_examples, options.warmup
+    if user_total is not None and user_total < start_batch_size:
         raise MisconfigurationException(
-            f"total_examples={given} is less than one starting batch of {start_batch_size} examples (micro-batch × "
-            "accumulate_grad_batches × devices). It counts examples, not steps or epochs; omit it to use the "
+            f"total_examples={user_total} is less than one starting batch of {start_batch_size} examples (micro-batch "
+            "× accumulate_grad_batches × devices). It counts examples, not steps or epochs; omit it to use the "
             "Trainer's own limits."
         )
     if total_examples is None or trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -1,9 +1,10 @@
-"""The run's journal: which file it is written to, and the messages about that."""
+"""The run's journal: where it is written, what of a run goes into it, and what is said of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +13,56 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_bsscale.callbacks.checks.options import is_remote
-from lightning_bsscale.journal import Journal
-from lightning_bsscale.theory.records import DecisionRecord, Measurement
+from lightning_bsscale.journal import Journal, Line, RuleEvent, run_header
+from lightning_bsscale.theory.described import describe
+from lightning_bsscale.theory.events import (
+    DropEvent,
+    EndEvent,
+    EpochEvent,
+    GiveUpEvent,
+    Progress,
+    SchedulersEvent,
+    WindowEvent,
+)
+from lightning_bsscale.theory.measured import Arrived
+from lightning_bsscale.theory.plan import PlanPosition
+from lightning_bsscale.theory.records import Measurement
+from lightning_bsscale.theory.rules import LearningRateRule
+from lightning_bsscale.theory.run import Asked, Conditions, WindowEnd
+from lightning_bsscale.theory.state import OpenWindow, RunSettings, RunState
 
 JOURNAL_NAME = "bsscale.jsonl"
 
 
 class RunJournal:
-    """Writes the records of a run if the user wants a journal; otherwise, and on other ranks, it does nothing.
+    """Writes what a run is given and records, where the user wants a journal; elsewhere, and on other ranks, nothing.
 
     Args:
-        trainer: the Trainer, whose log folder is the default
-        record: the option: True writes ``bsscale.jsonl`` into the log folder, a path is used as it is
-        header: content of the first line
-        resumes: the journal entry of the resumed checkpoint, or None
+        trainer: whose log folder is the default
+        record: the option: True writes ``bsscale.jsonl`` into the log folder, a path is taken as given
+        settings: what the run is done with
+        state: the state that it begins with
+        resumes: the journal entry of the checkpoint that is resumed, or None
     """
 
     def __init__(
         self,
         trainer: pl.Trainer,
         record: bool | str | Path,
-        header: Mapping[str, Any],
+        settings: RunSettings,
+        state: RunState,
         resumes: Mapping[str, Any] | None,
     ) -> None:
         self._journal: Journal | None = None
+        self._settings = settings
+        self._window: WindowEvent | None = None  # until the policy is asked
+        self._measurement: Measurement | None = None
         if record is False:
             return
         path = Path(_log_folder(trainer)) / JOURNAL_NAME if record is True else Path(record)
         if trainer.is_global_zero:
-            self._journal = Journal(path, dict(header), resumes=resumes)
-            with self.closed_on_error():  # a warning may be turned into an error
+            self._journal = Journal(path, run_header(settings, state), resumes=resumes)
+            with self.closed_on_error():  # a warning may be made an error
                 _log_journal(self._journal, resumes)
 
     @contextmanager
@@ -53,10 +74,119 @@ class RunJournal:
             self.close()
             raise
 
-    def write(self, record: Measurement | DecisionRecord | None) -> None:
-        """Append a record, if there is one."""
-        if self._journal is not None and record is not None:
-            self._journal.write(record)
+    # ------------------------------------------------------------------ what a run is given
+
+    def start_epoch(self, before: RunState, now: RunState) -> None:
+        """Record an epoch's start, from the states around it."""
+        if self._journal is not None:
+            position = now.position
+            event = EpochEvent(
+                epoch=now.epoch,
+                batches=position.epoch_batches,
+                examples=position.epoch_examples,
+                first=position.micro_batches,
+                ready=before.micro_batches_in_epoch,
+                window=self._progress(before.window),
+            )
+            self._write(event)
+
+    def drop_window(self, before: RunState) -> None:
+        """Record that a window is left, or what a checkpoint cut; of a state without either, nothing."""
+        if before.window is not None or before.cut is not None:
+            self._write(DropEvent(ready=before.micro_batches_in_epoch, window=self._progress(before.window)))
+
+    def close_window(
+        self,
+        window: OpenWindow,
+        factors: tuple[float, float],
+        end: WindowEnd,
+        arrived: Arrived | None,
+        measurement: Measurement | None,
+    ) -> None:
+        """Record a window and what has arrived by its end; the line is written when the policy is asked."""
+        if self._journal is None:
+            return
+        is_alone = self._settings.now.world_size == 1
+        usual = window.begun * self._settings.now.granularity
+        self._measurement = measurement
+        self._window = WindowEvent(
+            start=window.start,
+            length=window.begun,
+            planned=None if window.planned == window.begun else window.planned,
+            ready=None if end.ready == window.start + window.begun else end.ready,
+            accumulate=self._accumulate(window),
+            examples=window.examples if is_alone and window.examples != usual else None,
+            is_last=end.is_last,
+            lr=end.lr if window.is_measured else None,
+            factor=factors[0],
+            scheduled=factors[1],
+            lr_scale=end.lr_scale if window.is_measured and end.lr_scale != factors[0] else None,
+            has_sums=end.has_sums and window.is_measured and is_alone,
+            sends=end.sends,
+            arrived=arrived,
+            is_asked=False,
+        )
+
+    def ask_policy(self, conditions: Conditions, asked: Asked) -> None:
+        """Record what the policy was asked with, and its decision."""
+        if self._window is not None and asked.decided is None:
+            self._window = replace(self._window, is_asked=True)
+        elif self._window is not None:
+            relative_lr, per_micro_batch, per_step = conditions
+            seconds = (per_micro_batch, per_step)
+            self._window = replace(self._window, is_asked=True, relative_lr=relative_lr, seconds=seconds)
+        self._write(asked.record)
+
+    def use_rule(self, rule: LearningRateRule) -> None:
+        """Record that another rule is used."""
+        if self._journal is not None:
+            self._write(RuleEvent(rule=describe(rule)))
+
+    def follow_schedulers(self, position: PlanPosition) -> None:
+        """Record that other schedulers are followed."""
+        self._write(SchedulersEvent(frequencies=tuple(frequency for frequency, _ in position.before)))
+
+    def give_up(self) -> None:
+        """Record that nothing is waited for any more."""
+        self._write(GiveUpEvent())
+
+    def end(self, before: RunState, now: RunState, arrived: Arrived | None, measurement: Measurement | None) -> None:
+        """Record the run's end, from the states around it, and close the file."""
+        if self._journal is not None:
+            event = EndEvent(
+                ready=before.micro_batches_in_epoch,
+                window=self._progress(before.window),
+                arrived=arrived,
+                state=replace(now.without_history(), window=None),
+            )
+            with self.closed_on_error():
+                self._write(event)
+                self._write(measurement)
+        self.close()
+
+    def _progress(self, window: OpenWindow | None) -> Progress | None:
+        if window is None:
+            return None
+        accumulate = self._accumulate(window)
+        return Progress(start=window.start, accumulate=accumulate, begun=window.begun, ended=window.ended)
+
+    def _accumulate(self, window: OpenWindow) -> int | None:
+        has_effect = not self._settings.acts and window.loss_divisor != self._settings.now.accumulate
+        return window.loss_divisor if has_effect else None
+
+    def _write(self, record: Line | None) -> None:
+        if self._journal is None:
+            return
+        for line in (*self._held, record):
+            if line is not None:
+                self._journal.write(line)
+        self._window = self._measurement = None
+
+    @property
+    def _held(self) -> tuple[Line | None, ...]:
+        return self._window, self._measurement
+
+    # ------------------------------------------------------------------ the file
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
@@ -69,8 +199,11 @@ class RunJournal:
         return None if self._journal is None or self._journal.is_removed else str(self._journal.path)
 
     def state(self) -> dict[str, Any] | None:
-        """Return the journal's id, path and number of records for a checkpoint, or None."""
-        return None if self._journal is None else self._journal.state()
+        """Return what a checkpoint holds of the journal: its id, path and number of lines, or None."""
+        if self._journal is None:
+            return None
+        state = self._journal.state()
+        return state | {"records": state["records"] + sum(line is not None for line in self._held)}
 
 
 def _log_folder(trainer: pl.Trainer) -> str:
@@ -88,7 +221,7 @@ def _log_journal(journal: Journal, resumes: Mapping[str, Any] | None) -> None:
     if journal.is_continued:
         replaced = f"; {journal.replaced} later records, unknown to the checkpoint, are replaced"
         rank_zero_info(
-            f"bsscale: continuing the journal {journal.path} after {journal.records} records"
+            f"bsscale: continuing the journal {journal.path} after {journal.kept} records"
             f"{replaced if journal.replaced else ''}."
         )
         return

@@ -11,7 +11,7 @@ from lightning_bsscale.callbacks.output import logging, messages
 from lightning_bsscale.callbacks.output.journal import RunJournal
 from lightning_bsscale.callbacks.trainer.loaders import SizeCheck
 from lightning_bsscale.theory.measured import MANY_DROPPED
-from lightning_bsscale.theory.run import Asked, Closed, EpochStarted
+from lightning_bsscale.theory.run import Asked, Closed, Conditions, EpochStarted
 from lightning_bsscale.theory.state import CutWindow, OpenWindow, RunSettings, RunState
 
 
@@ -44,15 +44,20 @@ class Reports:
             self._shown.add(message)
             message(*args, **kwargs)
 
-    def epoch_started(self, started: EpochStarted) -> None:
-        """Warn about micro-batches that the start of an epoch dropped or repeats."""
-        self.window_dropped(started.state_at_end, started.dropped)
-        before, announced = started.state_at_end.position.micro_batches, started.state.position.epoch_batches
-        if self._settings.decides and started.is_repeated and announced is not None and before >= announced:
-            messages.warn_repeated_epoch(before, announced, waits=self._settings.plan.ends_with_epochs)
+    def epoch_started(self, before: RunState, started: EpochStarted) -> None:
+        """Record an epoch's start, and say what it lost or repeats."""
+        self.journal.start_epoch(before, started.state)
+        self._say_dropped(started.state_at_end, started.dropped)
+        received, announced = started.state_at_end.position.micro_batches, started.state.position.epoch_batches
+        if self._settings.decides and started.is_repeated and announced is not None and received >= announced:
+            messages.warn_repeated_epoch(received, announced, waits=self._settings.plan.ends_with_epochs)
 
-    def window_dropped(self, state: RunState, micro_batches: int) -> None:
-        """Warn once that an epoch ended within a window; `state` is that at its end."""
+    def window_dropped(self, before: RunState, state: RunState, micro_batches: int) -> None:
+        """Record that a window was left that no step ended, and say it once."""
+        self.journal.drop_window(before)
+        self._say_dropped(state, micro_batches)
+
+    def _say_dropped(self, state: RunState, micro_batches: int) -> None:
         if micro_batches and self._settings.acts:
             self.once(
                 messages.warn_dropped_micro_batches,
@@ -67,18 +72,17 @@ class Reports:
             messages.warn_cut_window(cut.lost, window.planned if self._settings.acts else 0)
 
     def window_closed(self, window: OpenWindow, closed: Closed, *, has_gradient_scaler: bool) -> None:
-        """Check the window's size, and record the measurement that has arrived."""
+        """Check the window's size, and say what is wrong with its loss."""
         self._sizes.add(window.examples, window.begun)
         if closed.state.measured.many_were_dropped:
             self.once(messages.warn_dropped_windows, MANY_DROPPED, has_scaler=has_gradient_scaler)
-        self.journal.write(closed.measurement)
 
-    def decided(self, asked: Asked) -> None:
-        """Record and log a decision."""
+    def decided(self, conditions: Conditions, asked: Asked) -> None:
+        """Record what the policy was asked with and its decision, and say it."""
+        self.journal.ask_policy(conditions, asked)
         if asked.decided is not None and not asked.decided.is_valid:
             self.once(messages.warn_invalid_decision, self._settings.policy, asked.decided.answer)
         if asked.record is not None:
-            self.journal.write(asked.record)
             messages.log_decision(asked.record, self._options)
 
     def log(self, state: RunState, actuator: Actuator, asked: Asked, window: OpenWindow) -> None:

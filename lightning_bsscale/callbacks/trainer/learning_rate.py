@@ -170,6 +170,11 @@ class ScopedFactor:
         return self._detector.is_sure
 
     @property
+    def factors(self) -> tuple[float, float]:
+        """Both factors that are set."""
+        return self._factor, self._schedule_factor
+
+    @property
     def is_wanted(self) -> bool:
         """Whether the current factors change anything."""
         return self._factor * self._schedule_factor != 1
@@ -188,8 +193,10 @@ class ScopedFactor:
 
     def remove(self) -> None:
         """Unwrap the step, and restore the user's learning rates."""
-        self.restore()
-        self._wrapper.remove()
+        try:
+            self.restore()
+        finally:
+            self._wrapper.remove()
 
 
 def relative_learning_rate(optimizer: Optimizer) -> float:

@@ -38,8 +38,12 @@ class StepTimes:
 
     @property
     def own(self) -> Seconds:
-        """Seconds per micro-batch and per step of this rank."""
-        return self.seconds_per_micro_batch, self.seconds_per_step
+        """Seconds per micro-batch and per step of this rank, to nanoseconds: a journal has them for every window."""
+        per_micro_batch, per_step = self.seconds_per_micro_batch, self.seconds_per_step
+        return (
+            None if per_micro_batch is None else round(per_micro_batch, 9),
+            None if per_step is None else round(per_step, 9),
+        )
 
     @property
     def shared(self) -> Seconds:

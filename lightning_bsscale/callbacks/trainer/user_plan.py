@@ -47,25 +47,25 @@ def read_plan(trainer: pl.Trainer, options: RunOptions, loaders: Loaders, first:
     Returns:
         The plan.
     """
-    given, size = options.total_examples, now.granularity
+    user_total, size = options.total_examples, now.granularity
     max_steps = trainer.max_steps if trainer.max_steps >= 0 else None
     # An explicit budget replaces max_steps, which then only limits Lightning's optimizer steps.
     planned = examples_in_plan(
-        trainer, loaders, size, with_max_steps=given is None, plan=(first.accumulate, first.granularity)
+        trainer, loaders, size, with_max_steps=user_total is None, plan=(first.accumulate, first.granularity)
     )
-    total = min((examples for examples in (planned, given) if examples is not None), default=None)
+    total = min((examples for examples in (planned, user_total) if examples is not None), default=None)
     epoch_examples = loaders.epoch_examples(size)
     if options.decides:
         preflight.check_budget(total, options.shares())
         preflight.check_plan(trainer, options, total, first.batch_size)
-        if given is not None or max_steps is not None:
+        if user_total is not None or max_steps is not None:
             preflight.check_min_epochs(trainer, total, epoch_examples)
     preflight.warn_short_plan(trainer, options, total, first.batch_size, now.accumulate)
     return ReadPlan(
         steps=UserPlan(
             accumulate=first.accumulate,
             max_steps=max_steps,
-            total_examples=total if given is not None else None,
+            total_examples=total if user_total is not None else None,
             granularity=size,
             plan_granularity=first.granularity,
             ends_with_epochs=_ends_with_epochs(trainer, epoch_examples, total),

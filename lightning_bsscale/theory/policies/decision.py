@@ -109,7 +109,7 @@ def recorded_decision(answer: object, situation: Situation) -> Decision | None:
 def hold_without_decision(situation: Situation) -> Decision:
     """Return the hold that is recorded if a policy's answer is not a valid decision."""
     return Decision(
-        batch_size=situation.batch_size, reason="held: the policy's answer was no decision", code="no_decision"
+        batch_size=situation.batch_size, reason="hold: the policy did not return a valid decision", code="no_decision"
     )
 
 

@@ -9,7 +9,7 @@ Other folders import from here; the files of this folder import each other.
 """
 
 from lightning_bsscale.theory.rules.capped import Capped
-from lightning_bsscale.theory.rules.choose import RULES, resolve_rule, rule_for_optimizer
+from lightning_bsscale.theory.rules.choose import RULES, CustomRule, resolve_rule, rule_for_optimizer
 from lightning_bsscale.theory.rules.constant import Constant
 from lightning_bsscale.theory.rules.linear import Linear
 from lightning_bsscale.theory.rules.path import FactorPath
@@ -22,6 +22,7 @@ __all__ = [
     "RULES",
     "Capped",
     "Constant",
+    "CustomRule",
     "FactorPath",
     "LearningRateRule",
     "Linear",

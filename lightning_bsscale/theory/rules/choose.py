@@ -17,7 +17,7 @@ from lightning_bsscale.theory.rules.rule import LearningRateRule
 from lightning_bsscale.theory.rules.saturating import Saturating
 from lightning_bsscale.theory.rules.surge import Surge
 
-__all__ = ["RULES", "resolve_rule", "rule_for_optimizer"]
+__all__ = ["RULES", "CustomRule", "resolve_rule", "rule_for_optimizer"]
 
 
 RULES: dict[str, type[LearningRateRule]] = {
@@ -106,28 +106,28 @@ def resolve_rule(rule: object, *, cap: float | None = None, name: str = "lr_rule
     elif inspect.isclass(rule) or not callable(getattr(rule, "ratio", None)):
         raise TypeError(f"{name} must be {allowed}, got {show(rule)}")
     else:
-        resolved = _CustomRule(rule)
+        resolved = CustomRule(rule)
     return resolved if cap is None else Capped(resolved, cap)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class _CustomRule(LearningRateRule):
+class CustomRule(LearningRateRule):
     """A user's object with a ``ratio`` method; path.py checks its results."""
 
     rule: Any
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # noqa: D102
         return str(getattr(self.rule, "name", type(self.rule).__name__))
 
     @property
-    def needs_noise(self) -> bool:
+    def needs_noise(self) -> bool:  # noqa: D102
         return bool(getattr(self.rule, "needs_noise", False))
 
-    def ratio(self, old_batch: float, new_batch: float, noise: NoiseScale | None) -> Any:
+    def ratio(self, old_batch: float, new_batch: float, noise: NoiseScale | None) -> Any:  # noqa: D102
         return self.rule.ratio(old_batch, new_batch, noise)
 
-    def applied(self, path_factor: float) -> Any:
+    def applied(self, path_factor: float) -> Any:  # noqa: D102
         applied = getattr(self.rule, "applied", None)
         return path_factor if applied is None else applied(path_factor)

@@ -1,0 +1,204 @@
+"""A whole run again, from its journal: windows, averages, decisions and learning-rate factors, without torch.
+
+The events of the journal go through the same pure functions as in training. What is recomputed is given beside what is
+recorded, line by line, in bounded memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_bsscale.journal import REPAIR, Header, Line, RuleEvent, read_lines
+from lightning_bsscale.theory import run
+from lightning_bsscale.theory.described import make_policy, make_rule, make_schedule
+from lightning_bsscale.theory.events import Applied, EndEvent, StepEvent, WindowEvent, apply
+from lightning_bsscale.theory.records import DecisionRecord, Measurement
+from lightning_bsscale.theory.schedules import resolve_schedule
+from lightning_bsscale.theory.state import RunNumbers, RunSettings, RunState
+from lightning_bsscale.theory.stored import FRACTIONS, check_stored, from_plain
+
+__all__ = ["KINDS", "Replayed", "replay"]
+
+KINDS = {
+    "window": "windows",
+    "factor": "factors",
+    "measurement": "measurements",
+    "decision": "decisions",
+    "end": "end states",
+}
+"""What is compared: one, and several."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """Something recorded beside what the same functions give now.
+
+    Attributes:
+        line: number of the line in the journal
+        kind: one of `KINDS`
+        recorded: a window's start and length, its two learning-rate factors, a `Measurement`, a `DecisionRecord`, or
+            the `RunState` at the end; None where the journal lacks it
+        replayed: the same, recomputed; None where nothing was
+    """
+
+    line: int
+    kind: str
+    recorded: Any
+    replayed: Any
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both are the same, and their numbers to rounding."""
+        return _are_close(self.recorded, self.replayed)
+
+
+def _are_close(recorded: Any, replayed: Any) -> bool:
+    if isinstance(recorded, float) or isinstance(replayed, float):
+        if not (isinstance(recorded, (int, float)) and isinstance(replayed, (int, float))):
+            return False
+        # The mathematical functions of another machine may round the last digit of a bound differently.
+        both_unknown = math.isnan(recorded) and math.isnan(replayed)
+        return both_unknown or math.isclose(recorded, replayed, rel_tol=1e-9)
+    if dataclasses.is_dataclass(recorded) and type(recorded) is type(replayed):
+        names = (field.name for field in dataclasses.fields(recorded))
+        return all(_are_close(getattr(recorded, name), getattr(replayed, name)) for name in names)
+    if isinstance(recorded, tuple) and isinstance(replayed, tuple):
+        return len(recorded) == len(replayed) and all(map(_are_close, recorded, replayed))
+    return bool(recorded == replayed)
+
+
+def replay(path: str | Path, policy: Any = None, rule: Any = None, schedule: Any = None) -> Iterator[Replayed]:
+    """Walks a run again, event by event.
+
+    Args:
+        path: a journal
+        policy: the policy to ask; None makes the one that the header names, with its options
+        rule: likewise the rule, without the ceiling of `lr_cap`, which is in the journal
+        schedule: likewise the callback's own schedule
+
+    Yields:
+        each window, factor, measurement and decision, and the state at the end, as recorded and as recomputed
+
+    A file that `read_lines` refuses, a policy, rule or schedule that is unknown and not given, and numbers that cannot
+    be worked with raise ValueError.
+    """
+    given = {"policy": policy, "rule": rule, "schedule": schedule}
+    at: _Run | None = None
+    for number, line in read_lines(path):
+        if isinstance(line, Header):
+            at = _Run.begun(path, number, line.fields, given)
+            continue
+        assert at is not None
+        yield from at.past(number, line)
+    # What is missing at the end is no disagreement: a run may be killed between a window and what it measured.
+
+
+@dataclass(eq=False)
+class _Run:
+    """A run in progress: where it is, and what was recomputed and not yet found in the journal."""
+
+    path: str | Path
+    settings: RunSettings
+    state: RunState
+    given: dict[str, Any]
+    line: int = 0
+    waiting: tuple[Measurement | DecisionRecord, ...] = ()
+
+    @classmethod
+    def begun(cls, path: str | Path, number: int, header: dict[str, Any], given: dict[str, Any]) -> _Run:
+        """Begin where a header or a resumed run begins."""
+        try:
+            for name in ("settings", "state"):
+                if not isinstance(header.get(name), dict):
+                    raise ValueError(f"lacks {name}")
+            check_stored(RunNumbers, header["settings"])
+            check_stored(RunState, header["state"], fractions=FRACTIONS)
+            numbers: RunNumbers = from_plain(RunNumbers, header["settings"])
+            state: RunState = from_plain(RunState, header["state"])
+        except (TypeError, ValueError) as error:
+            event = "header" if number == 1 else "resumed"
+            raise ValueError(f"{path}, line {number} is no whole {event}: {error}. {REPAIR}") from error
+        policy, schedule = given["policy"], given["schedule"]
+        if policy is None and numbers.decides:
+            policy = make_policy(header.get("policy"), path)
+        rule = make_rule(header.get("lr_rule"), path, given["rule"])
+        settings = RunSettings(
+            **{field.name: getattr(numbers, field.name) for field in dataclasses.fields(RunNumbers)},
+            policy=policy,
+            rule=rule,
+            rule_for=lambda optimizer: rule,
+            schedule=make_schedule(header.get("schedule"), path) if schedule is None else resolve_schedule(schedule),
+        )
+        return cls(path, settings, state, given)
+
+    def past(self, number: int, line: Line) -> Iterator[Replayed]:
+        """Take the run past one line."""
+        if isinstance(line, (Measurement, DecisionRecord)):
+            yield self._found(number, line)
+            return
+        for record in self.waiting:
+            yield Replayed(line=self.line, kind=_kind(record), recorded=None, replayed=record)
+        self.line, self.waiting = number, ()
+        if isinstance(line, RuleEvent):
+            self._use_rule(line)
+        elif not isinstance(line, Header):
+            yield from _compared(number, line, self._apply(line))
+
+    def _apply(self, event: StepEvent) -> Applied:
+        with self._explained():
+            applied = apply(self.settings, self.state, event)
+        self.state = applied.state.without_history()
+        self.waiting = tuple(record for record in (applied.measurement, applied.record) if record is not None)
+        return applied
+
+    def _found(self, number: int, recorded: Measurement | DecisionRecord) -> Replayed:
+        replayed = next((record for record in self.waiting if type(record) is type(recorded)), None)
+        self.waiting = tuple(record for record in self.waiting if record is not replayed)
+        return Replayed(line=number, kind=_kind(recorded), recorded=recorded, replayed=replayed)
+
+    def _use_rule(self, event: RuleEvent) -> None:
+        try:
+            rule = make_rule(event.rule, self.path)
+        except ValueError:
+            if self.given["rule"] is None:
+                raise
+            rule = make_rule(event.rule, self.path, self.given["rule"])
+        with self._explained():
+            self.settings, self.state = run.use_rule(self.settings, self.state, rule)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+            if any(value is not None for value in self.given.values()):  # it may be the user's own error
+                raise
+            # Each number was checked by itself, but not what they add up to.
+            name = type(self.settings.policy).__name__ if self.settings.decides else "a replay"
+            raise ValueError(
+                f"{self.path}, line {self.line} holds numbers that {name} cannot work with ({error}). {REPAIR}"
+            ) from error
+
+
+def _compared(number: int, event: StepEvent, applied: Applied) -> Sequence[Replayed]:
+    if isinstance(event, EndEvent):
+        replayed = applied.state.without_history()
+        return [Replayed(line=number, kind="end", recorded=event.state, replayed=replayed)]
+    if not isinstance(event, WindowEvent):
+        return []
+    recorded, opened = event.opened, applied.opened
+    assert opened is not None
+    return [
+        Replayed(line=number, kind="window", recorded=recorded[:2], replayed=opened[:2]),
+        Replayed(line=number, kind="factor", recorded=recorded[2:], replayed=opened[2:]),
+    ]
+
+
+def _kind(record: Measurement | DecisionRecord) -> str:
+    return "measurement" if isinstance(record, Measurement) else "decision"

@@ -1,0 +1,300 @@
+"""What the functions of a run are given from outside, as records: a run follows from its start and its events.
+
+An event holds what cannot be recomputed. `apply` puts it to the functions of `theory.run` that the training called, so
+a whole run can be computed again where there is no torch, no Trainer and no data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lightning_bsscale.theory import run
+from lightning_bsscale.theory.frozen import changed
+from lightning_bsscale.theory.measured import Arrived
+from lightning_bsscale.theory.records import DecisionRecord, Measurement
+from lightning_bsscale.theory.state import OpenWindow, RunSettings, RunState
+
+__all__ = [
+    "Applied",
+    "DropEvent",
+    "EndEvent",
+    "EpochEvent",
+    "GiveUpEvent",
+    "Opened",
+    "Progress",
+    "SchedulersEvent",
+    "StepEvent",
+    "WindowEvent",
+    "apply",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowEvent:
+    """A window that ended with an optimizer step.
+
+    Attributes:
+        start: Index in the epoch of its first micro-batch.
+        length: Its micro-batches.
+        planned: Micro-batches that it should have had; None for the same.
+        ready: Micro-batches of the epoch at its end; None for start + length, where the loader gave no None.
+        accumulate: The Trainer's `accumulate_grad_batches`; None where it is that of the start, or has no effect.
+        examples: Its examples on one rank; None where they are `length` micro-batches of the usual size. On several
+            ranks a message brings them.
+        is_last: Whether the epoch ends with it.
+        lr: The learning rate of the step (first parameter group), of a window to measure; else None.
+        factor: What was set to multiply it, for the batch size.
+        scheduled: The same, for the callback's own schedule.
+        lr_scale: The factor of the last update, of a window to measure; None for `factor`. They differ where the
+            optimizer made no update.
+        has_sums: Whether its gradients were seen.
+        sends: Whether messages are still sent, on several ranks.
+        arrived: What has arrived of an earlier window.
+        is_asked: Whether the policy could be asked: not where an exception ended the run before.
+        relative_lr: Where the user's scheduler has taken the learning rate, 1 at its start.
+        seconds: Of a micro-batch, and of a step beyond its micro-batches; None while unknown.
+    """
+
+    start: int
+    length: int
+    planned: int | None = None
+    ready: int | None = None
+    accumulate: int | None = None
+    examples: int | None = None
+    is_last: bool = False
+    lr: float | None = None
+    factor: float = 1.0
+    scheduled: float = 1.0
+    lr_scale: float | None = None
+    has_sums: bool = False
+    sends: bool = True
+    arrived: Arrived | None = None
+    is_asked: bool = True
+    relative_lr: float = 1.0
+    seconds: tuple[float | None, float | None] = (None, None)
+
+    @property
+    def opened(self) -> Opened:
+        """What the window was opened with, as it is recorded."""
+        planned = self.length if self.planned is None else self.planned
+        return Opened(self.start, planned, self.factor, self.scheduled)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a window is that no step has ended.
+
+    Attributes:
+        start: Index in the epoch of its first micro-batch.
+        accumulate: The Trainer's `accumulate_grad_batches`; None where it is that of the start, or has no effect.
+        begun: Micro-batches so far, the one in progress included.
+        ended: Micro-batches that have ended.
+    """
+
+    start: int
+    accumulate: int | None = None
+    begun: int
+    ended: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochEvent:
+    """An epoch started.
+
+    Attributes:
+        epoch: The Trainer's number of it.
+        batches: Micro-batches that Lightning announces, or None.
+        examples: Examples in it, or None where they are not known.
+        first: Index of the micro-batch with which a resumed run begins it.
+        ready: Indices of the last epoch so far, those for which the loader gave None included.
+        window: The window that the last epoch left open, or None.
+    """
+
+    epoch: int
+    batches: int | None
+    examples: int | None
+    first: int = 0
+    ready: int
+    window: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropEvent:
+    """A window was left that no step ended, within an epoch or at the end of training.
+
+    Attributes:
+        ready: Indices of the epoch so far.
+        window: The window; None where what a checkpoint had cut was left.
+    """
+
+    ready: int
+    window: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulersEvent:
+    """Other schedulers are followed.
+
+    Attributes:
+        frequencies: All that are counted, in micro-batches.
+    """
+
+    frequencies: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveUpEvent:
+    """After an error nothing is waited for any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndEvent:
+    """The run's end.
+
+    Attributes:
+        ready: Indices of the epoch so far.
+        window: The window that an exception left open, or None.
+        arrived: What has arrived of the last window that was sent.
+        state: The state at the end, without its history and without the window.
+    """
+
+    ready: int
+    window: Progress | None = None
+    arrived: Arrived | None = None
+    state: RunState
+
+
+StepEvent = WindowEvent | EpochEvent | DropEvent | SchedulersEvent | GiveUpEvent | EndEvent
+
+
+class Opened(NamedTuple):
+    """What a window is opened with.
+
+    Attributes:
+        start: Index in the epoch of its first micro-batch.
+        planned: Micro-batches that it should have.
+        factor: What multiplies the learning rate of its step, for the batch size.
+        scheduled: The same, for the callback's own schedule.
+    """
+
+    start: int
+    planned: int
+    factor: float
+    scheduled: float
+
+
+class Applied(NamedTuple):
+    """The outcome of an event.
+
+    Attributes:
+        state: The new state.
+        opened: What the window was opened with, after a window.
+        measurement: What it measured, if anything.
+        record: What it decided, if anything.
+    """
+
+    state: RunState
+    opened: Opened | None = None
+    measurement: Measurement | None = None
+    record: DecisionRecord | None = None
+
+
+def apply(settings: RunSettings, state: RunState, event: StepEvent) -> Applied:
+    """Take a run past one event.
+
+    Args:
+        settings: What the run is done with.
+        state: The state before.
+        event: The event.
+
+    Returns:
+        The new state, and what was recomputed.
+    """
+    return _APPLY[type(event)](settings, state, event)
+
+
+def _window(settings: RunSettings, state: RunState, event: WindowEvent) -> Applied:
+    # In one process an epoch's indices only rise; a resumed run may repeat some.
+    start = event.start if state.is_resumed else max(event.start, state.position.micro_batches)
+    state, window = _opened(settings, state, event.start, event.accumulate)
+    opened = Opened(start, window.planned, *_factors(settings, state, window, event.length))
+    usual = event.length * settings.now.granularity
+    examples = usual if event.examples is None else event.examples
+    state = changed(state, window=changed(window, begun=event.length, ended=event.length, examples=examples))
+    end = run.WindowEnd(
+        ready=event.start + event.length if event.ready is None else event.ready,
+        is_last=event.is_last,
+        lr=math.nan if event.lr is None else event.lr,
+        lr_scale=event.factor if event.lr_scale is None else event.lr_scale,
+        has_sums=event.has_sums,
+        sends=event.sends,
+    )
+    state, measurement, _ = run.close_window(settings, state, end, event.arrived)
+    if not event.is_asked:
+        return Applied(state, opened, measurement)
+    asked = run.ask_policy(settings, state, run.Conditions(event.relative_lr, *event.seconds))
+    return Applied(asked.state, opened, measurement, asked.record)
+
+
+def _factors(settings: RunSettings, state: RunState, window: OpenWindow, length: int) -> tuple[float, float]:
+    if not settings.acts:
+        return 1.0, 1.0
+    has_usual_size = window.has_usual_size and window.planned == length
+    return run.learning_rate_factors(settings, state, length, has_usual_size=has_usual_size)
+
+
+def _opened(settings: RunSettings, state: RunState, start: int, accumulate: int | None) -> tuple[RunState, OpenWindow]:
+    accumulate = settings.now.accumulate if accumulate is None else accumulate
+    state = run.open_window(settings, state, start, accumulate=accumulate, steps_before=state.windows)
+    assert state.window is not None
+    return changed(state, is_resumed=False), state.window
+
+
+def _at(settings: RunSettings, state: RunState, ready: int, progress: Progress | None) -> RunState:
+    if progress is not None:
+        state, window = _opened(settings, state, progress.start, progress.accumulate)
+        state = changed(state, window=changed(window, begun=progress.begun, ended=progress.ended))
+    return changed(state, micro_batches_in_epoch=ready)
+
+
+def _epoch(settings: RunSettings, state: RunState, event: EpochEvent) -> Applied:
+    started = run.start_epoch(
+        settings,
+        _at(settings, state, event.ready, event.window),
+        epoch=event.epoch,
+        epoch_batches=event.batches,
+        epoch_examples=event.examples,
+        first=event.first,
+    )
+    return Applied(started.state)
+
+
+def _drop(settings: RunSettings, state: RunState, event: DropEvent) -> Applied:
+    return Applied(run.drop_window(settings, _at(settings, state, event.ready, event.window))[0])
+
+
+def _schedulers(settings: RunSettings, state: RunState, event: SchedulersEvent) -> Applied:
+    return Applied(changed(state, position=settings.plan.count_for(state.position, event.frequencies)))
+
+
+def _give_up(settings: RunSettings, state: RunState, event: GiveUpEvent) -> Applied:
+    return Applied(run.settle_unsent(state))
+
+
+def _end(settings: RunSettings, state: RunState, event: EndEvent) -> Applied:
+    state = _at(settings, state, event.ready, event.window)
+    state, measurement, _ = run.take_arrived(settings, state, event.arrived)
+    return Applied(changed(state, window=None), measurement=measurement)
+
+
+_APPLY: dict[type, Callable[[RunSettings, RunState, Any], Applied]] = {
+    WindowEvent: _window,
+    EpochEvent: _epoch,
+    DropEvent: _drop,
+    SchedulersEvent: _schedulers,
+    GiveUpEvent: _give_up,
+    EndEvent: _end,
+}

@@ -1,0 +1,77 @@
+"""Where a run's journal is written."""
+
+import lightning.pytorch as pl
+import pytest
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_bsscale.callbacks.output.journal import RunJournal
+from lightning_bsscale.journal import read_journal
+from lightning_bsscale.theory.records import DecisionRecord, Measurement
+from tests.helpers.records import DECISION, MEASUREMENT
+from tests.helpers.training import QUIET
+
+HEADER = {"policy": None, "lr_rule": None, "dry_run": True}
+
+
+def open_journal(tmp_path, record, resumes=None, **settings):
+    trainer = pl.Trainer(**{**QUIET, "default_root_dir": tmp_path, **settings})
+    return RunJournal(trainer, record, HEADER, resumes)
+
+
+def test_without_record_there_is_none(tmp_path):
+    journal = open_journal(tmp_path, False)
+    journal.write(MEASUREMENT)
+    journal.close()
+    assert (journal.path, journal.state(), list(tmp_path.iterdir())) == (None, None, [])
+
+
+@pytest.mark.parametrize("record", [True, "given"])
+def test_it_is_where_the_user_wants_it(tmp_path, record):
+    logger = CSVLogger(tmp_path, name="runs", version=3)
+    path = tmp_path / "runs" / "version_3" / "bsscale.jsonl" if record is True else tmp_path / "mine.jsonl"
+    journal = open_journal(tmp_path, True if record is True else str(path), logger=logger)
+    for made in (MEASUREMENT, None, DECISION):
+        journal.write(made)
+    assert (journal.path, journal.state()["records"]) == (str(path), 2)
+    journal.close()
+    journal.close()
+    assert [type(record) for record in read_journal(path)[1]] == [Measurement, DecisionRecord]
+    assert journal.path == str(path)
+
+
+def test_one_without_a_record_leaves_no_file(tmp_path):
+    journal = open_journal(tmp_path, True)
+    journal.close()
+    assert journal.path is None
+    assert not (tmp_path / "bsscale.jsonl").exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_it_is_closed_where_its_run_cannot_begin(tmp_path, error):
+    journal = open_journal(tmp_path, True)
+    with pytest.raises(error), journal.closed_on_error():
+        raise error
+    assert not (tmp_path / "bsscale.jsonl").exists()  # closed, and removed as it is empty
+    journal = open_journal(tmp_path, True)
+    with journal.closed_on_error():
+        journal.write(DECISION)
+    assert journal.state()["records"] == 1
+    journal.close()
+
+
+def test_a_resumed_run_continues_it(tmp_path):
+    journal = open_journal(tmp_path, True)
+    journal.write(MEASUREMENT)
+    state = journal.state()
+    journal.write(DECISION)  # beyond the checkpoint
+    journal.close()
+    again = open_journal(tmp_path, True, resumes=state)
+    assert (again.path, again.state()) == (journal.path, state)
+    again.close()
+    assert [type(record) for record in read_journal(again.path)[1]] == [Measurement]
+
+
+def test_a_remote_log_folder_is_refused(tmp_path):
+    with pytest.raises(MisconfigurationException, match="a journal is a local file"):
+        open_journal(tmp_path, True, default_root_dir="memory://runs")

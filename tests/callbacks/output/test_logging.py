@@ -1,0 +1,63 @@
+"""Numbers for loggers."""
+
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from lightning_bsscale.callbacks.output.logging import is_log_due, log_values, measured_values
+from lightning_bsscale.theory.measured import MeasuredWindows
+from tests.helpers.simulated_run import Host, Program
+from tests.helpers.training import QUIET, KeepSteps, Regression, fit, regression_loader
+
+PROGRAM = Program(batches=(2,), accumulate=2, finite=(True, True, False))
+MEASURED = ["noise_scale", "noise_scale_low", "noise_scale_high", "grad_sq_norm", "grad_trace_cov"]
+COUNTED = ["dropped_windows", "limited_windows"]
+
+
+def test_the_estimate_is_shown_from_the_first_one_on():
+    assert measured_values(MeasuredWindows()) == dict.fromkeys(COUNTED, 0)
+    measured = Host.begin(PROGRAM).train(PROGRAM.places()).state.measured
+    values = measured_values(measured)
+    assert list(values) == MEASURED + COUNTED
+    noise = measured.noise
+    assert [values[name] for name in MEASURED] == [noise.noise_scale, noise.low, noise.high, noise.grad_sq, noise.trace]
+    assert values["dropped_windows"] == 1
+
+
+class LogsInside(pl.Callback):
+    """Asks and logs at each step, as the callbacks do."""
+
+    def __init__(self, **options):
+        self.options, self.due = options, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.due.append(is_log_due(trainer))
+        log_values(trainer, pl_module, "our/", {"batch_size": trainer.global_step, "high": math.inf}, **self.options)
+
+
+@pytest.mark.parametrize(
+    ("every", "stops", "due"),
+    [(2, False, [0, 1, 0, 1, 1]), (0, False, [0, 0, 0, 0, 1]), (100, True, [1, 1, 1, 1, 1]), (1, False, [1] * 5)],
+)
+def test_it_is_due_where_lightnings_loggers_take_values_and_at_an_epochs_end(every, stops, due):
+    class Stops(pl.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            trainer.should_stop = stops
+
+    inside = LogsInside()
+    fit(Regression(), regression_loader(20), [Stops(), inside], max_epochs=1, min_steps=5, log_every_n_steps=every)
+    assert inside.due == [bool(one) for one in due]
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_values_go_to_the_loggers_under_the_step_just_made(every):
+    logger, inside = KeepSteps(), LogsInside(show=True)
+    trainer = fit(Regression(), regression_loader(12), [inside], max_epochs=1, log_every_n_steps=every, logger=logger)
+    ours = [(step, values) for step, values in logger.logged if "our/high" in values]
+    assert ours == [(step, {"our/batch_size": step + 1.0, "our/high": math.inf}) for step in range(3 if every else 0)]
+    shown = trainer.callback_metrics["our/high"]
+    assert (shown.dtype, float(shown)) == (torch.float64, math.inf)
+    assert float(trainer.progress_bar_metrics["our/batch_size"]) == 3
+    assert QUIET["logger"] is False

@@ -1,0 +1,55 @@
+"""Seconds per micro-batch and per step, by a clock that the test turns."""
+
+import time
+
+import pytest
+
+from lightning_bsscale.callbacks.trainer.timing import WEIGHT_OF_NEW, StepTimes
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Let micro-batches take so many seconds, with a step or without."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def run(times, *micro_batches):
+        for seconds, stepped in micro_batches:
+            times.start()
+            now[0] += seconds
+            times.stop(stepped=stepped)
+            now[0] += 100  # between micro-batches nothing is timed
+        return times
+
+    return run
+
+
+def test_a_step_costs_what_its_micro_batch_takes_longer(run):
+    times = run(StepTimes(world_size=1), (2.0, False), (5.0, True))
+    assert times.own == times.shared == (2.0, 3.0)
+    run(times, (3.0, False))
+    assert times.own == pytest.approx((2 + WEIGHT_OF_NEW, 3 - WEIGHT_OF_NEW))
+
+
+@pytest.mark.parametrize(
+    ("micro_batches", "own"),
+    [
+        *(([], (None, None)), ([(5.0, True)], (None, None)), ([(5.0, False)], (5.0, None))),
+        ([(5.0, False), (1.0, True)], (5.0, 0.0)),
+    ],
+)
+def test_what_is_unknown_is_none_and_a_step_never_costs_less_than_nothing(run, micro_batches, own):
+    assert run(StepTimes(world_size=1), *micro_batches).own == own
+
+
+def test_many_ranks_decide_by_their_means_alone(run):
+    times = run(StepTimes(world_size=2), (2.0, False), (5.0, True))
+    assert times.shared == (None, None)
+    times.share((1.5, None))
+    assert (times.shared, times.own) == ((1.5, None), (2.0, 3.0))
+
+
+def test_a_micro_batch_that_never_began_is_not_timed(run):
+    times = run(StepTimes(world_size=1), (2.0, False))
+    times.stop(stepped=True)
+    assert times.own == (2.0, None)

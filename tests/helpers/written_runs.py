@@ -1,0 +1,105 @@
+"""Journals of runs that no Trainer made: many windows in no time, with a noise scale of about 50."""
+
+import math
+import random
+
+from lightning_bsscale.journal import Journal, run_header
+from lightning_bsscale.theory import run
+from lightning_bsscale.theory.events import EndEvent, EpochEvent, WindowEvent, apply
+from lightning_bsscale.theory.measured import Arrived
+from lightning_bsscale.theory.moments import WindowSums
+from lightning_bsscale.theory.plan import UserPlan
+from lightning_bsscale.theory.policies import Limits, NoiseScalePolicy
+from lightning_bsscale.theory.rules import Sqrt
+from lightning_bsscale.theory.start import Start
+from lightning_bsscale.theory.state import RunSettings
+
+SIZE = 4
+TRACE, GRAD_SQ = 200.0, 4.0
+
+
+def settings_of(micro_batches, *, measure_every=1, policy=None, rule=None, schedule=None, memory=1000.0):
+    """The settings of one epoch on one device."""
+    start = Start(granularity=SIZE, loader_batch_size=SIZE, world_size=1, accumulate=2)
+    return RunSettings(
+        first=start,
+        now=start,
+        plan=UserPlan(
+            accumulate=2,
+            max_steps=None,
+            total_examples=None,
+            granularity=SIZE,
+            plan_granularity=SIZE,
+            ends_with_epochs=True,
+        ),
+        limits=Limits(granularity=SIZE, min_batch_size=2 * SIZE, max_batch_size=32 * SIZE),
+        policy=policy or NoiseScalePolicy(),
+        rule=rule or Sqrt(),
+        rule_for=lambda optimizer: rule or Sqrt(),
+        schedule=schedule,
+        total_examples=float(micro_batches * SIZE),
+        warmup_examples=100.0,
+        memory=memory,
+        measure_every=measure_every,
+        probe_every=0,
+        samples_per_micro_batch=1,
+        decides=True,
+        acts=True,
+    )
+
+
+def sums_of(length, dice):
+    """The sums of one measured window."""
+    micro, mean = GRAD_SQ + TRACE / SIZE, GRAD_SQ + TRACE / (SIZE * length)
+    return WindowSums(
+        sum_sq_norms=length * micro * dice.uniform(0.8, 1.2),
+        mean_sq_norm=mean * dice.uniform(0.8, 1.2),
+        num_samples=length,
+        sum_inverse_sizes=length / SIZE,
+        examples=float(length * SIZE),
+    )
+
+
+def write_run(path, micro_batches=400, *, journal=None, **options):
+    """Write the journal of a run of one epoch; return its path."""
+    settings, dice = settings_of(micro_batches, **options), random.Random(0)
+    lengths = dict(epoch_batches=micro_batches, epoch_examples=micro_batches * SIZE)
+    state = run.begin_run(settings, settings.plan.begin(**lengths), epoch=0)
+    journal = journal or Journal(path, run_header(settings, state))
+
+    def write(event):
+        nonlocal state
+        journal.write(event)
+        state, _, *made = apply(settings, state, event)
+        state = state.without_history()
+        for record in made:
+            if record is not None:
+                journal.write(record)
+
+    write(EpochEvent(epoch=0, batches=micro_batches, examples=micro_batches * SIZE, ready=0))
+    done, arrived = 0, None
+    while done < micro_batches:
+        window = run.open_window(settings, state, done, accumulate=2, steps_before=0).window
+        factor, scheduled = run.learning_rate_factors(
+            settings, state, window.planned, has_usual_size=window.has_usual_size
+        )
+        write(
+            WindowEvent(
+                start=done,
+                length=window.planned,
+                is_last=done + window.planned == micro_batches,
+                lr=0.1 * (1 + math.cos(math.pi * done / micro_batches)) * factor if window.is_measured else None,
+                factor=factor,
+                scheduled=scheduled,
+                has_sums=window.is_watched,
+                arrived=arrived,
+                relative_lr=(1 + math.cos(math.pi * done / micro_batches)) / 2,
+                seconds=(round(dice.uniform(1e-3, 2e-3), 9), round(dice.uniform(1e-4, 2e-4), 9)),
+            )
+        )
+        done += window.planned
+        arrived = Arrived(sums=sums_of(window.planned, dice)) if state.pending is not None else None
+    last, _, _ = run.take_arrived(settings, state, arrived)
+    write(EndEvent(ready=done, arrived=arrived, state=last.without_history()))
+    journal.close()
+    return journal.path

@@ -1,0 +1,316 @@
+"""A journal computes its whole run again: what is wrong in it disagrees, and what cannot be computed is named."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lightning_bsscale.cli import main
+from lightning_bsscale.journal import Journal, read_journal, run_header
+from lightning_bsscale.replay import KINDS, replay
+from lightning_bsscale.theory.described import describe, make_policy, make_rule, make_schedule
+from lightning_bsscale.theory.events import WindowEvent
+from lightning_bsscale.theory.policies import Decision, NoiseScalePolicy
+from lightning_bsscale.theory.rules import (
+    RULES,
+    Capped,
+    LearningRateRule,
+    Linear,
+    Power,
+    Saturating,
+    resolve_rule,
+)
+from lightning_bsscale.theory.run import begin_run
+from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule, WarmupConstant, WarmupStep
+from tests.helpers.records import DECISION
+from tests.helpers.written_runs import settings_of, write_run
+
+ROOT = Path(__file__).parents[1]
+
+
+def counted(path, **given):
+    """How many of each kind agree, and how many do not."""
+    return Counter((one.kind, one.agrees) for one in replay(path, **given))
+
+
+def disagreeing(path, **given):
+    return [one for one in replay(path, **given) if not one.agrees]
+
+
+def changed(path, event, change, number=0):
+    """The journal with one line of an event changed by a function of its fields."""
+    lines = path.read_text().splitlines()
+    places = [place for place, line in enumerate(lines) if line.startswith(f'{{"event":"{event}"')]
+    fields = json.loads(lines[places[number]])
+    change(fields)
+    lines[places[number]] = json.dumps(fields)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("measure_every", [1, 8])
+def test_every_window_factor_measurement_and_decision_is_computed_again(tmp_path, measure_every):
+    path = write_run(tmp_path / "j", measure_every=measure_every)
+    counts = counted(path)
+    assert {kind for kind, agrees in counts if agrees} == set(KINDS)
+    assert not [kind for kind, agrees in counts if not agrees]
+    _, records = read_journal(path)
+    assert counts["measurement", True] + counts["decision", True] == len(records)
+    changes = [record for record in records if getattr(record, "is_change", False)]
+    assert changes
+    factors = [one.replayed[0] for one in replay(path) if one.kind == "factor"]
+    assert factors[-2] == changes[-1].lr_scale > 1
+
+
+# ---------------------------------------------------------------- twins: what is changed disagrees
+
+CHANGES = {
+    "an index": ("window", lambda line: line.update(start=line["start"] + 1), {"window"}),
+    "a length": ("window", lambda line: line.update(length=line["length"] + 1), {"window"}),
+    "a planned length": ("window", lambda line: line.update(planned=99), {"window"}),
+    "a factor": ("window", lambda line: line.update(factor=line.get("factor", 1.0) * 1.001), {"factor"}),
+    "examples": ("window", lambda line: line.update(examples=5), {"measurement"}),
+    "a sum": ("window", lambda line: line["arrived"]["sums"].update(mean_sq_norm=1.0), {"measurement"}),
+    "a learning rate": ("window", lambda line: line.update(lr=0.7), {"measurement"}),
+    "an epoch": ("epoch", lambda line: line.update(batches=50), {"window"}),
+    "a measurement": ("measurement", lambda line: line.update(trace=line["trace"] * 1.001), {"measurement"}),
+    "its noise": ("measurement", lambda line: line["noise"].update(low=1.0), {"measurement"}),
+    "a decision": ("decision", lambda line: line["decision"].update(reason="mine"), {"decision"}),
+    "its factor": ("decision", lambda line: line.update(lr_scale=1.001), {"decision"}),
+    "the end": ("end", lambda line: line["state"].update(windows=1), {"end"}),
+    "the settings": ("header", lambda line: line["settings"].update(memory=10.0), {"measurement"}),
+    "the rule": ("header", lambda line: line.update(lr_rule=describe(Linear())), {"factor", "decision"}),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_number_disagrees(tmp_path, name):
+    event, change, kinds = CHANGES[name]
+    path = write_run(tmp_path / "j", 200)
+    number = {"a sum": 5, "its noise": 20, "examples": 3}.get(name, 0)
+    assert kinds <= {one.kind for one in disagreeing(changed(path, event, change, number))}
+
+
+@pytest.mark.parametrize("event", ["measurement", "decision"])
+def test_a_missing_and_a_strange_record_disagree(tmp_path, event):
+    path = write_run(tmp_path / "j", 200)
+    lines = path.read_text().splitlines(keepends=True)
+    place = next(place for place, line in enumerate(lines) if line.startswith(f'{{"event":"{event}"'))
+    path.write_text("".join([*lines[:place], *lines[place + 1 :]]))
+    (missing,) = disagreeing(path)
+    assert (missing.kind, missing.recorded) == (event, None)
+    path.write_text("".join([*lines[:place], lines[place], *lines[place:]]))
+    (strange,) = disagreeing(path)
+    assert (strange.kind, strange.line, strange.replayed) == (event, place + 2, None)
+
+
+@pytest.mark.filterwarnings("ignore:The last line of")
+def test_a_killed_run_agrees_wherever_its_journal_ends(tmp_path):
+    whole = write_run(tmp_path / "whole", 40).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    ends = [sum(map(len, lines[:number])) + cut for number in range(1, len(lines)) for cut in (0, 20)]
+    for end in ends:
+        (tmp_path / "cut").write_bytes(whole[:end])
+        assert not disagreeing(tmp_path / "cut")
+
+
+# ---------------------------------------------------------------- policies, rules and schedules
+
+
+@dataclass(frozen=True)
+class Jumps:
+    to: int
+
+    def decide(self, situation, limits):
+        return Decision(batch_size=self.to, reason="mine")
+
+
+class Third(LearningRateRule):
+    def ratio(self, old_batch, new_batch, noise):
+        return (new_batch / old_batch) ** (1 / 3)
+
+
+class Duck:
+    def ratio(self, old_batch, new_batch, noise):
+        return 1.5
+
+
+class Falling(Schedule):
+    def factor(self, examples_seen, total_examples, warmup_examples):
+        return 1 - examples_seen / total_examples / 2
+
+
+def test_a_policy_of_ones_own_must_be_given(tmp_path):
+    path = write_run(tmp_path / "j", policy=Jumps(64))
+    with pytest.raises(ValueError, match=r"written with the policy 'Jumps'.*pass the policy, replay\(path, policy="):
+        list(replay(path))
+    assert not disagreeing(path, policy=Jumps(64))
+    assert {"window", "decision"} <= {one.kind for one in disagreeing(path, policy=Jumps(32))}
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("own", [Third(), Duck()])
+def test_a_rule_of_ones_own_must_be_given(tmp_path, own, cap):
+    path = write_run(tmp_path / "j", rule=resolve_rule(own, cap=cap))
+    with pytest.raises(ValueError, match=rf"written with the rule '{type(own).__name__}'.*pass the rule"):
+        list(replay(path))
+    assert not disagreeing(path, rule=own)
+    assert disagreeing(path, rule=Linear())
+    if cap is not None and isinstance(own, LearningRateRule):
+        assert not disagreeing(path, rule=Capped(own, cap))
+
+
+def test_a_schedule_of_ones_own_must_be_given(tmp_path):
+    path = write_run(tmp_path / "j", schedule=Checked(Falling()))
+    with pytest.raises(ValueError, match=r"written with the schedule 'Falling'.*pass the schedule"):
+        list(replay(path))
+    assert not disagreeing(path, schedule=Falling())
+    assert "factor" in {one.kind for one in disagreeing(path, schedule=WarmupConstant())}
+
+
+def test_what_is_described_is_made_again():
+    rules = [*(cls() for cls in RULES.values()), Power(0.3), Capped(Power(0.3), 7), Capped(Saturating(), 2)]
+    assert [make_rule(json.loads(json.dumps(describe(rule))), "j") for rule in rules] == rules
+    schedules = [*(cls() for cls in SCHEDULES.values()), WarmupStep(milestones=(0.1, 0.7), gamma=0.3)]
+    assert [make_schedule(json.loads(json.dumps(describe(one))), "j") for one in schedules] == schedules
+    policy = NoiseScalePolicy(target_ratio=0.3, allow_shrink=True)
+    assert make_policy(describe(policy), "j") == policy
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        None,
+        [],
+        {"class": "Capped", "options": {"rule": {"class": "Sqrt", "options": {}}, "cap": 0.5}},
+        {"class": "Capped", "options": {"rule": "Sqrt", "cap": 2}},
+        {"class": "Power", "options": {"exponent": 7}},
+        {"class": "Path", "options": {}},
+    ],
+)
+def test_a_hostile_rule_is_refused(rule):
+    with pytest.raises(ValueError, match=r"^j was written with .*pass the rule, replay\(path, rule=\.\.\.\)"):
+        make_rule(rule, "j")
+    nested = {"class": "Sqrt", "options": {}}
+    for _ in range(900):
+        nested = {"class": "Capped", "options": {"rule": nested, "cap": 2}}
+    with pytest.raises(ValueError, match="written with the rule 'Capped'"):
+        make_rule(nested, "j")
+
+
+# ---------------------------------------------------------------- what cannot be computed
+
+
+def refuse(path, match):
+    with pytest.raises(ValueError, match=match) as refused:
+        list(replay(path))
+    assert str(path) in str(refused.value)
+    assert main(["replay", str(path)]) == 1
+
+
+def test_a_journal_without_settings_is_named(tmp_path, capsys):
+    journal = Journal(tmp_path / "j", {"policy": None})
+    journal.write(DECISION)
+    journal.close()
+    refuse(journal.path, "line 1 is no whole header: lacks settings")
+    assert "lacks settings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("event", "change"),
+    [
+        ("window", lambda line: line["arrived"]["sums"].update(sum_sq_norms=1e300, mean_sq_norm=1e300)),
+        ("window", lambda line: line["arrived"]["sums"].update(sum_inverse_sizes=0.0)),
+        ("window", lambda line: line.update(start=10**6)),
+        ("window", lambda line: line.update(seconds=[1.0])),
+        ("header", lambda line: line["settings"]["plan"].update(plan_granularity=0)),
+        ("header", lambda line: line["state"]["position"].update(before=[])),
+        ("header", lambda line: line["state"]["position"].update(before=[[1]])),
+        ("header", lambda line: line["state"]["position"].update(origin=[])),
+        ("header", lambda line: line["settings"].update(measure_every=0)),
+        ("header", lambda line: line["settings"]["now"].update(world_size=0, granularity=0)),
+        ("header", lambda line: line["settings"]["limits"].update(granularity=0)),
+        ("header", lambda line: line["state"]["batch"].update(start_batch_size=0, batch_size=0)),
+        ("epoch", lambda line: line.update(batches=0, examples=0)),
+    ],
+)
+def test_strange_numbers_disagree_or_are_named(tmp_path, event, change, capsys):
+    path = changed(write_run(tmp_path / "j", 60), event, change, number=3 if event == "window" else 0)
+    assert main(["replay", str(path)]) == 1
+    said = capsys.readouterr().out
+    named = r"j, line \d+ (holds numbers that NoiseScalePolicy cannot work with \(|is no whole )"
+    assert " of " in said or re.search(named, said)
+
+
+def test_an_error_of_ones_own_policy_is_ones_own(tmp_path):
+    class Breaks:
+        def decide(self, situation, limits):
+            raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        list(replay(write_run(tmp_path / "j"), policy=Breaks()))
+
+
+# ---------------------------------------------------------------- size, time and imports
+
+
+def test_it_replays_where_torch_lightning_and_numpy_cannot_be_imported(tmp_path):
+    path = write_run(tmp_path / "j")
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'lightning', 'numpy'): sys.modules[name] = None\n"
+        "from lightning_bsscale.cli import main; sys.exit(main(['replay', sys.argv[1]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 of 1 end states agree" in done.stdout
+
+
+def replay_long(path, windows):
+    write_run(path, windows * 2, measure_every=8, policy=Jumps(8), memory=windows / 2)
+    tracemalloc.start()
+    try:
+        assert counted(path, policy=Jumps(8))["window", True] == windows
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_journal_is_replayed_in_bounded_memory(tmp_path):
+    assert replay_long(tmp_path / "j", 2000) < 400_000 < (tmp_path / "j").stat().st_size
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+def test_a_hundred_thousand_windows_are_replayed_in_bounded_memory(tmp_path):
+    assert replay_long(tmp_path / "j", 100_000) < 400_000
+    assert (tmp_path / "j").stat().st_size < 30e6
+
+
+def test_a_window_costs_microseconds_and_about_a_hundred_bytes(tmp_path):
+    settings = settings_of(100)
+    begun = settings.plan.begin(epoch_batches=100, epoch_examples=400)
+    journal = Journal(tmp_path / "j", run_header(settings, begin_run(settings, begun, epoch=0)))
+    before, started = journal.path.stat().st_size, time.perf_counter()
+    for start in range(2000):
+        journal.write(
+            WindowEvent(
+                start=start,
+                length=4,
+                factor=math.sqrt(2),
+                relative_lr=math.cos(start),
+                seconds=(0.001234567, 0.000123456),
+            )
+        )
+    seconds = time.perf_counter() - started
+    journal.close()
+    assert (journal.path.stat().st_size - before) / 2000 < 160
+    assert seconds / 2000 < 200e-6  # a tenth of this on an idle machine
