@@ -67,13 +67,3 @@ def test_it_measures_what_the_scaler_measures():
     for callback in (monitor, scaler):
         fit(Regression(), regression_loader(400), [callback], max_epochs=1, accumulate_grad_batches=2)
     assert [made.noise for made in monitor.history] == [made.noise for made in scaler.history]
-
-
-def test_state_goes_on():
-    monitor = GradientNoiseScaleMonitor(measure_every=1)
-    assert monitor.state_dict() == {}
-    fit(Regression(), regression_loader(96), [monitor], max_epochs=1, accumulate_grad_batches=2)
-    state = monitor.state_dict()
-    again = GradientNoiseScaleMonitor()
-    again.load_state_dict(state)
-    assert again.state_dict() == state

@@ -3,21 +3,18 @@
 import json
 import logging
 import math
-import pickle
 import re
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_bsscale import BatchSizeScaler, Decision, NoiseScalePolicy, Reason
+from lightning_bsscale import BatchSizeScaler, NoiseScalePolicy
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.replay import replay
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
-from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.schedules import WarmupCosine
 from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, NOT_MEASURED, said_of
 from tests.helpers.training import (
@@ -268,12 +265,6 @@ def test_logged_keys_at_optimizer_steps_only(every):
     assert all(metrics["gns/examples_seen"] == 8 * (step + 1) for step, metrics in ours)
 
 
-def test_callback_metrics_hold_the_keys_without_any_logger(grown):
-    _, trainer, _ = grown
-    assert {"bsscale/" + key for key in KEYS} <= set(trainer.callback_metrics)
-    assert float(trainer.callback_metrics["bsscale/examples_seen"]) == 8000
-
-
 def test_progress_bar_shows_the_batch_only_when_asked():
     for asked in (False, True):
         scaler = scripted(8, progress_bar=asked)
@@ -359,18 +350,6 @@ def test_lr_cap_is_a_ceiling():
     scaler = scripted(8, 16, 32, lr_cap=3)
     fit(Regression(), regression_loader(400), [scaler], max_epochs=1)
     assert scaler.lr_scale == 3
-
-
-def test_a_rule_of_the_users_own():
-    class Half(LearningRateRule):
-        name, needs_noise, has_peak = "half", False, False
-
-        def ratio(self, old_batch, new_batch, noise):
-            return 1 + (new_batch / old_batch - 1) / 2
-
-    scaler = scripted(8, lr_rule=Half())
-    fit(Regression(), regression_loader(40), [scaler], max_epochs=1)
-    assert scaler.lr_scale == 1.5
 
 
 # ---------------------------------------------------------------- policies of the user's own
@@ -460,39 +439,6 @@ def test_a_resumed_run_keeps_its_unit_though_it_begins_with_a_short_micro_batch(
     fit(Regression(), short_first, [Loads(), again], max_epochs=1)
     assert again.batch_size == 16
     assert again.decisions[-1].limits.granularity == 4
-
-
-def test_policies_may_answer_with_numpy_and_with_reasons(tmp_path):
-    class Mine:
-        def decide(self, situation, limits):
-            return Decision(batch_size=np.int64(8), reason=Reason.GROW)
-
-    scaler = BatchSizeScaler(policy=Mine(), warmup=0, memory=1.0, lr_rule="none", max_batch_size=8)
-    fit(Regression(), regression_loader(80), [scaler], max_epochs=1)
-    assert scaler.batch_size == 8
-    torch.save(scaler.state_dict(), tmp_path / "state.pt")
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    again = BatchSizeScaler()
-    again.load_state_dict(state)
-    decided = again.decisions[0].decision
-    assert (decided.batch_size, decided.reason, decided.code) == (8, Reason.GROW.value, "grow")
-    assert type(decided.batch_size) is int
-
-
-def test_state_is_plain_and_loads_with_weights_only(grown, tmp_path):
-    scaler, _, _ = grown
-    torch.save(scaler.state_dict(), tmp_path / "state.pt")
-    loaded = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert repr(loaded) == repr(scaler.state_dict())  # in which nan is equal to nan
-
-
-def test_an_unused_callback_pickles():
-    scaler = pickle.loads(pickle.dumps(BatchSizeScaler(lr_rule="sqrt", measure_every=3)))
-    assert scaler.batch_size is None
-    assert scaler.noise_scale is None
-    assert scaler.lr_scale == 1.0
-    assert scaler.examples_seen == 0
-    assert scaler.decisions == scaler.history == []
 
 
 def test_unsized_loader_with_max_steps():

@@ -87,19 +87,6 @@ def test_on_cpus_no_gpu_is_seen(monkeypatch):
     assert found == [(["0", "2", None, "0", "2", ""], places.CPU), (["1", "2", None, "1", "2", ""], places.CPU)]
 
 
-@pytest.mark.parametrize(
-    ("visible", "gpus"), [(None, "01"), ("5,3", "53"), ("GPU-a, GPU-b", ["GPU-a", "GPU-b"]), ("7", ["7", ""])]
-)
-def test_processes_as_nodes_see_a_gpu_each(monkeypatch, visible, gpus):
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    with places.at(places.CPU_NODES):
-        found = run(placed, 2, init=False)
-    assert found == [([f"{rank}", "2", f"{rank}", "0", "1", gpus[rank]], places.CPU_NODES) for rank in range(2)]
-
-
 def test_processes_that_share_a_gpu_see_the_first(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
     assert [seen["CUDA_VISIBLE_DEVICES"] for seen in places.SHARED_CUDA.processes(2)] == ["5", "5"]

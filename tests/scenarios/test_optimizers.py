@@ -147,24 +147,6 @@ class ReadsFirst(SGD):
         return loss
 
 
-def replaced_by_a_function(parameters):
-    """`step` on the instance is a function that never calls the class's."""
-    optimizer = sgd(parameters)
-
-    @torch.no_grad()
-    def step(closure=None):
-        loss = closure()
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                buffer = optimizer.state[parameter].setdefault("buffer", torch.zeros_like(parameter))
-                buffer.mul_(0.9).add_(parameter.grad)
-                parameter.add_(buffer, alpha=-group["lr"])
-        return loss
-
-    optimizer.step = step
-    return optimizer
-
-
 def replaced_by_the_plain_code(parameters):
     """What speed-minded code does: the step without torch's profiling, and with it without hooks."""
     optimizer = sgd(parameters)
@@ -192,7 +174,6 @@ SHAPES = {
     "duck": lambda p: Duck(sgd(p)),
     "wrapped for Lightning": lambda p: LightningOptimizer(sgd(p)),
     "reads before the closure": lambda p: ReadsFirst(p, lr=LR, momentum=0.9),
-    "replaced by a function": replaced_by_a_function,
     "replaced by the plain code": replaced_by_the_plain_code,
     "wrapped like a counter": wrapped_like_a_counter,
 }

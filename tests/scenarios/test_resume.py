@@ -78,10 +78,6 @@ def windows_from(first, interrupted=0, steps=0):
     return planned
 
 
-def ends(windows):
-    return [max(window) + 1 for window in windows]
-
-
 def train(module, callbacks=(), **settings):
     scaler = scripted(policy=ByStep(WINDOWS), max_batch_size=6, lr_rule="none")
     logger = KeepSteps()
@@ -203,16 +199,6 @@ def test_saved_after_a_validation_within_the_epoch(tmp_path, position):
     stopped.steps = module.steps[: saved[position]]
     stopped.logged = module.logged[: saved[position]]
     expect_going_on(tmp_path / f"{position}.ckpt", stopped, position, Validates(), **settings)
-
-
-def test_a_checkpoint_of_an_epochs_end_loses_nothing(tmp_path):
-    train(ByIndex(), [ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")])
-    module = ByIndex()
-    scaler = train(module, ckpt_path=tmp_path / "epoch=0.ckpt")
-    steps = sum(end <= LENGTH for end in ends(windows_from(0)))
-    assert [entered for _, entered in module.steps] == windows_from(LENGTH, steps=steps)
-    assert module.logged == list(range(steps, len(windows_from(0))))
-    assert run_of(scaler).lost_micro_batches == 0
 
 
 # ---------------------------------------------------------------- killed processes

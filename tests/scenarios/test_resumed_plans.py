@@ -115,7 +115,7 @@ def assert_all_end_together(path, ends_with, accumulate, size, now, others=()):
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("ends_with", list(STARTS))
 def test_plan_scheduler_and_examples_end_together(saved, ends_with, accumulate, position):
-    for size, now in SIZES:
+    for size, now in SIZES if accumulate == 1 else SIZES[1::3]:
         path = saved[ends_with, accumulate] / f"{position}.ckpt"
         assert_all_end_together(path, ends_with, accumulate, size, now)
 

@@ -184,9 +184,9 @@ def test_epochs_of_changing_length(sized, every, lengths):
 # ---------------------------------------------------------------- how long
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("steps", [True, 3, 5])
-@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize(
+    ("accumulate", "steps", "sized"), [(1, True, True), (2, True, False), (2, 3, True), (1, 5, False)]
+)
 def test_fast_dev_run(accumulate, steps, sized):
     """Loggers are off there; the defaults of the callback work, and nothing is left."""
     module, scaler = Probe(), BatchSizeScaler()
@@ -266,9 +266,10 @@ def test_max_time_alone_plans_nothing():
     assert module.came == 40
 
 
-@pytest.mark.parametrize("settings", [{"max_epochs": -1}, {"max_epochs": -1, "max_steps": -1}, {"max_epochs": 99}])
+@pytest.mark.parametrize(
+    ("settings", "total"), [({"max_epochs": -1}, 2), ({"max_epochs": -1}, 29), ({"max_epochs": 99}, 12)]
+)
 @pytest.mark.parametrize("sized", [True, False])
-@pytest.mark.parametrize("total", [2, 12, 29])
 def test_a_budget_ends_an_endless_training_exactly(settings, sized, total):
     module, _, _ = run(loader(12, sized), scripted(*WINDOWS, total_examples=total, **MEASURED), **settings)
     assert module.came == total

@@ -221,7 +221,7 @@ def test_a_wrong_two_sided_confidence_is_refused(confidence):
 
 # Coverage against the truth
 
-REPEATS, WINDOWS, NUM_MICRO, SIZE, DIMENSION = 800, 100, 4, 16, 256
+REPEATS, WINDOWS, NUM_MICRO, SIZE, DIMENSION = 500, 100, 4, 16, 256
 BATCH = NUM_MICRO * SIZE
 
 

@@ -88,7 +88,7 @@ def test_a_memory_of_few_windows_limits_nothing():
 
 
 def test_windows_that_are_all_the_same_limit_nothing():
-    windows = [window(8.0)] * 30 + [window(9.0)]
+    windows = [window(8.0)] * 30 + [window(900.0)]
     assert averaged(RobustAverages, windows).limited == 0
 
 

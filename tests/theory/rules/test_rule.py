@@ -40,9 +40,7 @@ def test_every_rule_of_the_table_is_tested_here():
     assert {rule.name for rule in MEMBERS} >= set(RULES)
 
 
-@pytest.mark.parametrize(
-    ("rule", "noise"), [(rule, NOISES[name]) for rule, name in CASES], ids=lambda value: repr(value)[:40]
-)
+@pytest.mark.parametrize(("rule", "noise"), [(rule, NOISES[name]) for rule, name in CASES], ids=str)
 class TestPromises:
     @given(batch=batches)
     def test_one_where_the_batch_stays(self, rule, noise, batch):
