@@ -4,7 +4,6 @@ import pickle
 import re
 
 import pytest
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from tests.helpers import ddp_runs
 from tests.helpers.processes import run
@@ -140,11 +139,6 @@ def test_a_hook_that_compresses_the_gradient_is_measured_as_it_steps():
     for found in fit_on(2, ddp_runs.with_strategy, 2, items, {}, compress=True):
         assert found != alone
         assert found == [pytest.approx(window, rel=0.02, abs=0.02 * window[0]) for window in alone]
-
-
-def test_static_graph_is_refused():
-    with pytest.raises(MisconfigurationException, match="static_graph=True"):
-        fit_on(2, ddp_runs.with_strategy, 2, (24, [4]), {"static_graph": True})
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (4, 1)])

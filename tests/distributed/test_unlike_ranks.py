@@ -7,12 +7,10 @@ from datetime import timedelta
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
-from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
@@ -20,7 +18,6 @@ from lightning_bsscale.journal import read_journal
 from lightning_bsscale.replay import replay
 from lightning_bsscale.theory.stored import as_plain
 from tests.helpers.ddp_runs import Linear, counting, loader_of, regression_items, trainer_of
-from tests.helpers.places import here
 from tests.helpers.processes import run
 from tests.helpers.training import ByStep, run_of
 
@@ -155,19 +152,6 @@ def test_a_rank_that_is_slow_to_end_fails_nobody(kind):
     """Nothing is asked of another rank when training has ended; the process group's time-out is 1 s."""
     first, second = on(2, slow_at_the_end, kind)
     assert first == second
-
-
-def localised(rank, callback):
-    state = PostLocalSGDState(process_group=None, subgroup=None, start_localSGD_iter=8)
-    strategy = DDPStrategy(process_group_backend=here().backend, ddp_comm_state=state, model_averaging_period=4)
-    trainer_of(2, [callback], strategy, max_epochs=1).fit(Linear(), loader_of(regression_items(40, [4]), rank, 2))
-
-
-@in_every_place
-@pytest.mark.parametrize("callback", [BatchSizeScaler(), GradientNoiseScaleMonitor()], ids=lambda made: made.state_key)
-def test_ranks_that_step_by_themselves_are_refused(callback):
-    with pytest.raises(MisconfigurationException, match="post-local SGD"):
-        on(2, localised, callback)
 
 
 class Reloads(Linear):

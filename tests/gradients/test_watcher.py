@@ -117,6 +117,22 @@ def test_a_watcher_that_is_told_something_else_is_wrong(wrong, ranks):
         assert (sums[:2] == pytest.approx(norms, rel=2e-5)) == (said is right)
 
 
+def test_other_elements_are_compared_each_time():
+    """A change of one element in ten thousand, which no single comparison of a sample needs to find."""
+    model = nn.Linear(100, 100, bias=False)
+    watcher, found = ParameterHooks(model.parameters(), num_replicas=2), []
+    for _ in range(8):
+        model.zero_grad()
+        watcher.start_window(compared=True)
+        watcher.start_sample()
+        model(torch.ones(2, 100)).square().sum().backward()
+        watcher.end_sample(2)
+        watcher.stop_window()
+        model.weight.grad[7, 60:] = 1e6
+        found.append(watcher.window_share(loss_divisor=1).difference.tolist())
+    assert len({tuple(sums) for sums in found}) > 1
+
+
 # The order of calls
 
 

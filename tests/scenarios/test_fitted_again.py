@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.journal import read_journal
 from tests.helpers.expected_warnings import (
     CANNOT_MEASURE,
     CKPT_PATH,
@@ -206,21 +205,3 @@ def test_a_copy_of_a_used_callback_shows_the_same_without_the_trainer(make):
         assert len(pickle.dumps(copied)) < 20_000
         fit(Regression(), regression_loader(96), [copied], max_epochs=1, accumulate_grad_batches=2)
         assert copied.history[0] == used.history[0], "it begins anew"
-
-
-def test_the_monitor_goes_on(tmp_path):
-    keep = ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
-    monitors = []
-    for path, callbacks in ((None, [keep]), (tmp_path / "epoch=0.ckpt", [])):
-        monitors.append(GradientNoiseScaleMonitor(measure_every=3, record=tmp_path / "journal.jsonl"))
-        fit(
-            Regression(),
-            regression_loader(204),
-            [monitors[-1], *callbacks],
-            max_epochs=2,
-            accumulate_grad_batches=4,
-            ckpt_path=path,
-            enable_checkpointing=path is None,
-        )
-    assert monitors[0].history == monitors[1].history
-    assert read_journal(tmp_path / "journal.jsonl")[1] == monitors[0].history

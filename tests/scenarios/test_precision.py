@@ -3,7 +3,6 @@
 import math
 import warnings
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -17,7 +16,6 @@ from tests.helpers.training import (
     fit,
     gradient_scaler,
     regression_loader,
-    run_of,
     scripted,
     watching,
 )
@@ -249,25 +247,3 @@ def test_ten_dropped_windows_in_a_row_give_one_warning():
     # Only measured windows count: one in three.
     assert warnings_of(range(54), measure_every=3)[0] == []
     assert len(warnings_of(range(56), measure_every=3)[0]) == 1
-
-
-def test_the_count_of_dropped_windows_goes_on_after_a_resume():
-    _, scaler = warnings_of(range(90, 100))
-    state = scaler.state_dict()
-    # The fifth is on its way, as at any window's end.
-    assert run_of(state).measured.dropped_in_a_row == run_of(state).measured.averages.dropped == 4
-    again = scripted(measure_every=1)
-
-    class Loads(pl.Callback):
-        def on_fit_start(self, trainer, pl_module):
-            again.load_state_dict(state)
-
-    with pytest.warns(UserWarning, match="10 measured windows"):
-        fit(
-            Breaks(range(10), float("nan")),
-            regression_loader(400),
-            [Loads(), again],
-            max_epochs=1,
-            accumulate_grad_batches=2,
-        )
-    assert run_of(again).measured.averages.dropped == 10

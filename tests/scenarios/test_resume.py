@@ -173,34 +173,6 @@ def test_after_sigterm(tmp_path, position):
     expect_going_on(tmp_path / "on_exception.ckpt", stopped, position + 1)
 
 
-class Validates(ByIndex):
-    def validation_step(self, batch, batch_idx):
-        return None
-
-
-@WITHIN_A_WINDOW
-@pytest.mark.parametrize("position", [6, 12, 23, 29])
-def test_saved_after_a_validation_within_the_epoch(tmp_path, position):
-    keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}", save_on_train_epoch_end=False)
-    settings = dict(val=DataLoader(Numbers(2)), val_check_interval=6)
-    module = Validates()
-    saved = {}
-
-    class Notes(ModelCheckpoint):
-        def on_validation_end(self, trainer, pl_module):
-            if not trainer.sanity_checking:
-                at = trainer.current_epoch * LENGTH + trainer.fit_loop.epoch_loop.batch_progress.current.ready
-                trainer.save_checkpoint(tmp_path / f"{at}.ckpt")
-                saved[at] = len(pl_module.steps)
-
-    train(module, [keep, Notes(tmp_path / "none", save_top_k=0)], **settings)
-    assert list(saved) == [6, 12, 23, 29]
-    stopped = Validates()
-    stopped.steps = module.steps[: saved[position]]
-    stopped.logged = module.logged[: saved[position]]
-    expect_going_on(tmp_path / f"{position}.ckpt", stopped, position, Validates(), **settings)
-
-
 # ---------------------------------------------------------------- killed processes
 
 

@@ -6,12 +6,11 @@ import math
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.optim import SGD, lr_scheduler, swa_utils
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION
-from tests.helpers.training import QUIET, KeepsRates, Regression, fit, regression_loader, scripted
+from tests.helpers.training import KeepsRates, Regression, fit, regression_loader, scripted
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -249,21 +248,6 @@ def test_plateau_on_steps_sees_the_loss_of_its_own_window():
     module = WithSchedulers(plateau("step", "loss"))
     fit(module, regression_loader(80), [scripted(4, 8, 8, 12, lr_rule="none"), Looks()], max_epochs=1)
     assert [metric for _, _, metric in module.stepped] == [losses[end - 1] for end in [1, 2, 4, 6, 9, 12, 15, 18, 20]]
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_plateau_with_an_unknown_metric_is_lightnings_to_judge(strict):
-    module = WithSchedulers(plateau("step", "unknown", strict=strict))
-    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[scripted(8)])
-    expected = (
-        pytest.raises(MisconfigurationException, match="ReduceLROnPlateau conditioned on metric unknown")
-        if strict
-        else pytest.warns(RuntimeWarning, match="unknown which is not available but strict is set to `False`")
-    )
-    with expected:
-        trainer.fit(module, regression_loader(40))
-    assert module.stepped == []
-    assert trainer.lr_scheduler_configs[0].frequency == 1
 
 
 def test_two_schedulers_keep_their_own_clocks():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale import BatchSizeScaler
 from tests.helpers.training import fit
 
 DIMENSIONS = 4096
@@ -78,11 +78,3 @@ def test_the_limited_window_is_counted_logged_and_recorded():
     assert trainer.callback_metrics["bsscale/dropped_windows"] == 0
     # History keeps what was measured, not what entered the averages.
     assert max(made.trace for made in scaler.history) > 1e4 * NOISE_SCALE
-
-
-def test_a_monitor_counts_it_too():
-    monitor = GradientNoiseScaleMonitor(measure_every=1)
-    loader = DataLoader(Gradients(at=40, factor=1000.0), batch_size=None)
-    trainer = fit(Linear(), loader, [monitor], max_epochs=1, accumulate_grad_batches=4)
-    assert trainer.callback_metrics["bsscale/limited_windows"] == 1
-    assert monitor.noise_scale.resolved

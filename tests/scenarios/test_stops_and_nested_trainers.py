@@ -1,6 +1,5 @@
 """Stops that others ask for, and Trainers that run within another one's training, with the callbacks in both."""
 
-import copy
 import functools
 import warnings
 
@@ -71,14 +70,6 @@ def test_a_resumed_run_keeps_a_stop_that_another_callback_asked_for(tmp_path, li
     trainer = fit(module, regression_loader(), callbacks, ckpt_path=checkpoint, **limit)
     assert module.micro_batches == 0
     assert trainer.should_stop, "it is not the scaler's to take back"
-
-
-def test_a_run_that_was_over_stops_and_takes_its_own_stop_back(tmp_path):
-    checkpoint = saved_after(10, tmp_path, batches=(), max_steps=10, max_epochs=-1)
-    module = Counts()
-    trainer = fit(module, regression_loader(), [BatchSizeScaler()], ckpt_path=checkpoint, max_steps=10, max_epochs=-1)
-    assert module.micro_batches == 0
-    assert not trainer.should_stop
 
 
 @pytest.mark.parametrize("hook", ["on_train_start", "on_train_batch_end"])
@@ -205,20 +196,6 @@ def test_a_checkpoint_that_is_validated_within_it_does_not_replace_the_state(mad
 
     found = outer(callback, [Within("on_train_start", inner(callback, evaluate))])
     assert_same(found, undisturbed(made))
-
-
-@pytest.mark.parametrize("made", [scaler, monitor])
-def test_a_copy_is_free(made):
-    callback, shown = made(), []
-
-    def fit_copies(trainer, module, loader):
-        for copied in (copy.copy(callback), copy.deepcopy(callback)):
-            trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[copied], accumulate_grad_batches=2)
-            trainer.fit(Counts(), loader)
-            shown.append(len(copied.history))
-
-    outer(callback, [Within("on_fit_start", inner(callback, fit_copies))])
-    assert min(shown) > 0
 
 
 class Breaks(pl.Callback):

@@ -280,13 +280,3 @@ def test_state_and_journal_hold_no_number_of_numpy(more, tmp_path):
     header, records = read_journal(path)
     assert records
     assert "np." not in json.dumps(header)
-
-
-def test_the_monitors_state_holds_no_number_of_numpy(tmp_path):
-    options = options_from_numpy(tmp_path / "run.jsonl")
-    names = ("measure_every", "memory", "batch_size_fn", "record")
-    monitor = GradientNoiseScaleMonitor(**{name: options[name] for name in names})
-    trainer = fit(Regression(), regression_loader(80), [monitor], max_steps=np.int64(5), accumulate_grad_batches=2)
-    assert not list(numpy_inside(monitor.state_dict()))
-    trainer.save_checkpoint(tmp_path / "run.ckpt")
-    torch.load(tmp_path / "run.ckpt", weights_only=True)

@@ -199,20 +199,6 @@ def test_a_confidence_out_of_range_is_refused(confidence):
         known().lower_bound(confidence)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"examples_since_last": -1, "memory": 1}, ValueError, "examples_since_last must be .* at least 0, got -1"),
-        ({"examples_since_last": 1, "memory": 0}, ValueError, "memory must be a number above 0, got 0"),
-        ({"examples_since_last": 1, "memory": math.nan}, ValueError, "memory must be a number above 0, got nan"),
-        ({"examples_since_last": 1, "memory": True}, TypeError, "memory must be a number above 0, got True"),
-    ],
-)
-def test_wrong_updates_are_refused(arguments, error, message):
-    with pytest.raises(error, match=message):
-        Averages().updated(window(1, 1), **arguments)
-
-
 @pytest.mark.parametrize("confidence", [0, 1, math.nan])
 def test_a_wrong_two_sided_confidence_is_refused(confidence):
     with pytest.raises(ValueError, match="confidence must be a finite number above 0 and below 1, got"):

@@ -7,7 +7,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from lightning_bsscale.callbacks.trainer import accumulation
-from tests.helpers.expected_warnings import DROPPED, NOT_THE_MEAN, ignored, said_of
+from tests.helpers.expected_warnings import DROPPED, NOT_MEASURED, NOT_THE_MEAN, ignored, said_of
 from tests.helpers.training import Numbers, OneHot, UnsizedNumbers, fit, scripted
 
 
@@ -17,17 +17,16 @@ def assert_means(steps):
 
 
 @ignored(NOT_THE_MEAN)  # the callback sees it, too
-def test_the_probe_sees_a_window_placed_by_a_plain_integer(monkeypatch):
-    """The twin: without the offset, old gradients are applied again, and the probe must say so."""
-    monkeypatch.setattr(
-        accumulation.Accumulation,
-        "place",
-        lambda self, start, n: setattr(self._trainer, "accumulate_grad_batches", n),
-    )
-    module = OneHot(30, 30)
-    scaler = scripted(2, 5, 3, 4, lr_rule="none")
+@ignored(NOT_MEASURED)
+@pytest.mark.parametrize("has_offset", [True, False])
+def test_windows_of_other_sizes_begin_where_the_last_one_ended(monkeypatch, has_offset):
+    """The twin: placed by a plain integer, they begin at its multiples, and old gradients are applied again."""
+    if not has_offset:
+        monkeypatch.setattr(accumulation, "_Window", lambda micro_batches, start: micro_batches)
+        monkeypatch.setattr(accumulation, "check_offset_windows", lambda: None)
+    module, scaler = OneHot(30, 30), scripted(2, 5, 3, 4, lr_rule="none")
     fit(module, DataLoader(Numbers(30)), [scaler], val=DataLoader(Numbers(1)), max_epochs=1)
-    assert [len(step) for step in module.steps][:5] != [1, 2, 5, 3, 4]
+    assert ([len(step) for step in module.steps][:5] == [1, 2, 5, 3, 4]) == has_offset
 
 
 def test_the_probe_sees_an_unsized_end_without_rescaling():
