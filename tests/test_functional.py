@@ -144,13 +144,3 @@ def test_an_unknown_rule_is_answered_with_the_known_ones(rule):
     with pytest.raises(ValueError, match=r"^rule .*'linear', .*, 'none'") as caught:
         functional.scale_learning_rate(0.1, 64, 128, rule)
     assert "'auto'," not in str(caught.value)
-
-
-@pytest.mark.parametrize(("answer", "error"), [(0, ValueError), (math.nan, ValueError), ("2", TypeError)])
-def test_a_rule_of_ones_own_is_checked(answer, error):
-    class Mine:
-        def ratio(self, old_batch, new_batch, noise):
-            return answer
-
-    with pytest.raises(error, match=r"'Mine'"):
-        functional.scale_learning_rate(0.1, 64, 128, Mine())

@@ -63,13 +63,11 @@ def test_the_same_micro_batches_measure_the_same_as_on_one_rank(ranks, accumulat
 @pytest.mark.parametrize(
     "disturbed",
     [
-        {},
         {"disturbed": {"slow": 0.003}},
         {"disturbed": {"nan_at": 7}},
-        {"sizes": [4, 4, 4, 4, 4, 4, 4, 3]},
         {"sizes": [4, 3, 6, 2]},
     ],
-    ids=["plain", "slow", "nan", "smaller", "unequal"],
+    ids=["slow", "nan", "unequal"],
 )
 def test_every_rank_decides_alike(disturbed):
     sizes = disturbed.get("sizes", [4])

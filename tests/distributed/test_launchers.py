@@ -31,9 +31,9 @@ from tests.helpers.training import QUIET, Regression, fit, regression_loader, ru
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[2]
-STRATEGIES = ["ddp", "ddp_fork", "ddp_notebook", "ddp_spawn"]
+STRATEGIES = ["ddp", "ddp_fork", "ddp_spawn"]  # ddp_notebook is another name of ddp_fork
 # The first starts the script again, so it has one of its own.
-SCRIPTS = [["ddp"], ["ddp_fork", "ddp_notebook", "ddp_spawn", "ddp_fork-monitor"]]
+SCRIPTS = [["ddp"], ["ddp_fork", "ddp_spawn", "ddp_fork-monitor"]]
 RUNS = [*STRATEGIES, "ddp_fork-monitor"]
 WITHOUT_TIMES = {"seconds_per_micro_batch": None, "seconds_per_step": None}
 

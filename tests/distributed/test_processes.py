@@ -17,10 +17,6 @@ def sum_of_ranks(rank, add):
     return total.item(), torch.get_num_threads(), torch.full((2,), rank)
 
 
-def environment(rank):
-    return distributed.is_initialized(), os.environ["RANK"], os.environ["WORLD_SIZE"], os.getpid()
-
-
 def placed(rank):
     names = ("RANK", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES")
     return [os.environ.get(name) for name in names], places.here()
@@ -49,12 +45,6 @@ def test_every_rank_returns(world_size):
     total = sum(range(world_size)) + 10 * world_size
     assert [(value, threads) for value, threads, _ in found] == [(total, 1)] * world_size
     assert [tensor.tolist() for *_, tensor in found] == [[rank, rank] for rank in range(world_size)]
-
-
-def test_without_a_group_the_environment_is_set():
-    found = run(environment, 2, init=False)
-    assert [entry[:3] for entry in found] == [(False, "0", "2"), (False, "1", "2")]
-    assert len({os.getpid(), *(entry[3] for entry in found)}) == 3
 
 
 def test_an_exception_is_raised_here_with_its_traceback():

@@ -139,18 +139,17 @@ class SlowAtTheEnd(pl.Callback):
             time.sleep(2.5)
 
 
-def slow_at_the_end(rank, kind):
-    callback = BatchSizeScaler(measure_every=4, warmup=0) if kind == "scaler" else GradientNoiseScaleMonitor()
+def slow_at_the_end(rank):
+    callback = BatchSizeScaler(measure_every=4, warmup=0)
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=1))
     trainer = trainer_of(2, [SlowAtTheEnd(), callback], strategy, max_epochs=1)
     trainer.fit(Linear(lr=0.01), loader_of(regression_items(44, [4, 4, 1, 1]), rank, 2))
     return as_plain(run_of(callback).examples)
 
 
-@pytest.mark.parametrize("kind", ["scaler", "monitor"])
-def test_a_rank_that_is_slow_to_end_fails_nobody(kind):
+def test_a_rank_that_is_slow_to_end_fails_nobody():
     """Nothing is asked of another rank when training has ended; the process group's time-out is 1 s."""
-    first, second = on(2, slow_at_the_end, kind)
+    first, second = on(2, slow_at_the_end)
     assert first == second
 
 

@@ -1,4 +1,4 @@
-"""Clipping, parameter groups, scaled losses, compiled and checkpointed models: what is measured, and stepped with."""
+"""Clipping, parameter groups, scaled losses, compiled models: what is measured, and stepped with."""
 
 import math
 
@@ -6,7 +6,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import GradientNoiseScaleMonitor
@@ -250,44 +249,3 @@ def test_a_compiled_module_is_compiled_once_whatever_the_window(counter, whole):
     windows = {made.accumulate_grad_batches for made in scaler.history}
     assert len(windows) >= 2
     assert counter.frame_count == 1
-
-
-def test_a_compiled_module_is_measured_right(counter):
-    one, loader = watching(GradientNoiseScaleMonitor), regression_loader(96)
-    module = Compiled(counter, hidden=4)
-    fit(module, loader, [one], max_epochs=1, accumulate_grad_batches=3)
-    assert_measured(one, by_hand(module, loader, 3))
-
-
-# ---------------------------------------------------------------- checkpointed activations
-
-
-class Checkpointed(Standing):
-    """One layer is used in two checkpointed segments."""
-
-    def __init__(self, use_reentrant):
-        super().__init__()
-        self.use_reentrant = use_reentrant
-        self.shared, self.between = nn.Linear(8, 8), nn.Linear(8, 8)
-
-    def segment(self, x):
-        return torch.tanh(self.shared(x))
-
-    def loss(self, x, y):
-        x = x.clone().requires_grad_()  # reentrant checkpointing wants an input that requires a gradient
-        x = self.between(checkpoint(self.segment, x, use_reentrant=self.use_reentrant))
-        return nn.functional.mse_loss(self.net(checkpoint(self.segment, x, use_reentrant=self.use_reentrant)), y)
-
-
-class Plain(Checkpointed):
-    def loss(self, x, y):
-        return nn.functional.mse_loss(self.net(self.segment(self.between(self.segment(x)))), y)
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointed_activations(use_reentrant):
-    one, loader = watching(GradientNoiseScaleMonitor), regression_loader(96)
-    module, plain = Checkpointed(use_reentrant), Plain(use_reentrant)
-    plain.load_state_dict(module.state_dict())
-    fit(module, loader, [one], max_epochs=1, accumulate_grad_batches=3)
-    assert_measured(one, by_hand(plain, loader, 3))

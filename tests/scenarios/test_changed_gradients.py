@@ -332,14 +332,6 @@ def test_parameters_that_do_not_exist_yet(disturbed, make, only):
     assert all(math.isfinite(made.trace) for made in watching.history)
 
 
-@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
-@pytest.mark.filterwarnings("ignore:bsscale:UserWarning")
-def test_the_scaler_trains_with_parameters_that_do_not_exist_yet(disturbed):
-    scaler = BatchSizeScaler(measure_every=1, memory=1.0, warmup=0)
-    fit(Lazy(), loader_of(disturbed), [scaler], max_epochs=1, accumulate_grad_batches=ACCUMULATE)
-    assert scaler.history
-
-
 # ---------------------------------------------------------------- what is easily overlooked
 
 

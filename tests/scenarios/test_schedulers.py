@@ -210,16 +210,6 @@ def count(module, name):
     return [(step, metric) for step, stepped, metric in module.stepped if stepped == name]
 
 
-def test_plateau_on_epochs_stays_with_lightning():
-    modules = WithSchedulers(plateau("epoch", "val_loss")), WithSchedulers(plateau("epoch", "val_loss"))
-    for module, callbacks in zip(modules, ([], [scripted(8, 16)]), strict=True):
-        trainer = fit(module, regression_loader(40), callbacks, val=regression_loader(8), max_epochs=3)
-        assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.9**2)
-        metrics = [metric for _, metric in count(module, "ReduceLROnPlateau")]
-        assert len(metrics) == 3
-        assert metrics[-1] == trainer.callback_metrics["val_loss"]
-
-
 @pytest.mark.parametrize("frequency", [1, 2, 5])
 def test_plateau_on_steps_is_stepped_as_often_as_the_plan_reaches_its_frequency(frequency):
     """A window end is a step; of several planned ones within a window, one metric value makes one."""

@@ -21,8 +21,7 @@ from lightning_bsscale import (
     Sqrt,
     WarmupCosine,
 )
-from lightning_bsscale.theory.policies import Policy
-from lightning_bsscale.theory.schedules import Schedule, WarmupExponential, WarmupLinear, WarmupStep
+from lightning_bsscale.theory.schedules import WarmupExponential, WarmupLinear, WarmupStep
 
 NO_NUMBERS = [
     True,
@@ -218,20 +217,9 @@ def test_every_number_of_the_callbacks_is_looked_at_here():
 # ---------------------------------------------------------------- what is unusual and allowed
 
 
-class Mine(Policy):
-    def decide(self, situation, limits):
-        raise AssertionError("not asked here")
-
-
-class MySchedule(Schedule):
-    def factor(self, examples_seen, total_examples, warmup_examples):
-        raise AssertionError("not asked here")
-
-
 @pytest.mark.parametrize(
     "options",
     [
-        dict(policy=Mine(), schedule=MySchedule()),
         dict(lr_rule=Capped(Linear(), 8), lr_cap=4),
         dict(lr_rule="auto", lr_cap=1),
         dict(warmup=0, memory=1.0, probe_every=1, measure_every=10**9),
