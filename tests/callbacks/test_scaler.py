@@ -23,6 +23,7 @@ from tests.helpers.training import (
     Regression,
     Scripted,
     fit,
+    one_cycle,
     regression_loader,
     scripted,
     weights_after,
@@ -295,7 +296,7 @@ def test_resumed_at_a_windows_end_it_decides_as_if_never_stopped(tmp_path):
 
     def run(epochs, path=None, callbacks=()):
         scaler = BatchSizeScaler(measure_every=2)
-        module = Regression(lambda p: torch.optim.SGD(p, lr=0.05), step_scheduler)
+        module = Regression(lambda p: torch.optim.SGD(p, lr=0.05), one_cycle())
         fit(
             module,
             regression_loader(600, noise=3.0),
@@ -305,11 +306,6 @@ def test_resumed_at_a_windows_end_it_decides_as_if_never_stopped(tmp_path):
             enable_checkpointing=bool(callbacks),
         )
         return scaler, module
-
-    def step_scheduler(optimizer, trainer):
-        total = int(trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total)
-        return {"scheduler": scheduler, "interval": "step"}
 
     keep = ModelCheckpoint(dirpath=tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
     whole, module = run(4, callbacks=[keep])

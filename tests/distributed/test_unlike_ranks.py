@@ -92,13 +92,6 @@ def test_a_micro_batch_of_all_ranks_has_the_examples_of_all():
 
 
 @in_every_place
-def test_the_schedule_ends_where_the_examples_end():
-    first, _ = on(2, trained, [(400, 8), (200, 4)], schedule="cosine", lr_rule="none")
-    assert first["history"][-1]["lr"] < 0.02 * 0.01
-    assert first["history"][0]["lr"] > 0
-
-
-@in_every_place
 def test_ranks_with_loaders_of_their_own_resume(tmp_path):
     loaders = [(400, 8), (200, 4)]
     whole, _ = on(2, trained, loaders, folder=str(tmp_path))

@@ -281,20 +281,16 @@ def test_after_an_exception(name, where):
     assert assert_as_found(module, CALLBACKS[name]()).interrupted
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
-@pytest.mark.parametrize("where", ["on_train_start", "on_train_batch_start", "training_step", "on_after_backward"])
-def test_after_an_exception_in_the_first_micro_batch(name, where):
-    module = Fragile(where)
-    assert assert_as_found(module, CALLBACKS[name]()).interrupted
+FIRST = [
+    (where, 0, Broken) for where in ("on_train_start", "on_train_batch_start", "training_step", "on_after_backward")
+]
+STOPPED = ["training_step", "on_before_optimizer_step", "validation_step", "on_train_batch_end"]
 
 
 @pytest.mark.parametrize("name", CALLBACKS)
-@pytest.mark.parametrize(
-    "where", ["training_step", "on_before_optimizer_step", "validation_step", "on_train_batch_end"]
-)
-def test_after_an_interrupt(name, where):
-    module = Fragile(where, after=2, error=KeyboardInterrupt)
-    assert assert_as_found(module, CALLBACKS[name]()).interrupted
+@pytest.mark.parametrize(("where", "after", "error"), [*FIRST, *((where, 2, KeyboardInterrupt) for where in STOPPED)])
+def test_after_an_exception_in_the_first_micro_batch_and_after_an_interrupt(name, where, after, error):
+    assert assert_as_found(Fragile(where, after, error), CALLBACKS[name]()).interrupted
 
 
 # ---------------------------------------------------------------- what breaks beside the module

@@ -7,7 +7,6 @@ import warnings
 
 import lightning.pytorch as pl
 import pytest
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
@@ -19,7 +18,7 @@ from tests.helpers.expected_warnings import (
     WITHOUT_VALIDATION,
     said_of,
 )
-from tests.helpers.training import QUIET, CountsWindows, Regression, Scripted, fit, regression_loader
+from tests.helpers.training import QUIET, CountsWindows, Regression, Scripted, fit, one_cycle, regression_loader
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -31,14 +30,6 @@ pytestmark = [
 # ---------------------------------------------------------------- another start
 
 
-def one_cycle_of(total):
-    def make(optimizer, trainer):
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total)
-        return {"scheduler": scheduler, "interval": "step"}
-
-    return make
-
-
 def from_another_start(tmp_path, before, after, match, batches=(24,), **settings):
     """One epoch of 204 examples with one start, saved, and gone on with another."""
     plan = 3 * -(-204 // (before[0] * before[1])) if "max_epochs" in settings else settings["max_steps"]
@@ -47,7 +38,7 @@ def from_another_start(tmp_path, before, after, match, batches=(24,), **settings
         scaler = BatchSizeScaler(
             policy=Scripted(batches if path is None else []), warmup=0, memory=1.0, max_batch_size=96, probe_every=0
         )
-        module = CountsWindows(scheduler=one_cycle_of(plan))
+        module = CountsWindows(scheduler=one_cycle(plan))
         keep = ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -14,7 +14,17 @@ from tests.helpers.expected_warnings import (
     NONE_BATCH,
     WITHIN_A_WINDOW,
 )
-from tests.helpers.training import QUIET, ByStep, Numbers, Regression, fit, regression_loader, run_of, scripted
+from tests.helpers.training import (
+    QUIET,
+    ByStep,
+    Numbers,
+    Regression,
+    fit,
+    one_cycle,
+    regression_loader,
+    run_of,
+    scripted,
+)
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -63,14 +73,6 @@ class SavesLast(Saves, ModelCheckpoint):
 
     def on_train_batch_end(self, *args):
         Saves.on_train_batch_end(self, *args)
-
-
-def one_cycle(total):
-    def make(optimizer, trainer):
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total)
-        return {"scheduler": scheduler, "interval": "step"}
-
-    return make
 
 
 @pytest.mark.parametrize(

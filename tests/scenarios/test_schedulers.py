@@ -10,7 +10,7 @@ from torch.optim import SGD, lr_scheduler, swa_utils
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION
-from tests.helpers.training import KeepsRates, Regression, fit, regression_loader, scripted
+from tests.helpers.training import KeepsRates, Regression, fit, one_cycle, regression_loader, scripted
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -145,22 +145,19 @@ def test_dry_run_leaves_the_clock_alone():
     assert dry.path == bare.path
 
 
-def one_cycle(optimizer, trainer):
-    scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=int(trainer.estimated_stepping_batches))
-    return {"scheduler": scheduler, "interval": "step"}
-
-
 @pytest.mark.parametrize("settings", [{"max_epochs": 4}, {"max_steps": 37}, {"max_epochs": 3, "max_steps": 500}])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_one_cycle_ends_exactly_though_fewer_steps_were_made(settings, accumulate):
-    module = Regression(scheduler=one_cycle)
+    module = Regression(scheduler=one_cycle())
     scaler = scripted(20, 8, 32, 12, 64)
     # 25 micro-batches of 4 and one of 2: the last window of an epoch is ragged.
     trainer = fit(module, regression_loader(102), [scaler], accumulate_grad_batches=accumulate, **settings)
     scheduler = trainer.lr_scheduler_configs[0].scheduler
     assert trainer.global_step < scheduler.total_steps / 2
     assert scheduler.last_epoch == scheduler.total_steps
-    plan = fit(Regression(scheduler=one_cycle), regression_loader(102), accumulate_grad_batches=accumulate, **settings)
+    plan = fit(
+        Regression(scheduler=one_cycle()), regression_loader(102), accumulate_grad_batches=accumulate, **settings
+    )
     assert plan.global_step == scheduler.total_steps
     assert trainer.optimizers[0].param_groups[0]["lr"] == plan.optimizers[0].param_groups[0]["lr"]
 

@@ -90,6 +90,12 @@ def test_constant_windows_are_known_exactly():
     assert (found.low, found.noise_scale, found.high, found.resolved) == (8.0, 8.0, 8.0, True)
 
 
+@pytest.mark.parametrize("level", [1e3, 1e4, 1e5, 1e6, 1e7])
+def test_the_rounding_of_windows_that_hardly_differ_is_no_skew(level):
+    found = averaged(window(level + 1e-4 * k, 1.0) for k in range(10)).noise_scale()
+    assert found.trace_third_moment <= math.sqrt(found.trace_variance**3 * found.effective_windows)
+
+
 def test_a_negative_square_is_an_infinite_noise_scale_and_unresolved():
     found = averaged([window(8, -0.1), window(8, 0.05), window(8, -0.05)]).noise_scale()
     assert found.noise_scale == math.inf
