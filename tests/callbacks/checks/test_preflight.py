@@ -78,6 +78,12 @@ def test_batch_norm_warns_once(callback):
     assert sum("BatchNorm1d" in str(warning.message) for warning in caught) == 1
 
 
+def test_sync_batch_norm_on_several_ranks_is_warned_of_once():
+    with pytest.warns(UserWarning, match="SyncBatchNorm") as caught:
+        preflight.warn_batch_norm(torch.nn.SyncBatchNorm(2), world_size=2)
+    assert len(caught) == 1
+
+
 def test_a_budget_of_one_batch():
     scaler = BatchSizeScaler(total_examples=8)
     trainer = fit(Regression(), regression_loader(80), [scaler], max_epochs=1, accumulate_grad_batches=2)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.optim import AdamW
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor
 from tests.helpers.expected_warnings import CANNOT_MEASURE
@@ -70,6 +71,16 @@ def test_a_rate_that_the_user_changes_by_hand_is_the_users():
     expected = [0.2 * 0.5 ** (n + 1) * factor for n, factor in enumerate(factors)]
     assert [rates[0] for rates in trainer.optimizers[0].used] == pytest.approx(expected)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.2 * 0.5**6)
+
+
+def test_a_window_that_its_loader_cuts_has_the_factor_of_its_own_size():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(regression_loader(44).dataset)
+
+    module, loader = Regression(lambda p: KeepsRates(p, lr=0.1)), DataLoader(Stream(), batch_size=4)
+    trainer = fit(module, loader, [scripted(16, total_examples=1000)], max_epochs=1)
+    assert trainer.optimizers[0].used == [[pytest.approx(0.1 * size)] for size in (1, 4, 4, 2)]
 
 
 @pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)])
