@@ -347,37 +347,17 @@ def test_a_folders_table_of_its_files_is_no_circle():
     assert not import_cycles({PurePosixPath(path): source for path, source in files.items()})
 
 
-def test_one_file_writes_accumulate_grad_batches():
-    assert not [
-        f"{path}:{line}"
-        for path, source in FILES.items()
-        if path != ACCUMULATION
-        for line in attribute_writes(source, "accumulate_grad_batches")
-    ]
-
-
-def test_one_file_asks_for_the_end_of_training():
-    assert not [
-        f"{path}:{line}"
-        for path, source in FILES.items()
-        if path != STOP
-        for line in attribute_writes(source, "should_stop")
-    ]
-
-
-def test_one_file_writes_the_learning_rate():
-    assert not [
-        f"{path}:{line}" for path, source in FILES.items() if path != LEARNING_RATE for line in key_writes(source, "lr")
-    ]
-
-
-def test_one_file_writes_the_schedulers_frequency():
-    assert not [
-        f"{path}:{line}"
-        for path, source in FILES.items()
-        if path != SCHEDULERS
-        for line in attribute_writes(source, "frequency")
-    ]
+@pytest.mark.parametrize(
+    ("writer", "writes", "name"),
+    [
+        (ACCUMULATION, attribute_writes, "accumulate_grad_batches"),
+        (STOP, attribute_writes, "should_stop"),
+        (SCHEDULERS, attribute_writes, "frequency"),
+        (LEARNING_RATE, key_writes, "lr"),
+    ],
+)
+def test_one_file_writes(writer, writes, name):
+    assert not [f"{path}:{line}" for path, source in FILES.items() if path != writer for line in writes(source, name)]
 
 
 @pytest.mark.parametrize(

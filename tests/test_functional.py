@@ -104,15 +104,11 @@ MICRO, MEAN, SIZES = [9.0, 1.0], 4.0, [4, 4]
     ("arguments", "error", "message"),
     [
         (("abc", MEAN, SIZES), TypeError, r"micro_sq_norms .*'abc'"),
-        ((None, MEAN, SIZES), TypeError, r"micro_sq_norms .*None"),
         (([9.0, "1"], MEAN, SIZES), TypeError, r"micro_sq_norms\[1\] "),
-        (([9.0, True], MEAN, SIZES), TypeError, r"micro_sq_norms\[1\] "),
         (([9.0, -1.0], MEAN, SIZES), ValueError, r"micro_sq_norms\[1\] .*-1"),
-        ((MICRO, None, SIZES), TypeError, "mean_sq_norm "),
         ((MICRO, -4.0, SIZES), ValueError, r"mean_sq_norm .*-4"),
         ((MICRO, MEAN, 4), TypeError, r"micro_batch_sizes .*4"),
         ((MICRO, MEAN, [4, 0]), ValueError, r"micro_batch_sizes\[1\] "),
-        ((MICRO, MEAN, [4, math.nan]), ValueError, r"micro_batch_sizes\[1\] "),
         ((torch.ones(2, 2), MEAN, SIZES), ValueError, "micro_sq_norms "),
         (([MICRO, [1.0, None]], [MEAN] * 2, [SIZES] * 2), TypeError, r"micro_sq_norms\[1\]\[1\] "),
         ((9.0, [MEAN], [SIZES]), TypeError, "micro_sq_norms "),
@@ -148,13 +144,3 @@ def test_an_unknown_rule_is_answered_with_the_known_ones(rule):
     with pytest.raises(ValueError, match=r"^rule .*'linear', .*, 'none'") as caught:
         functional.scale_learning_rate(0.1, 64, 128, rule)
     assert "'auto'," not in str(caught.value)
-
-
-@pytest.mark.parametrize(("answer", "error"), [(0, ValueError), (math.nan, ValueError), ("2", TypeError)])
-def test_a_rule_of_ones_own_is_checked(answer, error):
-    class Mine:
-        def ratio(self, old_batch, new_batch, noise):
-            return answer
-
-    with pytest.raises(error, match=r"'Mine'"):
-        functional.scale_learning_rate(0.1, 64, 128, Mine())

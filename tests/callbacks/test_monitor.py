@@ -26,13 +26,6 @@ def test_with_one_micro_batch_it_says_once_that_it_cannot_measure():
     assert len(said_of(NOT_MEASURED, caught)) == 1
 
 
-def test_it_measures_one_window_in_measure_every_from_the_first():
-    monitor = GradientNoiseScaleMonitor(measure_every=5, memory=1.0)
-    fit(Regression(), regression_loader(96), [monitor], max_epochs=1, accumulate_grad_batches=2)
-    assert [made.optimizer_steps for made in monitor.history] == [1, 6, 11]
-    assert monitor.noise_scale is not None
-
-
 def test_logged_keys(tmp_path):
     logger = KeepSteps()
     monitor = GradientNoiseScaleMonitor(measure_every=3, memory=1.0, record=tmp_path / "journal.jsonl")
@@ -67,13 +60,3 @@ def test_it_measures_what_the_scaler_measures():
     for callback in (monitor, scaler):
         fit(Regression(), regression_loader(400), [callback], max_epochs=1, accumulate_grad_batches=2)
     assert [made.noise for made in monitor.history] == [made.noise for made in scaler.history]
-
-
-def test_state_goes_on():
-    monitor = GradientNoiseScaleMonitor(measure_every=1)
-    assert monitor.state_dict() == {}
-    fit(Regression(), regression_loader(96), [monitor], max_epochs=1, accumulate_grad_batches=2)
-    state = monitor.state_dict()
-    again = GradientNoiseScaleMonitor()
-    again.load_state_dict(state)
-    assert again.state_dict() == state

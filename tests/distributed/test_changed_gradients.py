@@ -240,11 +240,11 @@ def undisturbed(rank, kind, windows):
 
 @pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
 def test_undisturbed_sharded_training_is_never_refused(kind):
-    """In mixed precision, with a frozen layer and uneven shards, in 250 windows that are all compared."""
-    for found, noise, said in run(undisturbed, 2, kind, 250, init=False):
-        assert len(found) == 250
+    """In mixed precision, with a frozen layer and uneven shards, in 120 windows that are all compared."""
+    for found, noise, said in run(undisturbed, 2, kind, 120, init=False):
+        assert len(found) == 120
         assert noise.low < NOISE_SCALE < noise.high
-        assert noise.noise_scale == pytest.approx(NOISE_SCALE, rel=0.15)
+        assert noise.noise_scale == pytest.approx(NOISE_SCALE, rel=0.2)
         assert said == 0
 
 

@@ -95,14 +95,14 @@ def lose_rank_1(rank, folder, name, place, number):
         os.kill(int((folder / "pid").read_text()), signal.SIGKILL)  # one that only stopped
 
 
-@pytest.mark.parametrize("name", ["scaler", "monitor"])
 @pytest.mark.parametrize(
-    ("place", "number"),
+    ("name", "place", "number"),
     [
-        ("within", signal.SIGKILL),
-        ("step", signal.SIGKILL),
-        ("message", signal.SIGKILL),
-        ("message", signal.SIGSTOP),
+        ("scaler", "within", signal.SIGKILL),
+        ("scaler", "step", signal.SIGKILL),
+        ("scaler", "message", signal.SIGKILL),
+        ("scaler", "message", signal.SIGSTOP),
+        ("monitor", "message", signal.SIGKILL),
     ],
 )
 def test_the_other_rank_ends_with_the_error_of_torch_and_gives_everything_back(tmp_path, name, place, number):

@@ -6,7 +6,6 @@ import warnings
 
 import lightning.pytorch as pl
 import pytest
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
@@ -33,11 +32,9 @@ def trainer_of(strategy, callbacks, **settings):
     return pl.Trainer(**settings, callbacks=callbacks)
 
 
-def monitored(rank, strategy, accumulate, sizes, kind="monitor"):
+def monitored(rank, strategy, accumulate, sizes):
     warnings.simplefilter("ignore")
     monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-    if kind == "dry run":
-        monitor = BatchSizeScaler(dry_run=True, measure_every=1, memory=1.0, warmup=0)
     trainer = trainer_of(strategy, [monitor], max_epochs=1, accumulate_grad_batches=accumulate)
     ranks = 2 if strategy else 1
     trainer.fit(Trains(), loader_of(items(24, sizes), rank, ranks))
@@ -82,13 +79,6 @@ def test_measured_as_in_one_process(strategy, sizes):
                 assert found == [pytest.approx(window, rel=1e-3) for window in expected]
 
 
-@pytest.mark.parametrize("strategy", ["fsdp1", "fsdp2"])
-def test_a_dry_run_measures_as_the_monitor(strategy):
-    monitors, dry_runs = (run(monitored, 2, strategy, 2, (4,), kind, init=False) for kind in ("monitor", "dry run"))
-    assert len(monitors[0]) == 6
-    assert dry_runs == monitors
-
-
 @pytest.mark.parametrize(("accumulate", "measured"), [(3, [3] * 8), (4, [4, 4, 4, 2, 4, 4, 4, 2])])
 def test_without_private_names_a_window_of_one_micro_batch_is_no_measurement(accumulate, measured):
     """Epochs of 22: the last window has one micro-batch, or two."""
@@ -107,13 +97,3 @@ def test_windows_and_decisions_on_every_rank(strategy):
     assert sum(windows) == 44
     assert steps == len(windows)
     assert examples == 2 * 44 * 4
-
-
-def clipped(rank):
-    warnings.simplefilter("ignore")
-    trainer_of("fsdp1", [BatchSizeScaler()], max_epochs=1, gradient_clip_val=1.0).fit(Trains(), loader_of(items(8)))
-
-
-def test_clipping_by_norm_is_explained():
-    with pytest.raises(MisconfigurationException, match=r"gradient_clip_val.*FSDPStrategy"):
-        run(clipped, 2, init=False)

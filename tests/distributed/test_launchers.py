@@ -17,8 +17,6 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
 
 from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.callbacks.state.spawn import Outcome, _SentOutcome
@@ -33,9 +31,9 @@ from tests.helpers.training import QUIET, Regression, fit, regression_loader, ru
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[2]
-STRATEGIES = ["ddp", "ddp_fork", "ddp_notebook", "ddp_spawn"]
+STRATEGIES = ["ddp", "ddp_fork", "ddp_spawn"]  # ddp_notebook is another name of ddp_fork
 # The first starts the script again, so it has one of its own.
-SCRIPTS = [["ddp"], ["ddp_fork", "ddp_notebook", "ddp_spawn", "ddp_fork-monitor"]]
+SCRIPTS = [["ddp"], ["ddp_fork", "ddp_spawn", "ddp_fork-monitor"]]
 RUNS = [*STRATEGIES, "ddp_fork-monitor"]
 WITHOUT_TIMES = {"seconds_per_micro_batch": None, "seconds_per_step": None}
 
@@ -226,9 +224,8 @@ def test_what_a_killed_training_left_is_replaced_and_a_failed_one_cleans_up(temp
 
 # ---------------------------------------------------------------- much to send, and bad ends
 
-WINDOWS = 5000
 LAUNCHERS = STRATEGIES[1:]
-MUCH = [*(f"{strategy}:resumed" for strategy in LAUNCHERS), f"ddp_fork:{WINDOWS}"]
+MUCH = [f"{strategy}:resumed" for strategy in LAUNCHERS]
 BAD_ENDS = {
     "ddp_fork:killed": "SIGKILL",
     "ddp_fork:raises": "on purpose",
@@ -277,12 +274,8 @@ def test_much_comes_back_and_nothing_is_left(endings, name):
     assert told[name]["error"] is None
     assert told[name]["same"]
     assert told[name]["kept"] == [None]
-    if name.endswith("resumed"):
-        assert told[name]["history"] > 2048
-        assert told[name]["decisions"] >= 1000
-    else:
-        assert told[name]["steps"] == WINDOWS
-        assert told[name]["history"] > 2048, "older ones are thinned"
+    assert told[name]["history"] > 2048
+    assert told[name]["decisions"] >= 1000
     assert not left_in(folder / name)
 
 
@@ -303,6 +296,7 @@ def test_ten_thousand_measured_windows_come_back(tmp_path, strategy):
     (told,) = ended(tmp_path, [f"{strategy}:10000"]).values()
     assert told["same"]
     assert told["steps"] == 10_000
+    assert told["history"] > 2048, "older ones are thinned"
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -314,23 +308,3 @@ def test_checkpoint_and_journal_tell_what_was_decided(folders, strategy):
     for decisions in (scaler.decisions, [record for record in records if isinstance(record, DecisionRecord)]):
         plain = [as_plain(record) for record in decisions]
         assert [{**record, "situation": record["situation"] | WITHOUT_TIMES} for record in plain] == decided
-
-
-class Normalised(Regression):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2))
-
-
-def synchronised(rank, *callbacks):
-    strategy = DDPStrategy(process_group_backend="gloo")
-    trainer = pl.Trainer(
-        **QUIET, devices=2, strategy=strategy, sync_batchnorm=True, max_epochs=1, callbacks=list(callbacks)
-    )
-    trainer.fit(Normalised(), regression_loader(40))
-
-
-@pytest.mark.parametrize("callbacks", [[], [BatchSizeScaler()]], ids=["without", "with"])
-def test_torch_synchronises_batch_norm_on_gpus_only(callbacks):
-    with pytest.raises(ValueError, match="SyncBatchNorm layers only work with GPU modules"):
-        run(synchronised, 2, *callbacks, init=False)

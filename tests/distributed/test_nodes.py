@@ -146,6 +146,7 @@ def test_a_rank_killed_in_mid_window_ends_the_others_and_a_restart_decides_as_if
     assert rest == whole
 
 
+@pytest.mark.nightly
 def test_the_slurm_script_starts_every_process(tmp_path):
     """Not on a cluster: a stand-in for srun sets what SLURM would."""
     srun = tmp_path / "bin" / "srun"

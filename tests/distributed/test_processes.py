@@ -17,10 +17,6 @@ def sum_of_ranks(rank, add):
     return total.item(), torch.get_num_threads(), torch.full((2,), rank)
 
 
-def environment(rank):
-    return distributed.is_initialized(), os.environ["RANK"], os.environ["WORLD_SIZE"], os.getpid()
-
-
 def placed(rank):
     names = ("RANK", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES")
     return [os.environ.get(name) for name in names], places.here()
@@ -51,12 +47,6 @@ def test_every_rank_returns(world_size):
     assert [tensor.tolist() for *_, tensor in found] == [[rank, rank] for rank in range(world_size)]
 
 
-def test_without_a_group_the_environment_is_set():
-    found = run(environment, 2, init=False)
-    assert [entry[:3] for entry in found] == [(False, "0", "2"), (False, "1", "2")]
-    assert len({os.getpid(), *(entry[3] for entry in found)}) == 3
-
-
 def test_an_exception_is_raised_here_with_its_traceback():
     start = time.monotonic()
     with pytest.raises(KeyError, match="on purpose") as info:
@@ -85,19 +75,6 @@ def test_on_cpus_no_gpu_is_seen(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
     found = run(placed, 2, init=False)
     assert found == [(["0", "2", None, "0", "2", ""], places.CPU), (["1", "2", None, "1", "2", ""], places.CPU)]
-
-
-@pytest.mark.parametrize(
-    ("visible", "gpus"), [(None, "01"), ("5,3", "53"), ("GPU-a, GPU-b", ["GPU-a", "GPU-b"]), ("7", ["7", ""])]
-)
-def test_processes_as_nodes_see_a_gpu_each(monkeypatch, visible, gpus):
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    with places.at(places.CPU_NODES):
-        found = run(placed, 2, init=False)
-    assert found == [([f"{rank}", "2", f"{rank}", "0", "1", gpus[rank]], places.CPU_NODES) for rank in range(2)]
 
 
 def test_processes_that_share_a_gpu_see_the_first(monkeypatch):

@@ -7,12 +7,10 @@ from datetime import timedelta
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
-from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
@@ -20,7 +18,6 @@ from lightning_bsscale.journal import read_journal
 from lightning_bsscale.replay import replay
 from lightning_bsscale.theory.stored import as_plain
 from tests.helpers.ddp_runs import Linear, counting, loader_of, regression_items, trainer_of
-from tests.helpers.places import here
 from tests.helpers.processes import run
 from tests.helpers.training import ByStep, run_of
 
@@ -70,8 +67,11 @@ def trained(rank, loaders, folder=None, ckpt=None, epochs=4, **options):
 
 
 @in_every_place
-@pytest.mark.parametrize("options", [{}, {"schedule": "cosine"}, {"lr_rule": "none"}], ids=["plain", "cosine", "none"])
-@pytest.mark.parametrize("loaders", [[(400, 4), (397, 4)], [(600, 6), (200, 2)], [(200, 2), (600, 6)]], ids=str)
+@pytest.mark.parametrize(
+    ("loaders", "options"),
+    [([(400, 4), (397, 4)], {}), ([(600, 6), (200, 2)], {"schedule": "cosine"}), ([(200, 2), (600, 6)], {})],
+    ids=str,
+)
 def test_with_loaders_of_their_own_all_ranks_plan_and_step_alike(loaders, options):
     """As many micro-batches, but not as many examples."""
     first, second = on(2, trained, loaders, **options)
@@ -89,13 +89,6 @@ def test_a_micro_batch_of_all_ranks_has_the_examples_of_all():
     whole = [made for made in first["history"] if made["accumulate_grad_batches"] == 2]
     assert whole
     assert all(made["window_examples"] == 36 for made in whole[:-1])
-
-
-@in_every_place
-def test_the_schedule_ends_where_the_examples_end():
-    first, _ = on(2, trained, [(400, 8), (200, 4)], schedule="cosine", lr_rule="none")
-    assert first["history"][-1]["lr"] < 0.02 * 0.01
-    assert first["history"][0]["lr"] > 0
 
 
 @in_every_place
@@ -118,8 +111,7 @@ def journal_of(rank, folder, with_logger, kind):
 
 
 @in_every_place
-@pytest.mark.parametrize("with_logger", [True, False])
-@pytest.mark.parametrize("kind", ["scaler", "monitor"])
+@pytest.mark.parametrize(("with_logger", "kind"), [(True, "scaler"), (False, "monitor")])
 def test_the_first_rank_writes_the_journal_into_the_log_folder(tmp_path, with_logger, kind):
     on(2, journal_of, str(tmp_path), with_logger, kind)
     journal = tmp_path / ("log" if with_logger else "root") / "bsscale.jsonl"
@@ -140,32 +132,18 @@ class SlowAtTheEnd(pl.Callback):
             time.sleep(2.5)
 
 
-def slow_at_the_end(rank, kind):
-    callback = BatchSizeScaler(measure_every=4, warmup=0) if kind == "scaler" else GradientNoiseScaleMonitor()
+def slow_at_the_end(rank):
+    callback = BatchSizeScaler(measure_every=4, warmup=0)
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=1))
     trainer = trainer_of(2, [SlowAtTheEnd(), callback], strategy, max_epochs=1)
     trainer.fit(Linear(lr=0.01), loader_of(regression_items(44, [4, 4, 1, 1]), rank, 2))
     return as_plain(run_of(callback).examples)
 
 
-@pytest.mark.parametrize("kind", ["scaler", "monitor"])
-def test_a_rank_that_is_slow_to_end_fails_nobody(kind):
+def test_a_rank_that_is_slow_to_end_fails_nobody():
     """Nothing is asked of another rank when training has ended; the process group's time-out is 1 s."""
-    first, second = on(2, slow_at_the_end, kind)
+    first, second = on(2, slow_at_the_end)
     assert first == second
-
-
-def localised(rank, callback):
-    state = PostLocalSGDState(process_group=None, subgroup=None, start_localSGD_iter=8)
-    strategy = DDPStrategy(process_group_backend=here().backend, ddp_comm_state=state, model_averaging_period=4)
-    trainer_of(2, [callback], strategy, max_epochs=1).fit(Linear(), loader_of(regression_items(40, [4]), rank, 2))
-
-
-@in_every_place
-@pytest.mark.parametrize("callback", [BatchSizeScaler(), GradientNoiseScaleMonitor()], ids=lambda made: made.state_key)
-def test_ranks_that_step_by_themselves_are_refused(callback):
-    with pytest.raises(MisconfigurationException, match="post-local SGD"):
-        on(2, localised, callback)
 
 
 class Reloads(Linear):
@@ -187,8 +165,7 @@ def reloaded(rank, every, kind):
 
 
 @in_every_place
-@pytest.mark.parametrize("kind", ["scaler", "monitor"])
-@pytest.mark.parametrize(("every", "asked"), [(0, 1), (1, 5), (2, 3), (9, 1)])
+@pytest.mark.parametrize(("kind", "every", "asked"), [("scaler", 0, 1), ("monitor", 1, 5), ("scaler", 2, 3)])
 def test_loaders_are_asked_for_where_they_are_new(kind, every, asked):
     for sent in on(2, reloaded, every, kind):
         assert sent == [2, 3] * asked
@@ -205,7 +182,7 @@ def watched(rank, ranks, epochs, folder=None, ckpt=None):
 
 
 @in_every_place
-@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (1, 2)])
 def test_the_monitor_counts_every_example_also_on_another_number_of_ranks(tmp_path, before, after):
     assert on(before, watched, before, 1, str(tmp_path)) == [192] * before
     assert on(after, watched, after, 2, None, str(tmp_path / "epoch=0.ckpt")) == [384] * after

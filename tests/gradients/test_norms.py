@@ -61,8 +61,9 @@ def test_every_layout(tensor):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_summed_in_float32(dtype):
-    tensor = (300 * strided((LARGER,))).to(dtype)
+@pytest.mark.parametrize("size", [1000, LARGER])
+def test_half_precision_is_summed_in_float32(dtype, size):
+    tensor = (300 * strided((size,))).to(dtype)
     assert float(squared_norm([tensor], CPU)) == pytest.approx(sq_norm(tensor), rel=3e-6)
 
 

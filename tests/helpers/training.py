@@ -189,6 +189,16 @@ class Regression(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer, self.trainer)}
 
 
+def one_cycle(total=None):
+    """Of so many steps, or of as many as Lightning's documentation says: it raises if it is stepped once too often."""
+
+    def make(optimizer, trainer):
+        steps = int(trainer.estimated_stepping_batches) if total is None else total
+        return {"scheduler": lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps), "interval": "step"}
+
+    return make
+
+
 class CountsWindows(Regression):
     """Counts the examples of each window."""
 

@@ -1,5 +1,6 @@
 """After training, and after whatever broke it, everything is as the user made it: a deep snapshot, and a bare twin."""
 
+import functools
 import signal
 import sys
 import warnings
@@ -221,12 +222,17 @@ def train(module, *callbacks):
     return trainer
 
 
+@functools.cache
+def bare_twin(where, after, error):
+    module = Fragile(where, after, error)
+    return module, train(module)
+
+
 def assert_as_found(module, *callbacks):
     """As before training; and Trainer, loops, module and optimizer have what they have after the same without us."""
     trainer = train(module, *callbacks)
     assert_equal(snapshot(trainer, module), module.before)
-    bare = Fragile(module.where, module.after, module.error)
-    twin = train(bare)
+    bare, twin = bare_twin(module.where, module.after, module.error)
     assert trainer.interrupted == twin.interrupted
     for ours, theirs in (
         (trainer, twin),
@@ -253,28 +259,38 @@ def test_after_training(name):
     assert trainer.global_step > 3
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
-@pytest.mark.parametrize("where", ["training_step", "the update", "validation_step", *HOOKS])
+PLACES = ["training_step", "the update", "validation_step", *HOOKS]
+# Those who only look have no schedulers and no windows of their own.
+OF_A_WINDOW = [
+    "training_step",
+    "the update",
+    "on_train_batch_start",
+    "on_after_backward",
+    "on_train_batch_end",
+    "teardown",
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [("scaler", where) for where in PLACES] + [(n, where) for n in ("dry run", "monitor") for where in OF_A_WINDOW],
+)
 def test_after_an_exception(name, where):
     """At the first chance after two steps: in the middle of windows that have grown and are measured."""
     module = Fragile(where, after=0 if where == "on_train_start" else 2)
     assert assert_as_found(module, CALLBACKS[name]()).interrupted
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
-@pytest.mark.parametrize("where", ["on_train_start", "on_train_batch_start", "training_step", "on_after_backward"])
-def test_after_an_exception_in_the_first_micro_batch(name, where):
-    module = Fragile(where)
-    assert assert_as_found(module, CALLBACKS[name]()).interrupted
+FIRST = [
+    (where, 0, Broken) for where in ("on_train_start", "on_train_batch_start", "training_step", "on_after_backward")
+]
+STOPPED = ["training_step", "on_before_optimizer_step", "validation_step", "on_train_batch_end"]
 
 
 @pytest.mark.parametrize("name", CALLBACKS)
-@pytest.mark.parametrize(
-    "where", ["training_step", "on_before_optimizer_step", "validation_step", "on_train_batch_end"]
-)
-def test_after_an_interrupt(name, where):
-    module = Fragile(where, after=2, error=KeyboardInterrupt)
-    assert assert_as_found(module, CALLBACKS[name]()).interrupted
+@pytest.mark.parametrize(("where", "after", "error"), [*FIRST, *((where, 2, KeyboardInterrupt) for where in STOPPED)])
+def test_after_an_exception_in_the_first_micro_batch_and_after_an_interrupt(name, where, after, error):
+    assert assert_as_found(Fragile(where, after, error), CALLBACKS[name]()).interrupted
 
 
 # ---------------------------------------------------------------- what breaks beside the module

@@ -4,7 +4,6 @@ import pytest
 from lightning.pytorch.callbacks import LambdaCallback, LearningRateMonitor
 from torch.optim import lr_scheduler
 
-from lightning_bsscale import GradientNoiseScaleMonitor
 from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.training import KeepsRates, KeepSteps, Regression, fit, regression_loader, scripted
 
@@ -65,14 +64,3 @@ def test_a_rate_set_by_a_lambda_is_the_users(order, looks):
     assert [rate for (rate,) in trainer.optimizers[0].used] == pytest.approx(expected)
     assert [metrics["bsscale/lr"] for _, metrics in logger.logged if "bsscale/lr" in metrics] == pytest.approx(expected)
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1 / 17
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_the_monitor_keeps_the_rate_of_the_update(order):
-    def set_rate(trainer, pl_module, batch, batch_idx):
-        trainer.optimizers[0].param_groups[0]["lr"] = 0.1 / (1 + batch_idx)
-
-    monitor = GradientNoiseScaleMonitor(measure_every=1)
-    every = LambdaCallback(on_train_batch_start=set_rate)
-    fit(Regression(), regression_loader(64), [every, monitor][::order], max_epochs=1, accumulate_grad_batches=2)
-    assert [made.lr for made in monitor.history] == pytest.approx([0.1 / (2 * step) for step in range(1, 9)])

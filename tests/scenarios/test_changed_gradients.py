@@ -332,14 +332,6 @@ def test_parameters_that_do_not_exist_yet(disturbed, make, only):
     assert all(math.isfinite(made.trace) for made in watching.history)
 
 
-@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
-@pytest.mark.filterwarnings("ignore:bsscale:UserWarning")
-def test_the_scaler_trains_with_parameters_that_do_not_exist_yet(disturbed):
-    scaler = BatchSizeScaler(measure_every=1, memory=1.0, warmup=0)
-    fit(Lazy(), loader_of(disturbed), [scaler], max_epochs=1, accumulate_grad_batches=ACCUMULATE)
-    assert scaler.history
-
-
 # ---------------------------------------------------------------- what is easily overlooked
 
 
@@ -404,7 +396,7 @@ def keep_only_new_rows(weight):
 
 @pytest.mark.parametrize(("change", "sparse"), [(twice, True), (twice, False), (keep_only_new_rows, False)])
 def test_a_change_to_an_embedding_is_found(change, sparse):
-    words = torch.randint(2000, (600,), generator=torch.Generator().manual_seed(0))
+    words = torch.randint(2000, (240,), generator=torch.Generator().manual_seed(0))
     words[::4] = 1999  # the new row, in every micro-batch
     monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
     with pytest.warns(UserWarning, match=NOT_THE_MEAN):
@@ -420,11 +412,11 @@ def test_a_change_to_an_embedding_is_found(change, sparse):
 
 @pytest.mark.parametrize("sparse", [True, False])
 def test_an_embedding_that_nobody_changes_is_measured(sparse):
-    words = torch.randint(2000, (600,), generator=torch.Generator().manual_seed(0))
+    words = torch.randint(2000, (240,), generator=torch.Generator().manual_seed(0))
     monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
     module = Words(lambda weight: None, sparse=sparse)
     fit(module, DataLoader(words, batch_size=4), [monitor], max_epochs=1, accumulate_grad_batches=4)
-    assert len(monitor.history) == 38  # the last of them with two micro-batches
+    assert len(monitor.history) == 15
 
 
 class AddsOnce(pl.Callback):

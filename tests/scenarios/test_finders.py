@@ -122,19 +122,17 @@ class RateInEachEpoch(LearningRateFinder):
 
 
 class SizeInEachEpoch(BatchSizeFinder):
-    def on_fit_start(self, *args):
-        pass
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        if trainer.current_epoch == 1:
-            self.scale_batch_size(trainer, pl_module)
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.scale_batch_size(trainer, pl_module)
 
 
-@pytest.mark.parametrize(("cls", "why"), [(RateInEachEpoch, "factor"), (SizeInEachEpoch, "micro-batch")])
+@pytest.mark.parametrize(
+    ("cls", "why"), [(RateInEachEpoch, "epoch_start.*factor"), (SizeInEachEpoch, "epoch_end.*micro-batch")]
+)
 def test_a_finder_in_mid_training_is_refused(cls, why):
     module = Tunable()
     trainer = make_trainer(scaler(), cls())
-    match = rf"{cls.__name__}.*Finder.*on_train_epoch_start.*{why}.*Tuner"
+    match = rf"{cls.__name__}.*Finder.*on_train_{why}.*Tuner"
     with pytest.raises(MisconfigurationException, match=match):
         trainer.fit(module)
     assert module.sizes == []

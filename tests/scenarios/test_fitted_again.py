@@ -7,13 +7,9 @@ import warnings
 
 import lightning.pytorch as pl
 import pytest
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.journal import read_journal
-from lightning_bsscale.theory.policies import Decision, Policy
 from tests.helpers.expected_warnings import (
     CANNOT_MEASURE,
     CKPT_PATH,
@@ -22,7 +18,7 @@ from tests.helpers.expected_warnings import (
     WITHOUT_VALIDATION,
     said_of,
 )
-from tests.helpers.training import QUIET, CountsWindows, Regression, Scripted, fit, regression_loader
+from tests.helpers.training import QUIET, CountsWindows, Regression, Scripted, fit, one_cycle, regression_loader
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -34,14 +30,6 @@ pytestmark = [
 # ---------------------------------------------------------------- another start
 
 
-def one_cycle_of(total):
-    def make(optimizer, trainer):
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total)
-        return {"scheduler": scheduler, "interval": "step"}
-
-    return make
-
-
 def from_another_start(tmp_path, before, after, match, batches=(24,), **settings):
     """One epoch of 204 examples with one start, saved, and gone on with another."""
     plan = 3 * -(-204 // (before[0] * before[1])) if "max_epochs" in settings else settings["max_steps"]
@@ -50,7 +38,7 @@ def from_another_start(tmp_path, before, after, match, batches=(24,), **settings
         scaler = BatchSizeScaler(
             policy=Scripted(batches if path is None else []), warmup=0, memory=1.0, max_batch_size=96, probe_every=0
         )
-        module = CountsWindows(scheduler=one_cycle_of(plan))
+        module = CountsWindows(scheduler=one_cycle(plan))
         keep = ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -208,75 +196,3 @@ def test_a_copy_of_a_used_callback_shows_the_same_without_the_trainer(make):
         assert len(pickle.dumps(copied)) < 20_000
         fit(Regression(), regression_loader(96), [copied], max_epochs=1, accumulate_grad_batches=2)
         assert copied.history[0] == used.history[0], "it begins anew"
-
-
-class Counting(Policy):
-    """Grows at every third call: a policy with a state of its own."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def decide(self, situation, limits):
-        self.calls += 1
-        grow = self.calls % 3 == 0
-        return Decision(batch_size=situation.batch_size + 4 * grow, reason="third" if grow else "wait")
-
-    def state_dict(self):
-        return {"calls": self.calls}
-
-    def load_state_dict(self, state):
-        self.calls = state["calls"]
-
-
-def test_a_policys_own_state_is_kept(tmp_path):
-    keep = ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
-    runs = []
-    for path, callbacks in ((None, [keep]), (tmp_path / "epoch=0.ckpt", [])):
-        policy = Counting()
-        scaler = grows(policy=policy, max_batch_size=400)
-        fit(
-            Regression(),
-            regression_loader(204),
-            [scaler, *callbacks],
-            max_epochs=2,
-            ckpt_path=path,
-            enable_checkpointing=path is None,
-        )
-        runs.append((policy.calls, scaler.batch_size))
-    assert runs[0] == runs[1]
-
-
-def test_the_monitor_goes_on(tmp_path):
-    keep = ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
-    monitors = []
-    for path, callbacks in ((None, [keep]), (tmp_path / "epoch=0.ckpt", [])):
-        monitors.append(GradientNoiseScaleMonitor(measure_every=3, record=tmp_path / "journal.jsonl"))
-        fit(
-            Regression(),
-            regression_loader(204),
-            [monitors[-1], *callbacks],
-            max_epochs=2,
-            accumulate_grad_batches=4,
-            ckpt_path=path,
-            enable_checkpointing=path is None,
-        )
-    assert monitors[0].history == monitors[1].history
-    assert read_journal(tmp_path / "journal.jsonl")[1] == monitors[0].history
-
-
-@pytest.mark.parametrize("make", [BatchSizeScaler, GradientNoiseScaleMonitor])
-def test_a_state_of_another_schema_is_refused(make):
-    with pytest.raises(MisconfigurationException, match=r"schema 99"):
-        make().load_state_dict({"schema": 99})
-
-
-def test_history_is_thinned_and_decisions_are_kept(monkeypatch):
-    monkeypatch.setattr("lightning_bsscale.theory.measured.HISTORY_LIMIT", 16)
-    scaler = grows(policy=Counting(), measure_every=1, max_batch_size=8)
-    fit(Regression(), regression_loader(800), [scaler], max_epochs=1, accumulate_grad_batches=2)
-    steps = [made.optimizer_steps for made in scaler.history]
-    assert len(steps) <= 16
-    assert steps == sorted(set(steps))
-    assert steps[0] == 1
-    assert steps[-1] == 100
-    assert len(scaler.decisions) > 16

@@ -8,13 +8,13 @@ from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from tests.helpers.known_noise import DIMENSIONS, NOISE_SCALE, KnownNoise, gradients
 from tests.helpers.training import fit
 
-WINDOWS = 1000
+WINDOWS = 400
 
 
 def assert_close_to_truth(noise):
     assert noise is not None
     assert noise.effective_windows == pytest.approx(WINDOWS, rel=0.02)
-    assert noise.noise_scale == pytest.approx(NOISE_SCALE, rel=0.10)
+    assert noise.noise_scale == pytest.approx(NOISE_SCALE, rel=0.15)
     assert noise.low < noise.noise_scale < noise.high
 
 
@@ -36,25 +36,9 @@ def test_probe_windows():
     assert_close_to_truth(scaler.noise_scale)
 
 
-def test_unequal_micro_batches_and_a_ragged_end():
-    """Sizes 1 to 7 within the windows, and Lightning's own divisor at the epoch's end (the monitor mends nothing)."""
-    generator = torch.Generator().manual_seed(3)
-    sizes = torch.randint(1, 8, (4 * WINDOWS + 3,), generator=generator).tolist()
-    xs = gradients(sum(sizes), seed=2)
-
-    class Unequal(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            return iter([part] for part in xs.split(sizes))
-
-    monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-    fit(KnownNoise(), DataLoader(Unequal(), batch_size=None), [monitor], max_epochs=1, accumulate_grad_batches=4)
-    assert monitor.history[-1].accumulate_grad_batches == 3
-    assert monitor.noise_scale.noise_scale == pytest.approx(NOISE_SCALE, rel=0.10)
-
-
 def test_ragged_end_of_every_epoch_is_corrected():
     """Epochs of three micro-batches under a divisor of four: every window has the wrong divisor; none may show it."""
-    windows = 600
+    windows = 300
     xs = gradients(12 * windows, seed=4)
 
     class Epochs(torch.utils.data.Dataset):
@@ -81,6 +65,6 @@ def test_ragged_end_of_every_epoch_is_corrected():
     fit(module, loader, [monitor], max_epochs=windows, accumulate_grad_batches=4)
     assert {made.accumulate_grad_batches for made in monitor.history} == {3}
     truth, noise = NOISE_SCALE, monitor.noise_scale
-    # One standard error is about 5 % here; uncorrected, the estimate would be off by tens of percent.
+    # One standard error is about 7 % here; uncorrected, the estimate would be off by tens of percent.
     assert noise.low < truth < noise.high
-    assert noise.trace == pytest.approx(DIMENSIONS, rel=0.03)
+    assert noise.trace == pytest.approx(DIMENSIONS, rel=0.04)

@@ -68,7 +68,7 @@ ROWS = {
     "ModelCheckpoint": ("yes", HERE, "test_every_trigger_saves_a_state_that_fits_its_step"),
     "ModelPruning": ("yes", WEIGHTS, "test_pruning"),
     "ModelSummary, RichModelSummary": ("yes", HERE, "test_bars_and_summaries"),
-    "OnExceptionCheckpoint": ("yes", HERE, "test_a_checkpoint_on_exception_holds_the_last_windows_end"),
+    "OnExceptionCheckpoint": ("yes", "test_resume", "test_after_an_exception_in_every_window"),
     "RichProgressBar, TQDMProgressBar": ("yes", HERE, "test_bars_and_summaries"),
     "SpikeDetection": ("refused", HERE, "test_refused_by_either_name"),
     "StochasticWeightAveraging": ("refused", HERE, "test_refused_by_either_name"),
@@ -145,25 +145,6 @@ def test_every_trigger_saves_a_state_that_fits_its_step(name, tmp_path, monkeypa
         assert run_of(end).examples.total == 160 - 4 * lost
         came = made["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
         assert lost == (0 if run_of(state).window is None else came - planned % 20)
-
-
-@pytest.mark.filterwarnings("ignore:.*was called without a model", "ignore:.*but there is no last checkpoint available")
-def test_a_checkpoint_on_exception_holds_the_last_windows_end(tmp_path):
-    keep = callbacks.OnExceptionCheckpoint(tmp_path, filename="broken")
-    module, scaler = Watched(breaks_at=(0, 11)), scripted(*GROWTH)
-    with pytest.raises(RuntimeError, match="on purpose"):
-        fit(
-            module,
-            regression_loader(80),
-            [keep, scaler],
-            val=regression_loader(8),
-            max_epochs=2,
-            enable_checkpointing=True,
-        )
-    made = torch.load(tmp_path / "broken.ckpt", weights_only=True)
-    state = made["callbacks"]["BatchSizeScaler"]
-    assert state == scaler.state_dict()
-    assert (run_of(state).examples.total, run_of(state).window.planned, run_of(state).window.ended) == (40, 3, 1)
 
 
 # ---------------------------------------------------------------- stops

@@ -110,22 +110,8 @@ def test_several_loggers_hold_the_same(tmp_path):
         assert_points(logger, list(EXAMPLES), KEYS)
 
 
-@pytest.mark.parametrize("settings", [dict(logger=False), dict(logger=False, log_every_n_steps=0)])
-def test_without_a_logger_the_values_are_in_callback_metrics(settings):
-    trainer = fit(Logs(), regression_loader(60), [scripted(*GROWTH)], max_epochs=3, **settings)
-    assert {"bsscale/" + key for key in KEYS} <= set(trainer.callback_metrics)
-    assert trainer.callback_metrics["bsscale/examples_seen"] == 180
-
-
-def test_log_every_n_steps_of_0_logs_nothing(tmp_path):
-    logger = KeepSteps()
-    fit(Logs(), regression_loader(60), [scripted(*GROWTH)], max_epochs=3, logger=logger, log_every_n_steps=0)
-    assert [metrics for _, metrics in logger.logged if any("bsscale" in key for key in metrics)] == []
-
-
 @pytest.mark.parametrize("cls", [CSVLogger, TensorBoardLogger])
-@pytest.mark.parametrize("every", [1, 5])
-@pytest.mark.parametrize("saved", [3, 5, 8, 9])
+@pytest.mark.parametrize(("every", "saved"), [(1, 3), (1, 5), (1, 9), (5, 5), (5, 8)])
 def test_no_point_twice_where_a_run_went_on(cls, every, saved, tmp_path):
     """Saved after some steps, in an epoch and at its end; broken right after that, and gone on into the same log."""
     module = Logs()
@@ -193,20 +179,6 @@ def test_infinite_ends_are_readable(tmp_path):
         assert values
         assert float("inf") in values
         assert not any(value != value for value in values)
-
-
-def test_the_logged_numbers_are_those_of_the_estimate(tmp_path):
-    logger = make(TensorBoardLogger, tmp_path)
-    watch = scripted(*GROWTH, measure_every=1)
-    fit(Logs(), regression_loader(60), [watch], max_epochs=3, logger=logger, log_every_n_steps=1)
-    by_step = {made.optimizer_steps: made.noise for made in watch.history}
-    for key, field in (("noise_scale", "noise_scale"), ("noise_scale_low", "low"), ("grad_trace_cov", "trace")):
-        points = read_tensorboard(logger, f"bsscale/{key}")
-        assert len(points) > 5
-        for step, value in points:
-            # The estimate lags by one window: at step n it holds the windows up to n - 1, counted from 1 up to n.
-            noise = by_step[max(number for number in by_step if number <= step)]
-            assert value == pytest.approx(float(getattr(noise, field)), rel=1e-6)
 
 
 def test_steps_of_a_second_fit_go_on(tmp_path):

@@ -1,14 +1,11 @@
 """Odd checkpoints: of a run that was over, of one without the scaler, saved by others, in the middle of a step."""
 
-import warnings
-
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from lightning_bsscale.theory.policies import Decision, Policy
 from tests.helpers.expected_warnings import (
     CANNOT_MEASURE,
     CKPT_PATH,
@@ -17,7 +14,17 @@ from tests.helpers.expected_warnings import (
     NONE_BATCH,
     WITHIN_A_WINDOW,
 )
-from tests.helpers.training import QUIET, ByStep, Numbers, Regression, fit, regression_loader, run_of, scripted
+from tests.helpers.training import (
+    QUIET,
+    ByStep,
+    Numbers,
+    Regression,
+    fit,
+    one_cycle,
+    regression_loader,
+    run_of,
+    scripted,
+)
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -66,14 +73,6 @@ class SavesLast(Saves, ModelCheckpoint):
 
     def on_train_batch_end(self, *args):
         Saves.on_train_batch_end(self, *args)
-
-
-def one_cycle(total):
-    def make(optimizer, trainer):
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total)
-        return {"scheduler": scheduler, "interval": "step"}
-
-    return make
 
 
 @pytest.mark.parametrize(
@@ -180,32 +179,6 @@ def test_loaders_that_were_made_anew_count_also_before_the_first_step():
     assert module.windows == [1 + 4, 4, 2, 4, 4, 2], "with the first epoch's one micro-batch, which was lost"
 
 
-@pytest.mark.filterwarnings("ignore:bsscale")
-def test_a_changed_micro_batch_is_said_to_the_last_digit(tmp_path):
-    path, tokens = tmp_path / "mid.ckpt", 1_048_576
-
-    def counted(unit):
-        return by_step(1, batch_size_fn=lambda batch: unit * len(batch[0]), max_batch_size=10**9)
-
-    fit(Regression(), regression_loader(200), [counted(tokens), SavesLast(path, 6)], max_epochs=1, **SAVING)
-    loader = regression_loader(200, batch_size=8)
-    with pytest.warns(UserWarning, match="8388608 .*4194304 examples"):
-        fit(Regression(), loader, [counted(tokens)], max_epochs=1, ckpt_path=path)
-
-
-@pytest.mark.parametrize(("size", "left"), [(4, 3), (2, 6), (8, 2), (64, 1)])
-def test_in_mid_window_with_another_micro_batch_the_rest_keeps_its_examples(tmp_path, size, left):
-    path = tmp_path / "mid.ckpt"
-    fit(Counts(), regression_loader(1200), [by_step(8), SavesLast(path, 5)], max_epochs=1, **SAVING)
-    module, scaler = Counts(), by_step(8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fit(module, regression_loader(1200, batch_size=size), [scaler], max_epochs=1, ckpt_path=path)
-    # One micro-batch, then windows of eight: the checkpoint is after five of the first eight.
-    assert module.windows[0] == left
-    assert module.windows[1] == max(1, 32 // size)
-
-
 class BreaksInStep(torch.optim.SGD):
     def step(self, closure=None):
         loss = closure()
@@ -234,33 +207,6 @@ def test_interrupted_within_a_step_the_checkpoint_has_the_users_rate(tmp_path):
     saved = torch.load(path, weights_only=True)
     assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == 0.05
     assert module.optimizers().param_groups[0]["lr"] == 0.05
-
-
-class OnlyA(Policy):
-    def decide(self, situation, limits):
-        return Decision(batch_size=8, reason="a")
-
-    def state_dict(self):
-        return {"a": 1}
-
-    def load_state_dict(self, state):
-        self.loaded = state["a"]
-
-
-class OnlyB(OnlyA):
-    def state_dict(self):
-        return {"b": 2}
-
-    def load_state_dict(self, state):
-        self.loaded = state["b"]
-
-
-def test_another_policys_state_is_left_alone(tmp_path):
-    path = tmp_path / "one.ckpt"
-    fit(Regression(), regression_loader(80), [by_step(policy=OnlyA())], max_epochs=1).save_checkpoint(path)
-    for policy, loaded in ((OnlyA(), 1), (OnlyB(), None)):
-        fit(Regression(), regression_loader(80), [by_step(policy=policy)], max_epochs=2, ckpt_path=path)
-        assert getattr(policy, "loaded", None) == loaded
 
 
 class NoneAt(Numbers):

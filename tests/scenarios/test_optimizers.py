@@ -147,24 +147,6 @@ class ReadsFirst(SGD):
         return loss
 
 
-def replaced_by_a_function(parameters):
-    """`step` on the instance is a function that never calls the class's."""
-    optimizer = sgd(parameters)
-
-    @torch.no_grad()
-    def step(closure=None):
-        loss = closure()
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                buffer = optimizer.state[parameter].setdefault("buffer", torch.zeros_like(parameter))
-                buffer.mul_(0.9).add_(parameter.grad)
-                parameter.add_(buffer, alpha=-group["lr"])
-        return loss
-
-    optimizer.step = step
-    return optimizer
-
-
 def replaced_by_the_plain_code(parameters):
     """What speed-minded code does: the step without torch's profiling, and with it without hooks."""
     optimizer = sgd(parameters)
@@ -192,7 +174,6 @@ SHAPES = {
     "duck": lambda p: Duck(sgd(p)),
     "wrapped for Lightning": lambda p: LightningOptimizer(sgd(p)),
     "reads before the closure": lambda p: ReadsFirst(p, lr=LR, momentum=0.9),
-    "replaced by a function": replaced_by_a_function,
     "replaced by the plain code": replaced_by_the_plain_code,
     "wrapped like a counter": wrapped_like_a_counter,
 }
@@ -302,16 +283,8 @@ class CopiesItsGroups(NoHooks):
         return [dict(group) for group in self.optimizer.param_groups]
 
 
-@pytest.mark.parametrize(
-    ("make", "why"), [(StepIsAProperty, "cannot be wrapped"), (CopiesItsGroups, "new dictionaries")]
-)
-def test_a_learning_rate_that_cannot_be_scaled_is_refused_before_the_first_step(make, why):
-    module = Regression(lambda p: make(sgd(p)))
-    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[scripted(8)])
-    with pytest.raises(MisconfigurationException, match=why):
-        trainer.fit(module, regression_loader(64))
-    assert trainer.global_step == 0
-    # Those who only look read it at the step.
+@pytest.mark.parametrize("make", [StepIsAProperty, CopiesItsGroups])
+def test_a_learning_rate_that_cannot_be_scaled_is_read_by_those_who_look(make):
     monitor = GradientNoiseScaleMonitor(measure_every=1)
     fit(Regression(lambda p: make(sgd(p))), regression_loader(64), [monitor], max_epochs=1, accumulate_grad_batches=2)
     assert [made.lr for made in monitor.history] == [LR] * 8
@@ -439,17 +412,6 @@ def test_an_optimizer_that_is_set_up_in_the_last_hook_before_the_step_is_scaled_
     logged, trainer = train(module, scripted(8, 16, 16))
     assert [lr for lr, _ in logged] == KeepsUsed.used == pytest.approx([LR * f for f in (1, 2, 4, 4, 4, 1)])
     assert trainer.optimizers[0].param_groups[0]["lr"] == LR
-
-
-def test_new_schedulers_go_on_the_example_clock_from_there():
-    def step_lr(optimizer, trainer):
-        return {"scheduler": StepLR(optimizer, 1, 0.5), "interval": "step", "frequency": 1 + (trainer.global_step > 0)}
-
-    module = SetsUpAnew("on_train_batch_end", lambda p: SGD(p, lr=LR), step_lr)
-    logged, trainer = train(module, scripted(8, 16, 16))
-    # A new scheduler begins anew; of frequency 2, it is stepped at the planned steps 8, 10, 12, 14 and 16.
-    assert [lr for lr, _ in logged] == pytest.approx([LR, LR / 2 * 2, LR / 8 * 4, LR * 4, LR / 2**2 * 4, LR / 2**4 * 1])
-    assert trainer.lr_scheduler_configs[0].frequency == 2
 
 
 def test_the_rule_is_that_of_the_optimizer_that_steps():
@@ -607,9 +569,12 @@ def test_a_step_hook_of_the_users_sees_and_sets_the_users_learning_rate(when, ru
 
         def on_train_batch_start(self, batch, batch_idx):
             if when == "after" and batch_idx == 0:
-                self.handle = self.trainer.optimizers[0].register_step_post_hook(self.hook)
+                optimizer = self.trainer.optimizers[0]
+                optimizer.register_step_post_hook(self.hook)
+                optimizer.register_step_pre_hook(lambda opt, *args: self.before.append(opt.param_groups[0]["lr"]))
 
         def on_train_end(self):
+            self.trainer.optimizers[0]._optimizer_step_pre_hooks.clear()
             self.trainer.optimizers[0]._optimizer_step_post_hooks.clear()
 
     module = Hooked()
@@ -620,7 +585,7 @@ def test_a_step_hook_of_the_users_sees_and_sets_the_users_learning_rate(when, ru
         assert module.seen == pytest.approx(users[:6])
         assert [lr for lr, _ in logged] == pytest.approx([a * b for a, b in zip(users[:6], factors, strict=True)])
     else:  # in its first step the factor is one, whatever the order
-        assert module.seen == pytest.approx(users[:6])
+        assert module.seen == module.before == pytest.approx(users[:6])
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(users[6])
 
 

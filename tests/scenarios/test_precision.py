@@ -3,14 +3,11 @@
 import math
 import warnings
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.journal import read_journal
-from lightning_bsscale.theory.records import Measurement
 from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.known_noise import NOISE_SCALE, KnownNoise, gradients
 from tests.helpers.training import (
@@ -19,7 +16,6 @@ from tests.helpers.training import (
     fit,
     gradient_scaler,
     regression_loader,
-    run_of,
     scripted,
     watching,
 )
@@ -29,7 +25,7 @@ CALLBACKS = pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseS
 
 # ---------------------------------------------------------------- the same gradients in every precision
 
-WINDOWS = 100
+WINDOWS = 60
 DATA = gradients(16 * WINDOWS)
 
 
@@ -54,7 +50,7 @@ def measured(callback, settings, module):
 @pytest.fixture(scope="module")
 def in_single_precision():
     noise = measured(GradientNoiseScaleMonitor, {}, Known())
-    # A standard error is about 15 % here. The data are the same in every run: the others must be far closer than that.
+    # A standard error is about 20 % here. The data are the same in every run: the others must be far closer than that.
     assert noise.low < NOISE_SCALE < noise.high
     return noise
 
@@ -79,11 +75,11 @@ TOGETHER = [(precision, "sgd") for precision in PRECISIONS] + [
 ]
 
 
-@CALLBACKS
 @pytest.mark.parametrize(("precision", "optimizer"), TOGETHER)
-def test_all_precisions_and_optimizers_measure_the_same(callback, precision, optimizer, in_single_precision):
+def test_all_precisions_and_optimizers_measure_the_same(precision, optimizer, in_single_precision):
     settings = PRECISIONS[precision]
-    noise = measured(callback, settings() if callable(settings) else settings, OPTIMIZERS[optimizer]())
+    settings = settings() if callable(settings) else settings
+    noise = measured(GradientNoiseScaleMonitor, settings, OPTIMIZERS[optimizer]())
     for name in ("noise_scale", "trace", "grad_sq", "low", "high"):
         assert getattr(noise, name) == pytest.approx(getattr(in_single_precision, name), rel=0.05)
 
@@ -203,8 +199,7 @@ class Breaks(Regression):
 
 
 @CALLBACKS
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("position", [0, 1, 3])
+@pytest.mark.parametrize(("value", "position"), [(float("nan"), 0), (float("inf"), 1), (-float("inf"), 3)])
 def test_a_window_with_a_micro_batch_that_is_not_finite_is_dropped_and_counted(callback, value, position):
     runs = {}
     for broken in ((), (12 + position, 28 + position)):
@@ -221,20 +216,6 @@ def test_a_window_with_a_micro_batch_that_is_not_finite_is_dropped_and_counted(c
         else:
             assert (one.trace, one.grad_sq) == (other.trace, other.grad_sq)
     assert broken.noise_scale.effective_windows == pytest.approx(8)
-
-
-def test_dropped_windows_in_the_journal_the_state_and_the_picture(tmp_path):
-    scaler = scripted(record=tmp_path / "journal.jsonl", measure_every=1)
-    module = Breaks({12, 30}, float("nan"))
-    fit(module, regression_loader(160), [scaler], max_epochs=1, accumulate_grad_batches=4)
-    _, records = read_journal(tmp_path / "journal.jsonl")
-    traces = [record.trace for record in records if isinstance(record, Measurement)]
-    assert [number for number, trace in enumerate(traces) if math.isnan(trace)] == [3, 7]
-    torch.save(scaler.state_dict(), tmp_path / "state.pt")
-    kept = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert run_of(kept).measured.averages.dropped == 2
-    figure, _ = scaler.plot()
-    figure.savefig(tmp_path / "plot.png")
 
 
 def warnings_of(broken, settings=None, **options):
@@ -266,25 +247,3 @@ def test_ten_dropped_windows_in_a_row_give_one_warning():
     # Only measured windows count: one in three.
     assert warnings_of(range(54), measure_every=3)[0] == []
     assert len(warnings_of(range(56), measure_every=3)[0]) == 1
-
-
-def test_the_count_of_dropped_windows_goes_on_after_a_resume():
-    _, scaler = warnings_of(range(90, 100))
-    state = scaler.state_dict()
-    # The fifth is on its way, as at any window's end.
-    assert run_of(state).measured.dropped_in_a_row == run_of(state).measured.averages.dropped == 4
-    again = scripted(measure_every=1)
-
-    class Loads(pl.Callback):
-        def on_fit_start(self, trainer, pl_module):
-            again.load_state_dict(state)
-
-    with pytest.warns(UserWarning, match="10 measured windows"):
-        fit(
-            Breaks(range(10), float("nan")),
-            regression_loader(400),
-            [Loads(), again],
-            max_epochs=1,
-            accumulate_grad_batches=2,
-        )
-    assert run_of(again).measured.averages.dropped == 10

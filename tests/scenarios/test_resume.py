@@ -78,10 +78,6 @@ def windows_from(first, interrupted=0, steps=0):
     return planned
 
 
-def ends(windows):
-    return [max(window) + 1 for window in windows]
-
-
 def train(module, callbacks=(), **settings):
     scaler = scripted(policy=ByStep(WINDOWS), max_batch_size=6, lr_rule="none")
     logger = KeepSteps()
@@ -175,44 +171,6 @@ def test_after_sigterm(tmp_path, position):
     with pytest.raises(SIGTERMException):
         train(stopped, [OnExceptionCheckpoint(tmp_path)])
     expect_going_on(tmp_path / "on_exception.ckpt", stopped, position + 1)
-
-
-class Validates(ByIndex):
-    def validation_step(self, batch, batch_idx):
-        return None
-
-
-@WITHIN_A_WINDOW
-@pytest.mark.parametrize("position", [6, 12, 23, 29])
-def test_saved_after_a_validation_within_the_epoch(tmp_path, position):
-    keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}", save_on_train_epoch_end=False)
-    settings = dict(val=DataLoader(Numbers(2)), val_check_interval=6)
-    module = Validates()
-    saved = {}
-
-    class Notes(ModelCheckpoint):
-        def on_validation_end(self, trainer, pl_module):
-            if not trainer.sanity_checking:
-                at = trainer.current_epoch * LENGTH + trainer.fit_loop.epoch_loop.batch_progress.current.ready
-                trainer.save_checkpoint(tmp_path / f"{at}.ckpt")
-                saved[at] = len(pl_module.steps)
-
-    train(module, [keep, Notes(tmp_path / "none", save_top_k=0)], **settings)
-    assert list(saved) == [6, 12, 23, 29]
-    stopped = Validates()
-    stopped.steps = module.steps[: saved[position]]
-    stopped.logged = module.logged[: saved[position]]
-    expect_going_on(tmp_path / f"{position}.ckpt", stopped, position, Validates(), **settings)
-
-
-def test_a_checkpoint_of_an_epochs_end_loses_nothing(tmp_path):
-    train(ByIndex(), [ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")])
-    module = ByIndex()
-    scaler = train(module, ckpt_path=tmp_path / "epoch=0.ckpt")
-    steps = sum(end <= LENGTH for end in ends(windows_from(0)))
-    assert [entered for _, entered in module.steps] == windows_from(LENGTH, steps=steps)
-    assert module.logged == list(range(steps, len(windows_from(0))))
-    assert run_of(scaler).lost_micro_batches == 0
 
 
 # ---------------------------------------------------------------- killed processes

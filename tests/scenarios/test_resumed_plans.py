@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler
 from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH, OTHER_START, WITHIN_A_WINDOW, ignored
-from tests.helpers.training import Regression, Scripted, fit, regression_loader, run_of
+from tests.helpers.training import Regression, Scripted, fit, one_cycle, regression_loader, run_of
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -49,12 +49,6 @@ class Counts(Regression):
         return super().training_step(batch, batch_idx)
 
 
-def one_cycle(optimizer, trainer):
-    """Built as Lightning's documentation says; a resumed run takes the first one's number from the checkpoint."""
-    total = trainer.estimated_stepping_batches
-    return {"scheduler": torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=total), "interval": "step"}
-
-
 class SavesAt(ModelCheckpoint):
     """Saves at positions `EPOCH-INDEX` and `EPOCH-end`; a ModelCheckpoint, so that it comes last."""
 
@@ -76,7 +70,7 @@ class SavesAt(ModelCheckpoint):
 
 def train(batches, batch_size, others=(), **settings):
     scaler = BatchSizeScaler(policy=Scripted(batches), warmup=0, lr_rule="none", probe_every=0)
-    module = Counts(scheduler=one_cycle)
+    module = Counts(scheduler=one_cycle())
     loader = regression_loader(EXAMPLES, batch_size=batch_size)
     trainer = fit(module, loader, [scaler, *others], enable_checkpointing=bool(others), **settings)
     return scaler, module, trainer
@@ -115,7 +109,7 @@ def assert_all_end_together(path, ends_with, accumulate, size, now, others=()):
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("ends_with", list(STARTS))
 def test_plan_scheduler_and_examples_end_together(saved, ends_with, accumulate, position):
-    for size, now in SIZES:
+    for size, now in SIZES if accumulate == 1 else SIZES[1::3]:
         path = saved[ends_with, accumulate] / f"{position}.ckpt"
         assert_all_end_together(path, ends_with, accumulate, size, now)
 

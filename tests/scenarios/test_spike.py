@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale import BatchSizeScaler
 from tests.helpers.training import fit
 
 DIMENSIONS = 4096
@@ -55,17 +55,17 @@ def trained(callback, **spike):
 
 @functools.cache
 def first_growth(**spike):
-    """The share of the budget at which the batch first grows, and the scaler."""
+    """The share of the budget at which the batch first grows, the scaler, and its Trainer."""
     scaler = BatchSizeScaler(max_batch_size=16)
-    trained(scaler, **spike)
+    trainer = trained(scaler, **spike)
     seen = [record.situation.examples_seen for record in scaler.decisions if record.is_change]
-    return (seen[0] / TOTAL if seen else 1.0), scaler
+    return (seen[0] / TOTAL if seen else 1.0), scaler, trainer
 
 
 @pytest.mark.parametrize("factor", [10.0, 1000.0])
 def test_a_spike_delays_growth_by_one_memory_at_most(factor):
-    usual, _ = first_growth()
-    spiked, scaler = first_growth(at=PROBE, factor=factor)
+    usual, *_ = first_growth()
+    spiked, scaler, _ = first_growth(at=PROBE, factor=factor)
     assert usual < 0.15
     assert spiked <= usual + 0.05
     assert scaler.noise_scale.low < 1.3 * NOISE_SCALE
@@ -73,17 +73,8 @@ def test_a_spike_delays_growth_by_one_memory_at_most(factor):
 
 
 def test_the_limited_window_is_counted_logged_and_recorded():
-    scaler = BatchSizeScaler(max_batch_size=16)
-    trainer = trained(scaler, at=PROBE, factor=1000.0)
+    _, scaler, trainer = first_growth(at=PROBE, factor=1000.0)
     assert trainer.callback_metrics["bsscale/limited_windows"] == 1
     assert trainer.callback_metrics["bsscale/dropped_windows"] == 0
     # History keeps what was measured, not what entered the averages.
     assert max(made.trace for made in scaler.history) > 1e4 * NOISE_SCALE
-
-
-def test_a_monitor_counts_it_too():
-    monitor = GradientNoiseScaleMonitor(measure_every=1)
-    loader = DataLoader(Gradients(at=40, factor=1000.0), batch_size=None)
-    trainer = fit(Linear(), loader, [monitor], max_epochs=1, accumulate_grad_batches=4)
-    assert trainer.callback_metrics["bsscale/limited_windows"] == 1
-    assert monitor.noise_scale.resolved

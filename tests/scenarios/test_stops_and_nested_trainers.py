@@ -1,6 +1,6 @@
 """Stops that others ask for, and Trainers that run within another one's training, with the callbacks in both."""
 
-import copy
+import functools
 import warnings
 
 import lightning.pytorch as pl
@@ -72,14 +72,6 @@ def test_a_resumed_run_keeps_a_stop_that_another_callback_asked_for(tmp_path, li
     assert trainer.should_stop, "it is not the scaler's to take back"
 
 
-def test_a_run_that_was_over_stops_and_takes_its_own_stop_back(tmp_path):
-    checkpoint = saved_after(10, tmp_path, batches=(), max_steps=10, max_epochs=-1)
-    module = Counts()
-    trainer = fit(module, regression_loader(), [BatchSizeScaler()], ckpt_path=checkpoint, max_steps=10, max_epochs=-1)
-    assert module.micro_batches == 0
-    assert not trainer.should_stop
-
-
 @pytest.mark.parametrize("hook", ["on_train_start", "on_train_batch_end"])
 def test_the_end_of_the_budget_leaves_a_stop_of_another_callback(hook):
     callbacks = [StopsAt(hook), BatchSizeScaler(total_examples=40, warmup=0)]
@@ -137,6 +129,11 @@ def outer(callback, others=()):
     return [p.detach().clone() for p in module.parameters()], repr(logger.logged), without_times(callback)
 
 
+@functools.cache
+def undisturbed(made):
+    return outer(made())
+
+
 def without_times(callback):
     decisions = getattr(callback, "decisions", [])
     return repr(callback.history), [(record.batch_size, record.lr_scale, record.lr_rule) for record in decisions]
@@ -167,7 +164,7 @@ def test_one_object_is_refused_in_a_second_trainer_and_the_first_does_not_notice
     found = outer(callback, [within])
     assert len(within.errors) == 1
     assert "in use by the fit of another Trainer" in within.errors[0]
-    assert_same(found, outer(made()))
+    assert_same(found, undisturbed(made))
 
 
 @pytest.mark.parametrize(("stage", "fails"), [("validate", False), ("test", False), ("validate", True)])
@@ -184,7 +181,7 @@ def test_another_trainer_may_validate_and_test_within_it(made, fails, stage):
 
     found = outer(callback, [Within("on_train_batch_end", inner(callback, evaluate))])
     assert loaders[0][0]["val_loss"] > 0
-    assert_same(found, outer(made()))
+    assert_same(found, undisturbed(made))
 
 
 @pytest.mark.parametrize("made", [scaler, monitor])
@@ -198,21 +195,7 @@ def test_a_checkpoint_that_is_validated_within_it_does_not_replace_the_state(mad
         trainer.validate(module, loader, ckpt_path=tmp_path / "done.ckpt", verbose=False)
 
     found = outer(callback, [Within("on_train_start", inner(callback, evaluate))])
-    assert_same(found, outer(made()))
-
-
-@pytest.mark.parametrize("made", [scaler, monitor])
-def test_a_copy_is_free(made):
-    callback, shown = made(), []
-
-    def fit_copies(trainer, module, loader):
-        for copied in (copy.copy(callback), copy.deepcopy(callback)):
-            trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[copied], accumulate_grad_batches=2)
-            trainer.fit(Counts(), loader)
-            shown.append(len(copied.history))
-
-    outer(callback, [Within("on_fit_start", inner(callback, fit_copies))])
-    assert min(shown) > 0
+    assert_same(found, undisturbed(made))
 
 
 class Breaks(pl.Callback):
@@ -231,11 +214,13 @@ class Breaks(pl.Callback):
 
 
 ERRORS = [(RuntimeError("on purpose"), False), (RuntimeError("on purpose"), True), (KeyboardInterrupt(), False)]
+HOOKS = ["setup", "on_train_batch_end", "on_train_end"]
 
 
-@pytest.mark.parametrize(("error", "again"), ERRORS, ids=["error", "error twice", "Ctrl-C"])
-@pytest.mark.parametrize("hook", ["setup", "on_train_batch_end", "on_train_end"])
-@pytest.mark.parametrize("made", [scaler, monitor])
+@pytest.mark.parametrize(
+    ("made", "hook", "error", "again"),
+    [(scaler, hook, *error) for hook in HOOKS for error in ERRORS] + [(monitor, hook, *ERRORS[1]) for hook in HOOKS],
+)
 def test_a_fit_that_failed_is_not_open(made, hook, error, again):
     callback, module = made(), Counts()
     breaks = Breaks(hook, error, again)

@@ -10,8 +10,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor, LearningRateRule, NoiseScalePolicy
+from lightning_bsscale.callbacks.trainer.loaders import batch_size_of
 from lightning_bsscale.journal import read_journal
-from lightning_bsscale.theory.policies import Policy
+from lightning_bsscale.theory.policies import Policy, Situation, recorded_decision
 from lightning_bsscale.theory.schedules import Schedule
 from tests.helpers.training import (
     QUIET,
@@ -104,7 +105,7 @@ NO_DECISIONS = [
 ]
 
 
-@pytest.mark.parametrize("answer", NO_DECISIONS, ids=str)
+@pytest.mark.parametrize("answer", [None, Decision(batch_size=NAN, reason="nan")], ids=str)
 def test_an_answer_that_is_no_decision_is_held_and_named_once(answer):
     scaler = BatchSizeScaler(policy=Answers(answer))
     with pytest.warns(UserWarning, match=r"Answers\.decide") as caught:
@@ -113,6 +114,11 @@ def test_an_answer_that_is_no_decision_is_held_and_named_once(answer):
     assert (scaler.batch_size, scaler.lr_scale) == (4, 1.0)
     reasons = [record.decision.reason for record in scaler.decisions]
     assert reasons == ["hold", "hold: the policy did not return a valid decision"]
+
+
+@pytest.mark.parametrize("answer", NO_DECISIONS, ids=str)
+def test_what_is_no_decision(answer):
+    assert recorded_decision(answer, Situation(batch_size=8, start_batch_size=8, examples_seen=0)) is None
 
 
 @pytest.mark.parametrize("size", [np.int64(8), np.float32(8.0), 8.0, 11.9, 10**300], ids=str)
@@ -163,8 +169,9 @@ ZERO_OR_BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("answer", "error"), ZERO_OR_BROKEN, ids=str)
-@pytest.mark.parametrize("cap", [None, 4])
+@pytest.mark.parametrize(
+    ("answer", "error", "cap"), [(*one, 4 if k % 2 else None) for k, one in enumerate(ZERO_OR_BROKEN)]
+)
 def test_a_rule_that_answers_nonsense_is_named(answer, error, cap):
     capped = ", at most 4" if cap else ""
     for rule in (Rule(answer), Duck(answer)):
@@ -203,33 +210,17 @@ def test_a_count_may_be_any_whole_number(callback, size):
     assert seen % 4 == 0
 
 
-@pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
 @pytest.mark.parametrize("size", NO_COUNTS, ids=repr)
-def test_a_count_that_is_no_number(callback, size):
+def test_a_count_that_is_no_number(size):
     way_out = r"item\(\)" if isinstance(size, torch.Tensor) else ""
-    fails(
-        MisconfigurationException,
-        rf"batch_size_fn[\s\S]*{way_out}",
-        callback(batch_size_fn=lambda batch: size),
-        accumulate_grad_batches=2,
-    )
+    with pytest.raises(MisconfigurationException, match=rf"batch_size_fn[\s\S]*{way_out}"):
+        batch_size_of([], lambda batch: size)
 
 
 @pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
-def test_an_exception_while_counting_comes_through_as_it_is(callback):
-    error = KeyError("tokens")
-
-    def count(batch):
-        raise error
-
-    found, _ = fails(KeyError, "tokens", callback(batch_size_fn=count), accumulate_grad_batches=2)
-    assert found is error
-
-
-def test_a_count_that_breaks_in_mid_training_leaves_nothing():
-    sizes = iter([4] * 7 + [0])
-    scaler = BatchSizeScaler(batch_size_fn=lambda batch: next(sizes), policy=Scripted([8]), lr_rule="sqrt")
-    fails(MisconfigurationException, "batch_size_fn returned 0", scaler, scheduler=with_scheduler)
+def test_a_count_that_is_no_number_leaves_nothing(callback):
+    made = callback(batch_size_fn=lambda batch: 2.5)
+    fails(MisconfigurationException, "batch_size_fn returned 2.5", made, accumulate_grad_batches=2)
 
 
 # ---------------------------------------------------------------- NumPy's numbers stay outside
@@ -289,13 +280,3 @@ def test_state_and_journal_hold_no_number_of_numpy(more, tmp_path):
     header, records = read_journal(path)
     assert records
     assert "np." not in json.dumps(header)
-
-
-def test_the_monitors_state_holds_no_number_of_numpy(tmp_path):
-    options = options_from_numpy(tmp_path / "run.jsonl")
-    names = ("measure_every", "memory", "batch_size_fn", "record")
-    monitor = GradientNoiseScaleMonitor(**{name: options[name] for name in names})
-    trainer = fit(Regression(), regression_loader(80), [monitor], max_steps=np.int64(5), accumulate_grad_batches=2)
-    assert not list(numpy_inside(monitor.state_dict()))
-    trainer.save_checkpoint(tmp_path / "run.ckpt")
-    torch.load(tmp_path / "run.ckpt", weights_only=True)

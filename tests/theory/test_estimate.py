@@ -90,6 +90,12 @@ def test_constant_windows_are_known_exactly():
     assert (found.low, found.noise_scale, found.high, found.resolved) == (8.0, 8.0, 8.0, True)
 
 
+@pytest.mark.parametrize("level", [1e3, 1e4, 1e5, 1e6, 1e7])
+def test_the_rounding_of_windows_that_hardly_differ_is_no_skew(level):
+    found = averaged(window(level + 1e-4 * k, 1.0) for k in range(10)).noise_scale()
+    assert found.trace_third_moment <= math.sqrt(found.trace_variance**3 * found.effective_windows)
+
+
 def test_a_negative_square_is_an_infinite_noise_scale_and_unresolved():
     found = averaged([window(8, -0.1), window(8, 0.05), window(8, -0.05)]).noise_scale()
     assert found.noise_scale == math.inf
@@ -199,20 +205,6 @@ def test_a_confidence_out_of_range_is_refused(confidence):
         known().lower_bound(confidence)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"examples_since_last": -1, "memory": 1}, ValueError, "examples_since_last must be .* at least 0, got -1"),
-        ({"examples_since_last": 1, "memory": 0}, ValueError, "memory must be a number above 0, got 0"),
-        ({"examples_since_last": 1, "memory": math.nan}, ValueError, "memory must be a number above 0, got nan"),
-        ({"examples_since_last": 1, "memory": True}, TypeError, "memory must be a number above 0, got True"),
-    ],
-)
-def test_wrong_updates_are_refused(arguments, error, message):
-    with pytest.raises(error, match=message):
-        Averages().updated(window(1, 1), **arguments)
-
-
 @pytest.mark.parametrize("confidence", [0, 1, math.nan])
 def test_a_wrong_two_sided_confidence_is_refused(confidence):
     with pytest.raises(ValueError, match="confidence must be a finite number above 0 and below 1, got"):
@@ -221,7 +213,7 @@ def test_a_wrong_two_sided_confidence_is_refused(confidence):
 
 # Coverage against the truth
 
-REPEATS, WINDOWS, NUM_MICRO, SIZE, DIMENSION = 2000, 100, 4, 16, 256
+REPEATS, WINDOWS, NUM_MICRO, SIZE, DIMENSION = 500, 100, 4, 16, 256
 BATCH = NUM_MICRO * SIZE
 
 
@@ -352,7 +344,7 @@ def scaled_run(seed) -> list[tuple[NoiseScale, int]]:
 
 
 def test_at_the_default_memory_the_interval_covers_the_truth_through_growth():
-    runs = [scaled_run(seed) for seed in range(200)]
+    runs = [scaled_run(seed) for seed in range(80)]
     for checkpoint in zip(*runs, strict=True):
         estimates = [noise for noise, _ in checkpoint]
         assert 0.85 <= np.mean([noise.low <= TRUTH <= noise.high for noise in estimates]) <= 0.95
@@ -373,7 +365,7 @@ def test_a_wandering_truth_only_widens_the_interval():
     # Both truths wander slowly (autocorrelated), the errors are independent: covered is the weighted mean truth.
     rng = np.random.default_rng(5)
     covered, widths, still_widths = [], [], []
-    for _ in range(300):
+    for _ in range(150):
         wander = np.cumsum(rng.normal(0, 0.03, 120))
         truths = np.stack([8 * np.exp(wander), np.exp(-wander)])
         errors = rng.normal(0, 1, (2, 120)) * [[0.8], [0.3]]

@@ -91,6 +91,14 @@ def test_bounded_but_reaching_zero_is_not_resolved(found):
     assert 0 <= high < math.inf
 
 
+def test_a_skewed_trace_moves_the_upper_end_only():
+    """By hand, of a squared norm that is known: (trace + 2 t² third / variance + t deviation) / squared norm."""
+    known = dict(trace=8, grad_sq=2, trace_variance=0.25, grad_sq_variance=0, covariance=0, quantile=1.5)
+    low, high, _ = fieller_interval(**known, trace_third_moment=0.1)
+    assert low == pytest.approx((8 - 1.5 * 0.5) / 2)
+    assert high == pytest.approx((8 + 2 * 2.25 * 0.1 / 0.25 + 1.5 * 0.5) / 2)
+
+
 means = st.floats(-10, 10)
 errors = st.floats(0.01, 5)
 

@@ -105,13 +105,6 @@ def test_twin_arithmetic_size_fails(sizes):
     assert z_score(wrong, TRACE) > 10
 
 
-@pytest.mark.parametrize("sizes", [sizes for _, sizes in SIZES.values()], ids=str)
-def test_twin_nominal_size_fails(sizes):
-    norms, means = simulated_norms(sizes)
-    wrong, _ = found_moments(norms, means, [max(sizes)] * len(sizes))
-    assert z_score(wrong, TRACE) > 10
-
-
 @pytest.mark.parametrize("sizes", CASES, ids=str)
 def test_twin_uncorrected_formulas_fail(sizes):
     norms, means = simulated_norms(sizes)
@@ -157,18 +150,6 @@ def test_scaling_gradients_scales_both_moments_by_its_square(window, factor):
     assert scaled.grad_sq == pytest.approx(plain.grad_sq * factor**2, abs=tolerance)
 
 
-@given(windows, st.randoms(use_true_random=False))
-def test_the_order_of_micro_batches_does_not_matter(window, random):
-    entries, mean = window
-    shuffled = list(entries)
-    random.shuffle(shuffled)
-    plain = window_moments([n for n, _ in entries], mean, [s for _, s in entries])
-    other = window_moments([n for n, _ in shuffled], mean, [s for _, s in shuffled])
-    assert other.trace == pytest.approx(plain.trace, rel=1e-9, abs=1e-6)
-    assert other.grad_sq == pytest.approx(plain.grad_sq, rel=1e-9, abs=1e-6)
-    assert other.num_samples == plain.num_samples
-
-
 @given(windows, st.data())
 def test_splitting_micro_batches_over_ranks_does_not_matter(window, data):
     entries, mean = window
@@ -195,20 +176,6 @@ def test_non_finite_norms_make_non_finite_moments_without_an_exception(bad):
     for moments in (window_moments([bad, 1.0], 1.0, [4, 4]), window_moments([1.0, 1.0], bad, [4, 4])):
         assert not math.isfinite(moments.trace)
         assert not math.isfinite(moments.grad_sq)
-
-
-@pytest.mark.parametrize(
-    ("norms", "sizes", "message"),
-    [
-        ([1.0], [4], r"same length of at least 2, got 1 and 1"),
-        ([1.0, 1.0], [4], r"same length of at least 2, got 2 and 1"),
-        ([1.0, 1.0], [4, 0], r"micro_batch_sizes\[1\] must be a finite number above 0, got 0"),
-        ([1.0, 1.0], [math.nan, 4], r"micro_batch_sizes\[0\] must be a finite number above 0, got nan"),
-    ],
-)
-def test_wrong_lists_are_refused(norms, sizes, message):
-    with pytest.raises(ValueError, match=message):
-        window_moments(norms, 1.0, sizes)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_memory_of_few_windows_limits_nothing():
 
 
 def test_windows_that_are_all_the_same_limit_nothing():
-    windows = [window(8.0)] * 30 + [window(9.0)]
+    windows = [window(8.0)] * 30 + [window(900.0)]
     assert averaged(RobustAverages, windows).limited == 0
 
 
@@ -158,7 +158,7 @@ def looks(request):
     """For each look at the interval: plain and robust estimates, and the truth (the memory's own weighted mean)."""
     rng = np.random.default_rng(5)
     found = {kind: [] for kind in (Averages, RobustAverages)}
-    for _ in range(120):
+    for _ in range(60):
         traces, squares = heavy_tailed_windows(rng, request.param, 5 * MEMORY, trace=80.0, grad_sq=1.0)
         for kind, kept in found.items():
             averages = kind()
@@ -186,7 +186,7 @@ def test_the_trace_is_unbiased(looks):
 def test_the_interval_covers_the_truth(looks):
     family, found = looks
     covered = np.mean([noise.low <= 80.0 <= noise.high for noise in found[RobustAverages]])
-    assert 0.85 - 0.03 <= covered <= 0.95 + 0.02  # 360 looks, three a run: a standard error of about 0.018
+    assert 0.85 - 0.03 <= covered <= 0.95 + 0.02  # 180 looks, three a run: a standard error of about 0.025
     if family in ("student per example", "log-normal"):
         # The twin: without the longer upper end.
         short = [noise.low <= 80.0 <= symmetric(noise).upper_bound(0.95) for noise in found[Averages]]

@@ -140,37 +140,3 @@ def test_a_checked_schedule_is_the_one_inside():
     checked = Checked(WarmupCosine(final=0.1))
     assert (checked.name, repr(checked)) == ("WarmupCosine", "WarmupCosine(final=0.1)")
     assert checked.factor(500, 1000, 0) == WarmupCosine(final=0.1).factor(500, 1000, 0)
-
-
-def test_an_unknown_name_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match=r"schedule must be one of 'cosine', 'linear', .*, got 'cosin'"):
-        resolve_schedule("cosin")
-
-
-@pytest.mark.parametrize("wrong", [None, 1, WarmupCosine, object()])
-def test_what_is_no_schedule_is_refused(wrong):
-    with pytest.raises(TypeError, match=r"schedule must be one of 'cosine', .*got"):
-        resolve_schedule(wrong)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: WarmupCosine(1.5), ValueError, "final must be a finite number at least 0 and at most 1, got 1.5"),
-        (lambda: WarmupCosine(True), TypeError, "final .* got True"),
-        (lambda: WarmupLinear(-0.1), ValueError, "final .* got -0.1"),
-        (lambda: WarmupExponential(0), ValueError, "final must be a finite number above 0 and at most 1, got 0"),
-        (lambda: WarmupStep(gamma=0), ValueError, "gamma must be a finite number above 0 and at most 1, got 0"),
-        (lambda: WarmupStep((0.5, 0.5)), ValueError, r"milestones must rise, got \(0\.5, 0\.5\)"),
-        (
-            lambda: WarmupStep((0.5, 30)),
-            ValueError,
-            r"milestones\[1\] must be a finite number above 0 and below 1, got 30",
-        ),
-        (lambda: WarmupStep(0.5), TypeError, "milestones must be a sequence of shares of the budget, got 0.5"),
-        (lambda: WarmupStep("0.5"), TypeError, "milestones must be a sequence of shares of the budget, got '0.5'"),
-    ],
-)
-def test_options_are_checked_when_made(call, error, message):
-    with pytest.raises(error, match=message):
-        call()

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -175,60 +173,19 @@ def test_the_default_maximum_keeps_its_promises(accumulate, granularity, epoch, 
 # Wrong input
 
 EPOCH = {"epoch_batches": 10, "budget_batches": None}
-PLAN = {"max_epochs": 1, "max_steps": None, "epoch_batches": 10, "epoch_examples": None, "micro_batch_size": 8}
-HORIZON = {"epoch_examples": None, "total_examples": None}
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "message"),
+    ("call", "message"),
     [
-        (
-            lambda: plan_window(start=10, wanted=4, **EPOCH),
-            ValueError,
-            r"start must be below epoch_batches \(10\), got 10",
-        ),
-        (
-            lambda: plan_window(start=-1, wanted=4, **EPOCH),
-            ValueError,
-            "start must be an integer of at least 0, got -1",
-        ),
-        (lambda: plan_window(start=0, wanted=0, **EPOCH), ValueError, "wanted must be an integer of at least 1, got 0"),
-        (lambda: plan_window(start=0, wanted=2.0, **EPOCH), TypeError, "wanted must be an integer"),
-        (
-            lambda: plan_window(start=0, wanted=2, epoch_batches=math.inf, budget_batches=None),
-            TypeError,
-            "epoch_batches must be an integer of at least 0, got inf",
-        ),
-        (lambda: planned_steps(-1, 1, is_last=False), ValueError, "ready must be"),
-        (lambda: planned_steps(1, 0, is_last=False), ValueError, "accumulate must be"),
-        (lambda: planned_steps(1, 1, is_last=False, frequency=0), ValueError, "frequency must be"),
-        (lambda: step_of_scheduler_step(1, 0, 1), ValueError, "accumulate must be"),
-        (lambda: step_of_scheduler_step(1, 1, 0), ValueError, "frequency must be"),
-        (lambda: batches_until_step(-1, 1, 10), ValueError, "step must be"),
-        (lambda: planned_examples(**PLAN, accumulate=0), ValueError, "accumulate must be"),
-        (
-            lambda: planned_examples(**PLAN | {"max_epochs": -1}, accumulate=1),
-            ValueError,
-            "max_epochs must be .* got -1",
-        ),
-        (lambda: planned_examples(**PLAN | {"max_steps": -1}, accumulate=1), ValueError, "max_steps must be .* got -1"),
-        (
-            lambda: planned_examples(**PLAN | {"micro_batch_size": 0}, accumulate=1),
-            ValueError,
-            "micro_batch_size must be a finite number above 0, got 0",
-        ),
-        (
-            lambda: default_max_batch_size(start_batch=0, granularity=1, **HORIZON),
-            ValueError,
-            "start_batch must be an integer of at least 1, got 0",
-        ),
-        (
-            lambda: default_max_batch_size(start_batch=8, granularity=True, **HORIZON),
-            TypeError,
-            "granularity must be an integer of at least 1, got True",
-        ),
+        (lambda: plan_window(start=10, wanted=4, **EPOCH), r"start must be below epoch_batches \(10\), got 10"),
+        (lambda: plan_window(start=-1, wanted=4, **EPOCH), "start must be an integer of at least 0, got -1"),
+        (lambda: plan_window(start=0, wanted=0, **EPOCH), "wanted must be an integer of at least 1, got 0"),
+        (lambda: planned_steps(-1, 1, is_last=False), "ready must be"),
+        (lambda: step_of_scheduler_step(1, 1, 0), "frequency must be"),
+        (lambda: batches_until_step(-1, 1, 10), "step must be"),
     ],
 )
-def test_wrong_arguments_are_refused(call, error, message):
-    with pytest.raises(error, match=message):
+def test_wrong_arguments_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
         call()

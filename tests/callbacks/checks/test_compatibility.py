@@ -59,14 +59,6 @@ def test_a_subclass_of_the_foreign_trainer_is_told_where_it_comes_from():
         trainer.fit(Module(), regression_loader(40))
 
 
-def test_our_own_trainer_refuses_the_foreign_module_itself():
-    import lightning.pytorch as pl
-
-    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[BatchSizeScaler()])
-    with pytest.raises(TypeError, match="must be a `LightningModule`"):
-        trainer.fit(Module(), regression_loader(40))
-
-
 @CANNOT_MEASURE
 def test_a_foreign_callback_beside_ours_is_called_as_any_other():
     import lightning.pytorch as pl

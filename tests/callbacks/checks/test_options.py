@@ -21,8 +21,7 @@ from lightning_bsscale import (
     Sqrt,
     WarmupCosine,
 )
-from lightning_bsscale.theory.policies import Policy
-from lightning_bsscale.theory.schedules import Schedule, WarmupExponential, WarmupLinear, WarmupStep
+from lightning_bsscale.theory.schedules import WarmupExponential, WarmupLinear, WarmupStep
 
 NO_NUMBERS = [
     True,
@@ -150,13 +149,6 @@ def test_unknown_names_are_answered_with_the_known_ones(option, names, value):
         BatchSizeScaler(**{option: name})
 
 
-def test_a_class_is_told_from_an_instance():
-    for option, cls in (("policy", NoiseScalePolicy), ("lr_rule", Sqrt), ("schedule", WarmupCosine)):
-        with pytest.raises(TypeError, match=f"class {cls.__name__}.*instance"):
-            BatchSizeScaler(**{option: cls})
-        BatchSizeScaler(**{option: cls()})
-
-
 @pytest.mark.parametrize("make", [scaler, monitor])
 def test_prefix_function_and_path(make, tmp_path):
     for value in (None, 3, True, b"x", Path("x"), ["x"]):
@@ -188,21 +180,15 @@ def test_milestones_are_numbers(value):
 
 KEPT = [
     (scaler, "warmup", np.float64(0.1), 0.1),
-    (scaler, "warmup", np.float32(0.5), 0.5),
     (scaler, "warmup", np.int64(3), 3),
-    (scaler, "warmup", 0, 0),
     (scaler, "memory", np.float32(0.5), 0.5),
     (scaler, "memory", 1, 1.0),
-    (monitor, "memory", np.float64(0.1), 0.1),
     (scaler, "total_examples", np.int64(100), 100),
-    (scaler, "max_batch_size", np.int32(64), 64),
-    (scaler, "measure_every", np.int8(2), 2),
     (scaler, "probe_every", np.uint8(0), 0),
     (monitor, "measure_every", np.int64(2), 2),
     (BatchSizeScaler, "lr_cap", np.float32(8), 8.0),
     *((NoiseScalePolicy, name, np.float32(0.5), 0.5) for name in ("target_ratio", "confidence", "cooldown")),
     *((NoiseScalePolicy, name, np.int64(3), 3.0) for name in ("target_ratio", "max_growth", "hysteresis")),
-    (Power, "exponent", np.float16(0.75), 0.75),
     (Power, "exponent", Fraction(3, 4), 0.75),
     (capped, "cap", np.int64(8), 8.0),
     *((cls, "final", np.float64(0.5), 0.5) for cls in (WarmupCosine, WarmupLinear, WarmupExponential)),
@@ -231,20 +217,9 @@ def test_every_number_of_the_callbacks_is_looked_at_here():
 # ---------------------------------------------------------------- what is unusual and allowed
 
 
-class Mine(Policy):
-    def decide(self, situation, limits):
-        raise AssertionError("not asked here")
-
-
-class MySchedule(Schedule):
-    def factor(self, examples_seen, total_examples, warmup_examples):
-        raise AssertionError("not asked here")
-
-
 @pytest.mark.parametrize(
     "options",
     [
-        dict(policy=Mine(), schedule=MySchedule()),
         dict(lr_rule=Capped(Linear(), 8), lr_cap=4),
         dict(lr_rule="auto", lr_cap=1),
         dict(warmup=0, memory=1.0, probe_every=1, measure_every=10**9),

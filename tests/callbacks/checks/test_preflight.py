@@ -39,27 +39,6 @@ def test_an_unknown_strategy_on_one_device_is_welcome():
     assert scaler.examples_seen == 40
 
 
-class Odd(torch.optim.Optimizer):
-    def __init__(self, parameters):
-        super().__init__(parameters, {"lr": 0.1})
-
-    def step(self, closure=None):
-        return closure() if closure is not None else None
-
-
-def test_an_unknown_optimizer_with_a_rule_is_welcome():
-    scaler = BatchSizeScaler(lr_rule="sqrt")
-    fit(Regression(Odd), regression_loader(40), [scaler], max_epochs=1)
-    assert scaler.examples_seen == 40
-
-
-def test_a_subclass_of_a_known_optimizer_is_known():
-    class Mine(torch.optim.AdamW):
-        pass
-
-    fit(Regression(lambda p: Mine(p, lr=0.01)), regression_loader(40), [BatchSizeScaler()], max_epochs=1)
-
-
 class Stream(IterableDataset):
     def __iter__(self):
         return ((torch.zeros(8), torch.zeros(2)) for _ in range(40))
@@ -73,12 +52,6 @@ def free_of_shares(**options):
 def test_an_unknown_budget_where_none_is_needed(scaler):
     fit(Regression(), DataLoader(Stream(), batch_size=4), [scaler], max_epochs=1)
     assert scaler.examples_seen == 40
-
-
-def test_min_epochs_within_the_budget():
-    scaler = BatchSizeScaler()
-    fit(Regression(), regression_loader(40), [scaler], max_steps=20, min_epochs=2, max_epochs=5)
-    assert scaler.examples_seen == 80
 
 
 def test_several_optimizers_are_refused_by_lightning():
@@ -103,6 +76,12 @@ def test_batch_norm_warns_once(callback):
     with pytest.warns(UserWarning, match="BatchNorm1d") as caught:
         fit(module, regression_loader(40), [callback()], max_epochs=2)
     assert sum("BatchNorm1d" in str(warning.message) for warning in caught) == 1
+
+
+def test_sync_batch_norm_on_several_ranks_is_warned_of_once():
+    with pytest.warns(UserWarning, match="SyncBatchNorm") as caught:
+        preflight.warn_batch_norm(torch.nn.SyncBatchNorm(2), world_size=2)
+    assert len(caught) == 1
 
 
 def test_a_budget_of_one_batch():

@@ -1,18 +1,15 @@
 """The factor is on the rate only while the optimizer steps."""
 
-import lightning.pytorch as pl
 import pytest
 import torch
-from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import StepLR
+from torch.optim import AdamW
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor
 from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.training import (
-    QUIET,
     KeepsRates,
     Regression,
-    assert_nothing_left,
     fit,
     regression_loader,
     scripted,
@@ -76,24 +73,14 @@ def test_a_rate_that_the_user_changes_by_hand_is_the_users():
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.2 * 0.5**6)
 
 
-def test_weights_are_those_of_a_hand_written_loop():
-    """SGD by hand over the same windows, with the scaled rates."""
-    loader = regression_loader(48)
-    module = Regression(lambda p: SGD(p, lr=0.05))
-    reference = Regression().net
-    reference.load_state_dict(module.net.state_dict())
-    fit(module, loader, [scripted(8, 16, lr_rule="sqrt")], max_epochs=1)
-    batches = list(loader)
-    for window in (batches[:1], batches[1:3], batches[3:7], batches[7:11], batches[11:12]):
-        size = sum(len(x) for x, _ in window)
-        factor = max(1.0, (size / 4) ** 0.5)
-        loss = sum(torch.nn.functional.mse_loss(reference(x), y) for x, y in window) / len(window)
-        gradients = torch.autograd.grad(loss, list(reference.parameters()))
-        with torch.no_grad():
-            for parameter, gradient in zip(reference.parameters(), gradients, strict=True):
-                parameter -= 0.05 * factor * gradient
-    for ours, theirs in zip(module.net.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+def test_a_window_that_its_loader_cuts_has_the_factor_of_its_own_size():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(regression_loader(44).dataset)
+
+    module, loader = Regression(lambda p: KeepsRates(p, lr=0.1)), DataLoader(Stream(), batch_size=4)
+    trainer = fit(module, loader, [scripted(16, total_examples=1000)], max_epochs=1)
+    assert trainer.optimizers[0].used == [[pytest.approx(0.1 * size)] for size in (1, 4, 4, 2)]
 
 
 @pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)])
@@ -115,37 +102,6 @@ def test_rates_come_back_to_the_last_digit(rate):
     scoped.remove()
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
-
-
-def test_a_step_that_calls_its_parents_is_scaled_once():
-    class Mine(SGD):
-        def step(self, closure=None):
-            return super().step(closure)
-
-    weights = []
-    for optimizer in (SGD, Mine):
-        module = Regression(lambda p, made=optimizer: made(p, lr=0.05))
-        fit(module, regression_loader(64), [scripted(8, 16)], max_epochs=1)
-        weights.append(module.net.weight.detach())
-    assert torch.equal(*weights)
-
-
-def test_an_exception_inside_the_step_leaves_the_users_rate():
-    class Breaks(Regression):
-        def training_step(self, batch, batch_idx):
-            if batch_idx == 8:  # the last of the window 5 to 8, so inside the optimizer's step
-                raise RuntimeError("broken on purpose")
-            return super().training_step(batch, batch_idx)
-
-    def make(optimizer, trainer):
-        return {"scheduler": StepLR(optimizer, 1000), "interval": "step"}
-
-    module = Breaks(lambda p: SGD(p, lr=0.05), make)
-    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[scripted(16)])
-    with pytest.raises(RuntimeError, match="broken on purpose"):
-        trainer.fit(module, regression_loader(80))
-    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.05
-    assert_nothing_left(trainer, module, 1)
 
 
 def test_a_rate_of_zero_is_a_rate():

@@ -1,33 +1,12 @@
 """Sizes of batches and epochs."""
 
 import pytest
-import torch
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from lightning_bsscale import BatchSizeScaler
-from lightning_bsscale.callbacks.trainer.loaders import SizeCheck, batch_size_of
+from lightning_bsscale.callbacks.trainer.loaders import SizeCheck
 from tests.helpers.expected_warnings import CANNOT_MEASURE, said_of
 from tests.helpers.training import Regression, Scripted, UnsizedNumbers, fit, regression_loader
-
-
-@pytest.mark.parametrize(
-    ("batch", "size"),
-    [
-        (torch.zeros(5, 3), 5),
-        ([torch.zeros(4, 2), torch.zeros(4)], 4),
-        ({"x": torch.zeros(3, 2), "y": torch.zeros(3)}, 3),
-        ({"x": [torch.zeros(2, 2)]}, 2),
-        (torch.tensor(1.0), 1),
-    ],
-)
-def test_default_is_the_first_tensors_first_dimension(batch, size):
-    assert batch_size_of(batch, None) == size
-
-
-def test_batch_size_fn_counts_what_it_likes():
-    assert batch_size_of({"tokens": torch.ones(4, 7)}, lambda batch: int(batch["tokens"].sum())) == 28
-    assert batch_size_of("abc", len) == 3
-    assert batch_size_of("abc", lambda batch: 3.0) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,3 @@
-import pytest
-
 from lightning_bsscale.theory.policies import POLICIES, Decision, NoiseScalePolicy, Policy, resolve_policy
 
 
@@ -13,11 +11,3 @@ def test_resolve_by_name_object_and_duck():
     assert resolve_policy(own) is own
     assert isinstance(resolve_policy(NoiseScalePolicy(target_ratio=1)), Policy)
     assert all(isinstance(resolve_policy(name), POLICIES[name]) for name in POLICIES)
-
-
-@pytest.mark.parametrize(("wrong", "error"), [("gns", ValueError), (None, TypeError), (NoiseScalePolicy, TypeError)])
-def test_what_is_no_policy_is_refused(wrong, error):
-    with pytest.raises(
-        error, match=r"policy must be one of 'noise_scale', or an object with decide\(situation, limits\), got"
-    ):
-        resolve_policy(wrong)

@@ -31,6 +31,7 @@ NOISES = {
 WITHOUT_NOISE = [Linear(), Sqrt(), Power(), Power(0.5), Power(exponent=1), Constant(), Capped(Linear(), 4)]
 WITH_NOISE = [Saturating(), Surge(), Capped(Surge(), 1.5), Capped(Saturating(), 10)]
 MEMBERS = [*WITHOUT_NOISE, *WITH_NOISE]
+CASES = [(rule, "512") for rule in WITHOUT_NOISE] + [(rule, name) for rule in WITH_NOISE for name in NOISES]
 
 batches = st.floats(1, 1e5)
 
@@ -39,8 +40,7 @@ def test_every_rule_of_the_table_is_tested_here():
     assert {rule.name for rule in MEMBERS} >= set(RULES)
 
 
-@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
-@pytest.mark.parametrize("rule", MEMBERS, ids=repr)
+@pytest.mark.parametrize(("rule", "noise"), [(rule, NOISES[name]) for rule, name in CASES], ids=str)
 class TestPromises:
     @given(batch=batches)
     def test_one_where_the_batch_stays(self, rule, noise, batch):
