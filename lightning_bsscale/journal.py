@@ -1,7 +1,7 @@
 """What a run measured, decided and was given, as one JSON object a line: written and read.
 
 A journal answers "why did it hold at step 900?" after the run: every measured window, every change, and the first of
-each run of holds stand there with all their inputs. Between them stand the events that the run follows from
+each run of holds are recorded with all their inputs. The events that the run follows from are recorded too
 (`theory.events`), so `replay` can compute all of it again. Non-finite numbers are written as the strings ``"inf"``,
 ``"-inf"`` and ``"nan"``, so that every line is standard JSON.
 """
@@ -85,7 +85,7 @@ class RuleEvent:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a run is done with, at its start and where a resumed one begins.
+    """The settings of a run, at its start and where it is resumed.
 
     Attributes:
         fields: as they are in the file
@@ -116,7 +116,7 @@ def run_header(settings: RunSettings, state: RunState) -> dict[str, Any]:
     """Returns what a journal's first line says of a run.
 
     Args:
-        settings: what the run is done with
+        settings: the settings of the run
         state: the state that it begins with
 
     Returns:

@@ -206,7 +206,7 @@ def apply(settings: RunSettings, state: RunState, event: StepEvent) -> Applied:
     """Take a run past one event.
 
     Args:
-        settings: What the run is done with.
+        settings: The settings of the run.
         state: The state before.
         event: The event.
 

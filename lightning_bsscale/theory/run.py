@@ -108,7 +108,7 @@ class EpochStarted(NamedTuple):
         state: The new state.
         dropped: Micro-batches that were dropped with the window that the last epoch left open.
         state_at_end: The state at the end of the last epoch.
-        is_repeated: Whether it is the epoch in progress, which Lightning begins anew.
+        is_repeated: Whether it is the epoch in progress, which Lightning repeats.
     """
 
     state: RunState
@@ -124,7 +124,7 @@ def begin_run(settings: RunSettings, position: PlanPosition, *, epoch: int) -> R
     """Begin a run that is not resumed.
 
     Args:
-        settings: What it is done with.
+        settings: Its settings.
         position: Where the user's plan begins.
         epoch: The Trainer's epoch.
 
@@ -144,7 +144,7 @@ def resume_run(settings: RunSettings, stored: RunState, position: PlanPosition, 
     """Resume a run, perhaps with other micro-batches, or on another number of ranks.
 
     Args:
-        settings: What it is done with from now on.
+        settings: The settings from now on.
         stored: What the checkpoint holds.
         position: Where the plan is, counted in this start's micro-batches.
         epoch: The Trainer's epoch.
@@ -197,7 +197,7 @@ def start_epoch(
     """Start an epoch, at its first micro-batch.
 
     Args:
-        settings: What the run is done with.
+        settings: The settings of the run.
         state: The state at the end of the last epoch.
         epoch: The Trainer's epoch.
         epoch_batches: Micro-batches that Lightning announces, or None.
@@ -208,7 +208,7 @@ def start_epoch(
         The new state.
     """
     position = state.position
-    # A second fit after an exception begins its epoch anew too, as anyone expects.
+    # A second fit after an exception repeats its epoch too.
     is_repeated = epoch == state.epoch and position.micro_batches > 0 and not position.is_last
     at_end, dropped = drop_window(settings, state)
     started = settings.plan.start_epoch(
@@ -228,7 +228,7 @@ def drop_window(settings: RunSettings, state: RunState) -> tuple[RunState, int]:
     """Leave a window that no step ended, as Lightning does at an epoch's end.
 
     Args:
-        settings: What the run is done with.
+        settings: The settings of the run.
         state: The state.
 
     Returns:
@@ -254,7 +254,7 @@ def open_window(
     """Open the next window.
 
     Args:
-        settings: What the run is done with.
+        settings: The settings of the run.
         state: The state.
         batch_idx: Index in the epoch of the window's first micro-batch.
         accumulate: The Trainer's `accumulate_grad_batches`, by which a window is made where none is placed.
@@ -324,7 +324,7 @@ def learning_rate_factors(
     """Compute what the learning rate of the open window's step is multiplied by.
 
     Args:
-        settings: What the run is done with.
+        settings: The settings of the run.
         state: The state.
         micro_batches: Micro-batches of the window on one rank.
         has_usual_size: Whether it has the current batch size.
@@ -344,7 +344,7 @@ def close_window(settings: RunSettings, state: RunState, end: WindowEnd, arrived
     """Close the open window, after the optimizer's step.
 
     Args:
-        settings: What the run is done with.
+        settings: The settings of the run.
         state: The state, with an open window.
         end: What the host knows of the step.
         arrived: What has arrived of the pending window, or None.
@@ -375,7 +375,7 @@ def ask_policy(settings: RunSettings, state: RunState, conditions: Conditions) -
     """Ask the policy at a window's end, and apply its answer from the next window on.
 
     Args:
-        settings: What the run is done with.
+        settings: The settings of the run.
         state: The state after `close_window`.
         conditions: What the policy may weigh beside it.
 
@@ -398,7 +398,7 @@ def take_arrived(
     """Take what has arrived of the pending window into the averages.
 
     Args:
-        settings: What the run is done with.
+        settings: The settings of the run.
         state: The state.
         arrived: What has arrived, or None.
 
@@ -436,7 +436,7 @@ def use_rule(settings: RunSettings, state: RunState, rule: LearningRateRule) -> 
     """Change to another rule: the learning rate is then meant for the first batch size.
 
     Args:
-        settings: What the run is done with.
+        settings: The settings of the run.
         state: The state.
         rule: How the learning rate follows the batch from now on.
 

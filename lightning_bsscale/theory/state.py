@@ -39,7 +39,7 @@ class RunNumbers:
         memory: Examples over which a measured window's weight falls to 1/e.
         measure_every: After warmup one window in so many is measured.
         probe_every: While a window has one micro-batch, one in so many has two; 0 for none.
-        samples_per_micro_batch: Gradients that can be told apart in one micro-batch of all ranks.
+        samples_per_micro_batch: Gradients that can be distinguished in one micro-batch of all ranks.
         decides: Whether the policy is asked; a monitor does not ask.
         acts: Whether windows are placed and the learning rate is scaled; a dry run and a monitor leave the Trainer's.
     """
@@ -60,7 +60,7 @@ class RunNumbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings(RunNumbers):
-    """What a run is done with. The same options give the same settings again, so none of it is in a checkpoint.
+    """The settings of a run. The same options give the same settings again, so none of it is in a checkpoint.
 
     Attributes:
         policy: Any object with `decide(situation, limits)`.

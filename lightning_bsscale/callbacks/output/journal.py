@@ -40,7 +40,7 @@ class RunJournal:
     Args:
         trainer: whose log folder is the default
         record: the option: True writes ``bsscale.jsonl`` into the log folder, a path is taken as given
-        settings: what the run is done with
+        settings: the settings of the run
         state: the state that it begins with
         resumes: the journal entry of the checkpoint that is resumed, or None
     """
@@ -55,7 +55,7 @@ class RunJournal:
     ) -> None:
         self._journal: Journal | None = None
         self._settings = settings
-        self._window: WindowEvent | None = None  # until the policy is asked
+        self._window: dict[str, Any] | None = None  # fields of a `WindowEvent`, until the policy is asked
         self._measurement: Measurement | None = None
         if record is False:
             return
@@ -109,7 +109,7 @@ class RunJournal:
         is_alone = self._settings.now.world_size == 1
         usual = window.begun * self._settings.now.granularity
         self._measurement = measurement
-        self._window = WindowEvent(
+        self._window = dict(
             start=window.start,
             length=window.begun,
             planned=None if window.planned == window.begun else window.planned,
@@ -129,12 +129,11 @@ class RunJournal:
 
     def ask_policy(self, conditions: Conditions, asked: Asked) -> None:
         """Record what the policy was asked with, and its decision."""
-        if self._window is not None and asked.decided is None:
-            self._window = replace(self._window, is_asked=True)
-        elif self._window is not None:
-            relative_lr, per_micro_batch, per_step = conditions
-            seconds = (per_micro_batch, per_step)
-            self._window = replace(self._window, is_asked=True, relative_lr=relative_lr, seconds=seconds)
+        if self._window is not None:
+            self._window["is_asked"] = True
+            if asked.decided is not None:
+                relative_lr, *seconds = conditions
+                self._window |= {"relative_lr": relative_lr, "seconds": tuple(seconds)}
         self._write(asked.record)
 
     def use_rule(self, rule: LearningRateRule) -> None:
@@ -177,14 +176,11 @@ class RunJournal:
     def _write(self, record: Line | None) -> None:
         if self._journal is None:
             return
-        for line in (*self._held, record):
+        window, self._window = self._window, None
+        for line in (None if window is None else WindowEvent(**window), self._measurement, record):
             if line is not None:
                 self._journal.write(line)
-        self._window = self._measurement = None
-
-    @property
-    def _held(self) -> tuple[Line | None, ...]:
-        return self._window, self._measurement
+        self._measurement = None
 
     # ------------------------------------------------------------------ the file
 
@@ -203,7 +199,8 @@ class RunJournal:
         if self._journal is None:
             return None
         state = self._journal.state()
-        return state | {"records": state["records"] + sum(line is not None for line in self._held)}
+        held = sum(line is not None for line in (self._window, self._measurement))
+        return state | {"records": state["records"] + held}
 
 
 def _log_folder(trainer: pl.Trainer) -> str:
