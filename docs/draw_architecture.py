@@ -35,7 +35,7 @@ ABOUT = {
     "command line": "runs the rest",
     "without Lightning": "for your own loop",
     "figures": "pictures and reports",
-    "journal": "decisions as JSON lines",
+    "journal": "a run as JSON lines, and its replay",
     "simulation": "noise with known truth",
 }
 FLOOR = "theory"  # the bottom row, as wide as the picture

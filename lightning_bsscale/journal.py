@@ -1,9 +1,9 @@
-"""What a run measured, decided and was given, as one JSON object a line: written and read.
+"""Write and read a run's measurements, decisions and inputs, one JSON object a line.
 
 A journal answers "why did it hold at step 900?" after the run: every measured window, every change, and the first of
-each run of holds are recorded with all their inputs. The events that the run follows from are recorded too
-(`theory.events`), so `replay` can compute all of it again. Non-finite numbers are written as the strings ``"inf"``,
-``"-inf"`` and ``"nan"``, so that every line is standard JSON.
+each run of holds are recorded with all their inputs. Everything else that the run depends on is recorded as events
+(`theory.events`), so that `replay` can compute the whole run again. Non-finite numbers are written as the strings
+``"inf"``, ``"-inf"`` and ``"nan"``, so that every line is standard JSON.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleEvent:
-    """Another rule is used from here on.
+    """A change to another rule.
 
     Attributes:
-        rule: what `theory.described.describe` returned of it
+        rule: the rule, as `theory.described.describe` returns it
     """
 
     rule: dict[str, Any]
@@ -88,7 +88,7 @@ class Header:
     """The settings of a run, at its start and where it is resumed.
 
     Attributes:
-        fields: as they are in the file
+        fields: the fields of the line
     """
 
     fields: dict[str, Any]
@@ -113,11 +113,11 @@ _OF_A_STEP = (WindowEvent, Measurement, DecisionRecord)
 
 
 def run_header(settings: RunSettings, state: RunState) -> dict[str, Any]:
-    """Returns what a journal's first line says of a run.
+    """Return the content of a journal's first line.
 
     Args:
         settings: the settings of the run
-        state: the state that it begins with
+        state: its first state
 
     Returns:
         policy, rule and schedule by class and options, the settings that are numbers, and the state without its history
@@ -136,31 +136,31 @@ def run_header(settings: RunSettings, state: RunState) -> dict[str, Any]:
 class Journal:
     """Writes records to a file that no other run writes to, one JSON object a line, after a header line.
 
-    A new journal takes the first free name of ``run.jsonl``, ``run-v1.jsonl``, …, so that nothing that is there is ever
-    replaced. One that resumes a run continues that run's journal, which it knows by its id, if the file has that id and
-    no other process is writing to it; else it begins a new one, whose header names the one that it continues.
+    A new journal takes the first free name of ``run.jsonl``, ``run-v1.jsonl``, …, so it never replaces a file. A
+    resumed run continues its own journal if the file has the run's id and no other process is writing to it. Otherwise
+    it starts a new journal, whose header names the old one.
 
     Attributes:
-        path: the file that is written
-        requested: the name that was asked for
-        id: of this file, in its header and in the state
-        records: how many lines it holds after its header
-        kept: of a continued journal, how many of them the checkpoint knows of
-        replaced: of a continued journal, how many beyond those were dropped
+        path: the file
+        requested: the requested name
+        id: the id in its header, which checkpoints hold too
+        records: lines after the header
+        kept: in a continued journal, lines known to the checkpoint
+        replaced: in a continued journal, later lines, which were dropped
         is_continued: whether it is the journal of the resumed run
-        not_continued: of a resumed run with a new journal, why; None else
-        in_use: whether that is because another process writes to it
-        is_removed: whether it was removed in the end, as it had no optimizer step
+        not_continued: why a resumed run started a new journal; None otherwise
+        in_use: whether the reason is that another process writes to it
+        is_removed: whether it was removed when closed, because it held no optimizer step
     """
 
     def __init__(self, path: str | Path, header: dict[str, Any], *, resumes: Mapping[str, Any] | None = None) -> None:
-        """Opens the file.
+        """Open the file.
 
         Args:
-            path: where to write; folders are made
-            header: what the first line says beside the schema version; of a continued journal, the next line
-            resumes: the `state` of the journal to continue after that many of its records: what a killed run wrote
-                after its last checkpoint is written again by the run that resumes it
+            path: the file; missing folders are created
+            header: content of the first line beside the schema version; in a continued journal, of the next line
+            resumes: the `state` of the journal to continue. Lines that a killed run wrote after its last checkpoint are
+                dropped, because the resumed run writes them again
 
         A file that cannot be created raises ValueError.
         """
@@ -213,19 +213,11 @@ class Journal:
         self.id, self._file, self.records = str(resumes["id"]), file, self.kept
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must know to continue this journal.
-
-        Returns:
-            its id, its path, and how many lines it holds after its header
-        """
+        """Return what a checkpoint needs to continue this journal: its id, its path, and its lines after the header."""
         return {"id": self.id, "path": str(self.path.absolute()), "records": self.records}
 
     def write(self, record: Line) -> None:
-        """Appends one line.
-
-        Args:
-            record: a measurement, a decision or an event
-        """
+        """Append a measurement, a decision or an event."""
         if isinstance(record, Header):
             fields = record.fields
         else:
@@ -250,17 +242,17 @@ class Journal:
             while rest:
                 rest = rest[self._file.write(rest) or 0 :]
         except OSError as error:
-            # A full disk ends the journal, not the training; and the journal ends with a whole line.
+            # A full disk ends the journal, not the training. The journal then ends with a complete line.
             with contextlib.suppress(OSError):
                 self._file.truncate(self._end)
             self._release()
-            warnings.warn(f"The journal {self.path} ends here ({error}); training goes on.", stacklevel=2)
+            warnings.warn(f"The journal {self.path} ends here ({error}); training continues.", stacklevel=2)
             return False
         self._end += len(line)
         return True
 
     def close(self) -> None:
-        """Closes the file, and removes a new one without an optimizer step; a second call does nothing."""
+        """Close the file, and remove a new one without an optimizer step; a second call does nothing."""
         if self._file is not None:
             if not self._has_steps and not self.is_continued and is_at(self.path, self._file):
                 with contextlib.suppress(OSError):  # Windows does not remove a file that is open
@@ -275,8 +267,7 @@ class Journal:
             file.close()
 
     def _forget(self) -> None:
-        # In a forked child, whose copy of the descriptor would keep the lock after the parent's end. The lock itself
-        # is the parent's.
+        # In a forked child: its copy of the descriptor would keep the parent's lock after the parent's end.
         file, self._file = self._file, None
         if file is not None:
             file.close()
@@ -310,7 +301,7 @@ def _bounded(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def _end_of_records(file: io.FileIO, path: Path, known: Mapping[str, Any]) -> tuple[int, int, int]:
-    # Where the records that the checkpoint knows of end, how many of them are there, and how many are beyond.
+    # Return the end of the lines known to the checkpoint, their number, and the number of later ones.
     reader = io.BufferedReader(file)
     try:
         lines = bounded_lines(reader, path)

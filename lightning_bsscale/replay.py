@@ -1,7 +1,7 @@
-"""A whole run again, from its journal: windows, averages, decisions and learning-rate factors, without torch.
+"""Compute a whole run again from its journal, without torch: windows, averages, decisions and factors.
 
-The events of the journal go through the same pure functions as in training. What is recomputed is given beside what is
-recorded, line by line, in bounded memory.
+The journal's events pass through the same pure functions as in training. Recorded and recomputed values are compared
+line by line, in bounded memory.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ KINDS = {
     "decision": "decisions",
     "end": "end states",
 }
-"""What is compared: one, and several."""
+"""Kinds of compared values: singular → plural."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """Something recorded beside what the same functions give now.
+    """A recorded value beside the recomputed one.
 
     Attributes:
-        line: number of the line in the journal
+        line: line number in the journal
         kind: one of `KINDS`
         recorded: a window's start and length, its two learning-rate factors, a `Measurement`, a `DecisionRecord`, or
-            the `RunState` at the end; None where the journal lacks it
-        replayed: the same, recomputed; None where nothing was
+            the `RunState` at the end; None if the journal lacks it
+        replayed: the same, recomputed; None if nothing was
     """
 
     line: int
@@ -54,7 +54,7 @@ class Replayed:
 
     @property
     def agrees(self) -> bool:
-        """Whether both are the same, and their numbers to rounding."""
+        """Whether both are equal, numbers to rounding."""
         return _are_close(self.recorded, self.replayed)
 
 
@@ -74,19 +74,19 @@ def _are_close(recorded: Any, replayed: Any) -> bool:
 
 
 def replay(path: str | Path, policy: Any = None, rule: Any = None, schedule: Any = None) -> Iterator[Replayed]:
-    """Walks a run again, event by event.
+    """Replay a run, event by event.
 
     Args:
         path: a journal
-        policy: the policy to ask; None makes the one that the header names, with its options
+        policy: the policy; None creates the one that the header names, with its options
         rule: likewise the rule, without the ceiling of `lr_cap`, which is in the journal
         schedule: likewise the callback's own schedule
 
     Yields:
         each window, factor, measurement and decision, and the state at the end, as recorded and as recomputed
 
-    A file that `read_lines` refuses, a policy, rule or schedule that is unknown and not given, and numbers that cannot
-    be worked with raise ValueError.
+    A file that `read_lines` refuses, an unknown policy, rule or schedule that was not given, and numbers that no run
+    can have raise ValueError.
     """
     given = {"policy": policy, "rule": rule, "schedule": schedule}
     at: _Run | None = None
@@ -96,12 +96,12 @@ def replay(path: str | Path, policy: Any = None, rule: Any = None, schedule: Any
             continue
         assert at is not None
         yield from at.past(number, line)
-    # What is missing at the end is no disagreement: a run may be killed between a window and what it measured.
+    # Missing lines at the end are no disagreement: a run may be killed between a window and its measurement.
 
 
 @dataclass(eq=False)
 class _Run:
-    """A run in progress: where it is, and what was recomputed and not yet found in the journal."""
+    """A run in progress, with the recomputed records that the journal has not shown yet."""
 
     path: str | Path
     settings: RunSettings
@@ -112,7 +112,7 @@ class _Run:
 
     @classmethod
     def begun(cls, path: str | Path, number: int, header: dict[str, Any], given: dict[str, Any]) -> _Run:
-        """Begin where a header or a resumed run begins."""
+        """Begin at a header, or where a run was resumed."""
         try:
             for name in ("settings", "state"):
                 if not isinstance(header.get(name), dict):
@@ -138,7 +138,7 @@ class _Run:
         return cls(path, settings, state, given)
 
     def past(self, number: int, line: Line) -> Iterator[Replayed]:
-        """Take the run past one line."""
+        """Advance the run by one line."""
         if isinstance(line, (Measurement, DecisionRecord)):
             yield self._found(number, line)
             return
@@ -179,7 +179,7 @@ class _Run:
         except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
             if any(value is not None for value in self.given.values()):  # it may be the user's own error
                 raise
-            # Each number was checked by itself, but not what they add up to.
+            # Each number was checked on its own, but not in combination.
             name = type(self.settings.policy).__name__ if self.settings.decides else "a replay"
             raise ValueError(
                 f"{self.path}, line {self.line} holds numbers that {name} cannot work with ({error}). {REPAIR}"

@@ -51,7 +51,7 @@ class RawSums(NamedTuple):
 class GradientWatcher(ABC):
     """Watches the gradients of samples, window by window.
 
-    A sample is the gradient of one group of examples. A window may have any number of samples, each of its own size,
+    A sample is the gradient of one group of examples. A window may have any number of samples of different sizes,
     all at the same parameters and of losses with the same divisor. The calls are as follows; nothing is registered
     before and after them::
 

@@ -1,6 +1,6 @@
-"""What a journal says of a policy, a rule and a schedule, and the objects that are made of it again.
+"""Describe policies, rules and schedules for a journal, and create them from their descriptions.
 
-Only classes of this package are ever made, and their constructors check every option.
+Only classes of this package are created, and their constructors check every option.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def describe(thing: Any) -> dict[str, Any]:
     """Name the class and the options of a policy, a rule or a schedule.
 
     Args:
-        thing: Any of these, also a user's own.
+        thing: A policy, rule or schedule, also a user's own.
 
     Returns:
         ``{"class": name, "options": fields}``, of bounded size. Options are numbers, strings, bools, None, enums (by
-        value), short sequences of these, and rules as they are; anything else is the name of its class. The options of
-        what is no dataclass are unknown (None).
+        value), short sequences of these, and rules. Anything else becomes the name of its class. The options of an
+        object that is no dataclass are unknown (None).
     """
     return _described(thing, 2)
 
@@ -49,7 +49,7 @@ def _described(thing: Any, depth: int) -> dict[str, Any]:
         for name in [field.name for field in dataclasses.fields(thing)][:MAX_OPTIONS]:
             try:
                 options[name] = _option(getattr(thing, name), depth)
-            except Exception:  # whatever an attribute of the user's raises when it is looked at
+            except Exception:  # an attribute of the user's object may raise anything
                 options[name] = "unreadable"
     return {"class": type(thing).__name__, "options": options}
 
@@ -74,7 +74,7 @@ def _option(value: Any, depth: int) -> Any:
 
 
 def make_policy(described: Any, path: Any) -> Any:
-    """Make a policy of what `describe` returned.
+    """Create a policy from its description.
 
     Args:
         described: The description, from a file.
@@ -90,13 +90,13 @@ def make_policy(described: Any, path: Any) -> Any:
 
 
 def make_schedule(described: Any, path: Any) -> Schedule | None:
-    """Make a schedule of what `describe` returned, as `make_policy` does; None of None."""
+    """Create a schedule from its description, or None from None."""
     made: Schedule | None = None if described is None else _made(described, "schedule", SCHEDULES.values(), path)
     return made
 
 
 def make_rule(described: Any, path: Any, given: object = None) -> LearningRateRule:
-    """Make a rule of what `describe` returned.
+    """Create a rule from its description.
 
     Args:
         described: The description, from a file.

@@ -1,7 +1,7 @@
 """The pure functions that take a run from window to window.
 
 A *window* opens at its first micro-batch (`open_window`) and closes when the optimizer has stepped (`close_window`).
-Then the policy is asked (`ask_policy`). Each function returns a new `RunState` and what is to be done. Nothing here
+Then the policy is asked (`ask_policy`). Each function returns a new `RunState` and the actions to take. Nothing here
 touches a Trainer, a tensor or a clock.
 """
 
@@ -40,7 +40,7 @@ __all__ = [
 
 
 class WindowEnd(NamedTuple):
-    """What the host knows when the optimizer has stepped.
+    """The host's knowledge of a window after the optimizer's step.
 
     Attributes:
         ready: Micro-batches of the epoch so far.
@@ -60,12 +60,12 @@ class WindowEnd(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """What a policy may weigh beside the run's state, the same on all ranks.
+    """Inputs of a policy beside the run's state; the same on all ranks.
 
     Attributes:
-        relative_lr: Where the user's scheduler has taken the learning rate, 1 at its start.
+        relative_lr: The user's learning rate relative to its initial value.
         seconds_per_micro_batch: None while unknown.
-        seconds_per_step: What a step costs beyond its micro-batches; None while unknown.
+        seconds_per_step: Seconds of a step beyond its micro-batches; None while unknown.
     """
 
     relative_lr: float
@@ -78,8 +78,8 @@ class Closed(NamedTuple):
 
     Attributes:
         state: The new state; its `pending` says whether this window's sums are to be sent.
-        measurement: What has arrived of an earlier window, or None.
-        found_changed: Whether gradients were found changed: what was seen of this window is to be discarded.
+        measurement: The measurement of an earlier window that has arrived, or None.
+        found_changed: Whether changed gradients were detected; this window's sums are then to be discarded.
     """
 
     state: RunState
@@ -93,7 +93,7 @@ class Asked(NamedTuple):
     Attributes:
         state: The new state.
         record: A change of the batch, or the first of a run of holds; else None.
-        decided: What was asked and answered; None where the policy was not asked.
+        decided: The policy's answer and its effect; None if it was not asked.
     """
 
     state: RunState
@@ -106,7 +106,7 @@ class EpochStarted(NamedTuple):
 
     Attributes:
         state: The new state.
-        dropped: Micro-batches that were dropped with the window that the last epoch left open.
+        dropped: Micro-batches dropped with the window that the last epoch left open.
         state_at_end: The state at the end of the last epoch.
         is_repeated: Whether it is the epoch in progress, which Lightning repeats.
     """
@@ -150,7 +150,7 @@ def resume_run(settings: RunSettings, stored: RunState, position: PlanPosition, 
         epoch: The Trainer's epoch.
 
     Returns:
-        The state before the next window. What was left of a window that the checkpoint cut makes a window by itself.
+        The state before the next window. The rest of a window that the checkpoint cut becomes a window.
     """
     before, now, window = stored.now, settings.now, stored.window
     examples, pending, cut = stored.examples.resumed(now.world_size), stored.pending, stored.cut
@@ -201,7 +201,7 @@ def start_epoch(
         state: The state at the end of the last epoch.
         epoch: The Trainer's epoch.
         epoch_batches: Micro-batches that Lightning announces, or None.
-        epoch_examples: Examples in it, or None where they are not known.
+        epoch_examples: Examples in it; None if unknown.
         first: Index of the micro-batch with which a resumed run begins the epoch.
 
     Returns:
@@ -225,7 +225,7 @@ def start_epoch(
 
 
 def drop_window(settings: RunSettings, state: RunState) -> tuple[RunState, int]:
-    """Leave a window that no step ended, as Lightning does at an epoch's end.
+    """Drop a window that no step ended, as Lightning does at an epoch's end.
 
     Args:
         settings: The settings of the run.
@@ -257,14 +257,14 @@ def open_window(
         settings: The settings of the run.
         state: The state.
         batch_idx: Index in the epoch of the window's first micro-batch.
-        accumulate: The Trainer's `accumulate_grad_batches`, by which a window is made where none is placed.
+        accumulate: The Trainer's `accumulate_grad_batches`, which makes the windows if none are placed.
         steps_before: The Trainer's optimizer steps.
 
     Returns:
         The new state with its window.
     """
     plan = _planned_window(settings, state, batch_idx, accumulate)
-    # Where windows are not placed, one that does not begin at a multiple has an old gradient in it.
+    # If windows are not placed, one that does not begin at a multiple contains an old gradient.
     is_clear = settings.acts or batch_idx % accumulate == 0
     in_warmup = state.examples.total < settings.warmup_examples
     is_due = in_warmup or plan.is_probe or state.windows % settings.measure_every == 0
@@ -311,7 +311,6 @@ def _planned_window(settings: RunSettings, state: RunState, batch_idx: int, accu
 
 
 def _is_last(settings: RunSettings, state: RunState, plan: WindowPlan) -> bool:
-    # Whether the epoch or the budget ends with the window.
     length = settings.plan.epoch_length(state.position, plan.start)
     left = settings.plan.batches_left(state.position, plan.start, state.used_examples)
     ends = [left, None if length is None else length - plan.start]
@@ -321,7 +320,7 @@ def _is_last(settings: RunSettings, state: RunState, plan: WindowPlan) -> bool:
 def learning_rate_factors(
     settings: RunSettings, state: RunState, micro_batches: int, *, has_usual_size: bool
 ) -> tuple[float, float]:
-    """Compute what the learning rate of the open window's step is multiplied by.
+    """Compute the learning-rate factors of the open window's step.
 
     Args:
         settings: The settings of the run.
@@ -330,7 +329,7 @@ def learning_rate_factors(
         has_usual_size: Whether it has the current batch size.
 
     Returns:
-        The factor that goes with its size, and that of the callback's own schedule at its middle (1 without one).
+        The factor for its size, and that of the callback's own schedule at its middle (1 without one).
     """
     examples = micro_batches * settings.now.granularity
     factor = state.batch.lr_scale
@@ -346,11 +345,11 @@ def close_window(settings: RunSettings, state: RunState, end: WindowEnd, arrived
     Args:
         settings: The settings of the run.
         state: The state, with an open window.
-        end: What the host knows of the step.
-        arrived: What has arrived of the pending window, or None.
+        end: The host's knowledge of the step.
+        arrived: The sums of the pending window that have arrived, or None.
 
     Returns:
-        The new state, and what is to be done.
+        The new state, and what to do.
     """
     window = state.window
     assert window is not None
@@ -365,7 +364,7 @@ def close_window(settings: RunSettings, state: RunState, end: WindowEnd, arrived
     )
     state, measurement, found_changed = take_arrived(settings, state, arrived)
     on_ranks = settings.now.world_size > 1
-    # Every rank sends for every window that was to be measured, also one whose own gradients were not seen.
+    # Every rank sends for every window to be measured, also if it saw no gradients.
     if window.is_measured and (end.sends if on_ranks else end.has_sums and not found_changed):
         state = changed(state, pending=closed, examples=state.examples.sent() if on_ranks else state.examples)
     return Closed(state, measurement, found_changed)
@@ -377,10 +376,10 @@ def ask_policy(settings: RunSettings, state: RunState, conditions: Conditions) -
     Args:
         settings: The settings of the run.
         state: The state after `close_window`.
-        conditions: What the policy may weigh beside it.
+        conditions: Inputs beside the state.
 
     Returns:
-        The new state, and what is to be shown.
+        The new state, and the decision to show.
     """
     if not settings.decides or state.examples.total < settings.warmup_examples:
         return Asked(state, None, None)
@@ -395,15 +394,15 @@ def ask_policy(settings: RunSettings, state: RunState, conditions: Conditions) -
 def take_arrived(
     settings: RunSettings, state: RunState, arrived: Arrived | None
 ) -> tuple[RunState, Measurement | None, bool]:
-    """Take what has arrived of the pending window into the averages.
+    """Add the pending window's sums to the averages.
 
     Args:
         settings: The settings of the run.
         state: The state.
-        arrived: What has arrived, or None.
+        arrived: The sums, or None.
 
     Returns:
-        The new state, the measurement if there is one, and whether gradients were found changed.
+        The new state, the measurement if there is one, and whether changed gradients were detected.
     """
     window, state = state.pending, changed(state, pending=None)
     if window is None or arrived is None:
@@ -421,19 +420,12 @@ def take_arrived(
 
 
 def settle_unsent(state: RunState) -> RunState:
-    """Leave what has not arrived of the pending window, and keep what was assumed of its examples.
-
-    Args:
-        state: The state.
-
-    Returns:
-        The new state.
-    """
+    """Return the state without the pending window, whose examples stay as assumed."""
     return changed(state, pending=None, examples=state.examples.settled())
 
 
 def use_rule(settings: RunSettings, state: RunState, rule: LearningRateRule) -> tuple[RunSettings, RunState]:
-    """Change to another rule: the learning rate is then meant for the first batch size.
+    """Change to another rule, and take the learning rate to be that of the first batch size.
 
     Args:
         settings: The settings of the run.

@@ -27,21 +27,21 @@ __all__ = ["CutWindow", "OpenWindow", "RunNumbers", "RunSettings", "RunState"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunNumbers:
-    """The settings that a journal can hold as they are: numbers and flags.
+    """The settings that a journal holds as they are: numbers and flags.
 
     Attributes:
         first: The start that the plan counts in.
         now: This start.
         plan: The user's own plan.
-        limits: Between which sizes the batch may move.
-        total_examples: The budget in examples, or None where it is unknown.
+        limits: The possible batch sizes.
+        total_examples: The budget in examples; None if unknown.
         warmup_examples: Examples before the batch may grow.
         memory: Examples over which a measured window's weight falls to 1/e.
-        measure_every: After warmup one window in so many is measured.
-        probe_every: While a window has one micro-batch, one in so many has two; 0 for none.
+        measure_every: After warmup, one window in this many is measured.
+        probe_every: While windows have one micro-batch, one in this many has two; 0 for none.
         samples_per_micro_batch: Gradients that can be distinguished in one micro-batch of all ranks.
         decides: Whether the policy is asked; a monitor does not ask.
-        acts: Whether windows are placed and the learning rate is scaled; a dry run and a monitor leave the Trainer's.
+        acts: Whether windows are placed and the learning rate is scaled; false for a dry run and a monitor.
     """
 
     first: Start
@@ -66,7 +66,7 @@ class RunSettings(RunNumbers):
         policy: Any object with `decide(situation, limits)`.
         rule: How the learning rate follows the batch.
         rule_for: Makes the rule that fits another optimizer.
-        schedule: The callback's own schedule; None where the user's scheduler owns the learning rate.
+        schedule: The callback's own schedule; None if the user's scheduler controls the learning rate.
     """
 
     policy: Any
@@ -87,15 +87,15 @@ class OpenWindow:
 
     Attributes:
         start: Index of its first micro-batch in the epoch.
-        planned: Micro-batches that it should have.
+        planned: Planned micro-batches.
         loss_divisor: What Lightning divides each loss by.
         steps_before: The Trainer's optimizer steps when it began.
-        is_measured: Whether it is one to measure. On several ranks it then sends a message.
+        is_measured: Whether it is to be measured. On several ranks it then sends a message.
         is_watched: Whether its gradients are watched.
-        is_compared: Whether `.grad` is compared with what is watched.
-        has_usual_size: Whether its factor is that of the current batch size: no probe, and not cut short.
-        is_rest: Whether it is what was left of a window that a checkpoint cut.
-        skipped: Indices since its start for which the loader gave None.
+        is_compared: Whether `.grad` is compared with the observed gradients.
+        has_usual_size: Whether it has the current batch size: it is no probe, and not cut short.
+        is_rest: Whether it is the rest of a window that a checkpoint cut.
+        skipped: Indices since its start for which the loader returned None.
         begun: Micro-batches so far, the one in progress included.
         ended: Micro-batches that have ended.
         examples: Examples of this rank so far.
@@ -135,16 +135,16 @@ class RunState:
 
     Attributes:
         first: The start that the plan counts in.
-        now: The start of the process that the state is of.
+        now: The start of the process that holds this state.
         batch: The current batch size and its learning-rate factor.
-        position: Where the user's own plan is.
+        position: Position in the user's plan.
         examples: Examples of all windows.
-        measured: What the measured windows add up to.
+        measured: The measured windows and their averages.
         decisions: The decisions that are kept.
         pending: The closed window whose sums have not arrived, or None.
         window: The window in progress, or None.
         windows: Windows so far; each ended with an optimizer step.
-        lost_micro_batches: Micro-batches that no step was made with.
+        lost_micro_batches: Dropped micro-batches, which entered no step.
         lost_examples: Their examples.
         epoch: The Trainer's epoch.
         micro_batches_in_epoch: Micro-batches of the epoch so far.
@@ -176,12 +176,12 @@ class RunState:
 
     @property
     def used_examples(self) -> int:
-        """Examples of the budget that are gone: seen, or lost, as the user's schedulers went past those too."""
+        """Examples of the budget that are used: seen or lost, because the plan advances past both."""
         return self.examples.total + self.lost_examples
 
     @property
     def planned_steps(self) -> int:
-        """Optimizer steps that the user's own plan has made at the last window's end."""
+        """Optimizer steps of the user's plan at the last window's end."""
         return steps_made(self.position, self.first.accumulate)
 
     def is_over(self, max_steps: int, total_examples: float | None) -> bool:
@@ -189,20 +189,20 @@ class RunState:
 
         Args:
             max_steps: The Trainer's; -1 for none.
-            total_examples: The budget that the user gave, or None.
+            total_examples: The user's budget, or None.
 
         Returns:
-            True where not one micro-batch is left.
+            True if no micro-batch is left.
         """
         if total_examples is not None:
             return self.used_examples >= total_examples
         return 0 <= max_steps <= self.planned_steps
 
     def window_at_restart(self) -> tuple[int, int]:
-        """Return start and length of the window by which Lightning must judge the position that it restores.
+        """Return start and length of the window that Lightning must see when it restores its position.
 
-        It asks whether the last micro-batch before the checkpoint ended a window, to count the loggers' steps. After an
-        exception within a micro-batch the answer must be no: the step before was counted.
+        Lightning checks whether the last micro-batch before the checkpoint ended a window, to count the loggers' steps.
+        After an exception within a micro-batch the answer must be no, because the previous step was counted.
         """
         window = self.window
         if window is None:
@@ -225,7 +225,7 @@ class RunState:
         return changed(self, window=window, micro_batches_in_epoch=batch_idx + 1)
 
     def without_history(self) -> RunState:
-        """Return the state with the last measurement and the last decision alone, which is all that the run needs."""
+        """Return the state with the last measurement and the last decision alone, which is all that a run needs."""
         log = self.decisions
         if len(self.measured.history) <= 1 and len(log.records) <= 1:
             return self

@@ -23,7 +23,7 @@ class Broken(Exception):
 
 
 class KeepsState(Scripted):
-    """A policy whose state cannot be read where it is told so."""
+    """A policy whose state can be made unreadable."""
 
     is_broken = False
 
@@ -41,7 +41,7 @@ def trainer_with(callback, **settings):
 
 
 def breaking(function):
-    """Breaks when it is done, so that only what comes after it is missing."""
+    """Breaks after its work, so that only the following calls are missing."""
 
     def broken(*args, **kwargs):
         function(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Small models, each with a way of making gradients of its own."""
+"""Small models that make gradients in different ways."""
 
 import torch
 from torch import nn

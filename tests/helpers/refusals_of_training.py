@@ -457,11 +457,11 @@ def nothing_to_read_for_the_caller():
     pickle.loads(sent)
 
 
-# ---------------------------------------------------------------- when a run goes on
+# ---------------------------------------------------------------- resumed runs
 
 
 def go_on(change=lambda state: None, *, stop_after=8, batch_size=4, **settings):
-    """A run that is saved after so many examples, its state changed, and the run that goes on from it."""
+    """A run that is saved after so many examples, its state changed, and the resumed run."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "saved.ckpt"))
         with warnings.catch_warnings():

@@ -215,7 +215,7 @@ class CountsWindows(Regression):
 
 
 class Watched(Regression):
-    """Validates, keeps the examples seen by each step, and fails where it is told to."""
+    """Validates, keeps the examples seen by each step, and fails on demand."""
 
     breaks_at = None
     clock = 0.0  # in which every micro-batch takes a second

@@ -39,7 +39,7 @@ class Memory(pl.Callback):
 @pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
 def test_20_000_steps(tmp_path):
-    """The defaults, with noise so large that the batch grows a few times; then it goes on at its size."""
+    """The defaults, with noise so large that the batch grows a few times; then it trains on at its size."""
     data = regression_loader(4000, noise=3.0).dataset
     scaler = BatchSizeScaler(max_batch_size=16, record=tmp_path / "journal.jsonl")
     memory = Memory(1000)

@@ -206,7 +206,7 @@ def killed(folder, seed, kills):
 def records_of(folder):
     """Those of the run that ended: one that was killed before its first checkpoint is nobody's to continue.
 
-    Each run that resumed another says so in a line of its own, which an unbroken run does not have.
+    Each run that resumed another records this in a line that an unbroken run does not have.
     """
     path = folder / (folder / "journal.txt").read_text()
     assert all(one.agrees for one in replay(path))

@@ -1,4 +1,4 @@
-"""The run's journal: where it is written, what of a run goes into it, and what is said of it."""
+"""The run's journal: which file it is, and what is recorded of a run."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ JOURNAL_NAME = "bsscale.jsonl"
 
 
 class RunJournal:
-    """Writes what a run is given and records, where the user wants a journal; elsewhere, and on other ranks, nothing.
+    """Records a run, if the user wants a journal; otherwise, and on other ranks, it does nothing.
 
     Args:
-        trainer: whose log folder is the default
-        record: the option: True writes ``bsscale.jsonl`` into the log folder, a path is taken as given
+        trainer: the Trainer, whose log folder is the default
+        record: the option: True writes ``bsscale.jsonl`` into the log folder, a path is used as it is
         settings: the settings of the run
-        state: the state that it begins with
-        resumes: the journal entry of the checkpoint that is resumed, or None
+        state: its first state
+        resumes: the journal entry of the resumed checkpoint, or None
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class RunJournal:
         path = Path(_log_folder(trainer)) / JOURNAL_NAME if record is True else Path(record)
         if trainer.is_global_zero:
             self._journal = Journal(path, run_header(settings, state), resumes=resumes)
-            with self.closed_on_error():  # a warning may be made an error
+            with self.closed_on_error():  # a warning may be turned into an error
                 _log_journal(self._journal, resumes)
 
     @contextmanager
@@ -74,7 +74,7 @@ class RunJournal:
             self.close()
             raise
 
-    # ------------------------------------------------------------------ what a run is given
+    # ------------------------------------------------------------------ events
 
     def start_epoch(self, before: RunState, now: RunState) -> None:
         """Record an epoch's start, from the states around it."""
@@ -91,7 +91,7 @@ class RunJournal:
             self._write(event)
 
     def drop_window(self, before: RunState) -> None:
-        """Record that a window is left, or what a checkpoint cut; of a state without either, nothing."""
+        """Record that a window is dropped, or the rest of one that a checkpoint cut, if there is either."""
         if before.window is not None or before.cut is not None:
             self._write(DropEvent(ready=before.micro_batches_in_epoch, window=self._progress(before.window)))
 
@@ -103,7 +103,7 @@ class RunJournal:
         arrived: Arrived | None,
         measurement: Measurement | None,
     ) -> None:
-        """Record a window and what has arrived by its end; the line is written when the policy is asked."""
+        """Record a window and the sums that have arrived; the line is written when the policy is asked."""
         if self._journal is None:
             return
         is_alone = self._settings.now.world_size == 1
@@ -128,7 +128,7 @@ class RunJournal:
         )
 
     def ask_policy(self, conditions: Conditions, asked: Asked) -> None:
-        """Record what the policy was asked with, and its decision."""
+        """Record the policy's inputs and its decision."""
         if self._window is not None:
             self._window["is_asked"] = True
             if asked.decided is not None:
@@ -137,20 +137,20 @@ class RunJournal:
         self._write(asked.record)
 
     def use_rule(self, rule: LearningRateRule) -> None:
-        """Record that another rule is used."""
+        """Record a change to another rule."""
         if self._journal is not None:
             self._write(RuleEvent(rule=describe(rule)))
 
     def follow_schedulers(self, position: PlanPosition) -> None:
-        """Record that other schedulers are followed."""
+        """Record a change to other schedulers."""
         self._write(SchedulersEvent(frequencies=tuple(frequency for frequency, _ in position.before)))
 
     def give_up(self) -> None:
-        """Record that nothing is waited for any more."""
+        """Record that sums in flight are abandoned."""
         self._write(GiveUpEvent())
 
     def end(self, before: RunState, now: RunState, arrived: Arrived | None, measurement: Measurement | None) -> None:
-        """Record the run's end, from the states around it, and close the file."""
+        """Record the run's end, from the states around it."""
         if self._journal is not None:
             event = EndEvent(
                 ready=before.micro_batches_in_epoch,
@@ -158,10 +158,8 @@ class RunJournal:
                 arrived=arrived,
                 state=replace(now.without_history(), window=None),
             )
-            with self.closed_on_error():
-                self._write(event)
-                self._write(measurement)
-        self.close()
+            self._write(event)
+            self._write(measurement)
 
     def _progress(self, window: OpenWindow | None) -> Progress | None:
         if window is None:
@@ -195,7 +193,7 @@ class RunJournal:
         return None if self._journal is None or self._journal.is_removed else str(self._journal.path)
 
     def state(self) -> dict[str, Any] | None:
-        """Return what a checkpoint holds of the journal: its id, path and number of lines, or None."""
+        """Return the journal's id, path and number of lines for a checkpoint, or None."""
         if self._journal is None:
             return None
         state = self._journal.state()

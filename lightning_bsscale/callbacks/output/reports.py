@@ -47,17 +47,17 @@ class Reports:
     def epoch_started(self, before: RunState, started: EpochStarted) -> None:
         """Record an epoch's start, and say what it lost or repeats."""
         self.journal.start_epoch(before, started.state)
-        self._say_dropped(started.state_at_end, started.dropped)
+        self._warn_dropped(started.state_at_end, started.dropped)
         received, announced = started.state_at_end.position.micro_batches, started.state.position.epoch_batches
         if self._settings.decides and started.is_repeated and announced is not None and received >= announced:
             messages.warn_repeated_epoch(received, announced, waits=self._settings.plan.ends_with_epochs)
 
     def window_dropped(self, before: RunState, state: RunState, micro_batches: int) -> None:
-        """Record that a window was left that no step ended, and say it once."""
+        """Record that a window without a step was dropped, and warn once."""
         self.journal.drop_window(before)
-        self._say_dropped(state, micro_batches)
+        self._warn_dropped(state, micro_batches)
 
-    def _say_dropped(self, state: RunState, micro_batches: int) -> None:
+    def _warn_dropped(self, state: RunState, micro_batches: int) -> None:
         if micro_batches and self._settings.acts:
             self.once(
                 messages.warn_dropped_micro_batches,
@@ -72,13 +72,13 @@ class Reports:
             messages.warn_cut_window(cut.lost, window.planned if self._settings.acts else 0)
 
     def window_closed(self, window: OpenWindow, closed: Closed, *, has_gradient_scaler: bool) -> None:
-        """Check the window's size, and say what is wrong with its loss."""
+        """Check the window's size, and warn if many windows were dropped."""
         self._sizes.add(window.examples, window.begun)
         if closed.state.measured.many_were_dropped:
             self.once(messages.warn_dropped_windows, MANY_DROPPED, has_scaler=has_gradient_scaler)
 
     def decided(self, conditions: Conditions, asked: Asked) -> None:
-        """Record what the policy was asked with and its decision, and say it."""
+        """Record and log a decision."""
         self.journal.ask_policy(conditions, asked)
         if asked.decided is not None and not asked.decided.is_valid:
             self.once(messages.warn_invalid_decision, self._settings.policy, asked.decided.answer)

@@ -11,7 +11,7 @@ PROGRAM = Program(batches=(2, 3), accumulate=2)
 
 
 class Keeps:
-    """A policy with a state of its own."""
+    """A policy that has a state."""
 
     def __init__(self, kept=None):
         self.kept = kept

@@ -40,7 +40,7 @@ def test_the_probe_sees_an_unsized_end_without_rescaling():
 
 
 def test_a_loader_shorter_than_announced_loses_once_and_says_so():
-    """Lightning is told 30 and gets 18: it drops the window in progress. From the second epoch on nothing is lost."""
+    """Lightning expects 30 and receives 18: it drops the open window. From the second epoch on nothing is lost."""
     module, epochs = OneHot(54, 18), 3
     scaler = scripted(lr_rule="none")
     loader = DataLoader(UnsizedNumbers(18), batch_size=1)
