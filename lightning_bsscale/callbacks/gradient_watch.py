@@ -21,8 +21,7 @@ from lightning_bsscale.callbacks.trainer.timing import StepTimes
 from lightning_bsscale.gradients.choose import UnsupportedSharding, choose_watcher
 from lightning_bsscale.gradients.comparison import Difference, not_compared
 from lightning_bsscale.gradients.reduce import PendingSums
-from lightning_bsscale.gradients.shares import share_of_sums
-from lightning_bsscale.gradients.watcher import WindowShare
+from lightning_bsscale.gradients.watcher import WindowShare, share_of_sums
 from lightning_bsscale.theory.measured import Arrived, ClosedWindow
 from lightning_bsscale.theory.records import WindowSums
 from lightning_bsscale.theory.state import OpenWindow

@@ -16,9 +16,8 @@ from lightning_bsscale.callbacks.monitor import GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.window_callback import WindowCallback
 from lightning_bsscale.summary import summary_table
 from lightning_bsscale.theory.checks import check_integer
-from lightning_bsscale.theory.decision_log import DecisionLog
 from lightning_bsscale.theory.policies import Policy, resolve_policy
-from lightning_bsscale.theory.records import DecisionRecord
+from lightning_bsscale.theory.records import DecisionLog, DecisionRecord
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.schedules import Schedule
 

@@ -12,7 +12,7 @@ from lightning_bsscale.callbacks.checks import preflight
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.gradient_watch import GradientWatch
 from lightning_bsscale.callbacks.output import messages
-from lightning_bsscale.callbacks.output.journal import RunJournal
+from lightning_bsscale.callbacks.output.journal import open_journal
 from lightning_bsscale.callbacks.output.reports import Reports
 from lightning_bsscale.callbacks.state.checkpoint import read_run, restore_policy
 from lightning_bsscale.callbacks.trainer.loaders import Loaders, SizeCheck, read_loaders
@@ -88,7 +88,7 @@ def start_run(
     if options.decides:
         messages.log_start(state.batch.batch_size, plan.limits, options, is_resumed=stored is not None)
     resumes = None if checkpoint is None else checkpoint["journal"]
-    journal = RunJournal(trainer, options.record, settings, state, resumes)
+    journal = open_journal(trainer, options.record, settings, state, resumes)
     with journal.closed_on_error():
         # Last, so that an error above leaves nothing attached.
         _warn_single_micro_batch(trainer, options, settings, state, loaders)

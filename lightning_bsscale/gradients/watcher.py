@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -12,10 +13,9 @@ from torch.nn.parameter import is_lazy
 
 from lightning_bsscale.gradients.comparison import Comparison, not_compared
 from lightning_bsscale.gradients.norms import move_to
-from lightning_bsscale.gradients.shares import share_of_sums
 from lightning_bsscale.theory.checks import check_number
 
-__all__ = ["GradientWatcher", "Parameters", "RawSums", "WindowShare"]
+__all__ = ["GradientWatcher", "Parameters", "RawSums", "WindowShare", "share_of_sums"]
 
 Parameters = Callable[[], Iterable[Tensor]]
 
@@ -202,3 +202,51 @@ class GradientWatcher(ABC):
     @abstractmethod
     def _raw_sums(self, loss_scale: Tensor | None) -> RawSums:
         """Return the observations of the window; `loss_scale` is a factor on the losses that is not on `.grad`."""
+
+
+def share_of_sums(
+    sq_norms: Tensor,
+    mean_sq_norm: Tensor,
+    sizes: Sequence[float],
+    *,
+    loss_divisor: float,
+    loss_scale: Tensor | None = None,
+    is_grad_scaled: bool = False,
+    ranks_in_sample: int = 1,
+) -> Tensor:
+    """Compute this process's share of a window's sums, free of loss scale, loss divisor and number of ranks.
+
+    Gradients are observed of losses that were divided by N and multiplied by the loss scale s: ``s g_k / N`` for sample
+    k. ``.grad`` is then the mean over ranks of ``(s / N) sum g_k``, without s if it was unscaled. With K samples on
+    each rank, the mean of all samples' gradients is N/K times that.
+
+    Some watchers see only each sample's mean over all W ranks. A window then has K such samples, each rank contributes
+    to all of them, and each has the variance of one with ``1 / ((1/W^2) sum 1/b_k)`` examples; the sum is over ranks.
+
+    Args:
+        sq_norms: sum of the observed squared norms of this process's samples, 0-d
+        mean_sq_norm: this process's share of the squared norm of `.grad`, 0-d
+        sizes: examples of each of this process's samples
+        loss_divisor: number by which each loss was divided
+        loss_scale: factor on each loss, 0-d, on the device; None for 1
+        is_grad_scaled: whether `.grad` still has this factor
+        ranks_in_sample: processes over whose mean a sample is observed; 1 if it is this process's own
+
+    Returns:
+        Five numbers on the device of `sq_norms`; summed over processes they are the fields of a `WindowSums`. They are
+        not waited for. Without any sample the mean is NaN.
+    """
+    home, count = sq_norms.device, len(sizes)
+    norms = torch.stack([sq_norms, move_to(mean_sq_norm, home)])
+    if loss_scale is not None:
+        squared = loss_scale.to(norms).square()
+        norms = norms / (squared if is_grad_scaled else torch.stack([squared, torch.ones_like(squared)]))
+    known = [
+        loss_divisor**2,
+        (loss_divisor / count) ** 2 if count else math.nan,
+        count / ranks_in_sample,
+        math.fsum(1 / size for size in sizes) / ranks_in_sample**2,
+        sum(sizes),
+    ]
+    factors, counts = torch.tensor(known, dtype=norms.dtype).to(home, non_blocking=True).tensor_split([2])
+    return torch.cat([norms * factors, counts])

@@ -1,4 +1,4 @@
-"""The records that pass between folders: a window's sums, a measured window, and a decision with its inputs."""
+"""The records that pass between folders: a window's sums, a measured window, a decision, and the log of decisions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.moments import WindowSums
 from lightning_bsscale.theory.policies import Decision, Limits, Situation
 
-__all__ = ["DecisionRecord", "Measurement", "WindowSums"]
+__all__ = ["DecisionLog", "DecisionRecord", "Measurement", "WindowSums"]
+
+CHANGES_LIMIT = 1024
+HOLDS_LIMIT = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,3 +73,48 @@ class DecisionRecord:
     def is_shrink(self) -> bool:
         """Whether a smaller batch was requested, so that `decision.bound` is an upper bound."""
         return self.decision.batch_size < self.situation.batch_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionLog:
+    """Changes of the batch, and the first of each run of holds with the same code.
+
+    Attributes:
+        records: The decisions that are kept, in order. Beyond each limit every second change (or hold) of the older
+            half is dropped, so the first and the latest are always kept, and the record covers the whole run.
+        changes: Number of all changes.
+        holds: Number of all runs of holds.
+        kept_changes: Number of changes in `records`.
+    """
+
+    records: tuple[DecisionRecord, ...] = ()
+    changes: int = 0
+    holds: int = 0
+    kept_changes: int = 0
+
+    def continues(self, record: DecisionRecord) -> bool:
+        """Return whether a decision only continues the current run of holds, and need not be kept."""
+        last = self.records[-1] if self.records else None
+        return (
+            last is not None
+            and not record.is_change
+            and not last.is_change
+            and last.decision.code == record.decision.code
+        )
+
+    def added(self, record: DecisionRecord) -> DecisionLog:
+        """Return a log with one more decision, one that does not only continue a run of holds."""
+        records, is_change = (*self.records, record), record.is_change
+        changes = self.kept_changes + is_change
+        kept, limit = (changes, CHANGES_LIMIT) if is_change else (len(records) - changes, HOLDS_LIMIT)
+        if kept > limit:
+            places = [place for place, kept in enumerate(records) if kept.is_change is is_change]
+            dropped = set(places[: len(places) // 2][1::2])
+            records = tuple(kept for place, kept in enumerate(records) if place not in dropped)
+            changes -= len(dropped) if is_change else 0
+        return DecisionLog(
+            records=records,
+            changes=self.changes + is_change,
+            holds=self.holds + (not is_change),
+            kept_changes=changes,
+        )

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_bsscale.theory.controller import BatchState
-from lightning_bsscale.theory.decision_log import DecisionLog
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.example_count import ExampleCount
 from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.measured import ClosedWindow, MeasuredWindows
 from lightning_bsscale.theory.plan import PlanPosition, UserPlan, steps_made
 from lightning_bsscale.theory.policies import Limits
+from lightning_bsscale.theory.records import DecisionLog
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.schedules import Schedule
 from lightning_bsscale.theory.start import Start

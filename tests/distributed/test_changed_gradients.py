@@ -11,7 +11,7 @@ from torch import nn
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.gradients import choose as watchers
 from lightning_bsscale.gradients.comparison import Difference
-from lightning_bsscale.theory import agreement
+from lightning_bsscale.theory import measured as measured_windows
 from tests.helpers import ddp_runs
 from tests.helpers.expected_warnings import NOT_THE_MEAN, said_of
 from tests.helpers.places import here
@@ -234,7 +234,7 @@ def sharded_run(rank, kind, module, windows, precision=None):
 
 
 def undisturbed(rank, kind, windows):
-    agreement.COMPARED_EVERY = 1
+    measured_windows.COMPARED_EVERY = 1
     return sharded_run(rank, kind, Known, windows, MIXED[kind])
 
 

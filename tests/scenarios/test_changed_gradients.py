@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.gradients import comparison
-from lightning_bsscale.theory.agreement import COMPARED_EVERY
+from lightning_bsscale.theory.measured import COMPARED_EVERY
 from lightning_bsscale.theory.moments import window_moments
 from tests.helpers.expected_warnings import FOLDER_NOT_EMPTY, NOT_THE_MEAN, said_of
 from tests.helpers.training import Regression, fit, regression_loader

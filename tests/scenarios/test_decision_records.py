@@ -15,11 +15,10 @@ from lightning_bsscale import BatchSizeScaler, Decision, NoiseScalePolicy
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.replay import replay
 from lightning_bsscale.summary import describe_grounds, describe_number, summary_table
-from lightning_bsscale.theory.decision_log import CHANGES_LIMIT, HOLDS_LIMIT, DecisionLog
 from lightning_bsscale.theory.described import describe
 from lightning_bsscale.theory.estimate import noise_scale_from_means
 from lightning_bsscale.theory.policies import Limits, Situation
-from lightning_bsscale.theory.records import DecisionRecord
+from lightning_bsscale.theory.records import CHANGES_LIMIT, HOLDS_LIMIT, DecisionLog, DecisionRecord
 from lightning_bsscale.theory.stored import as_plain, from_plain
 from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.training import Regression, fit, regression_loader

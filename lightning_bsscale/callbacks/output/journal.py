@@ -34,8 +34,14 @@ from lightning_bsscale.theory.state import OpenWindow, RunSettings, RunState
 JOURNAL_NAME = "bsscale.jsonl"
 
 
-class RunJournal:
-    """Records a run, if the user wants a journal; otherwise, and on other ranks, it does nothing.
+def open_journal(
+    trainer: pl.Trainer,
+    record: bool | str | Path,
+    settings: RunSettings,
+    state: RunState,
+    resumes: Mapping[str, Any] | None,
+) -> RunJournal:
+    """Open the run's journal on the first rank, if the user wants one.
 
     Args:
         trainer: the Trainer, whose log folder is the default
@@ -43,27 +49,28 @@ class RunJournal:
         settings: the settings of the run
         state: its first state
         resumes: the journal entry of the resumed checkpoint, or None
-    """
 
-    def __init__(
-        self,
-        trainer: pl.Trainer,
-        record: bool | str | Path,
-        settings: RunSettings,
-        state: RunState,
-        resumes: Mapping[str, Any] | None,
-    ) -> None:
-        self._journal: Journal | None = None
-        self._settings = settings
-        self._window: dict[str, Any] | None = None  # fields of a `WindowEvent`, until the policy is asked
-        self._measurement: Measurement | None = None
-        if record is False:
-            return
-        path = Path(_log_folder(trainer)) / JOURNAL_NAME if record is True else Path(record)
-        if trainer.is_global_zero:
-            self._journal = Journal(path, run_header(settings, state), resumes=resumes)
-            with self.closed_on_error():  # a warning may be turned into an error
-                _log_journal(self._journal, resumes)
+    Returns:
+        The journal, or one that ignores everything.
+    """
+    if record is False:
+        return RunJournal()
+    path = Path(_log_folder(trainer)) / JOURNAL_NAME if record is True else Path(record)
+    if not trainer.is_global_zero:
+        return RunJournal()
+    journal = RecordedRun(Journal(path, run_header(settings, state), resumes=resumes), settings)
+    with journal.closed_on_error():  # a warning may be turned into an error
+        _log_journal(journal.file, resumes)
+    return journal
+
+
+class RunJournal:
+    """Takes the events of a run, and ignores them: no journal is wanted, or this is not the first rank."""
+
+    @property
+    def path(self) -> str | None:
+        """The journal's file; None without a journal, or if the file was removed because nothing was recorded."""
+        return None
 
     @contextmanager
     def closed_on_error(self) -> Iterator[None]:
@@ -74,21 +81,76 @@ class RunJournal:
             self.close()
             raise
 
-    # ------------------------------------------------------------------ events
+    def start_epoch(self, before: RunState, now: RunState) -> None:
+        """Record an epoch's start, from the states around it."""
+
+    def drop_window(self, before: RunState) -> None:
+        """Record that a window is dropped, or the rest of one that a checkpoint cut, if there is either."""
+
+    def close_window(
+        self,
+        window: OpenWindow,
+        factors: tuple[float, float],
+        end: WindowEnd,
+        arrived: Arrived | None,
+        measurement: Measurement | None,
+    ) -> None:
+        """Record a window and the sums that have arrived; the line is written when the policy is asked."""
+
+    def ask_policy(self, conditions: Conditions, asked: Asked) -> None:
+        """Record the policy's inputs and its decision."""
+
+    def use_rule(self, rule: LearningRateRule) -> None:
+        """Record a change to another rule."""
+
+    def follow_schedulers(self, position: PlanPosition) -> None:
+        """Record a change to other schedulers."""
+
+    def give_up(self) -> None:
+        """Record that sums in flight are abandoned."""
+
+    def end(self, before: RunState, now: RunState, arrived: Arrived | None, measurement: Measurement | None) -> None:
+        """Record the run's end, from the states around it."""
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+
+    def state(self) -> dict[str, Any] | None:
+        """Return the journal's id, path and number of lines for a checkpoint, or None."""
+        return None
+
+
+class RecordedRun(RunJournal):
+    """Writes the events of a run into a journal.
+
+    Args:
+        file: the open journal
+        settings: the settings of the run
+    """
+
+    def __init__(self, file: Journal, settings: RunSettings) -> None:
+        self.file = file
+        self._settings = settings
+        self._window: dict[str, Any] | None = None  # fields of a `WindowEvent`, until the policy is asked
+        self._measurement: Measurement | None = None
+
+    @property
+    def path(self) -> str | None:
+        """The journal's file; None if it was removed because nothing was recorded."""
+        return None if self.file.is_removed else str(self.file.path)
 
     def start_epoch(self, before: RunState, now: RunState) -> None:
         """Record an epoch's start, from the states around it."""
-        if self._journal is not None:
-            position = now.position
-            event = EpochEvent(
-                epoch=now.epoch,
-                batches=position.epoch_batches,
-                examples=position.epoch_examples,
-                first=position.micro_batches,
-                ready=before.micro_batches_in_epoch,
-                window=self._progress(before.window),
-            )
-            self._write(event)
+        position = now.position
+        event = EpochEvent(
+            epoch=now.epoch,
+            batches=position.epoch_batches,
+            examples=position.epoch_examples,
+            first=position.micro_batches,
+            ready=before.micro_batches_in_epoch,
+            window=self._progress(before.window),
+        )
+        self._write(event)
 
     def drop_window(self, before: RunState) -> None:
         """Record that a window is dropped, or the rest of one that a checkpoint cut, if there is either."""
@@ -104,8 +166,6 @@ class RunJournal:
         measurement: Measurement | None,
     ) -> None:
         """Record a window and the sums that have arrived; the line is written when the policy is asked."""
-        if self._journal is None:
-            return
         is_alone = self._settings.now.world_size == 1
         usual = window.begun * self._settings.now.granularity
         self._measurement = measurement
@@ -138,8 +198,7 @@ class RunJournal:
 
     def use_rule(self, rule: LearningRateRule) -> None:
         """Record a change to another rule."""
-        if self._journal is not None:
-            self._write(RuleEvent(rule=describe(rule)))
+        self._write(RuleEvent(rule=describe(rule)))
 
     def follow_schedulers(self, position: PlanPosition) -> None:
         """Record a change to other schedulers."""
@@ -151,15 +210,24 @@ class RunJournal:
 
     def end(self, before: RunState, now: RunState, arrived: Arrived | None, measurement: Measurement | None) -> None:
         """Record the run's end, from the states around it."""
-        if self._journal is not None:
-            event = EndEvent(
-                ready=before.micro_batches_in_epoch,
-                window=self._progress(before.window),
-                arrived=arrived,
-                state=replace(now.without_history(), window=None),
-            )
-            self._write(event)
-            self._write(measurement)
+        event = EndEvent(
+            ready=before.micro_batches_in_epoch,
+            window=self._progress(before.window),
+            arrived=arrived,
+            state=replace(now.without_history(), window=None),
+        )
+        self._write(event)
+        self._write(measurement)
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        self.file.close()
+
+    def state(self) -> dict[str, Any] | None:
+        """Return the journal's id, path and number of lines, those that are still held back included."""
+        state = self.file.state()
+        held = sum(line is not None for line in (self._window, self._measurement))
+        return state | {"records": state["records"] + held}
 
     def _progress(self, window: OpenWindow | None) -> Progress | None:
         if window is None:
@@ -172,33 +240,11 @@ class RunJournal:
         return window.loss_divisor if has_effect else None
 
     def _write(self, record: Line | None) -> None:
-        if self._journal is None:
-            return
         window, self._window = self._window, None
         for line in (None if window is None else WindowEvent(**window), self._measurement, record):
             if line is not None:
-                self._journal.write(line)
+                self.file.write(line)
         self._measurement = None
-
-    # ------------------------------------------------------------------ the file
-
-    def close(self) -> None:
-        """Close the file; a second call does nothing."""
-        if self._journal is not None:
-            self._journal.close()
-
-    @property
-    def path(self) -> str | None:
-        """The journal's file; None without a journal, or if the file was removed because nothing was recorded."""
-        return None if self._journal is None or self._journal.is_removed else str(self._journal.path)
-
-    def state(self) -> dict[str, Any] | None:
-        """Return the journal's id, path and number of lines for a checkpoint, or None."""
-        if self._journal is None:
-            return None
-        state = self._journal.state()
-        held = sum(line is not None for line in (self._window, self._measurement))
-        return state | {"records": state["records"] + held}
 
 
 def _log_folder(trainer: pl.Trainer) -> str:

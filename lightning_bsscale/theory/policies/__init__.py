@@ -6,10 +6,17 @@ Other folders import from here; the files of this folder import each other.
 """
 
 from lightning_bsscale.theory.policies.choose import POLICIES, resolve_policy
-from lightning_bsscale.theory.policies.decision import Decision, Reason, hold_without_decision, recorded_decision
 from lightning_bsscale.theory.policies.noise_scale import NoiseScalePolicy
-from lightning_bsscale.theory.policies.policy import Policy, SupportsDecide
-from lightning_bsscale.theory.policies.situation import Limits, Situation
+from lightning_bsscale.theory.policies.policy import (
+    Decision,
+    Limits,
+    Policy,
+    Reason,
+    Situation,
+    SupportsDecide,
+    hold_without_decision,
+    recorded_decision,
+)
 
 __all__ = [
     "POLICIES",

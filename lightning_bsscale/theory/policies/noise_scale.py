@@ -9,9 +9,7 @@ from typing import final
 
 from lightning_bsscale.theory.checks import check_number, show
 from lightning_bsscale.theory.estimate import NoiseScale
-from lightning_bsscale.theory.policies.decision import Decision, Reason
-from lightning_bsscale.theory.policies.policy import Policy
-from lightning_bsscale.theory.policies.situation import Limits, Situation
+from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Reason, Situation
 
 __all__ = ["NoiseScalePolicy"]
 

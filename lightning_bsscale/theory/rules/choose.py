@@ -113,7 +113,7 @@ def resolve_rule(rule: object, *, cap: float | None = None, name: str = "lr_rule
 @final
 @dataclass(frozen=True, slots=True)
 class CustomRule(LearningRateRule):
-    """A user's object with a ``ratio`` method; path.py checks its results."""
+    """A user's object with a ``ratio`` method; ``FactorPath`` checks its results."""
 
     rule: Any
 

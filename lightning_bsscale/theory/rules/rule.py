@@ -1,13 +1,15 @@
-"""The interface of a learning-rate rule, and what the rules share."""
+"""The interface of a learning-rate rule, the product of its ratios along a run, and what the rules share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
 
 from lightning_bsscale.theory.checks import check_number
 from lightning_bsscale.theory.estimate import NoiseScale
 
-__all__ = ["LearningRateRule", "batch_ratio", "resolved_scale", "uses_fallback"]
+__all__ = ["FactorPath", "LearningRateRule", "batch_ratio", "resolved_scale", "uses_fallback"]
 
 
 class LearningRateRule(ABC):
@@ -68,3 +70,70 @@ def resolved_scale(noise: NoiseScale | None) -> float | None:
 def uses_fallback(rule: LearningRateRule, noise: NoiseScale | None) -> bool:
     """Return whether the rule needs a resolved noise scale and there is none, so that it uses the square root."""
     return rule.needs_noise and resolved_scale(noise) is None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactorPath:
+    """The product of a rule's ratios over the changes so far.
+
+    Each change of the batch size uses the noise scale of that moment. Later estimates do not alter it: the factor
+    changes only when the batch size does.
+
+    Attributes:
+        product: Product of the ratios, before any ceiling.
+    """
+
+    product: float = 1.0
+
+    def extended(
+        self, rule: LearningRateRule, old_batch: float, new_batch: float, noise: NoiseScale | None
+    ) -> FactorPath:
+        """Return the path after one more change of the batch size.
+
+        Args:
+            rule: The rule.
+            old_batch: Batch size before, in examples.
+            new_batch: Batch size after, in examples.
+            noise: The current estimate, or None.
+
+        Returns:
+            The new path.
+
+        Example:
+            >>> from lightning_bsscale.theory.rules import Linear, Sqrt
+            >>> FactorPath().extended(Linear(), 4, 8, None).extended(Sqrt(), 8, 32, None).product
+            4.0
+        """
+        return FactorPath(product=self.product * _checked_ratio(rule, old_batch, new_batch, noise))
+
+    def factor(self, rule: LearningRateRule) -> float:
+        """Compute the factor on the learning rate for windows of the current batch size, after any ceiling."""
+        return _checked_factor(rule, self.product)
+
+    def factor_at(
+        self, rule: LearningRateRule, batch_size: float, window_batch: float, noise: NoiseScale | None
+    ) -> float:
+        """Compute the factor for one window of another size (a probe, a ragged end), without changing the path.
+
+        Args:
+            rule: The rule.
+            batch_size: The current batch size, in examples.
+            window_batch: Examples in this window.
+            noise: The current estimate, or None.
+
+        Returns:
+            The factor, after any ceiling.
+        """
+        return _checked_factor(rule, self.product * _checked_ratio(rule, batch_size, window_batch, noise))
+
+
+# Users' rules are called here, and a learning rate of 0 or NaN must not reach the optimizer.
+
+
+def _checked_factor(rule: LearningRateRule, path_factor: float) -> float:
+    return check_number(f"the factor that the rule {rule.name!r} applies", rule.applied(path_factor), above=0)
+
+
+def _checked_ratio(rule: LearningRateRule, old_batch: float, new_batch: float, noise: NoiseScale | None) -> float:
+    return check_number(f"the ratio of the rule {rule.name!r}", rule.ratio(old_batch, new_batch, noise), above=0)

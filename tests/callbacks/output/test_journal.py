@@ -7,7 +7,7 @@ import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_bsscale.callbacks.output.journal import RunJournal
+from lightning_bsscale.callbacks.output.journal import open_journal
 from tests.helpers.records import DECISION, MEASUREMENT
 from tests.helpers.simulated_run import Host, Program
 from tests.helpers.training import QUIET
@@ -15,9 +15,9 @@ from tests.helpers.training import QUIET
 RUN = Host.begin(Program())
 
 
-def open_journal(tmp_path, record, resumes=None, **settings):
+def journal_in(tmp_path, record, resumes=None, **settings):
     trainer = pl.Trainer(**{**QUIET, "default_root_dir": tmp_path, **settings})
-    return RunJournal(trainer, record, RUN.settings, RUN.state, resumes)
+    return open_journal(trainer, record, RUN.settings, RUN.state, resumes)
 
 
 def events(path):
@@ -26,7 +26,7 @@ def events(path):
 
 
 def test_without_record_there_is_none(tmp_path):
-    journal = open_journal(tmp_path, False)
+    journal = journal_in(tmp_path, False)
     journal.give_up()
     journal.close()
     assert (journal.path, journal.state(), list(tmp_path.iterdir())) == (None, None, [])
@@ -36,7 +36,7 @@ def test_without_record_there_is_none(tmp_path):
 def test_it_is_where_the_user_wants_it(tmp_path, record):
     logger = CSVLogger(tmp_path, name="runs", version=3)
     path = tmp_path / "runs" / "version_3" / "bsscale.jsonl" if record is True else tmp_path / "mine.jsonl"
-    journal = open_journal(tmp_path, True if record is True else str(path), logger=logger)
+    journal = journal_in(tmp_path, True if record is True else str(path), logger=logger)
     journal._write(MEASUREMENT)
     journal._write(DECISION)
     assert (journal.path, journal.state()["records"]) == (str(path), 2)
@@ -47,7 +47,7 @@ def test_it_is_where_the_user_wants_it(tmp_path, record):
 
 
 def test_one_without_a_record_leaves_no_file(tmp_path):
-    journal = open_journal(tmp_path, True)
+    journal = journal_in(tmp_path, True)
     journal.close()
     assert journal.path is None
     assert not (tmp_path / "bsscale.jsonl").exists()
@@ -55,11 +55,11 @@ def test_one_without_a_record_leaves_no_file(tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_it_is_closed_where_its_run_cannot_begin(tmp_path, error):
-    journal = open_journal(tmp_path, True)
+    journal = journal_in(tmp_path, True)
     with pytest.raises(error), journal.closed_on_error():
         raise error
     assert not (tmp_path / "bsscale.jsonl").exists()  # closed, and removed as it is empty
-    journal = open_journal(tmp_path, True)
+    journal = journal_in(tmp_path, True)
     with journal.closed_on_error():
         journal.give_up()
     assert journal.state()["records"] == 1
@@ -67,12 +67,12 @@ def test_it_is_closed_where_its_run_cannot_begin(tmp_path, error):
 
 
 def test_a_resumed_run_continues_it(tmp_path):
-    journal = open_journal(tmp_path, True)
+    journal = journal_in(tmp_path, True)
     journal._write(MEASUREMENT)
     state = journal.state()
     journal._write(DECISION)  # beyond the checkpoint
     journal.close()
-    again = open_journal(tmp_path, True, resumes=state)
+    again = journal_in(tmp_path, True, resumes=state)
     assert (again.path, again.state()["id"]) == (journal.path, state["id"])
     again.close()
     assert events(again.path) == ["header", "measurement", "resumed"]
@@ -80,4 +80,4 @@ def test_a_resumed_run_continues_it(tmp_path):
 
 def test_a_remote_log_folder_is_refused(tmp_path):
     with pytest.raises(MisconfigurationException, match="memory://runs"):
-        open_journal(tmp_path, True, default_root_dir="memory://runs")
+        journal_in(tmp_path, True, default_root_dir="memory://runs")
