@@ -77,8 +77,8 @@ def front() -> list[str]:
         "",
         f"Against the fixed batch of about as many steps ({near['against'].split('@')[0].replace('fixed', 'fixed ')},"
         f" {near['steps_against']:,.0f} steps) the scaler's loss differs by {near['difference']:+.4f} ±"
-        f" {near['error']:.4f}. The seconds show what accumulation does not do: on one device the micro-batches"
-        f" cost what they cost. ({ran_on(found['machine'])}.)",
+        f" {near['error']:.4f}. Accumulation saves no time here: on one device, every micro-batch still costs a"
+        f" forward and a backward pass. ({ran_on(found['machine'])}.)",
     ]
     return lines
 
@@ -108,7 +108,7 @@ def digits() -> list[str]:
             f"| {name} | {row['optimizer_steps']:,.0f} | {row['val_loss']:.4f} ± {row['val_loss_error']:.4f} |"
             f" {row['val_accuracy']:.4f} | {difference} | {row['seconds']:.1f} |"
         )
-    return [*lines, "", f"Here the fixed batch of 64 loses little as well: a small task. ({ran_on(found['machine'])}.)"]
+    return [*lines, "", f"The task is small: the fixed batch of 64 loses little, too. ({ran_on(found['machine'])}.)"]
 
 
 def overhead() -> list[str]:

@@ -414,7 +414,7 @@ def _record(path: str | Path, number: int, fields: dict[str, Any]) -> Line:
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, Line]]:
-    """Reads a journal line by line: no line of more than a mebibyte, and no file that is not a regular one.
+    """Read a journal line by line.
 
     Args:
         path: the file
@@ -422,8 +422,9 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, Line]]:
     Yields:
         the number of each line, and what it holds; the header first
 
-    What is not a regular file, does not begin with a header of a schema that this version knows, or has a line that is
-    no record, raises ValueError with the file, the line, what was expected and what was found.
+    Raises:
+        ValueError: If this is not a regular file, if the header is missing or has another schema, or if a line is not
+            a record or has more than a mebibyte.
     """
     lines = _parsed_lines(path)
     number, header = next(lines)
@@ -433,14 +434,17 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, Line]]:
 
 
 def read_journal(path: str | Path) -> tuple[dict[str, Any], list[Record]]:
-    """Reads what was measured and decided, as `read_lines` does.
+    """Read a journal's header, measurements and decisions.
 
     Args:
         path: the file
 
     Returns:
         the header, and the measurements and decisions in their order
-    """
+
+    Raises:
+        ValueError: If the file is not a journal, as for `read_lines`.
+    """  # noqa: DOC502
     lines = read_lines(path)
     _, header = next(lines)
     assert isinstance(header, Header)
