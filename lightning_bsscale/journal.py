@@ -425,7 +425,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, Line]]:
     Raises:
         ValueError: If this is not a regular file, if the header is missing or has another schema, or if a line is not
             a record or has more than a mebibyte.
-    """
+    """  # noqa: DOC502
     lines = _parsed_lines(path)
     number, header = next(lines)
     yield number, Header(header)
