@@ -12,7 +12,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.utils.data import DataLoader
@@ -24,16 +24,11 @@ from tests.helpers.expected_warnings import (
     FOLDER_NOT_EMPTY,
     MID_EPOCH,
     WITHIN_A_WINDOW,
-    said_of,
+    hearing,
 )
-from tests.helpers.training import ByStep, KeepSteps, Numbers, fit, run_of, scripted
+from tests.helpers.training import ByStep, KeepSteps, Numbers, Saves, fit, run_of, scripted
 
-pytestmark = [
-    CANNOT_MEASURE,
-    CKPT_PATH,
-    MID_EPOCH,
-    FOLDER_NOT_EMPTY,
-]
+pytestmark = [CANNOT_MEASURE, CKPT_PATH, MID_EPOCH, FOLDER_NOT_EMPTY]
 
 ROOT = Path(__file__).parents[2]
 EPOCHS, LENGTH = 2, 17
@@ -79,47 +74,30 @@ def windows_from(first, interrupted=0, steps=0):
 
 
 def train(module, callbacks=(), **settings):
-    scaler = scripted(policy=ByStep(WINDOWS), max_batch_size=6, lr_rule="none")
-    logger = KeepSteps()
-    settings = {"enable_checkpointing": bool(callbacks), **settings}
+    scaler, logger = scripted(policy=ByStep(WINDOWS), max_batch_size=6, lr_rule="none"), KeepSteps()
+    settings |= dict(enable_checkpointing=bool(callbacks), max_epochs=EPOCHS, logger=logger, log_every_n_steps=1)
     try:
-        fit(
-            module,
-            DataLoader(Numbers(LENGTH)),
-            [scaler, *callbacks],
-            max_epochs=EPOCHS,
-            logger=logger,
-            log_every_n_steps=1,
-            **settings,
-        )
+        fit(module, DataLoader(Numbers(LENGTH)), [scaler, *callbacks], **settings)
     finally:
-        module.logged = [step for step, metrics in logger.logged if "loss" in metrics]
+        module.logged = [step for step, _ in logger.points("loss")]
     return scaler
-
-
-class SaveEverywhere(ModelCheckpoint):
-    """A ModelCheckpoint, so that it comes last, that saves after every micro-batch."""
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        trainer.save_checkpoint(f"{self.dirpath}/{trainer.current_epoch * LENGTH + batch_idx + 1}.ckpt")
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    module = ByIndex()
-    train(module, [SaveEverywhere(folder, save_top_k=0)])
+    """A folder with a checkpoint after every micro-batch."""
+    folder, module = tmp_path_factory.mktemp("saved"), ByIndex()
+    train(module, [Saves(folder / f"{i + 1}.ckpt", i % LENGTH, i // LENGTH) for i in range(EPOCHS * LENGTH)])
     assert [entered for _, entered in module.steps] == windows_from(0)
     return folder
 
 
-def expect_going_on(path, stopped, position, module=None, *, counted=True, **settings):
+def expect_going_on(path, stopped, position, *, counted=True):
     """From `position` on: the rest of the unfinished window, then the windows of a run that was never stopped."""
     whole, steps = windows_from(0), len(stopped.steps)
     window = next(window for window in whole if position <= max(window))
-    lost = position - min(window)
-    module = module or ByIndex()
-    scaler = train(module, ckpt_path=path, **settings)
+    lost, module = position - min(window), ByIndex()
+    scaler = train(module, ckpt_path=path)
     expected = windows_from(position, interrupted=len(window) - lost if lost else 0, steps=steps)
     assert module.steps == list(enumerate(expected, start=steps))
     assert run_of(scaler).lost_micro_batches == lost
@@ -138,9 +116,9 @@ def test_from_every_micro_batch_on(saved, position):
 
 
 def test_lost_micro_batches_are_said_once(saved):
-    with pytest.warns(UserWarning, match=r"checkpoint.*2 micro-batches.*1") as caught:
+    with hearing("checkpoint.*2 micro-batches.*1") as said:
         train(ByIndex(), ckpt_path=saved / "3.ckpt")
-    assert len(said_of("2 micro-batches", caught)) == 1
+    assert len(said) == 1
 
 
 @WITHIN_A_WINDOW
