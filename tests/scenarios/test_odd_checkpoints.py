@@ -6,14 +6,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from tests.helpers.expected_warnings import (
-    CANNOT_MEASURE,
-    CKPT_PATH,
-    FOLDER_NOT_EMPTY,
-    MID_EPOCH,
-    NONE_BATCH,
-    WITHIN_A_WINDOW,
-)
+from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH, NONE_BATCH, WITHIN_A_WINDOW
 from tests.helpers.training import (
     QUIET,
     ByStep,
@@ -31,7 +24,6 @@ pytestmark = [
     CANNOT_MEASURE,
     CKPT_PATH,
     MID_EPOCH,
-    FOLDER_NOT_EMPTY,
     pytest.mark.filterwarnings("ignore:.*called without a model. The last model of the previous"),
 ]
 

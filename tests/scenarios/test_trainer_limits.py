@@ -7,20 +7,9 @@ from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION
-from tests.helpers.training import (
-    QUIET,
-    KeepSteps,
-    Numbers,
-    OneHot,
-    Unsized,
-    UnsizedNumbers,
-    assert_measured_right,
-    fit,
-    scripted,
-)
+from tests.helpers.training import KeepSteps, Numbers, OneHot, UnsizedNumbers, assert_measured_right, fit, scripted
 
 pytestmark = [CANNOT_MEASURE, WITHOUT_VALIDATION, pytest.mark.filterwarnings("ignore:You are overfitting")]
-
 
 WINDOWS = [1, 3, 4, 2, 5, 3]
 MEASURED = dict(measure_every=1, lr_rule="none")
@@ -185,9 +174,8 @@ def test_fast_dev_run_with_growth_and_record(tmp_path):
 
 def test_max_time_alone_plans_nothing():
     """No share can be taken of it: the budget has to be named, or nothing may be a share."""
-    trainer = pl.Trainer(**QUIET, max_time={"hours": 1}, callbacks=[BatchSizeScaler()])
     with pytest.raises(MisconfigurationException, match="total_examples"):
-        trainer.fit(Probe(), loader(12), loader(2))
+        fit(Probe(), loader(12), [BatchSizeScaler()], val=loader(2), max_time={"hours": 1})
     scaler = scripted(*WINDOWS, total_examples=40, **MEASURED)
     assert run(loader(12), scaler, max_epochs=None, max_time={"hours": 1})[0].came == 40
 
@@ -224,7 +212,7 @@ def test_max_steps_and_max_epochs_the_smaller_one_holds():
         (loader(0), {}),
         (loader(12), {"limit_train_batches": 0}),
         (loader(12), {"limit_train_batches": 0.0}),
-        (DataLoader(Unsized([])), {}),
+        (loader(0, sized=False), {}),
         (loader(12), {"max_epochs": 0}),
         (loader(12), {"max_steps": 0}),
     ],
