@@ -27,7 +27,7 @@ class Module(foreign.LightningModule):
 
 
 # Who refuses, what it found, and the import to use instead.
-SENTENCE = r"{}.*lightning\.pytorch.*\({}\).*`import lightning\.pytorch as pl`"
+SENTENCE = r"{}.*lightning\.pytorch.*\({}\).*`import lightning\.pytorch as pl` instead of `import pytorch_lightning "
 
 
 class Mine(foreign.Trainer):
