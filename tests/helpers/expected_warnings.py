@@ -1,6 +1,8 @@
 """Warnings that are right in a test and not what it is about: `pytestmark = [CANNOT_MEASURE, MID_EPOCH]`."""
 
 import re
+import warnings
+from contextlib import contextmanager
 
 import pytest
 
@@ -12,6 +14,16 @@ def ignored(*beginnings):
 def said_of(pattern, caught):
     """The texts of those warnings in which the pattern is found."""
     return [text for text in (str(warning.message) for warning in caught) if re.search(pattern, text)]
+
+
+@contextmanager
+def hearing(pattern):
+    """A list of the texts of those warnings, complete at the end."""
+    said = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield said
+    said += said_of(pattern, caught)
 
 
 # Ours, by their key words.

@@ -33,10 +33,9 @@ from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
 from lightning_bsscale.journal import Journal, read_journal, run_header
 from lightning_bsscale.journal_file import MAX_LINE_BYTES
 from lightning_bsscale.replay import replay
-from lightning_bsscale.theory.policies import Decision, Situation
-from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.run import begin_run
 from lightning_bsscale.theory.schedules import WarmupStep
+from tests.helpers.records import DECISION
 from tests.helpers.written_runs import settings_of
 
 ARGUMENT_OR_COMBINATION = (TypeError, ValueError, MisconfigurationException)
@@ -105,14 +104,6 @@ CASES += [
 
 # ---------------------------------------------------------------- journals and figures
 
-HELD = DecisionRecord(
-    situation=Situation(batch_size=8, start_batch_size=8, examples_seen=100),
-    limits=Limits(granularity=8, min_batch_size=8, max_batch_size=64),
-    decision=Decision(batch_size=8, reason="hold"),
-    batch_size=8,
-    lr_scale=1.0,
-    lr_rule="sqrt",
-)
 SETTINGS = settings_of(100)
 FIRST = run_header(SETTINGS, begin_run(SETTINGS, SETTINGS.plan.begin(epoch_batches=100, epoch_examples=400), epoch=0))
 HEADER = json.dumps({"event": "header", "schema": 2, **FIRST, "policy": {"class": "Mine", "options": None}})
@@ -121,11 +112,15 @@ OTHER = json.dumps(
 )
 
 
-def reading(*lines, end="\n"):
+def reading(*lines, end="\n", by=read_journal):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run.jsonl")
         path.write_text("\n".join(lines) + end)
-        return list(replay(path)) if len(lines) == 1 and '"policy"' in lines[0] else read_journal(path)
+        by(path)
+
+
+def replaying(*lines):
+    reading(*lines, by=lambda path: list(replay(path)))
 
 
 def without_matplotlib():
@@ -150,16 +145,13 @@ def replay_overflow():
         {"event": "window", "start": 0, "length": 2, "lr": 0.1, "has_sums": True},
         {"event": "window", "start": 2, "length": 2, "lr": 0.1, "arrived": {"sums": huge}},
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "run.jsonl")
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return list(replay(path))
+    replaying(*map(json.dumps, lines))
 
 
 def record_too_long():
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder, "run.jsonl"), {})
-        journal.write(replace(HELD, decision=replace(HELD.decision, reason="because " * MAX_LINE_BYTES)))
+        journal.write(replace(DECISION, decision=replace(DECISION.decision, reason="because " * MAX_LINE_BYTES)))
         journal.close()
 
 
@@ -175,8 +167,8 @@ CASES += [
     Case(lambda: read_journal(tempfile.gettempdir())),
     Case(replay_overflow),
     Case(record_too_long),
-    Case(lambda: reading(OTHER)),
-    Case(lambda: reading(HEADER)),
+    Case(lambda: replaying(OTHER)),
+    Case(lambda: replaying(HEADER)),
     Case(lambda: reading(HEADER, '{"event": "dec', end="")),
     Case(without_matplotlib, "pip install lightning-bsscale[plot]", (ModuleNotFoundError,)),
 ]
@@ -219,20 +211,13 @@ def command(*words):
     raise Said(out.getvalue().removeprefix("usage:").split("error: argument --epochs: ")[-1])
 
 
-def command_on_no_journal():
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "run.jsonl")
-        path.write_text("{}\n")
-        command("replay", str(path))
-
-
 def demo_without_its_packages():
     with mock.patch("importlib.util.find_spec", return_value=None):
         command("demo")
 
 
 CASES += [
-    Case(command_on_no_journal, error=(Said,)),
+    Case(lambda: reading("{}", by=lambda path: command("replay", str(path))), error=(Said,)),
     Case(demo_without_its_packages, "pip install", error=(Said,)),
     Case(lambda: command("replay", "nowhere.jsonl"), error=(Said,)),
     Case(lambda: command("replay", "/" + 300 * "n"), error=(Said,)),

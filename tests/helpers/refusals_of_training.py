@@ -28,7 +28,7 @@ from lightning_bsscale.gradients.shard_differences import UnsupportedSharding
 from lightning_bsscale.journal import Journal
 from lightning_bsscale.theory.schedules import Schedule
 from tests.helpers.refusals import CASES, Case, case
-from tests.helpers.training import QUIET, Regression, Scripted, UnsizedNumbers, assert_nothing_left, regression_loader
+from tests.helpers.training import QUIET, Regression, Saves, Unsized, assert_nothing_left, regression_loader, scripted
 
 
 def train(callback=None, *, module=None, loader=None, others=(), ckpt_path=None, at_once=True, **settings):
@@ -97,17 +97,6 @@ class CopiesItsGroups(torch.optim.SGD):
         self.groups.append({**self.defaults, **group, "params": list(group["params"])})
 
 
-class Returns(Regression):
-    """Whose `configure_optimizers` returns what the test chooses."""
-
-    def __init__(self, answer):
-        super().__init__()
-        self.answer = answer
-
-    def configure_optimizers(self):
-        return self.answer
-
-
 class FindsLate(LearningRateFinder):
     def on_train_epoch_start(self, trainer, pl_module):
         pass
@@ -125,7 +114,7 @@ def with_scheduler(optimizer, trainer):
 
 def normalised():
     module = Regression()
-    module.net = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2))
+    module.net = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2), torch.nn.BatchNorm1d(2))
     return module
 
 
@@ -171,48 +160,21 @@ def tensor_parallelism():
         train()
 
 
-@case
-def static_graph():
-    with mock.patch.object(SingleDeviceStrategy, "_ddp_kwargs", {"static_graph": True}, create=True):
-        train()
-
-
-@case
-def post_local_sgd():
-    with mock.patch.object(SingleDeviceStrategy, "_model_averaging_period", 4, create=True):
-        train()
-
-
-@case
-def sync_batch_norm():
-    preflight.warn_batch_norm(torch.nn.SyncBatchNorm(2), world_size=2)  # torch runs it on GPUs only
-
-
-@case
-def clipping_by_norm_under_fsdp():
-    with mock.patch.object(preflight, "FSDPStrategy", SingleDeviceStrategy):
-        train(gradient_clip_val=1.0)
-
-
-@case
-def loaders_that_differ():
-    with mock.patch.object(loaders, "extremes", return_value=([10.0], [12.0])):
-        train()
-
-
-@case
-def sharding_that_is_not_supported():
-    with mock.patch.object(ParameterHooks, "__init__", side_effect=UnsupportedSharding("why")):
-        train()
+def train_where(owner, name, *value, settings=None, **options):
+    """A training while something is replaced, with what mock.patch takes."""
+    with mock.patch.object(owner, name, *value, **options):
+        train(**(settings or {}))
 
 
 CASES += [
-    Case(
-        lambda: (
-            # test_compatibility.py does it with the other package's own Trainer, where that is installed.
-            BatchSizeScaler().setup(SimpleNamespace(), Regression(), "fit")
-        )
-    ),
+    Case(lambda: train_where(SingleDeviceStrategy, "_ddp_kwargs", {"static_graph": True}, create=True)),
+    Case(lambda: train_where(SingleDeviceStrategy, "_model_averaging_period", 4, create=True)),
+    Case(lambda: train_where(preflight, "FSDPStrategy", SingleDeviceStrategy, settings={"gradient_clip_val": 1.0})),
+    Case(lambda: train_where(loaders, "extremes", return_value=([10.0], [12.0]))),
+    Case(lambda: train_where(ParameterHooks, "__init__", side_effect=UnsupportedSharding("why"))),
+    Case(lambda: preflight.warn_batch_norm(torch.nn.SyncBatchNorm(2), world_size=2)),  # torch runs it on GPUs only
+    # test_compatibility.py does it with the other package's own Trainer, where that is installed.
+    Case(lambda: BatchSizeScaler().setup(SimpleNamespace(), Regression(), "fit")),
     Case(lambda: train(others=[GradientNoiseScaleMonitor()]), "GradientNoiseScaleMonitor"),
     Case(lambda: train(others=[FindsLate()])),
     Case(lambda: train(min_steps=5), "min_steps=5"),
@@ -220,11 +182,11 @@ CASES += [
     Case(lambda: train(BatchSizeScaler(lr_rule="sqrt"), module=Regression(CopiesItsGroups))),
     Case(lambda: train(module=Regression(lambda p: Unknown(p, lr=0.1))), "lr_rule Unknown 'sqrt'"),
     Case(
-        lambda: train(BatchSizeScaler(schedule="cosine"), module=Regression(scheduler=with_scheduler)),
+        lambda: train(scripted(schedule="cosine"), module=Regression(scheduler=with_scheduler)),
         "schedule configure_optimizers StepLR",
     ),
     Case(lambda: train(BatchSizeScaler(dry_run=True, schedule="cosine"))),
-    Case(lambda: train(module=normalised()), "BatchNorm1d"),
+    *(Case(lambda cls=cls: train(cls(), module=normalised(), max_epochs=2), "BatchNorm1d") for cls in CALLBACKS),
 ]
 
 
@@ -240,8 +202,8 @@ def one_of_two(parameters):
 
 
 of_both(lambda cls: train(cls(), module=by_hand()), "automatic_optimization Regression")
-of_both(lambda cls: watched_by(cls, Returns([])), "configure_optimizers")
-of_both(lambda cls: watched_by(cls, Returns(None)), "configure_optimizers")
+of_both(lambda cls: watched_by(cls, Regression(lambda p: [])), "configure_optimizers")
+of_both(lambda cls: watched_by(cls, Regression(lambda p: None)), "configure_optimizers")
 of_both(lambda cls: watched_by(cls, Regression(torch.optim.LBFGS)), "LBFGS closure")
 of_both(lambda cls: watched_by(cls, Regression(Mine)), "Mine closure")
 of_both(lambda cls: watched_by(cls, Regression(lambda p: FullBatchLbfgsNew(p, lr=0.1))), "FullBatchLbfgsNew closure")
@@ -258,11 +220,6 @@ def free_of_shares(**options):
 class FitsWithin(pl.Callback):
     def on_train_start(self, trainer, pl_module):
         train(trainer.callbacks[0])
-
-
-@case
-def fit_within_the_fit():
-    train(others=[FitsWithin()])
 
 
 # ---------------------------------------------------------------- at the first micro-batch
@@ -288,22 +245,11 @@ def holding(*batches):
 
 
 @case
-def python_with_another_modulo():
-    with mock.patch.object(accumulation._Window, "__rmod__", lambda self, other: int(other) % int(self)):
-        train()
-
-
-@case
 def journal_where_another_file_is():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "notes.txt")
         path.write_text("mine\n")
         train(BatchSizeScaler(record=path / "run.jsonl"))
-
-
-@case
-def record_into_a_remote_folder():
-    train(BatchSizeScaler(record=True), default_root_dir="memory://runs")
 
 
 @case
@@ -317,17 +263,20 @@ def journal_that_another_process_writes():
 
 
 CASES += [
+    Case(lambda: train(others=[FitsWithin()])),
+    Case(lambda: train_where(accumulation._Window, "__rmod__", lambda self, other: int(other) % int(self))),
+    Case(lambda: train(BatchSizeScaler(record=True), default_root_dir="memory://runs")),
     Case(lambda: train(module=TakesTheIterator()), "training_step"),
     Case(lambda: train(loader=holding({"text": "none"})), "dict batch_size_fn=len"),
     Case(lambda: train(BatchSizeScaler(batch_size_fn=lambda batch: 0)), "batch_size_fn 0"),
     Case(lambda: train(loader=holding((torch.zeros(0, 8), torch.zeros(0, 2)))), "0"),
     Case(
-        lambda: train(loader=DataLoader(UnsizedNumbers(40))),
+        lambda: train(loader=DataLoader(Unsized(range(40)))),
         "warmup=0.05 memory=0.05 policy=NoiseScalePolicy total_examples",
     ),
     Case(lambda: train(max_epochs=-1), "total_examples"),
     Case(
-        lambda: train(free_of_shares(schedule="cosine"), loader=DataLoader(UnsizedNumbers(40))), "schedule=WarmupCosine"
+        lambda: train(free_of_shares(schedule="cosine"), loader=DataLoader(Unsized(range(40)))), "schedule=WarmupCosine"
     ),
     Case(lambda: train(BatchSizeScaler(max_batch_size=7), accumulate_grad_batches=2), "max_batch_size=7 8"),
     Case(lambda: train(BatchSizeScaler(total_examples=7), accumulate_grad_batches=2), "total_examples=7 8"),
@@ -343,8 +292,8 @@ CASES += [
 
 @case
 def tensors_of_several_lengths():
-    with mock.patch.object(loaders, "_warned_types", set()):  # said once in a process
-        train(module=FirstTensorIsOther(), loader=DataLoader(range(8), batch_size=4, collate_fn=other_first))
+    loader = DataLoader(range(8), batch_size=4, collate_fn=other_first)
+    train_where(loaders, "_warned_types", set(), settings=dict(module=FirstTensorIsOther(), loader=loader))  # said once
 
 
 # ---------------------------------------------------------------- while training
@@ -414,26 +363,15 @@ class Claims(torch.utils.data.Dataset):
 
 CASES += [
     Case(lambda: train(module=AddsNoise(), accumulate_grad_batches=2)),
-    Case(lambda: train(BatchSizeScaler(policy=Scripted([8]), lr_rule=Answers(0.0)))),
-    Case(lambda: train(BatchSizeScaler(policy=Scripted([8]), lr_rule=Answers(1.0, applied=float("nan"))))),
+    Case(lambda: train(scripted(8, lr_rule=Answers(0.0)))),
+    Case(lambda: train(scripted(8, lr_rule=Answers(1.0, applied=float("nan"))))),
     Case(lambda: train(BatchSizeScaler(schedule=Factor(-1.0)))),
     Case(lambda: train(BatchSizeScaler(policy=Answers(Decision(batch_size="8", reason="as a word"))))),
     Case(lambda: train(loader=holding(*[(torch.ones(n, 8), torch.ones(n, 2)) for n in [1] + 60 * [4]]))),
-    Case(
-        lambda: train(
-            BatchSizeScaler(policy=Scripted([8]), warmup=0, max_batch_size=8),
-            module=StepsByItself(),
-            max_epochs=6,
-            at_once=False,
-        )
-    ),
+    Case(lambda: train(scripted(8, max_batch_size=8), module=StepsByItself(), max_epochs=6, at_once=False)),
     Case(lambda: train(BatchSizeScaler(max_batch_size=8), module=Regression(lambda p: ComputesItsOwn(p, lr=0.1)))),
     Case(lambda: train(BatchSizeScaler(max_batch_size=8), module=StepsItsScheduler(scheduler=with_scheduler))),
-    Case(
-        lambda: train(
-            BatchSizeScaler(measure_every=1, memory=1.0), module=NotFinite(), accumulate_grad_batches=2, max_epochs=3
-        )
-    ),
+    Case(lambda: train(scripted(measure_every=1), module=NotFinite(), accumulate_grad_batches=2, max_epochs=3)),
     Case(lambda: train(loader=DataLoader(Claims(), batch_size=None), accumulate_grad_batches=4)),
 ]
 
@@ -443,11 +381,6 @@ def sent_home(folder):
     scaler = BatchSizeScaler()
     with mock.patch.object(tempfile, "tempdir", folder):
         return ForkingPickler.dumps(_SentOutcome(scaler._channel._name, Outcome(), folder)), scaler
-
-
-@case
-def nowhere_to_write_for_the_caller():
-    sent_home("/nowhere")
 
 
 @case
@@ -466,13 +399,7 @@ def go_on(change=lambda state: None, *, stop_after=8, batch_size=4, **settings):
         path = str(Path(folder, "saved.ckpt"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is looked for is what the second run says
-
-            class Saves(pl.Callback):
-                def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-                    if (batch_idx + 1) * 4 == stop_after:
-                        trainer.save_checkpoint(path)
-
-            train(others=[Saves()], **settings)
+            train(others=[Saves(path, stop_after // 4 - 1)], **settings)
         saved = torch.load(path, weights_only=True)
         change(saved["callbacks"]["BatchSizeScaler"])
         torch.save(saved, path)
@@ -480,6 +407,7 @@ def go_on(change=lambda state: None, *, stop_after=8, batch_size=4, **settings):
 
 
 CASES += [
+    Case(lambda: sent_home("/nowhere")),
     Case(lambda: go_on(lambda state: state.update(schema=99))),
     Case(lambda: go_on(lambda state: state["run"]["measured"]["averages"]["sums"].pop("weight"))),
     Case(lambda: go_on(batch_size=2)),

@@ -73,6 +73,16 @@ class UnsizedNumbers(IterableDataset):
         return iter(torch.arange(self.length).unsqueeze(1))
 
 
+class Unsized(IterableDataset):
+    """The items, of which nobody knows how many they are."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
 class OneHot(pl.LightningModule):
     """Micro-batch i of the whole training has gradient e_i, so the gradient at a step reads off every weight."""
 
@@ -98,6 +108,13 @@ class OneHot(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def assert_measured_right(one):
+    """Micro-batches with orthogonal gradients of length one: whatever the window, tr Σ = 1 and ‖G‖² = 0."""
+    for made in one.history:
+        assert abs(made.trace - 1) < 1e-6
+        assert abs(made.grad_sq) < 1e-6
 
 
 class Scripted(Policy):
@@ -164,6 +181,10 @@ class KeepSteps(Logger):
 
     def log_metrics(self, metrics, step=None):
         self.logged.append((step, dict(metrics)))
+
+    def points(self, key):
+        """Step and value of each time that the key was logged."""
+        return [(step, metrics[key]) for step, metrics in self.logged if key in metrics]
 
 
 class Regression(pl.LightningModule):
@@ -239,6 +260,21 @@ class Watched(Regression):
 
     def validation_step(self, batch, batch_idx):
         self.log("val_loss", 1.0)
+
+    test_step = validation_step
+
+
+class Saves(pl.Callback):
+    """Stands where the user put it, and saves after one micro-batch, or at an epoch's end (None)."""
+
+    def __init__(self, path, batch_idx, epoch=0):
+        self.path, self.at = path, (epoch, batch_idx)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs=None, batch=None, batch_idx=None):
+        if (trainer.current_epoch, batch_idx) == self.at:
+            trainer.save_checkpoint(self.path)
+
+    on_train_epoch_end = on_train_batch_end
 
 
 class KeepsRates(torch.optim.SGD):

@@ -21,22 +21,21 @@ def test_learning_rate_monitor_keeps_logging_the_users_rate(interval, order):
         )
         watch = [LearningRateMonitor(interval), *extra][::order]
         trainer = fit(module, regression_loader(64), watch, max_epochs=2, logger=logger, log_every_n_steps=1)
-        return logger.logged, trainer.optimizers[0].used
+        return logger, trainer.optimizers[0].used
 
-    logged, used = trained([scripted(8, 16)])
+    logger, used = trained([scripted(8, 16)])
     # Windows of 1, 2, 4, 4, 4 and 1 micro-batches, then four of 4.
     windows = [1, 2, 4, 4, 4, 1, 4, 4, 4, 4]
     users = [0.1 * 0.9 ** sum(windows[:step]) for step in range(10)]
     # It logs at every micro-batch, also within a window, at the step that is being made.
-    by_step = {step: metrics["lr-KeepsRates"] for step, metrics in logged if "lr-KeepsRates" in metrics}
+    by_step = dict(logger.points("lr-KeepsRates"))
     steps = [0, 6] if interval == "epoch" else list(range(10))
     assert by_step == {step: pytest.approx(users[step]) for step in steps}
     plan, _ = trained([])
-    of_plan = {step: metrics["lr-KeepsRates"] for step, metrics in plan if "lr-KeepsRates" in metrics}
+    of_plan = dict(plan.points("lr-KeepsRates"))
     assert list(by_step.values()) == [of_plan[sum(windows[:step])] for step in steps]
     # Ours is what the optimizer used, and the factor between the two is in the log.
-    effective = {step: metrics["bsscale/lr"] for step, metrics in logged if "bsscale/lr" in metrics}
-    factors = {step: metrics["bsscale/lr_scale"] for step, metrics in logged if "bsscale/lr_scale" in metrics}
+    effective, factors = dict(logger.points("bsscale/lr")), dict(logger.points("bsscale/lr_scale"))
     assert [[rate] for rate in effective.values()] == used
     assert list(effective) == list(factors) == list(range(10))
     assert factors == {step: pytest.approx(window) for step, window in enumerate(windows)}
@@ -62,5 +61,5 @@ def test_a_rate_set_by_a_lambda_is_the_users(order, looks):
     factors = [1] * 8 if looks else windows
     expected = [0.1 / (1 + end) * factor for end, factor in zip(ends, factors, strict=True)]
     assert [rate for (rate,) in trainer.optimizers[0].used] == pytest.approx(expected)
-    assert [metrics["bsscale/lr"] for _, metrics in logger.logged if "bsscale/lr" in metrics] == pytest.approx(expected)
+    assert [rate for _, rate in logger.points("bsscale/lr")] == pytest.approx(expected)
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1 / 17

@@ -16,12 +16,12 @@ from lightning_bsscale.journal import read_journal
 from lightning_bsscale.replay import replay
 from lightning_bsscale.summary import describe_grounds, describe_number, summary_table
 from lightning_bsscale.theory.described import describe
-from lightning_bsscale.theory.estimate import noise_scale_from_means
 from lightning_bsscale.theory.policies import Limits, Situation
 from lightning_bsscale.theory.records import CHANGES_LIMIT, HOLDS_LIMIT, DecisionLog, DecisionRecord
 from lightning_bsscale.theory.stored import as_plain, from_plain
 from tests.helpers.expected_warnings import CANNOT_MEASURE
-from tests.helpers.training import Regression, fit, regression_loader
+from tests.helpers.simulated import noise_of
+from tests.helpers.training import Regression, fit, regression_loader, scripted
 
 pytestmark = CANNOT_MEASURE
 
@@ -53,11 +53,9 @@ def restless(situation):
 
 
 def trained(decide, steps, **options):
-    scaler = BatchSizeScaler(
-        policy=Policy(decide), warmup=0, memory=1.0, lr_rule="none", max_batch_size=8, probe_every=0, **options
-    )
+    scaler = scripted(policy=Policy(decide), lr_rule="none", max_batch_size=8, **options)
     examples = 4 * steps if decide is not restless else 6 * steps
-    fit(Regression(), regression_loader(examples), [scaler], max_epochs=1, logger=False)
+    fit(Regression(), regression_loader(examples), [scaler], max_epochs=1)
     return scaler
 
 
@@ -94,19 +92,9 @@ def test_thousands_of_records_are_thinned_and_the_summary_says_so(decide, name):
 
 
 def record(step, old, new, code="a", reason="r" * 500):
-    noise = noise_scale_from_means(
-        trace=1.1 * step,
-        grad_sq=1.0,
-        trace_variance=0.1,
-        grad_sq_variance=0.2,
-        covariance=0.01,
-        effective_windows=30.0,
-        confidence=0.9,
-    )
+    seen = dict(examples_seen=4.0 * step, optimizer_steps=step, noise=noise_of(1.1 * step, spread=0.1))
     return DecisionRecord(
-        situation=Situation(
-            batch_size=old, start_batch_size=4, examples_seen=4.0 * step, optimizer_steps=step, noise=noise
-        ),
+        situation=Situation(batch_size=old, start_batch_size=4, **seen),
         limits=LIMITS,
         decision=Decision(batch_size=new, reason=reason, code=code, bound=1 / 3, target=step / 7, needed=step / 9),
         batch_size=new,
@@ -124,8 +112,8 @@ def test_a_million_steps_leave_a_bounded_state(kind):
     holds = [record(step, 4, 4, code=f"code {step % 2}") for step in range(1000)]
     changes = [record(step, *((4, 8) if step % 2 else (8, 4))) for step in range(1000)]
     given = {"holds": holds, "changes": changes, "both": [*changes[:500], *holds[:500]]}[kind]
-    log, first, last = DecisionLog(), record(-1, 4, 8), record(10**6, 4, 4, code="last")
-    log = kept(log, first)
+    first, last = record(-1, 4, 8), record(10**6, 4, 4, code="last")
+    log = DecisionLog().added(first)
     for _ in range(1000):
         for one in given:
             log = kept(log, one)
@@ -154,24 +142,21 @@ def test_all_changes_are_kept_up_to_the_bound_and_holds_do_not_cost_any():
 # ---------------------------------------------------------------- policies of all kinds
 
 
-@dataclasses.dataclass
-class Odd:
+class Unprintable:
+    def __repr__(self):
+        raise RuntimeError("no repr today")
+
+
+@dataclasses.dataclass(repr=False)
+class Odd(Unprintable):
     """A user's policy with everything that does not copy, print or end."""
 
     share: float = 0.5
     names: tuple[str, ...] = ("a", "b")
     held: Any = None
 
-    def __repr__(self):
-        raise RuntimeError("no repr today")
-
     def decide(self, situation, limits):
         return Decision(batch_size=situation.batch_size, reason="as it is")
-
-
-class Unprintable:
-    def __repr__(self):
-        raise RuntimeError("no repr today")
 
 
 @pytest.mark.parametrize(
@@ -179,18 +164,14 @@ class Unprintable:
     [threading.Lock, lambda: open(__file__), lambda: torch.zeros(3, requires_grad=True) * 2, Unprintable],  # noqa: SIM115
     ids=["lock", "file", "tensor", "unprintable"],
 )
-@pytest.mark.parametrize("recorded", [False, True])
-def test_a_dataclass_policy_may_hold_anything(make, recorded, tmp_path):
+def test_a_dataclass_policy_may_hold_anything(make, tmp_path):
     held = make()
-    path = tmp_path / "run.jsonl"
-    scaler = BatchSizeScaler(policy=Odd(held=held), warmup=0, memory=1.0, record=path if recorded else False)
+    scaler = BatchSizeScaler(policy=Odd(held=held), warmup=0, memory=1.0, record=tmp_path / "run.jsonl")
     fit(Regression(), regression_loader(40), [scaler], max_epochs=1)
     assert scaler.decisions
-    assert path.exists() == recorded
-    if recorded:
-        header, _ = read_journal(path)
-        kind = f"<{type(held).__module__}.{type(held).__qualname__}>"
-        assert header["policy"] == {"class": "Odd", "options": {"share": 0.5, "names": ["a", "b"], "held": kind}}
+    header, _ = read_journal(tmp_path / "run.jsonl")
+    kind = f"<{type(held).__module__}.{type(held).__qualname__}>"
+    assert header["policy"] == {"class": "Odd", "options": {"share": 0.5, "names": ["a", "b"], "held": kind}}
     if hasattr(held, "close"):
         held.close()
 

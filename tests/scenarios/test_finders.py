@@ -11,23 +11,18 @@ from lightning_bsscale import GradientNoiseScaleMonitor
 from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.training import QUIET, Regression, assert_nothing_left, regression_loader, scripted
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    CANNOT_MEASURE,
-]
+pytestmark = CANNOT_MEASURE
 
 
 class Tunable(Regression):
     """What the finders change: `lr` and `batch_size`. Keeps the size of every micro-batch."""
 
     def __init__(self, lr=0.05, batch_size=4):
-        super().__init__(scheduler=self.scheduler)
-        self.lr, self.batch_size = lr, batch_size
-        self.make_optimizer = lambda p: torch.optim.SGD(p, lr=self.lr, momentum=0.9)
-        self.sizes = []
-
-    def scheduler(self, optimizer, trainer):
-        return {"scheduler": torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), "interval": "step"}
+        super().__init__(
+            lambda p: torch.optim.SGD(p, lr=self.lr, momentum=0.9),
+            lambda o, t: {"scheduler": torch.optim.lr_scheduler.ConstantLR(o, 1.0), "interval": "step"},
+        )
+        self.lr, self.batch_size, self.sizes = lr, batch_size, []
 
     def train_dataloader(self):
         return regression_loader(160, self.batch_size)
@@ -66,12 +61,18 @@ def assert_same(ours, theirs):
     assert torch.equal(ours[1], theirs[1])
 
 
+class OwnHook(LearningRateFinder):
+    """Has a hook of its own before training, which is welcome."""
+
+    def on_fit_start(self, trainer, pl_module):
+        return super().on_fit_start(trainer, pl_module)
+
+
 @pytest.mark.parametrize("make", [scaler, monitor])
-@pytest.mark.parametrize("order", [1, -1])
-def test_the_rate_that_was_found_is_the_users(make, order, tmp_path):
-    finder, watch, module = LearningRateFinder(1e-4, 1e-2, num_training_steps=20), make(), Tunable()
-    both = [finder, watch][::order]
-    tuned = train(module, watch, make_trainer(*both, default_root_dir=tmp_path))
+@pytest.mark.parametrize(("cls", "order"), [(LearningRateFinder, 1), (OwnHook, -1)])
+def test_the_rate_that_was_found_is_the_users(make, cls, order, tmp_path):
+    finder, watch, module = cls(1e-4, 1e-2, num_training_steps=20), make(), Tunable()
+    tuned = train(module, watch, make_trainer(*[finder, watch][::order], default_root_dir=tmp_path))
     assert module.lr == finder.optimal_lr.suggestion() != 0.05
     assert [made.lr / made.lr_scale for made in watch.history] == pytest.approx([module.lr] * len(watch.history))
     assert len(module.sizes) == 40 + 80
@@ -85,8 +86,7 @@ def test_the_rate_that_was_found_is_the_users(make, order, tmp_path):
 def test_the_size_that_was_found_is_the_one_that_is_measured(make, order, mode, tmp_path):
     finder = BatchSizeFinder(mode, steps_per_trial=2, init_val=2, max_trials=3, margin=0.0)
     watch, module = make(), Tunable()
-    both = [finder, watch][::order]
-    tuned = train(module, watch, make_trainer(*both, default_root_dir=tmp_path))
+    tuned = train(module, watch, make_trainer(*[finder, watch][::order], default_root_dir=tmp_path))
     assert module.batch_size == finder.optimal_batch_size == 8
     assert {made.window_examples % 8 for made in watch.history} == {0}
     assert watch.history[0].window_examples == 16
@@ -146,15 +146,3 @@ def test_the_monitor_may_stay_beside_a_finder_of_rates_in_mid_training(tmp_path)
     assert len(module.sizes) > 120  # its own micro-batches, and those of three epochs
     bare = monitor()
     assert_same(with_finder, train(Tunable(), bare, make_trainer(bare, max_epochs=3)))
-
-
-class QuietFinder(LearningRateFinder):
-    def on_fit_start(self, trainer, pl_module):
-        return super().on_fit_start(trainer, pl_module)
-
-
-def test_a_finder_with_a_hook_of_its_own_before_training_is_welcome(tmp_path):
-    watch, module = scaler(), Tunable()
-    found = QuietFinder(1e-4, 1e-2, num_training_steps=20)
-    train(module, watch, make_trainer(found, watch, default_root_dir=tmp_path))
-    assert watch.history[0].lr == pytest.approx(found.optimal_lr.suggestion())

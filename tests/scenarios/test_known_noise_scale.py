@@ -1,7 +1,6 @@
 """The measured noise scale against a known one, through the real Trainer."""
 
 import pytest
-import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
@@ -39,29 +38,9 @@ def test_probe_windows():
 def test_ragged_end_of_every_epoch_is_corrected():
     """Epochs of three micro-batches under a divisor of four: every window has the wrong divisor; none may show it."""
     windows = 300
-    xs = gradients(12 * windows, seed=4)
-
-    class Epochs(torch.utils.data.Dataset):
-        def __len__(self):
-            return 12 * windows
-
-        def __getitem__(self, index):
-            return xs[index]
-
-    class ThreeAtATime(torch.utils.data.Sampler):
-        epoch = -1
-
-        def __len__(self):
-            return 12
-
-        def __iter__(self):
-            self.epoch += 1
-            return iter(range(12 * (self.epoch % windows), 12 * (self.epoch % windows) + 12))
-
     monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-    module = KnownNoise()
-    module.training_step = lambda batch, batch_idx: module.linear(batch).mean()
-    loader = DataLoader(Epochs(), batch_size=4, sampler=ThreeAtATime())
+    parts = iter(gradients(12 * windows, seed=4).split(4))
+    module, loader = KnownNoise(loss=lambda linear, _: linear(next(parts)).mean()), DataLoader(range(12), batch_size=4)
     fit(module, loader, [monitor], max_epochs=windows, accumulate_grad_batches=4)
     assert {made.accumulate_grad_batches for made in monitor.history} == {3}
     truth, noise = NOISE_SCALE, monitor.noise_scale

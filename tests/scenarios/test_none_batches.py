@@ -1,44 +1,18 @@
 """A loader that gives None: Lightning skips it with one warning, counts its index, and calls no start hook."""
 
 import random
-import warnings
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from lightning_bsscale import GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.trainer.accumulation import Accumulation
-from tests.helpers.expected_warnings import CANNOT_MEASURE, DROPPED, NONE_BATCH, WITHOUT_VALIDATION, said_of
-from tests.helpers.training import KeepSteps, OneHot, fit, run_of, scripted
+from tests.helpers.expected_warnings import CANNOT_MEASURE, DROPPED, NONE_BATCH, WITHOUT_VALIDATION, hearing
+from tests.helpers.training import KeepSteps, OneHot, Unsized, assert_measured_right, fit, run_of, scripted
 
-pytestmark = [
-    CANNOT_MEASURE,
-    WITHOUT_VALIDATION,
-    NONE_BATCH,
-]
-
-
-class WithNone(torch.utils.data.Dataset):
-    """Items of a loader without batching; epoch after epoch, None at the given indices."""
-
-    def __init__(self, length, none):
-        self.length, self.none = length, none
-
-    def __len__(self):
-        return self.length
-
-    def __getitem__(self, index):
-        return None if index in self.none else torch.tensor([index])
-
-
-class StreamWithNone(IterableDataset):
-    def __init__(self, length, none):
-        self.items = WithNone(length, none)
-
-    def __iter__(self):
-        return (self.items[index] for index in range(self.items.length))
+pytestmark = [CANNOT_MEASURE, WITHOUT_VALIDATION, NONE_BATCH]
 
 
 class ByIndex(OneHot):
@@ -47,30 +21,16 @@ class ByIndex(OneHot):
 
 
 def as_loader(length, none, sized):
-    dataset = WithNone(length, none) if sized else StreamWithNone(length, none)
-    return DataLoader(dataset, batch_size=None, collate_fn=lambda item: item and item.unsqueeze(0))
+    batches = [None if index in none else torch.tensor([[index]]) for index in range(length)]
+    return DataLoader(batches if sized else Unsized(batches), batch_size=None)
 
 
 def run(callback, length, none, sized, epochs=2, start=2):
     module, logger = ByIndex(epochs * length, length), KeepSteps()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer = fit(
-            module,
-            as_loader(length, none, sized),
-            [callback] if callback is not None else [],
-            max_epochs=epochs,
-            accumulate_grad_batches=start,
-            logger=logger,
-            log_every_n_steps=1,
-        )
-    said = said_of(DROPPED, caught)
+    settings = dict(max_epochs=epochs, accumulate_grad_batches=start, logger=logger, log_every_n_steps=1)
+    with hearing(DROPPED) as said:
+        trainer = fit(module, as_loader(length, none, sized), [callback] if callback else [], **settings)
     return module.steps, trainer, logger, said
-
-
-def assert_measured_right(one):
-    for made in one.history:
-        assert (made.trace, made.grad_sq) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
 
 
 def check(length, none, sized, windows, epochs=2, start=2):

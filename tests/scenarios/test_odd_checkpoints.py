@@ -6,19 +6,13 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from tests.helpers.expected_warnings import (
-    CANNOT_MEASURE,
-    CKPT_PATH,
-    FOLDER_NOT_EMPTY,
-    MID_EPOCH,
-    NONE_BATCH,
-    WITHIN_A_WINDOW,
-)
+from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH, NONE_BATCH, WITHIN_A_WINDOW
 from tests.helpers.training import (
     QUIET,
     ByStep,
-    Numbers,
+    CountsWindows,
     Regression,
+    Saves,
     fit,
     one_cycle,
     regression_loader,
@@ -30,7 +24,6 @@ pytestmark = [
     CANNOT_MEASURE,
     CKPT_PATH,
     MID_EPOCH,
-    FOLDER_NOT_EMPTY,
     pytest.mark.filterwarnings("ignore:.*called without a model. The last model of the previous"),
 ]
 
@@ -38,30 +31,6 @@ pytestmark = [
 def by_step(*windows, **options):
     """Windows of so many micro-batches of four, by the number of steps made."""
     return scripted(**{"policy": ByStep([4 * n for n in windows]), **options})
-
-
-class Counts(Regression):
-    def on_fit_start(self):
-        self.windows, self.came = [], 0
-
-    def training_step(self, batch, batch_idx):
-        self.came += 1
-        return super().training_step(batch, batch_idx)
-
-    def on_before_optimizer_step(self, optimizer):
-        self.windows.append(self.came)
-        self.came = 0
-
-
-class Saves(pl.Callback):
-    """Stands where the user put it, and saves after one micro-batch."""
-
-    def __init__(self, path, batch_idx, epoch=0):
-        self.path, self.at = path, (epoch, batch_idx)
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == self.at:
-            trainer.save_checkpoint(self.path)
 
 
 class SavesLast(Saves, ModelCheckpoint):
@@ -79,10 +48,10 @@ class SavesLast(Saves, ModelCheckpoint):
     ("settings", "options"), [({"max_steps": 20}, {}), ({"max_epochs": 9}, {"total_examples": 80})]
 )
 def test_a_run_that_is_over_stays_over(tmp_path, settings, options):
-    module = Counts()
+    module = CountsWindows()
     trainer = fit(module, regression_loader(200), [by_step(2, 4, **options)], **settings)
     trainer.save_checkpoint(tmp_path / "end.ckpt")
-    again, scaler = Counts(), by_step(2, 4, **options)
+    again, scaler = CountsWindows(), by_step(2, 4, **options)
     resumed = fit(again, regression_loader(200), [scaler], ckpt_path=tmp_path / "end.ckpt", **settings)
     assert again.windows == []
     assert scaler.examples_seen == 80
@@ -93,39 +62,35 @@ def test_a_run_that_is_over_stays_over(tmp_path, settings, options):
     trainer.fit(module, regression_loader(200))
     assert module.windows == []
     if "max_steps" in settings:
-        more = Counts()
+        more = CountsWindows()
         fit(more, regression_loader(200), [by_step(4)], ckpt_path=tmp_path / "end.ckpt", max_steps=28)
-        assert sum(more.windows) == 8
+        assert sum(more.windows) == 8 * 4
 
 
 @pytest.mark.parametrize("settings", [{"max_epochs": 3}, {"max_steps": 150}])
 def test_a_checkpoint_of_a_run_without_the_scaler(tmp_path, settings):
     """Its schedulers are where its own steps took them, and end where the plan ends."""
     path = tmp_path / "bare.ckpt"
-    fit(Regression(scheduler=one_cycle(150)), regression_loader(200), [SavesLast(path, 29, 1)], **SAVING, **settings)
+    fit(Regression(scheduler=one_cycle(150)), regression_loader(200), [Saves(path, 29, 1)], **settings)
     scaler = by_step(5, 3, 8)
     trainer = fit(Regression(scheduler=one_cycle(150)), regression_loader(200), [scaler], ckpt_path=path, **settings)
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 150
     assert scaler.examples_seen == (150 - 80) * 4
 
 
-SAVING = {"enable_checkpointing": True}
-
-
 @pytest.mark.parametrize("saves", [Saves, SavesLast])
 def test_saved_by_a_callback_before_the_scaler(tmp_path, saves):
     """Weights and step are in that checkpoint, so the window's end is too: nothing is lost."""
     path, at = tmp_path / "before.ckpt", 12  # windows of 1, 3, 4, 4: the fourth ends there
-    saving = SAVING if saves is SavesLast else {}
-    whole = Counts(scheduler=one_cycle(50))
+    whole = CountsWindows(scheduler=one_cycle(50))
     callbacks = [saves(path, at - 1), by_step(1, 3, 4, 4)]
-    fit(whole, regression_loader(200), callbacks, max_epochs=1, **saving)
-    assert whole.windows[:4] == [1, 3, 4, 4]
-    module, scaler = Counts(scheduler=one_cycle(50)), by_step(1, 3, 4, 4)
+    fit(whole, regression_loader(200), callbacks, max_epochs=1, enable_checkpointing=saves is SavesLast)
+    assert whole.windows[:4] == [4, 12, 16, 16]
+    module, scaler = CountsWindows(scheduler=one_cycle(50)), by_step(1, 3, 4, 4)
     trainer = fit(module, regression_loader(200), [scaler], max_epochs=1, ckpt_path=path)
     assert run_of(scaler).lost_micro_batches == 0
     assert scaler.examples_seen == 200
-    assert sum(module.windows) == 50 - at
+    assert sum(module.windows) == 200 - 4 * at
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 50
 
 
@@ -133,14 +98,9 @@ def test_saved_by_a_callback_before_the_scaler(tmp_path, saves):
 def test_lost_micro_batches_are_gone_from_the_budget_too(tmp_path):
     """A OneCycleLR as long as the budget would otherwise be stepped once too often, and raise."""
     path, options = tmp_path / "mid.ckpt", {"total_examples": 400}
-    fit(
-        Regression(scheduler=one_cycle(100)),
-        regression_loader(2000),
-        [by_step(4, **options), SavesLast(path, 6)],
-        max_epochs=9,
-        **SAVING,
-    )
-    module, scaler = Counts(scheduler=one_cycle(100)), by_step(4, **options)
+    callbacks = [by_step(4, **options), Saves(path, 6)]
+    fit(Regression(scheduler=one_cycle(100)), regression_loader(2000), callbacks, max_epochs=9)
+    module, scaler = Regression(scheduler=one_cycle(100)), by_step(4, **options)
     trainer = fit(module, regression_loader(2000), [scaler], max_epochs=9, ckpt_path=path)
     lost = run_of(scaler).lost_micro_batches
     assert lost == 2
@@ -153,15 +113,14 @@ def test_lost_micro_batches_are_gone_from_the_budget_too(tmp_path):
 def test_lost_micro_batches_keep_their_examples_when_a_micro_batch_has_others(tmp_path, size):
     """The budget is 400, and two micro-batches of 4 are lost."""
     path, options = tmp_path / "mid.ckpt", {"total_examples": 400}
-    callbacks = [by_step(4, **options), SavesLast(path, 6)]
-    fit(Regression(), regression_loader(2000), callbacks, max_epochs=9, **SAVING)
+    fit(Regression(), regression_loader(2000), [by_step(4, **options), Saves(path, 6)], max_epochs=9)
     scaler = by_step(4, **options)
     fit(Regression(), regression_loader(2000, batch_size=size), [scaler], max_epochs=9, ckpt_path=path)
     assert run_of(scaler).lost_micro_batches == 2
     assert 0 <= scaler.examples_seen - (400 - 2 * 4) < size
 
 
-class GrowsAfterAStepless(Counts):
+class GrowsAfterAStepless(CountsWindows):
     """Its first epoch ends with None before the first step; the others have ten micro-batches."""
 
     def train_dataloader(self):
@@ -176,7 +135,7 @@ def test_loaders_that_were_made_anew_count_also_before_the_first_step():
     settings = dict(max_epochs=3, accumulate_grad_batches=4, reload_dataloaders_every_n_epochs=1)
     trainer = pl.Trainer(**QUIET, **settings, callbacks=[by_step(4)])
     trainer.fit(module)
-    assert module.windows == [1 + 4, 4, 2, 4, 4, 2], "with the first epoch's one micro-batch, which was lost"
+    assert module.windows == [4 + 16, 16, 8, 16, 16, 8], "with the first epoch's one micro-batch, which was lost"
 
 
 class BreaksInStep(torch.optim.SGD):
@@ -209,23 +168,10 @@ def test_interrupted_within_a_step_the_checkpoint_has_the_users_rate(tmp_path):
     assert module.optimizers().param_groups[0]["lr"] == 0.05
 
 
-class NoneAt(Numbers):
-    """Items of a loader without batching, None at the given indices."""
-
-    def __init__(self, length, none):
-        super().__init__(length)
-        self.none = none
-        self.data = regression_loader(4 * length).dataset.tensors
-
-    def __getitem__(self, index):
-        rows = slice(4 * index, 4 * index + 4)
-        return None if index in self.none else (self.data[0][rows], self.data[1][rows])
-
-
 @NONE_BATCH
 def test_none_before_the_first_micro_batch():
     """Lightning steps schedulers for it, so their clock is held from the start of training."""
-    loader = DataLoader(NoneAt(60, {0, 1}), batch_size=None)
+    loader = DataLoader([None, None, *regression_loader(232)], batch_size=None)
     trainer = fit(Regression(scheduler=one_cycle(60)), loader, [by_step(2, 3)], max_epochs=1)
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 60
 
@@ -233,6 +179,6 @@ def test_none_before_the_first_micro_batch():
 def test_a_dry_run_says_of_a_cut_window_what_is_true(tmp_path):
     path = tmp_path / "mid.ckpt"
     settings = dict(max_epochs=1, accumulate_grad_batches=4)
-    fit(Counts(), regression_loader(80), [by_step(4, dry_run=True), SavesLast(path, 5)], **SAVING, **settings)
+    fit(Regression(), regression_loader(80), [by_step(4, dry_run=True), Saves(path, 5)], **settings)
     with pytest.warns(UserWarning, match="2 micro-batches"):
-        fit(Counts(), regression_loader(80), [by_step(4, dry_run=True)], ckpt_path=path, **settings)
+        fit(Regression(), regression_loader(80), [by_step(4, dry_run=True)], ckpt_path=path, **settings)

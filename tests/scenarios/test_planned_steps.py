@@ -2,18 +2,16 @@
 
 import math
 import pickle
-import warnings
 
 import lightning.pytorch as pl
 import pytest
 import torch
 
 from lightning_bsscale import BatchSizeScaler
-from tests.helpers.expected_warnings import CANNOT_MEASURE, MID_EPOCH
-from tests.helpers.training import Regression, fit, regression_loader, scripted
+from tests.helpers.expected_warnings import CANNOT_MEASURE, MID_EPOCH, hearing
+from tests.helpers.training import Regression, Saves, fit, regression_loader, scripted
 
 pytestmark = CANNOT_MEASURE
-OVERRIDDEN = "lr_scheduler_step is overridden"
 
 
 class StepsByNumber:
@@ -86,13 +84,11 @@ def test_planned_steps_take_the_schedule_where_plain_training_takes_it(settings,
 
 
 def test_global_step_does_not_and_that_is_said_once():
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with hearing("lr_scheduler_step is overridden") as said:
         numbers, last = train(Timm(asks=False), scripted(*GROWS))
-    said = [str(one.message) for one in caught if OVERRIDDEN in str(one.message)]
-    assert len(said) == 1
-    assert "Timm.lr_scheduler_step" in said[0]
-    assert "planned_steps" in said[0]
+    (sentence,) = said
+    assert "Timm.lr_scheduler_step" in sentence
+    assert "planned_steps" in sentence
     assert max(numbers) < 20  # of 62
     assert last > 0.05
 
@@ -108,11 +104,10 @@ def test_in_a_dry_run_planned_steps_are_the_steps(accumulate):
     class Looks(Timm):
         seen = ()
 
-        def look(self):
+        def look(self, *args):
             self.seen = (*self.seen, (self.scaler.planned_steps, self.global_step))
 
-        def on_train_batch_start(self, batch, batch_idx):
-            self.look()
+        on_train_batch_start = on_train_batch_end = on_train_epoch_end = look
 
         def training_step(self, batch, batch_idx):
             self.look()
@@ -121,12 +116,6 @@ def test_in_a_dry_run_planned_steps_are_the_steps(accumulate):
         def lr_scheduler_step(self, scheduler, metric):
             self.look()
             super().lr_scheduler_step(scheduler, metric)
-
-        def on_train_batch_end(self, outputs, batch, batch_idx):
-            self.look()
-
-        def on_train_epoch_end(self):
-            self.look()
 
     module = Looks(asks=True)
     scaler = scripted(*GROWS, dry_run=True)
@@ -143,13 +132,10 @@ def test_before_within_and_after_training_and_in_a_copy(tmp_path):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             seen.append(scaler.planned_steps)
 
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if trainer.fit_loop.epoch_loop.total_batch_idx == 40:
-                trainer.save_checkpoint(tmp_path / "saved.ckpt")
-
     scaler = scripted(*GROWS, lr_rule="none")
     assert scaler.planned_steps == 0
-    fit(Regression(), regression_loader(124), [scaler, Looks()], max_epochs=2)
+    callbacks = [scaler, Looks(), Saves(tmp_path / "saved.ckpt", 40 - 31, 1)]
+    fit(Regression(), regression_loader(124), callbacks, max_epochs=2)
     # Windows of 1, 2, 2, 4, 4, 8, 8 and the 2 that are left; then 8, 8, 8 and 7.
     starts = [0, 1, 3, 5, 9, 13, 21, 29, 31, 39, 47, 55, 62]
     assert seen == [max(start for start in starts if start <= index) for index in range(62)]
@@ -166,13 +152,6 @@ def test_before_within_and_after_training_and_in_a_copy(tmp_path):
 @MID_EPOCH
 @pytest.mark.parametrize("after", [5, 31])
 def test_a_resumed_run_counts_on(tmp_path, after):
-    path = tmp_path / "saved.ckpt"
-
-    class Saves(pl.Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if batch_idx + 1 == after and trainer.current_epoch == 0:
-                trainer.save_checkpoint(path)
-
-    plan = train(Timm(asks=False))
-    train(Timm(asks=True), scripted(*GROWS), Saves())
+    path, plan = tmp_path / "saved.ckpt", train(Timm(asks=False))
+    train(Timm(asks=True), scripted(*GROWS), Saves(path, after - 1))
     assert train(Timm(asks=True), scripted(16, 32), ckpt_path=path) == plan

@@ -12,28 +12,16 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_bsscale.replay import replay
-from tests.helpers.expected_warnings import (
-    CANNOT_MEASURE,
-    CKPT_PATH,
-    FOLDER_NOT_EMPTY,
-    MID_EPOCH,
-    WITHIN_A_WINDOW,
-    said_of,
-)
-from tests.helpers.training import ByStep, KeepSteps, Numbers, fit, run_of, scripted
+from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH, WITHIN_A_WINDOW, hearing
+from tests.helpers.training import ByStep, KeepSteps, Numbers, Saves, fit, run_of, scripted
 
-pytestmark = [
-    CANNOT_MEASURE,
-    CKPT_PATH,
-    MID_EPOCH,
-    FOLDER_NOT_EMPTY,
-]
+pytestmark = [CANNOT_MEASURE, CKPT_PATH, MID_EPOCH]
 
 ROOT = Path(__file__).parents[2]
 EPOCHS, LENGTH = 2, 17
@@ -79,47 +67,30 @@ def windows_from(first, interrupted=0, steps=0):
 
 
 def train(module, callbacks=(), **settings):
-    scaler = scripted(policy=ByStep(WINDOWS), max_batch_size=6, lr_rule="none")
-    logger = KeepSteps()
-    settings = {"enable_checkpointing": bool(callbacks), **settings}
+    scaler, logger = scripted(policy=ByStep(WINDOWS), max_batch_size=6, lr_rule="none"), KeepSteps()
+    settings |= dict(max_epochs=EPOCHS, logger=logger, log_every_n_steps=1)
     try:
-        fit(
-            module,
-            DataLoader(Numbers(LENGTH)),
-            [scaler, *callbacks],
-            max_epochs=EPOCHS,
-            logger=logger,
-            log_every_n_steps=1,
-            **settings,
-        )
+        fit(module, DataLoader(Numbers(LENGTH)), [scaler, *callbacks], **settings)
     finally:
-        module.logged = [step for step, metrics in logger.logged if "loss" in metrics]
+        module.logged = [step for step, _ in logger.points("loss")]
     return scaler
-
-
-class SaveEverywhere(ModelCheckpoint):
-    """A ModelCheckpoint, so that it comes last, that saves after every micro-batch."""
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        trainer.save_checkpoint(f"{self.dirpath}/{trainer.current_epoch * LENGTH + batch_idx + 1}.ckpt")
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    module = ByIndex()
-    train(module, [SaveEverywhere(folder, save_top_k=0)])
+    """A folder with a checkpoint after every micro-batch."""
+    folder, module = tmp_path_factory.mktemp("saved"), ByIndex()
+    train(module, [Saves(folder / f"{i + 1}.ckpt", i % LENGTH, i // LENGTH) for i in range(EPOCHS * LENGTH)])
     assert [entered for _, entered in module.steps] == windows_from(0)
     return folder
 
 
-def expect_going_on(path, stopped, position, module=None, *, counted=True, **settings):
+def expect_going_on(path, stopped, position, *, counted=True):
     """From `position` on: the rest of the unfinished window, then the windows of a run that was never stopped."""
     whole, steps = windows_from(0), len(stopped.steps)
     window = next(window for window in whole if position <= max(window))
-    lost = position - min(window)
-    module = module or ByIndex()
-    scaler = train(module, ckpt_path=path, **settings)
+    lost, module = position - min(window), ByIndex()
+    scaler = train(module, ckpt_path=path)
     expected = windows_from(position, interrupted=len(window) - lost if lost else 0, steps=steps)
     assert module.steps == list(enumerate(expected, start=steps))
     assert run_of(scaler).lost_micro_batches == lost
@@ -138,9 +109,9 @@ def test_from_every_micro_batch_on(saved, position):
 
 
 def test_lost_micro_batches_are_said_once(saved):
-    with pytest.warns(UserWarning, match=r"checkpoint.*2 micro-batches.*1") as caught:
+    with hearing("checkpoint.*2 micro-batches.*1") as said:
         train(ByIndex(), ckpt_path=saved / "3.ckpt")
-    assert len(said_of("2 micro-batches", caught)) == 1
+    assert len(said) == 1
 
 
 @WITHIN_A_WINDOW
@@ -149,7 +120,7 @@ def test_after_an_exception_in_every_window(tmp_path, position):
     """Lightning repeats the micro-batch that failed."""
     broken = ByIndex(breaks_at=position)
     with pytest.raises(RuntimeError, match="on purpose"):
-        train(broken, [OnExceptionCheckpoint(tmp_path)])
+        train(broken, [OnExceptionCheckpoint(tmp_path)], enable_checkpointing=True)
     # In an epoch's last micro-batch Lightning itself then counts a step too many for the loggers.
     expect_going_on(tmp_path / "on_exception.ckpt", broken, position, counted=(position + 1) % LENGTH != 0)
 
@@ -169,7 +140,7 @@ class Terminated(ByIndex):
 def test_after_sigterm(tmp_path, position):
     stopped = Terminated(breaks_at=position)
     with pytest.raises(SIGTERMException):
-        train(stopped, [OnExceptionCheckpoint(tmp_path)])
+        train(stopped, [OnExceptionCheckpoint(tmp_path)], enable_checkpointing=True)
     expect_going_on(tmp_path / "on_exception.ckpt", stopped, position + 1)
 
 

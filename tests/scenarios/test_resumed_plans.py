@@ -6,18 +6,16 @@ below it, it leaves out a part of the data, or takes a part of it again.
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler
 from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH, OTHER_START, WITHIN_A_WINDOW, ignored
-from tests.helpers.training import Regression, Scripted, fit, one_cycle, regression_loader, run_of
+from tests.helpers.training import CountsWindows, Saves, Scripted, fit, one_cycle, regression_loader, run_of
 
 pytestmark = [
     CANNOT_MEASURE,
     CKPT_PATH,
     MID_EPOCH,
     ignored(OTHER_START),
-    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
     WITHIN_A_WINDOW,
     pytest.mark.filterwarnings("ignore:.*max_epochs. was not set"),
 ]
@@ -25,7 +23,8 @@ pytestmark = [
 EXAMPLES, EPOCHS = 84, 3
 LENGTH = EXAMPLES // 4  # micro-batches of 4
 STARTS = {"epochs": [1, 2], "steps": [1, 2]}
-POSITIONS = ["0-16", "0-21", "1-20", "1-end", "2-7"]
+# Index of the micro-batch (None: at the epoch's end), and epoch.
+POSITIONS = {"0-16": (15, 0), "0-21": (20, 0), "1-20": (19, 1), "1-end": (None, 1), "2-7": (6, 2)}
 # Micro-batch and accumulate_grad_batches of the resumed run; None keeps the number.
 SIZES = [(2, None), (3, None), (8, None), (40, None), (8, 3)]
 
@@ -41,39 +40,11 @@ def planned(accumulate):
     return EPOCHS * -(-LENGTH // accumulate)
 
 
-class Counts(Regression):
-    seen = 0
-
-    def training_step(self, batch, batch_idx):
-        self.seen += len(batch[0])
-        return super().training_step(batch, batch_idx)
-
-
-class SavesAt(ModelCheckpoint):
-    """Saves at positions `EPOCH-INDEX` and `EPOCH-end`; a ModelCheckpoint, so that it comes last."""
-
-    def __init__(self, folder, positions):
-        super().__init__(folder, save_top_k=0)
-        self.positions = positions
-
-    def save(self, trainer, position):
-        name = f"{trainer.current_epoch}-{position}"
-        if name in self.positions:
-            trainer.save_checkpoint(f"{self.dirpath}/{name}.ckpt")
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.save(trainer, batch_idx + 1)
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        self.save(trainer, "end")
-
-
 def train(batches, batch_size, others=(), **settings):
     scaler = BatchSizeScaler(policy=Scripted(batches), warmup=0, lr_rule="none", probe_every=0)
-    module = Counts(scheduler=one_cycle())
-    loader = regression_loader(EXAMPLES, batch_size=batch_size)
-    trainer = fit(module, loader, [scaler, *others], enable_checkpointing=bool(others), **settings)
-    return scaler, module, trainer
+    module, loader = CountsWindows(scheduler=one_cycle()), regression_loader(EXAMPLES, batch_size=batch_size)
+    trainer = fit(module, loader, [scaler, *others], **settings)
+    return scaler, sum(module.windows) + module.seen, trainer
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +54,8 @@ def saved(tmp_path_factory):
     for ends_with, numbers in STARTS.items():
         for accumulate in numbers:
             folders[ends_with, accumulate] = folder = tmp_path_factory.mktemp("saved")
-            train([8, 12, 8, 16], 4, [SavesAt(folder, POSITIONS)], **limits(ends_with, accumulate))
+            saves = [Saves(folder / f"{name}.ckpt", *at) for name, at in POSITIONS.items()]
+            train([8, 12, 8, 16], 4, saves, **limits(ends_with, accumulate))
     return folders
 
 
@@ -94,11 +66,11 @@ def state_in(path):
 def assert_all_end_together(path, ends_with, accumulate, size, now, others=()):
     before = state_in(path).examples.total
     settings = limits(ends_with, accumulate) | {"accumulate_grad_batches": now or accumulate}
-    scaler, module, trainer = train([12, 16, 12, 20], size, others, ckpt_path=path, **settings)
+    scaler, seen, trainer = train([12, 16, 12, 20], size, others, ckpt_path=path, **settings)
     case = f"{path.stem}, micro-batches of {size}, accumulate_grad_batches={now or accumulate}"
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == planned(accumulate), case
     assert run_of(scaler).planned_steps == planned(accumulate), case
-    assert scaler.examples_seen == before + module.seen, case
+    assert scaler.examples_seen == before + seen, case
     if ends_with == "steps":  # whatever Lightning leaves out of an epoch: to a micro-batch at either end
         lost = run_of(scaler).lost_examples
         assert abs(scaler.examples_seen + lost - EPOCHS * EXAMPLES) <= 2 * max(size, 4 * accumulate), case
@@ -116,14 +88,12 @@ def test_plan_scheduler_and_examples_end_together(saved, ends_with, accumulate, 
 
 def test_the_schedule_waits_while_an_epoch_is_repeated_and_does_so_after_another_resume(saved, tmp_path):
     """16 of 21 micro-batches of 4, then 11 of 8: Lightning begins the epoch anew."""
-    positions = [f"0-{index}" for index in (1, 3, 6, 8, 10)]
-    first = saved["epochs", 1] / "0-16.ckpt"
-    assert_all_end_together(first, "epochs", 1, 8, None, [SavesAt(tmp_path, positions)])
+    saves = [Saves(tmp_path / f"{index}.ckpt", index) for index in (0, 2, 5, 7, 9)]
+    assert_all_end_together(saved["epochs", 1] / "0-16.ckpt", "epochs", 1, 8, None, saves)
     steps = []
-    for position in positions:
-        path = tmp_path / f"{position}.ckpt"
-        steps.append(torch.load(path)["lr_schedulers"][0]["last_epoch"])
-        assert state_in(path).planned_steps == steps[-1]
+    for one in saves:
+        steps.append(torch.load(one.path)["lr_schedulers"][0]["last_epoch"])
+        assert state_in(one.path).planned_steps == steps[-1]
         for size in (2, 8, 40):
-            assert_all_end_together(path, "epochs", 1, size, None)
+            assert_all_end_together(one.path, "epochs", 1, size, None)
     assert steps == [15, 15, 15, 16, 20], "the window that ended last before the first checkpoint ended at 15"

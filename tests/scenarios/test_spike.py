@@ -2,12 +2,12 @@
 
 import functools
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_bsscale import BatchSizeScaler
+from tests.helpers.known_noise import KnownNoise
 from tests.helpers.training import fit
 
 DIMENSIONS = 4096
@@ -16,20 +16,6 @@ MICRO_BATCHES = 1500
 TOTAL = MICRO_BATCHES * MICRO_BATCH
 NOISE_SCALE = 400.0
 PROBE = 53  # the micro-batch is the first of a probe window of two, and in warmup (5 %: 75 micro-batches)
-
-
-class Linear(pl.LightningModule):
-    """The gradient of a micro-batch is the mean of its examples, at any weights."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(DIMENSIONS))
-
-    def training_step(self, batch, batch_idx):
-        return (batch @ self.weight).mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
 class Gradients(Dataset):
@@ -45,19 +31,15 @@ class Gradients(Dataset):
         generator = torch.Generator().manual_seed(index)
         noise = torch.randn(MICRO_BATCH, DIMENSIONS, generator=generator) * (NOISE_SCALE / DIMENSIONS) ** 0.5
         noise[:, 0] += 1
-        return noise * self.factor if index == self.at else noise
-
-
-def trained(callback, **spike):
-    loader = DataLoader(Gradients(**spike), batch_size=None)
-    return fit(Linear(), loader, [callback], max_epochs=1, gradient_clip_val=1.0)
+        return [noise * self.factor if index == self.at else noise]
 
 
 @functools.cache
 def first_growth(**spike):
     """The share of the budget at which the batch first grows, the scaler, and its Trainer."""
     scaler = BatchSizeScaler(max_batch_size=16)
-    trainer = trained(scaler, **spike)
+    loader = DataLoader(Gradients(**spike), batch_size=None)
+    trainer = fit(KnownNoise(DIMENSIONS), loader, [scaler], max_epochs=1, gradient_clip_val=1.0)
     seen = [record.situation.examples_seen for record in scaler.decisions if record.is_change]
     return (seen[0] / TOTAL if seen else 1.0), scaler, trainer
 

@@ -1,50 +1,32 @@
 """Stops that others ask for, and Trainers that run within another one's training, with the callbacks in both."""
 
 import functools
-import warnings
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, FOLDER_NOT_EMPTY, MID_EPOCH, WITHOUT_VALIDATION
-from tests.helpers.training import QUIET, KeepSteps, Regression, Scripted, assert_nothing_left, fit, regression_loader
+from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH, WITHOUT_VALIDATION
+from tests.helpers.training import (
+    QUIET,
+    KeepSteps,
+    Saves,
+    Scripted,
+    Watched,
+    assert_nothing_left,
+    fit,
+    regression_loader,
+)
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    WITHOUT_VALIDATION,
-    CANNOT_MEASURE,
-    CKPT_PATH,
-    MID_EPOCH,
-    FOLDER_NOT_EMPTY,
-]
-
-
-class Counts(Regression):
-    """Counts its micro-batches, and can be validated and tested."""
-
-    def __init__(self, **settings):
-        super().__init__(**settings)
-        self.micro_batches = 0
-
-    def training_step(self, batch, batch_idx):
-        self.micro_batches += 1
-        return super().training_step(batch, batch_idx)
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", super().training_step(batch, batch_idx))
-
-    test_step = validation_step
-
+pytestmark = [WITHOUT_VALIDATION, CANNOT_MEASURE, CKPT_PATH, MID_EPOCH]
 
 # ---------------------------------------------------------------- stops
 
 
 class StopsAt(pl.Callback):
-    """Asks for the end of training in one hook, and notes what the last hook finds."""
+    """Asks for the end of training in one hook."""
 
     def __init__(self, hook):
         setattr(self, hook, self.ask)
@@ -53,30 +35,23 @@ class StopsAt(pl.Callback):
         trainer.should_stop = True
 
 
-def saved_after(steps, folder, batches=(8, 12), **settings):
-    keep = ModelCheckpoint(folder, every_n_train_steps=steps, save_top_k=-1, filename="{step}")
-    scaler = BatchSizeScaler(policy=Scripted(batches), warmup=0, lr_rule="none", probe_every=0)
-    fit(Counts(), regression_loader(), [scaler, keep], enable_checkpointing=True, **settings)
-    return folder / f"step={steps}.ckpt"
-
-
-@pytest.mark.parametrize("first", [True, False], ids=["listed before", "listed after"])
+@pytest.mark.parametrize("order", [1, -1], ids=["listed before", "listed after"])
 @pytest.mark.parametrize("limit", [{"max_epochs": 2}, {"max_steps": 150, "max_epochs": -1}], ids=["epochs", "steps"])
-def test_a_resumed_run_keeps_a_stop_that_another_callback_asked_for(tmp_path, limit, first):
-    checkpoint = saved_after(10, tmp_path, **limit)
-    module, others = Counts(), [StopsAt("on_train_start")]
-    scaler = [BatchSizeScaler(policy=Scripted([8, 12]), warmup=0, lr_rule="none")]
-    callbacks = others + scaler if first else scaler + others
-    trainer = fit(module, regression_loader(), callbacks, ckpt_path=checkpoint, **limit)
-    assert module.micro_batches == 0
+def test_a_resumed_run_keeps_a_stop_that_another_callback_asked_for(tmp_path, limit, order):
+    options = dict(policy=Scripted([8, 12]), warmup=0, lr_rule="none", probe_every=0)
+    saves = Saves(tmp_path / "saved.ckpt", 26)  # a window's end
+    fit(Watched(), regression_loader(), [BatchSizeScaler(**options), saves], **limit)
+    module, callbacks = Watched(), [StopsAt("on_train_start"), BatchSizeScaler(**options)]
+    trainer = fit(module, regression_loader(), callbacks[::order], ckpt_path=saves.path, **limit)
+    assert module.seen == 0
     assert trainer.should_stop, "it is not the scaler's to take back"
 
 
 @pytest.mark.parametrize("hook", ["on_train_start", "on_train_batch_end"])
 def test_the_end_of_the_budget_leaves_a_stop_of_another_callback(hook):
     callbacks = [StopsAt(hook), BatchSizeScaler(total_examples=40, warmup=0)]
-    assert fit(Counts(), regression_loader(), callbacks, max_epochs=1).should_stop
-    assert not fit(Counts(), regression_loader(), callbacks[1:], max_epochs=1).should_stop
+    assert fit(Watched(), regression_loader(), callbacks, max_epochs=1).should_stop
+    assert not fit(Watched(), regression_loader(), callbacks[1:], max_epochs=1).should_stop
 
 
 # ---------------------------------------------------------------- a Trainer within a training
@@ -115,17 +90,10 @@ def monitor():
 def outer(callback, others=()):
     """Weights, log and records of a training of two epochs, shuffled."""
     torch.manual_seed(3)
-    module = Counts(optimizer=lambda p: torch.optim.AdamW(p, lr=0.01), hidden=5)
-    logger = KeepSteps()
-    fit(
-        module,
-        regression_loader(63, shuffle=True),
-        [callback, *others],
-        max_epochs=2,
-        accumulate_grad_batches=2 if isinstance(callback, GradientNoiseScaleMonitor) else 1,
-        logger=logger,
-        log_every_n_steps=1,
-    )
+    module, logger = Watched(), KeepSteps()
+    accumulate = 2 if isinstance(callback, GradientNoiseScaleMonitor) else 1
+    settings = dict(max_epochs=2, accumulate_grad_batches=accumulate, logger=logger, log_every_n_steps=1)
+    fit(module, regression_loader(63, shuffle=True), [callback, *others], **settings)
     return [p.detach().clone() for p in module.parameters()], repr(logger.logged), without_times(callback)
 
 
@@ -147,7 +115,7 @@ def assert_same(found, expected):
 def inner(callback, call):
     def run(outer_trainer):
         trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[callback])
-        module = Counts()
+        module = Watched()
         try:
             call(trainer, module, regression_loader(40))
         finally:
@@ -187,7 +155,7 @@ def test_another_trainer_may_validate_and_test_within_it(made, fails, stage):
 @pytest.mark.parametrize("made", [scaler, monitor])
 def test_a_checkpoint_that_is_validated_within_it_does_not_replace_the_state(made, tmp_path):
     """Lightning loads the callbacks' state before it validates a checkpoint."""
-    done = fit(Counts(), regression_loader(40), [made()], max_epochs=1, accumulate_grad_batches=2)
+    done = fit(Watched(), regression_loader(40), [made()], max_epochs=1, accumulate_grad_batches=2)
     done.save_checkpoint(tmp_path / "done.ckpt")
     callback = made()
 
@@ -222,14 +190,12 @@ HOOKS = ["setup", "on_train_batch_end", "on_train_end"]
     [(scaler, hook, *error) for hook in HOOKS for error in ERRORS] + [(monitor, hook, *ERRORS[1]) for hook in HOOKS],
 )
 def test_a_fit_that_failed_is_not_open(made, hook, error, again):
-    callback, module = made(), Counts()
+    callback, module = made(), Watched()
     breaks = Breaks(hook, error, again)
     trainer = pl.Trainer(**QUIET, max_epochs=1, accumulate_grad_batches=2, callbacks=[breaks, callback])
     with pytest.raises((RuntimeError, SystemExit, ValueError)):
         trainer.fit(module, regression_loader(40))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fit(module, regression_loader(40), [callback], max_epochs=1, accumulate_grad_batches=2)
+    fit(module, regression_loader(40), [callback], max_epochs=1, accumulate_grad_batches=2)
     assert len(callback.history) > 0
     if hook != "setup":
         assert_nothing_left(trainer, module, 2)

@@ -1,35 +1,22 @@
 """Limits of the Trainer, and epochs of every length: each micro-batch in exactly one step, the budget kept."""
 
-import warnings
-
 import lightning.pytorch as pl
 import pytest
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from tests.helpers.expected_warnings import (
-    CANNOT_MEASURE,
-    FEW_MICRO_BATCHES,
-    NOT_MEASURED,
-    WITHOUT_VALIDATION,
-)
-from tests.helpers.training import QUIET, KeepSteps, Numbers, OneHot, UnsizedNumbers, fit, scripted
+from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION
+from tests.helpers.training import KeepSteps, Numbers, OneHot, UnsizedNumbers, assert_measured_right, fit, scripted
 
-pytestmark = [
-    CANNOT_MEASURE,
-    WITHOUT_VALIDATION,
-    pytest.mark.filterwarnings("ignore:You are overfitting"),
-]
-
+pytestmark = [CANNOT_MEASURE, WITHOUT_VALIDATION, pytest.mark.filterwarnings("ignore:You are overfitting")]
 
 WINDOWS = [1, 3, 4, 2, 5, 3]
 MEASURED = dict(measure_every=1, lr_rule="none")
 
 
 class Probe(OneHot):
-    """Micro-batch i of the whole training has gradient e_i; counts validations."""
+    """Counts micro-batches, over epochs of any length, and validations."""
 
     def __init__(self, total=200):
         super().__init__(total, 0)
@@ -61,9 +48,8 @@ def run(source, callback=None, **settings):
     assert trainer.global_step == len(steps)
     assert scaler.examples_seen == module.came
     if settings["logger"] is logger:
-        assert [step for step, metrics in logger.logged if "bsscale/batch_size" in metrics] == [*range(len(steps))]
-    for made in scaler.history:
-        assert (made.trace, made.grad_sq) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
+        assert [step for step, _ in logger.points("bsscale/batch_size")] == [*range(len(steps))]
+    assert_measured_right(scaler)
     return module, scaler, trainer
 
 
@@ -80,8 +66,7 @@ def check_monitor(source, **settings):
     assert module.steps == bare.steps
     assert module.validations == bare.validations
     assert trainer.callback_metrics["bsscale/examples_seen"] == sum(len(step) for step in module.steps)
-    for made in monitor.history:
-        assert (made.trace, made.grad_sq) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
+    assert_measured_right(monitor)
     assert len(monitor.history) == sum(len(step) > 1 for step in module.steps)
 
 
@@ -99,7 +84,6 @@ def check_monitor(source, **settings):
         ({"overfit_batches": 0.5}, 6),
     ],
 )
-@FEW_MICRO_BATCHES
 def test_a_part_of_the_epoch(settings, epoch):
     module, scaler, _ = run(loader(12), **settings)
     assert module.came == 3 * epoch
@@ -109,7 +93,6 @@ def test_a_part_of_the_epoch(settings, epoch):
 
 @pytest.mark.parametrize("sized", [True, False])
 @pytest.mark.parametrize("length", [1, 2, 3])
-@FEW_MICRO_BATCHES
 def test_epochs_shorter_than_the_window(sized, length):
     module, _, _ = run(loader(length, sized), scripted(8, 8, 8, **MEASURED), max_epochs=5)
     assert module.came == 5 * length
@@ -157,16 +140,14 @@ class Reloads(pl.LightningDataModule):
 @pytest.mark.parametrize("sized", [True, False])
 @pytest.mark.parametrize(("every", "lengths"), [(1, [10, 15, 7, 12]), (2, [10, 15]), (1, [3, 30, 3, 8])])
 def test_epochs_of_changing_length(sized, every, lengths):
-    settings = dict(max_epochs=4, reload_dataloaders_every_n_epochs=every)
-    source = Reloads(lengths, sized)
+    settings = dict(max_epochs=4, accumulate_grad_batches=4, reload_dataloaders_every_n_epochs=every)
     module, scaler = Probe(), scripted(4, 4, 4, **MEASURED)
-    trainer = fit(module, source, [scaler], accumulate_grad_batches=4, **settings)
+    fit(module, Reloads(lengths, sized), [scaler], **settings)
     epochs = [length for length in lengths for _ in range(every)]
     assert [i for step in module.steps for i in step] == [*range(sum(epochs))]
+    assert scaler.examples_seen == sum(epochs)
     expected = [size for length in epochs for size in [4] * (length // 4) + [length % 4] * (length % 4 > 0)]
     assert sizes(module) == expected
-    assert scaler.examples_seen == sum(epochs)
-    assert trainer.global_step == len(expected)
 
 
 # ---------------------------------------------------------------- how long
@@ -177,43 +158,26 @@ def test_epochs_of_changing_length(sized, every, lengths):
 )
 def test_fast_dev_run(accumulate, steps, sized):
     """Loggers are off there; the defaults of the callback work, and nothing is left."""
-    module, scaler = Probe(), BatchSizeScaler()
-    trainer = fit(
-        module, loader(12, sized), [scaler], val=loader(2), fast_dev_run=steps, accumulate_grad_batches=accumulate
-    )
-    assert module.came == int(steps) == scaler.examples_seen
-    assert [i for step in module.steps for i in step] == [*range(int(steps))]
-    assert trainer.callback_metrics["bsscale/examples_seen"] == int(steps)
-    monitor = GradientNoiseScaleMonitor()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", NOT_MEASURED)
-        trainer = fit(
-            Probe(), loader(12, sized), [monitor], val=loader(2), fast_dev_run=steps, accumulate_grad_batches=accumulate
-        )
-    assert trainer.callback_metrics["bsscale/examples_seen"] == int(steps)
+    for callback in (BatchSizeScaler(), GradientNoiseScaleMonitor()):
+        module, settings = Probe(), dict(fast_dev_run=steps, accumulate_grad_batches=accumulate)
+        trainer = fit(module, loader(12, sized), [callback], val=loader(2), **settings)
+        assert [i for step in module.steps for i in step] == [*range(int(steps))]
+        assert trainer.callback_metrics["bsscale/examples_seen"] == module.came == int(steps)
 
 
 def test_fast_dev_run_with_growth_and_record(tmp_path):
-    module, _, _ = run(
-        loader(12),
-        scripted(2, 3, record=tmp_path / "journal.jsonl", **MEASURED),
-        fast_dev_run=7,
-        logger=False,
-        max_epochs=None,
-    )
+    scaler = scripted(2, 3, record=tmp_path / "journal.jsonl", **MEASURED)
+    module, _, _ = run(loader(12), scaler, fast_dev_run=7, logger=False, max_epochs=None)
     assert sizes(module) == [2, 2, 3]
     assert (tmp_path / "journal.jsonl").exists()
 
 
 def test_max_time_alone_plans_nothing():
     """No share can be taken of it: the budget has to be named, or nothing may be a share."""
-    trainer = pl.Trainer(**QUIET, max_time={"hours": 1}, callbacks=[BatchSizeScaler()])
     with pytest.raises(MisconfigurationException, match="total_examples"):
-        trainer.fit(Probe(), loader(12), loader(2))
-    module, _, _ = run(
-        loader(12), scripted(*WINDOWS, total_examples=40, **MEASURED), max_epochs=None, max_time={"hours": 1}
-    )
-    assert module.came == 40
+        fit(Probe(), loader(12), [BatchSizeScaler()], val=loader(2), max_time={"hours": 1})
+    scaler = scripted(*WINDOWS, total_examples=40, **MEASURED)
+    assert run(loader(12), scaler, max_epochs=None, max_time={"hours": 1})[0].came == 40
 
 
 @pytest.mark.parametrize(
@@ -221,8 +185,8 @@ def test_max_time_alone_plans_nothing():
 )
 @pytest.mark.parametrize("sized", [True, False])
 def test_a_budget_ends_an_endless_training_exactly(settings, sized, total):
-    module, _, _ = run(loader(12, sized), scripted(*WINDOWS, total_examples=total, **MEASURED), **settings)
-    assert module.came == total
+    scaler = scripted(*WINDOWS, total_examples=total, **MEASURED)
+    assert run(loader(12, sized), scaler, **settings)[0].came == total
 
 
 @pytest.mark.parametrize("sized", [True, False])
@@ -242,20 +206,15 @@ def test_max_steps_and_max_epochs_the_smaller_one_holds():
 # ---------------------------------------------------------------- nothing to train on
 
 
-class Empty(torch.utils.data.IterableDataset):
-    def __iter__(self):
-        return iter(())
-
-
 @pytest.mark.parametrize(
     ("source", "settings"),
     [
-        (lambda: DataLoader(Numbers(0), batch_size=1), {}),
-        (lambda: DataLoader(Numbers(12), batch_size=1), {"limit_train_batches": 0}),
-        (lambda: DataLoader(Numbers(12), batch_size=1), {"limit_train_batches": 0.0}),
-        (lambda: DataLoader(Empty(), batch_size=1), {}),
-        (lambda: DataLoader(Numbers(12), batch_size=1), {"max_epochs": 0}),
-        (lambda: DataLoader(Numbers(12), batch_size=1), {"max_steps": 0}),
+        (loader(0), {}),
+        (loader(12), {"limit_train_batches": 0}),
+        (loader(12), {"limit_train_batches": 0.0}),
+        (loader(0, sized=False), {}),
+        (loader(12), {"max_epochs": 0}),
+        (loader(12), {"max_steps": 0}),
     ],
     ids=["empty", "limit 0", "limit 0.0", "empty stream", "no epochs", "no steps"],
 )
@@ -264,7 +223,7 @@ class Empty(torch.utils.data.IterableDataset):
 @pytest.mark.filterwarnings("ignore:The `num_workers`|`.*` is 0")
 def test_without_a_micro_batch_nothing_breaks(source, settings, make, tmp_path):
     module, one = Probe(), make(record=tmp_path / "journal.jsonl")
-    trainer = fit(module, source(), [one], val=loader(2), **{"max_epochs": 2, "accumulate_grad_batches": 2, **settings})
+    trainer = fit(module, source, [one], val=loader(2), **{"max_epochs": 2, "accumulate_grad_batches": 2, **settings})
     assert module.came == trainer.global_step == 0
     assert one.noise_scale is None
     assert one.history == []

@@ -21,25 +21,20 @@ def measured(module, loader, **options):
 
 
 def in_parts(xs, sizes):
-    class Parts(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            return iter([part] for part in xs.split(sizes))
-
-    return DataLoader(Parts(), batch_size=None)
+    return DataLoader([[part] for part in xs.split(sizes)], batch_size=None)
 
 
-class Summed(KnownNoise):
-    def training_step(self, batch, batch_idx):
-        return self.linear(batch[0]).sum()
+def summed():
+    return KnownNoise(loss=lambda linear, xs: linear(xs).sum())
 
 
 def test_a_sum_over_examples_is_right_at_one_size_and_off_at_several():
     """A factor on all gradients leaves the noise scale; with sizes of 1 and 7 the sum is no mean any more."""
     xs = gradients(16 * 200)
-    alike = [noise.noise_scale for noise in (measured(kind(), in_parts(xs, 4)) for kind in (KnownNoise, Summed))]
+    alike = [noise.noise_scale for noise in (measured(kind(), in_parts(xs, 4)) for kind in (KnownNoise, summed))]
     assert alike[1] == pytest.approx(alike[0], rel=1e-3)
     sizes = [1, 7, 1, 7] * 200
-    unlike = [measured(kind(), in_parts(xs, sizes)) for kind in (KnownNoise, Summed)]
+    unlike = [measured(kind(), in_parts(xs, sizes)) for kind in (KnownNoise, summed)]
     assert unlike[0].low < NOISE_SCALE < unlike[0].high
     assert unlike[1].high < 0.75 * NOISE_SCALE
 
@@ -51,12 +46,10 @@ def test_a_wrong_count_of_examples_is_the_factor_on_the_noise_scale():
     assert wrong.noise_scale == pytest.approx(3 * right.noise_scale)
 
 
-class Centred(KnownNoise):
+def centred(linear, xs):
     """What BatchNorm and contrastive losses do: an example's loss depends on the others of its micro-batch."""
-
-    def training_step(self, batch, batch_idx):
-        values = self.linear(batch[0])
-        return (values - values.mean()).square().mean() + values.mean()
+    values = linear(xs)
+    return (values - values.mean()).square().mean() + values.mean()
 
 
 def test_a_loss_across_examples_depends_on_the_micro_batch():
@@ -64,7 +57,7 @@ def test_a_loss_across_examples_depends_on_the_micro_batch():
     xs = gradients(32 * 100)
     found = []
     for size in (2, 8):
-        module = Centred()
+        module = KnownNoise(loss=centred)
         nn.init.constant_(module.linear.weight, 0.5)
         found.append(measured(module, in_parts(xs, size)).noise_scale)
     assert max(found) > 1.2 * min(found)
@@ -82,28 +75,20 @@ def test_a_tiny_data_set_without_replacement_looks_noisier():
     assert found.noise_scale > trace / signal
 
 
-class DropsOut(KnownNoise):
-    """Half of the inputs are dropped, and the others doubled: of an example's squares as much again is noise."""
-
-    added = DIMENSIONS + 1.0
-
-    def training_step(self, batch, batch_idx):
-        return self.linear(nn.functional.dropout(batch[0], 0.5)).mean()
-
-
-class Augments(KnownNoise):
-    added = DIMENSIONS * 4.0
-
-    def training_step(self, batch, batch_idx):
-        return self.linear(batch[0] + 2.0 * torch.randn_like(batch[0])).mean()
-
-
-@pytest.mark.parametrize("kind", [DropsOut, Augments])
-def test_dropout_and_augmentation_are_noise_of_an_example(kind):
+@pytest.mark.parametrize(
+    ("loss", "added"),
+    [
+        # Half of the inputs are dropped, and the others doubled: of an example's squares as much again is noise.
+        (lambda linear, xs: linear(nn.functional.dropout(xs, 0.5)).mean(), DIMENSIONS + 1.0),
+        (lambda linear, xs: linear(xs + 2.0 * torch.randn_like(xs)).mean(), DIMENSIONS * 4.0),
+    ],
+    ids=["dropout", "augmentation"],
+)
+def test_dropout_and_augmentation_are_noise_of_an_example(loss, added):
     torch.manual_seed(0)
-    found = measured(kind(), in_parts(gradients(16 * 300), 4))
-    assert found.trace == pytest.approx(DIMENSIONS + kind.added, rel=0.05)
-    assert NOISE_SCALE < found.low < NOISE_SCALE + kind.added < found.high
+    found = measured(KnownNoise(loss=loss), in_parts(gradients(16 * 300), 4))
+    assert found.trace == pytest.approx(DIMENSIONS + added, rel=0.05)
+    assert NOISE_SCALE < found.low < NOISE_SCALE + added < found.high
 
 
 def correlated(correlations, windows):
@@ -136,11 +121,9 @@ def test_examples_that_depend_on_each_other(name):
     assert not found.low < NOISE_SCALE < found.high
 
 
-class Alike(KnownNoise):
+def alike(linear, xs):
     """Gradients of which nearly all is their mean: a sum of them in bfloat16 stops growing at 256 times one of them."""
-
-    def training_step(self, batch, batch_idx):
-        return self.linear((1 + 0.1 * batch[0]).to(self.linear.weight.dtype)).mean()
+    return linear((1 + 0.1 * xs).to(linear.weight.dtype)).mean()
 
 
 @pytest.mark.parametrize(
@@ -148,17 +131,13 @@ class Alike(KnownNoise):
 )
 def test_many_micro_batches_in_bfloat16_throughout(precision, micro_batches, refused, recwarn):
     monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-    loader = in_parts(gradients(2 * micro_batches), 1)
-    fit(Alike(), loader, [monitor], max_epochs=1, accumulate_grad_batches=micro_batches, precision=precision)
+    settings = dict(max_epochs=1, accumulate_grad_batches=micro_batches, precision=precision)
+    fit(KnownNoise(loss=alike), in_parts(gradients(2 * micro_batches), 1), [monitor], **settings)
     assert len(said_of(NOT_THE_MEAN, recwarn)) == refused
     assert len(monitor.history) == (0 if refused else 2)
 
 
-class Tiny(KnownNoise):
-    def training_step(self, batch, batch_idx):
-        return 1e-22 * super().training_step(batch, batch_idx)
-
-
 def test_gradients_whose_squares_leave_float32_are_measured_wrong():
-    found = measured(Tiny(), in_parts(gradients(16 * 100), 4))
+    tiny = KnownNoise(loss=lambda linear, xs: 1e-22 * linear(xs).mean())
+    found = measured(tiny, in_parts(gradients(16 * 100), 4))
     assert not found.low <= NOISE_SCALE <= found.high

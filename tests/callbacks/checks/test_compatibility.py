@@ -9,11 +9,6 @@ from tests.helpers.training import QUIET, Regression, regression_loader
 
 foreign = pytest.importorskip("pytorch_lightning", reason="pytorch-lightning is not installed")
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec. is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-]
-
 
 class Module(foreign.LightningModule):
     def __init__(self):
@@ -32,31 +27,29 @@ class Module(foreign.LightningModule):
 
 
 # Who refuses, what it found, and the import to use instead.
-SENTENCE = r"{}.*lightning\.pytorch.*\({}\).*`import lightning\.pytorch as pl`"
+SENTENCE = r"{}.*lightning\.pytorch.*\({}\).*`import lightning\.pytorch as pl` instead of `import pytorch_lightning "
 
 
 class Mine(foreign.Trainer):
     """A Trainer of the user's own, whose module says nothing of the package it comes from."""
 
 
+FOREIGN = (foreign.Trainer, r"pytorch_lightning\.trainer\.trainer\.Trainer")
+
+
 @pytest.mark.parametrize("cls", [BatchSizeScaler, GradientNoiseScaleMonitor])
-@pytest.mark.parametrize("call", ["fit", "validate", "test"])
+@pytest.mark.parametrize(
+    ("call", "made", "found"),
+    [(call, *FOREIGN) for call in ("fit", "validate", "test")] + [("fit", Mine, r"\S*test_compatibility\.Mine")],
+)
 @WITHOUT_VALIDATION
-def test_the_foreign_trainer_is_refused_before_anything_else(cls, call):
+def test_the_foreign_trainer_is_refused_before_anything_else(cls, call, made, found):
     module = Module()
     module.automatic_optimization = False  # refused too, but that would not be the first thing to mend
-    trainer = foreign.Trainer(**QUIET, max_epochs=1, callbacks=[cls()])
-    found = r"pytorch_lightning\.trainer\.trainer\.Trainer"
+    trainer = made(**QUIET, max_epochs=1, callbacks=[cls()])
     with pytest.raises(TypeError, match=SENTENCE.format(cls.__name__, found)):
         getattr(trainer, call)(module, regression_loader(40))
     assert module.trained == 0
-
-
-@WITHOUT_VALIDATION
-def test_a_subclass_of_the_foreign_trainer_is_told_where_it_comes_from():
-    trainer = Mine(**QUIET, max_epochs=1, callbacks=[BatchSizeScaler()])
-    with pytest.raises(TypeError, match=SENTENCE.format("BatchSizeScaler", r"\S*test_compatibility\.Mine")):
-        trainer.fit(Module(), regression_loader(40))
 
 
 @CANNOT_MEASURE
