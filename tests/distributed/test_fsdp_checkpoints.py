@@ -222,25 +222,18 @@ def test_on_another_number_of_ranks_the_batch_stays(whole, kind, before, after):
     assert re.search(rf"\b{after} .*\b{before} devices.*\b{batch} examples.*\b{windows} micro-batches", said)
 
 
-def test_of_a_batch_that_three_ranks_cannot_make_the_nearest_is_taken_and_said(tmp_path):
-    kind = "fsdp2, a folder"
-    on(2, kind, tmp_path, policy=GrowsOnce(32), epochs=1)
-    path = after_first_epoch(tmp_path)
-    results = on(3, kind, None, path, policy=GrowsOnce(32))
+def test_of_a_batch_that_the_ranks_cannot_make_the_nearest_is_taken_and_said(tmp_path):
+    """The line compares with what wrote the checkpoint, not with the first start."""
+    kind, policy = "fsdp2, a folder", GrowsOnce(32)
+    on(2, kind, tmp_path / "two", policy=policy, epochs=1)
+    path = after_first_epoch(tmp_path / "two")
+    results = on(3, kind, tmp_path / "three", path, policy=policy)
     (said,) = results[0].said
     assert re.search("3 .*2 devices.*32 examples.*36.*3 micro-batches", said)
-    at = step_of(path)
     for again in results:
         assert again.batch_size == 36
-        windows = [measured[2] for step, measured in again.measured.items() if step > at]
-        assert windows == [36] * 4
-
-
-def test_back_on_as_many_ranks_as_at_first_the_nearest_is_said_too(tmp_path):
-    """The line compares with what wrote the checkpoint, not with the first start."""
-    on(2, "ddp", tmp_path / "two", policy=GrowsOnce(32), epochs=1)
-    on(3, "ddp", tmp_path / "three", after_first_epoch(tmp_path / "two"), policy=GrowsOnce(32))
-    again, _ = on(2, "ddp", None, after_first_epoch(tmp_path / "three"), policy=GrowsOnce(32), epochs=3)
+        assert [measured[2] for step, measured in again.measured.items() if step > step_of(path)] == [36] * 4
+    again, _ = on(2, kind, None, after_first_epoch(tmp_path / "three"), policy=policy, epochs=3)
     (said,) = again.said
     assert re.search("2 .*3 devices.*36 examples.*40", said)
     assert again.batch_size == 40
