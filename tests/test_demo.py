@@ -28,9 +28,10 @@ def shown(tmp_path_factory):
     return out, status, lines.getvalue(), errors.getvalue()
 
 
-def test_it_prints_one_aligned_table(shown):
-    _, status, text, _ = shown
-    assert status == 0
+def test_it_prints_one_aligned_table_and_nothing_else(shown):
+    out, status, text, errors = shown
+    assert (status, errors) == (0, "")
+    assert not [word for word in ("GPU", "Tip", "Warning", "Trainer.fit") if word in text]
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("run "))
     table = lines[start : start + 4]
@@ -41,38 +42,26 @@ def test_it_prints_one_aligned_table(shown):
     assert steps[:2] == [4 * 169, 4 * 22]
     assert steps[2] < steps[0]
     assert "reason" in text
+    check_files(text, out / "bsscale.png", out / "bsscale.jsonl")
 
 
-def test_it_names_what_it_wrote(shown):
-    out, _, text, _ = shown
-    picture, journal = out / "bsscale.png", out / "bsscale.jsonl"
-    assert f"picture: {picture}" in text
-    assert f"journal: {journal}" in text
+def check_files(told, picture, journal):
+    assert f"picture: {picture}" in told
+    assert f"journal: {journal} (python -m lightning_bsscale replay {journal})" in told
     assert picture.read_bytes().startswith(b"\x89PNG")
     answers = list(replay(journal))
     assert answers
     assert all(answer.agrees for answer in answers)
 
 
-def test_a_second_run_replaces_no_file(shown, tmp_path, monkeypatch, capsys):
+def test_a_second_run_replaces_no_file(tmp_path, monkeypatch, capsys):
     """Not even one of an earlier demonstration: a journal of that name may be of a real training."""
     monkeypatch.setattr(demo, "digits_data", lambda: [torch.utils.data.Subset(part, range(160)) for part in DATA])
     for name in ("bsscale.jsonl", "bsscale.png"):
         (tmp_path / name).write_text("mine\n")
     assert main(["demo", "--out", str(tmp_path), "--epochs", "1"]) == 0
-    told = capsys.readouterr().out
+    check_files(capsys.readouterr().out, tmp_path / "bsscale-v1.png", tmp_path / "bsscale-v1.jsonl")
     assert {(tmp_path / name).read_text() for name in ("bsscale.jsonl", "bsscale.png")} == {"mine\n"}
-    picture, journal = tmp_path / "bsscale-v1.png", tmp_path / "bsscale-v1.jsonl"
-    assert f"picture: {picture}" in told
-    assert f"journal: {journal} (python -m lightning_bsscale replay {journal})" in told
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    list(replay(journal))
-
-
-def test_nothing_else_is_said(shown):
-    _, _, text, errors = shown
-    assert errors == ""
-    assert not [word for word in ("GPU", "Tip", "Warning", "Trainer.fit") if word in text]
 
 
 def test_quiet_puts_levels_and_filters_back():

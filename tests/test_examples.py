@@ -6,13 +6,11 @@ import os
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.helpers.processes import run
+from tests.helpers.processes import ROOT, run, script_environment
 
-ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 CONFIG = str(EXAMPLES / "cli" / "config.yaml")
 
@@ -30,8 +28,7 @@ BY_THEMSELVES = {"cli", "plain_pytorch"}
 
 
 def by_itself(folder, script, options):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    command = [sys.executable, str(EXAMPLES / script), *options]
+    command, environment = [sys.executable, str(EXAMPLES / script), *options], script_environment(COLUMNS="100")
     made = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100)
     assert made.returncode == 0, made.stderr[-3000:]
     return made.stdout

@@ -64,13 +64,6 @@ def test_little_or_nothing_to_draw(tmp_path, measured, decided):
     figure.savefig(tmp_path / "empty.png")
 
 
-def test_given_axes_are_used():
-    _, axes = plot_run(history(), decisions())
-    figure, same = plot_noise_scale(history(), ax=axes[1])
-    assert same is axes[1]
-    assert figure is axes[1].figure
-
-
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
     found = builtins.__import__
 
@@ -121,7 +114,8 @@ def test_a_notebook_shows_each_figure_once_at_the_end_of_its_cell(name, pyplot):
 def test_given_axes_are_shown_with_their_own_figure_only(pyplot):
     pyplot.switch_backend("module://tests.helpers.inline_backend")
     figure, axes = pyplot.subplots(3)
-    assert plot_run(history(), decisions(), ax=axes[0])[0] is figure
+    assert plot_run(history(), decisions(), ax=axes[0]) == (figure, axes[0])
+    assert axes[0].lines
     assert BatchSizeScaler().plot(ax=axes[1])[0] is figure
     assert GradientNoiseScaleMonitor().plot(ax=axes[2])[0] is figure
     assert inline_backend.end_of_cell() == [3]

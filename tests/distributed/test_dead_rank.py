@@ -5,9 +5,7 @@ import os
 import signal
 import time
 import traceback
-import warnings
 from datetime import timedelta
-from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -26,8 +24,6 @@ LAST_WINDOW = 6
 
 
 class Ends(pl.Callback):
-    """Ends rank 1 within a window, before its step, or before the window's message is sent."""
-
     def __init__(self, place, number, file):
         self.place, self.number, self.file = place, number, file
         self.came, self.stepped, self.windows, self.told = 0, False, 0, []
@@ -62,17 +58,12 @@ class Notes(pl.Callback):
         self.error = str(exception)
 
 
-def lose_rank_1(rank, folder, name, place, number):
-    folder = Path(folder)
-    if name == "scaler":
-        callback = BatchSizeScaler(measure_every=1, warmup=0, record=folder / "bsscale.jsonl")
-    else:
-        callback = GradientNoiseScaleMonitor(measure_every=1, record=folder / "bsscale.jsonl")
+def lose_rank_1(rank, folder, make, place, number):
+    callback = make(measure_every=1, record=folder / "bsscale.jsonl")
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=TIME_OUT))
     ends, notes = Ends(place, number, folder / "pid" if rank == 1 else None), Notes()
     trainer = trainer_of(2, [ends, callback, notes], strategy, max_epochs=1, accumulate_grad_batches=3)
     module = Linear(lr=0.01)
-    warnings.simplefilter("ignore")
     started = time.monotonic()
     try:
         trainer.fit(module, loader_of(regression_items(60, [4]), rank, 2))
@@ -96,18 +87,18 @@ def lose_rank_1(rank, folder, name, place, number):
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "number"),
+    ("make", "place", "number"),
     [
-        ("scaler", "within", signal.SIGKILL),
-        ("scaler", "step", signal.SIGKILL),
-        ("scaler", "message", signal.SIGKILL),
-        ("scaler", "message", signal.SIGSTOP),
-        ("monitor", "message", signal.SIGKILL),
+        (BatchSizeScaler, "within", signal.SIGKILL),
+        (BatchSizeScaler, "step", signal.SIGKILL),
+        (BatchSizeScaler, "message", signal.SIGKILL),
+        (BatchSizeScaler, "message", signal.SIGSTOP),
+        (GradientNoiseScaleMonitor, "message", signal.SIGKILL),
     ],
 )
-def test_the_other_rank_ends_with_the_error_of_torch_and_gives_everything_back(tmp_path, name, place, number):
+def test_the_other_rank_ends_with_the_error_of_torch_and_gives_everything_back(tmp_path, make, place, number):
     with pytest.raises(RuntimeError, match="rank 1 ended without a word"):
-        run(lose_rank_1, 2, str(tmp_path), name, place, number, init=False, timeout=30)
+        run(lose_rank_1, 2, tmp_path, make, place, number, init=False, timeout=30)
     told = json.loads((tmp_path / "told.json").read_text())
     assert told["error"] == "RuntimeError"
     assert "on_exception" not in told["functions"], told

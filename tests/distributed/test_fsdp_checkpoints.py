@@ -7,20 +7,18 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_bsscale import BatchSizeScaler, Decision, Policy
-from tests.helpers.ddp_runs import MicroBatches
+from tests.helpers.ddp_runs import trainer_of
 from tests.helpers.expected_warnings import OTHER_START, said_of
 from tests.helpers.places import here
-from tests.helpers.processes import run
-from tests.helpers.sharded_models import Block
-from tests.helpers.sharded_runs import FsdpOnCpu, Trains, items
-from tests.helpers.training import QUIET, ByStep, run_of
+from tests.helpers.processes import fit_on
+from tests.helpers.sharded_runs import FsdpOnCpu, Trains, fsdp1, fsdp2, items
+from tests.helpers.training import ByStep, run_of
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
 
@@ -50,26 +48,15 @@ class ForgetsMomentum(ModelParallelStrategy):
         return rest
 
 
-def fsdp1(on_cpu, state_dict_type):
-    if here().device.type == "cpu":
-        return on_cpu(state_dict_type=state_dict_type)
-    backend = here().backend
-    return FSDPStrategy(auto_wrap_policy={Block}, process_group_backend=backend, state_dict_type=state_dict_type)
-
-
-def fsdp2(ranks, strategy=ModelParallelStrategy, **options):
-    return strategy(ranks, 1, process_group_backend=here().backend, **options)
-
-
 KINDS = {
     "fsdp2, a folder": fsdp2,
-    "fsdp2, one file": lambda ranks: fsdp2(ranks, save_distributed_checkpoint=False),
-    "fsdp1, a folder": lambda ranks: fsdp1(FsdpOnCpu, "sharded"),
-    "fsdp1, one file": lambda ranks: fsdp1(FsdpToOneFile, "full"),
-    "ddp": lambda ranks: DDPStrategy(process_group_backend=here().backend),
-    "one device": lambda ranks: "auto",
-    "weights forgotten": lambda ranks: fsdp2(ranks, ForgetsWeights),
-    "momentum forgotten": lambda ranks: fsdp2(ranks, ForgetsMomentum),
+    "fsdp2, one file": functools.partial(fsdp2, save_distributed_checkpoint=False),
+    "fsdp1, a folder": functools.partial(fsdp1, state_dict_type="sharded"),
+    "fsdp1, one file": functools.partial(fsdp1, on_cpu=FsdpToOneFile, state_dict_type="full"),
+    "ddp": lambda ranks: None,
+    "one device": lambda ranks: None,
+    "weights forgotten": functools.partial(fsdp2, strategy=ForgetsWeights),
+    "momentum forgotten": functools.partial(fsdp2, strategy=ForgetsMomentum),
 }
 SHARDED = [kind for kind in KINDS if kind.startswith("fsdp")]
 
@@ -91,8 +78,6 @@ class GrowsOnce(Policy):
 
 
 class FromPosition(torch.utils.data.DataLoader):
-    """Goes on where it was within an epoch, as Lightning asks a loader that has a state."""
-
     position = 0
 
     def __iter__(self):
@@ -109,8 +94,6 @@ class FromPosition(torch.utils.data.DataLoader):
 
 
 class Ended(NamedTuple):
-    """What a rank has to show; measured windows by optimizer step."""
-
     said: list
     decisions: list
     measured: dict
@@ -129,10 +112,9 @@ def trained(rank, ranks, kind, policy, folder=None, ckpt=None, epochs=2):
             ModelCheckpoint(folder, filename="epoch at {step}", save_top_k=-1, every_n_epochs=1),
             ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=5),
         ]
-    settings = {**QUIET, "enable_checkpointing": bool(keep), "use_distributed_sampler": False, "max_epochs": epochs}
-    settings |= here().trainer(ranks)
-    trainer = pl.Trainer(**settings, strategy=KINDS[kind](ranks), callbacks=[scaler, *keep])
-    loader = FromPosition(MicroBatches(items(MICRO_BATCHES, (SIZE,))[rank::ranks]), batch_size=None)
+    settings = dict(enable_checkpointing=bool(keep), max_epochs=epochs)
+    trainer = trainer_of(ranks, [scaler, *keep], KINDS[kind](ranks), **settings)
+    loader = FromPosition(items(MICRO_BATCHES, (SIZE,))[rank::ranks], batch_size=None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(WithMomentum(), loader, ckpt_path=ckpt)
@@ -150,8 +132,7 @@ def trained(rank, ranks, kind, policy, folder=None, ckpt=None, epochs=2):
 
 
 def on(ranks, kind, *args, policy=None, **options):
-    bound = functools.partial(trained, **options)
-    return run(bound, ranks, ranks, kind, policy or ByStep([SIZE * n for n in WINDOWS]), *args, init=False)
+    return fit_on(ranks, trained, ranks, kind, policy or ByStep([SIZE * n for n in WINDOWS]), *args, **options)
 
 
 def after_first_epoch(folder):
@@ -185,13 +166,20 @@ def check_goes_on(again, ended, *, lost=()):
         assert measured == pytest.approx(ended.measured[step], rel=1e-4), step
 
 
-@pytest.mark.parametrize("kind", SHARDED)
-def test_on_as_many_ranks_as_if_never_stopped(whole, kind):
+@pytest.mark.parametrize(
+    ("kind", "within_an_epoch"),
+    [*[(kind, False) for kind in SHARDED], ("fsdp2, a folder", True), ("fsdp1, a folder", True)],
+)
+def test_on_as_many_ranks_as_if_never_stopped(whole, kind, within_an_epoch):
     ended, path = whole(kind, 2)
     assert path.is_dir() == kind.endswith("a folder")
-    for again in on(2, kind, None, path):
-        assert again.said == []
-        check_goes_on(again, ended)
+    again, other = on(2, kind, None, path.with_name("step=5.ckpt") if within_an_epoch else path)
+    check_goes_on(again, ended)
+    assert again == other
+    assert again.said == []
+    # An epoch of 18: the last window of each is ragged.
+    windows = [examples // 2 // SIZE for _, _, examples, _ in ended.measured.values()]
+    assert windows == [1, 2, 4, 6, 4, 1, 4, 6, 4, 2, 2]
 
 
 @pytest.mark.parametrize("kind", SHARDED)
@@ -218,8 +206,7 @@ def test_what_a_checkpoint_did_not_bring_back_would_be_seen(whole, kind):
     ("kind", "before", "after"),
     [
         *[(kind, 2, 4) for kind in SHARDED[1:]],
-        ("fsdp2, a folder", 4, 1),
-        ("fsdp1, a folder", 4, 1),
+        *[("fsdp2, a folder", 4, 1), ("fsdp1, a folder", 4, 1), ("ddp", 1, 2), ("ddp", 4, 1)],
     ],
 )
 def test_on_another_number_of_ranks_the_batch_stays(whole, kind, before, after):
@@ -235,25 +222,18 @@ def test_on_another_number_of_ranks_the_batch_stays(whole, kind, before, after):
     assert re.search(rf"\b{after} .*\b{before} devices.*\b{batch} examples.*\b{windows} micro-batches", said)
 
 
-def test_of_a_batch_that_three_ranks_cannot_make_the_nearest_is_taken_and_said(tmp_path):
-    kind = "fsdp2, a folder"
-    on(2, kind, tmp_path, policy=GrowsOnce(32), epochs=1)
-    path = after_first_epoch(tmp_path)
-    results = on(3, kind, None, path, policy=GrowsOnce(32))
+def test_of_a_batch_that_the_ranks_cannot_make_the_nearest_is_taken_and_said(tmp_path):
+    """The line compares with what wrote the checkpoint, not with the first start."""
+    kind, policy = "fsdp2, a folder", GrowsOnce(32)
+    on(2, kind, tmp_path / "two", policy=policy, epochs=1)
+    path = after_first_epoch(tmp_path / "two")
+    results = on(3, kind, tmp_path / "three", path, policy=policy)
     (said,) = results[0].said
     assert re.search("3 .*2 devices.*32 examples.*36.*3 micro-batches", said)
-    at = step_of(path)
     for again in results:
         assert again.batch_size == 36
-        windows = [measured[2] for step, measured in again.measured.items() if step > at]
-        assert windows == [36] * 4
-
-
-def test_back_on_as_many_ranks_as_at_first_the_nearest_is_said_too(tmp_path):
-    """The line compares with what wrote the checkpoint, not with the first start."""
-    on(2, "ddp", tmp_path / "two", policy=GrowsOnce(32), epochs=1)
-    on(3, "ddp", tmp_path / "three", after_first_epoch(tmp_path / "two"), policy=GrowsOnce(32))
-    again, _ = on(2, "ddp", None, after_first_epoch(tmp_path / "three"), policy=GrowsOnce(32), epochs=3)
+        assert [measured[2] for step, measured in again.measured.items() if step > step_of(path)] == [36] * 4
+    again, _ = on(2, kind, None, after_first_epoch(tmp_path / "three"), policy=policy, epochs=3)
     (said,) = again.said
     assert re.search("2 .*3 devices.*36 examples.*40", said)
     assert again.batch_size == 40
@@ -273,10 +253,3 @@ def test_one_file_is_for_every_strategy(whole, kind, other, ranks):
     at = step_of(path)
     for again in on(ranks, other, None, path):
         check_goes_on(again, ended, lost=() if ranks == 2 else {at})
-
-
-@pytest.mark.parametrize("kind", ["fsdp2, a folder", "fsdp1, a folder"])
-def test_within_an_epoch_as_if_never_stopped(whole, kind):
-    ended, path = whole(kind, 2)
-    for again in on(2, kind, None, path.with_name("step=5.ckpt")):
-        check_goes_on(again, ended)

@@ -12,7 +12,6 @@ import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -25,12 +24,12 @@ from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.stored import as_plain
 from tests.helpers import ending_worker, launched_worker
 from tests.helpers.launched_worker import LIFE, on_rank
-from tests.helpers.processes import GRACE, free_port, run
-from tests.helpers.training import QUIET, Regression, fit, regression_loader, run_of
+from tests.helpers.processes import GRACE, fit_on, free_port, script_environment
+from tests.helpers.simulated_run import Host, Program
+from tests.helpers.training import QUIET, Regression, fit, regression_loader
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-ROOT = Path(__file__).parents[2]
 STRATEGIES = ["ddp", "ddp_fork", "ddp_spawn"]  # ddp_notebook is another name of ddp_fork
 # The first starts the script again, so it has one of its own.
 SCRIPTS = [["ddp"], ["ddp_fork", "ddp_spawn", "ddp_fork-monitor"]]
@@ -39,12 +38,10 @@ WITHOUT_TIMES = {"seconds_per_micro_batch": None, "seconds_per_step": None}
 
 
 def started(folder, runs, script=launched_worker):
-    """The script, started with plain `python`, as a user starts his."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     with (folder / f"{runs[0]}.txt").open("w") as log:
         return subprocess.Popen(
             [sys.executable, script.__file__, str(folder), *runs],
-            env=environment | {"MASTER_PORT": str(free_port())},
+            env=script_environment(MASTER_PORT=str(free_port())),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -52,19 +49,22 @@ def started(folder, runs, script=launched_worker):
         )
 
 
+def wait_for(scripts, folder, life):
+    try:
+        for script in scripts:
+            assert script.wait(life + GRACE) == 0, [path.read_text() for path in folder.glob("*.txt")]
+    finally:
+        for script in scripts:
+            with suppress(ProcessLookupError):  # nobody is left
+                os.killpg(script.pid, signal.SIGKILL)
+            script.wait()
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Where the scripts wrote, by run; both run at once, as they mostly import."""
     folder = tmp_path_factory.mktemp("launched")
-    scripts = {runs[0]: started(folder, runs) for runs in SCRIPTS}
-    try:
-        for name, script in scripts.items():
-            assert script.wait(LIFE + GRACE) == 0, (folder / f"{name}.txt").read_text()
-    finally:
-        for script in scripts.values():
-            with suppress(ProcessLookupError):  # nobody is left
-                os.killpg(script.pid, signal.SIGKILL)
-            script.wait()
+    wait_for([started(folder, runs) for runs in SCRIPTS], folder, LIFE)
     return {run: folder / run for run in RUNS}
 
 
@@ -75,7 +75,7 @@ def expected(tmp_path_factory):
 
 
 def trained_on_ranks(folder, kind):
-    run(on_rank, 2, folder, kind, init=False)
+    fit_on(2, on_rank, folder, kind)
     return told(folder, "rank-0")
 
 
@@ -128,7 +128,6 @@ def letter_to(callback, outcome, folder):
 
 @pytest.fixture
 def temporary(tmp_path, monkeypatch):
-    """The folder for temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -157,9 +156,8 @@ def test_what_comes_back_gives_way_to_the_next_training_for_good(temporary):
 
 
 def short_run():
-    trained = BatchSizeScaler(measure_every=1)
-    fit(Regression(), regression_loader(80), [trained], max_epochs=1, accumulate_grad_batches=2)
-    return run_of(trained)
+    program = Program(batches=(2,), accumulate=2)
+    return Host.begin(program).train(program.places()).state
 
 
 def outcome(batch_size):
@@ -167,11 +165,11 @@ def outcome(batch_size):
     return Outcome(run=replace(run, batch=replace(run.batch, batch_size=batch_size)))
 
 
-def big_outcome(records=4096):
+def big_outcome():
     """What a long training has to show, with every kind of number in it."""
     run = short_run()
     made = replace(run.measured.history[-1], trace=math.nan, grad_sq=-math.inf, examples_seen=10**12)
-    history = (run.measured.history[0], made) * (records // 2)
+    history = (run.measured.history[0], made) * 2048
     return Outcome(run=replace(run, measured=replace(run.measured, history=history)), journal_path="journal.jsonl")
 
 
@@ -245,14 +243,7 @@ def enlarged(path, to):
 
 
 def ended(folder, runs):
-    """What the script found at the end of each run; a hang ends it, and fails the test."""
-    script = started(folder, runs, ending_worker)
-    try:
-        assert script.wait(ending_worker.LIFE + GRACE) == 0, next(folder.glob("*.txt")).read_text()
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(script.pid, signal.SIGKILL)
-        script.wait()
+    wait_for([started(folder, runs, ending_worker)], folder, ending_worker.LIFE)
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in runs}
 
 

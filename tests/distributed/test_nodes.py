@@ -15,11 +15,10 @@ import torch
 
 from lightning_bsscale.demo import digits_data
 from tests.helpers.node_worker import LAST_WINDOW, LIFE, TIME_OUT
-from tests.helpers.processes import free_port
+from tests.helpers.processes import ROOT, free_port, script_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "multi_node"
 GRACE = 10  # seconds for an error to travel from process to process and for the launchers to end
 FAKE_SRUN = """#!/bin/bash
@@ -31,10 +30,6 @@ for id in 0 1 2 3; do
 done
 for task in "${tasks[@]}"; do wait "$task" || exit 1; done
 """
-
-
-def environment(**more):
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **more}
 
 
 def torchrun_of_readme(port):
@@ -58,29 +53,25 @@ def end(processes):
             process.wait()
 
 
-def two_nodes(folder, *options):
+def two_nodes(folder, name, *how):
     """Trains on two nodes; the launchers' exit codes, and what each rank wrote."""
     launcher = [sys.executable, "-m", "torch.distributed.run", *torchrun_of_readme(free_port())]
-    worker = ["-m", "tests.helpers.node_worker", str(folder), *options]
+    command = [*launcher, "-m", "tests.helpers.node_worker", str(folder), name, *how]
     nodes = []
     try:
         for node in range(2):
             with (folder / f"node-{node}.txt").open("w") as log:
-                started = subprocess.Popen(
-                    [*launcher, *worker], env=environment(), stdout=log, stderr=log, start_new_session=True
-                )
-            nodes.append(started)
+                settings = dict(stdout=log, stderr=log, start_new_session=True)
+                nodes.append(subprocess.Popen(command, env=script_environment(), **settings))
         deadline = time.monotonic() + LIFE + GRACE
         codes = [node.wait(max(0.1, deadline - time.monotonic())) for node in nodes]
     finally:
         end(nodes)
-    name = options[options.index("--name") + 1]
     files = sorted(folder.glob(f"{name}-*.json"))
     return codes, {int(file.stem.rsplit("-")[-1]): json.loads(file.read_text()) for file in files}
 
 
 def without_times(told):
-    """What the ranks agreed on, without how long it took."""
     agreed = json.loads(told["agreed"])
     for record in agreed["decisions"]:
         record["situation"] |= {"seconds_per_micro_batch": None, "seconds_per_step": None}
@@ -102,7 +93,7 @@ def new_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unbroken(new_folder):
-    codes, told = two_nodes(new_folder("unbroken"), "--name", "unbroken")
+    codes, told = two_nodes(new_folder("unbroken"), "unbroken")
     assert codes == [0, 0]
     return told
 
@@ -120,7 +111,7 @@ def test_every_rank_of_two_nodes_decides_alike(unbroken):
 
 def test_a_rank_killed_in_mid_window_ends_the_others_and_a_restart_decides_as_if_nothing_was(unbroken, new_folder):
     folder = new_folder("killed")
-    codes, told = two_nodes(folder, "--name", "killed", "--kill")
+    codes, told = two_nodes(folder, "killed", "kill")
     ended = time.time()
     killed = json.loads((folder / "killed.json").read_text())
     assert killed["epoch"] == 1
@@ -135,7 +126,7 @@ def test_a_rank_killed_in_mid_window_ends_the_others_and_a_restart_decides_as_if
         assert "on_exception" not in found["functions"], (rank, found)  # nothing of ours failed on top of it
         assert found["at"] - killed["at"] < TIME_OUT + GRACE / 2
 
-    codes, again = two_nodes(folder, "--name", "again", "--go_on")
+    codes, again = two_nodes(folder, "again", "go_on")
     assert codes == [0, 0]
     assert len({found["agreed"].encode() for found in again.values()}) == 1
     whole, rest = without_times(unbroken[0]), without_times(again[0])
@@ -160,7 +151,7 @@ def test_the_slurm_script_starts_every_process(tmp_path):
     job = subprocess.Popen(
         ["bash", str(EXAMPLE / "train.sbatch"), *options],
         cwd=ROOT,
-        env=environment(PATH=path, MASTER_PORT=str(free_port()), **slurm),
+        env=script_environment(PATH=path, MASTER_PORT=str(free_port()), **slurm),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,13 +1,11 @@
 """Ranks that differ: in their loaders, in their sizes, in when they end, in what their policy would do."""
 
 import time
-import warnings
 from datetime import timedelta
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
@@ -17,21 +15,12 @@ from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.replay import replay
 from lightning_bsscale.theory.stored import as_plain
-from tests.helpers.ddp_runs import Linear, counting, loader_of, regression_items, trainer_of
-from tests.helpers.processes import run
+from tests.helpers.ddp_runs import Linear, counting, keeping_epochs, loader_of, regression_items, trainer_of
+from tests.helpers.processes import fit_on
 from tests.helpers.training import ByStep, run_of
 
 pytestmark = pytest.mark.timeout(180)
 in_every_place = pytest.mark.usefixtures("place")
-
-
-def on(ranks, function, *args, **options):
-    return run(bound, ranks, function, args, options, init=False)
-
-
-def bound(rank, function, args, options):
-    warnings.simplefilter("ignore")
-    return function(rank, *args, **options)
 
 
 def own_loader(examples, batch_size):
@@ -51,7 +40,7 @@ def trained(rank, loaders, folder=None, ckpt=None, epochs=4, **options):
             seen.append(scaler.examples_seen)
 
     scaler = BatchSizeScaler(**{"measure_every": 2, "memory": 0.5, "warmup": 0.1, **options})
-    keep = [] if folder is None else [ModelCheckpoint(folder, every_n_epochs=1, save_top_k=-1, filename="{epoch}")]
+    keep = keeping_epochs(folder)
     trainer = trainer_of(2, [scaler, Notes(), *keep], max_epochs=epochs, enable_checkpointing=bool(keep))
     module = Linear(lr=0.02)
     trainer.fit(module, own_loader(*loaders[rank]), ckpt_path=ckpt)
@@ -74,7 +63,7 @@ def trained(rank, loaders, folder=None, ckpt=None, epochs=4, **options):
 )
 def test_with_loaders_of_their_own_all_ranks_plan_and_step_alike(loaders, options):
     """As many micro-batches, but not as many examples."""
-    first, second = on(2, trained, loaders, **options)
+    first, second = fit_on(2, trained, loaders, **options)
     assert first == second
     assert first["examples_seen"] == 4 * sum(examples for examples, _ in loaders)
     assert first["seen"] == sorted(first["seen"])
@@ -84,7 +73,7 @@ def test_with_loaders_of_their_own_all_ranks_plan_and_step_alike(loaders, option
 @in_every_place
 def test_a_micro_batch_of_all_ranks_has_the_examples_of_all():
     """Where one rank's are larger the unit is their sum."""
-    first, _ = on(2, trained, [(800, 16), (100, 2)], policy=ByStep([36]), lr_rule="none", warmup=0, epochs=1)
+    first, _ = fit_on(2, trained, [(800, 16), (100, 2)], policy=ByStep([36]), lr_rule="none", warmup=0, epochs=1)
     assert first["batch_size"] == 36
     whole = [made for made in first["history"] if made["accumulate_grad_batches"] == 2]
     assert whole
@@ -94,26 +83,26 @@ def test_a_micro_batch_of_all_ranks_has_the_examples_of_all():
 @in_every_place
 def test_ranks_with_loaders_of_their_own_resume(tmp_path):
     loaders = [(400, 8), (200, 4)]
-    whole, _ = on(2, trained, loaders, folder=str(tmp_path))
-    first, second = on(2, trained, loaders, ckpt=str(tmp_path / "epoch=1.ckpt"))
+    whole, _ = fit_on(2, trained, loaders, folder=str(tmp_path))
+    first, second = fit_on(2, trained, loaders, ckpt=str(tmp_path / "epoch=1.ckpt"))
     assert first == second
-    for name in ("examples_seen", "batch_size", "weights", "history"):
+    for made in (first, whole):
+        made["decisions"] = [record | {"situation": None} for record in made["decisions"]]  # it has times
+    for name in ("examples_seen", "batch_size", "weights", "history", "decisions"):
         assert first[name] == whole[name], name
 
 
-def journal_of(rank, folder, with_logger, kind):
-    make = {"scaler": BatchSizeScaler, "monitor": GradientNoiseScaleMonitor}[kind]
+def journal_of(rank, folder, with_logger, make):
     logger = CSVLogger(folder, name="", version="log") if with_logger else False
-    trainer = trainer_of(
-        2, [make(measure_every=2, record=True)], max_epochs=1, logger=logger, default_root_dir=f"{folder}/root"
-    )
+    settings = dict(max_epochs=1, logger=logger, default_root_dir=f"{folder}/root")
+    trainer = trainer_of(2, [make(measure_every=2, record=True)], **settings)
     trainer.fit(Linear(lr=0.01), loader_of(regression_items(40, [4]), rank, 2))
 
 
 @in_every_place
-@pytest.mark.parametrize(("with_logger", "kind"), [(True, "scaler"), (False, "monitor")])
-def test_the_first_rank_writes_the_journal_into_the_log_folder(tmp_path, with_logger, kind):
-    on(2, journal_of, str(tmp_path), with_logger, kind)
+@pytest.mark.parametrize(("with_logger", "make"), [(True, BatchSizeScaler), (False, GradientNoiseScaleMonitor)])
+def test_the_first_rank_writes_the_journal_into_the_log_folder(tmp_path, with_logger, make):
+    fit_on(2, journal_of, str(tmp_path), with_logger, make)
     journal = tmp_path / ("log" if with_logger else "root") / "bsscale.jsonl"
     _, records = read_journal(journal)
     assert len(records) >= 10
@@ -125,8 +114,6 @@ def test_the_first_rank_writes_the_journal_into_the_log_folder(tmp_path, with_lo
 
 
 class SlowAtTheEnd(pl.Callback):
-    """As one that uploads, on the first rank."""
-
     def on_train_end(self, trainer, pl_module):
         if trainer.global_rank == 0:
             time.sleep(2.5)
@@ -142,41 +129,37 @@ def slow_at_the_end(rank):
 
 def test_a_rank_that_is_slow_to_end_fails_nobody():
     """Nothing is asked of another rank when training has ended; the process group's time-out is 1 s."""
-    first, second = on(2, slow_at_the_end)
+    first, second = fit_on(2, slow_at_the_end)
     assert first == second
 
 
 class Reloads(Linear):
-    def __init__(self, rank):
-        super().__init__(lr=0.01)
-        self.rank = rank
-
     def train_dataloader(self):
         return own_loader(40, 4)
 
 
-def reloaded(rank, every, kind):
+def reloaded(rank, every, make):
     calls = []
     distributed.all_reduce = counting("all_reduce", distributed.all_reduce, calls)
-    callback = BatchSizeScaler(measure_every=9) if kind == "scaler" else GradientNoiseScaleMonitor(measure_every=9)
-    trainer = trainer_of(2, [callback], max_epochs=5, reload_dataloaders_every_n_epochs=every)
-    trainer.fit(Reloads(rank))
+    trainer = trainer_of(2, [make(measure_every=9)], max_epochs=5, reload_dataloaders_every_n_epochs=every)
+    trainer.fit(Reloads(lr=0.01))
     return [numel for _, numel, is_ours in calls if is_ours and numel < 7]
 
 
 @in_every_place
-@pytest.mark.parametrize(("kind", "every", "asked"), [("scaler", 0, 1), ("monitor", 1, 5), ("scaler", 2, 3)])
-def test_loaders_are_asked_for_where_they_are_new(kind, every, asked):
-    for sent in on(2, reloaded, every, kind):
+@pytest.mark.parametrize(
+    ("make", "every", "asked"),
+    [(BatchSizeScaler, 0, 1), (GradientNoiseScaleMonitor, 1, 5), (BatchSizeScaler, 2, 3)],
+)
+def test_loaders_are_asked_for_where_they_are_new(make, every, asked):
+    for sent in fit_on(2, reloaded, every, make):
         assert sent == [2, 3] * asked
 
 
 def watched(rank, ranks, epochs, folder=None, ckpt=None):
-    monitor = GradientNoiseScaleMonitor(measure_every=1)
-    keep = [] if folder is None else [ModelCheckpoint(folder, save_top_k=-1, every_n_epochs=1, filename="{epoch}")]
-    trainer = trainer_of(
-        ranks, [monitor, *keep], max_epochs=epochs, accumulate_grad_batches=2, enable_checkpointing=bool(keep)
-    )
+    monitor, keep = GradientNoiseScaleMonitor(measure_every=1), keeping_epochs(folder)
+    settings = dict(max_epochs=epochs, accumulate_grad_batches=2, enable_checkpointing=bool(keep))
+    trainer = trainer_of(ranks, [monitor, *keep], **settings)
     trainer.fit(Linear(lr=0.01), loader_of(regression_items(48, [4]), rank, ranks), ckpt_path=ckpt)
     return run_of(monitor).examples.total
 
@@ -184,5 +167,5 @@ def watched(rank, ranks, epochs, folder=None, ckpt=None):
 @in_every_place
 @pytest.mark.parametrize(("before", "after"), [(4, 2), (1, 2)])
 def test_the_monitor_counts_every_example_also_on_another_number_of_ranks(tmp_path, before, after):
-    assert on(before, watched, before, 1, str(tmp_path)) == [192] * before
-    assert on(after, watched, after, 2, None, str(tmp_path / "epoch=0.ckpt")) == [384] * after
+    assert fit_on(before, watched, before, 1, str(tmp_path)) == [192] * before
+    assert fit_on(after, watched, after, 2, None, str(tmp_path / "epoch=0.ckpt")) == [384] * after

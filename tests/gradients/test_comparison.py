@@ -59,11 +59,7 @@ def test_a_change_of_any_one_shard_is_found(shape, dim):
 
 @pytest.mark.parametrize(("ranks", "signal"), [(8, 0.0), (8, 1.0), (8, 100.0), (64, 0.0), (64, 1.0)])
 def test_a_reduction_in_bfloat16_over_many_ranks_is_no_change(ranks, signal):
-    """One rank after the other adds its own gradient, and each sum is rounded; a factor of two is found all the same.
-
-    (Of 64 ranks with nearly the same gradient such a reduction gives 3 % too little, of 256 17 % too much: that is
-    found.)
-    """
+    """One rank after the other adds its own gradient, and each sum is rounded; a factor of two is found even so."""
     generator = torch.Generator().manual_seed(0)
     own = [(signal + torch.randn(512, 64, generator=generator)).bfloat16() for _ in range(ranks)]
     total = own[0]

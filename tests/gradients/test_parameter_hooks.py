@@ -1,5 +1,4 @@
 import copy
-import warnings
 
 import pytest
 import torch
@@ -7,9 +6,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_bsscale.gradients import tensor_hooks
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks, mean_squared_norm
-from tests.helpers.gradient_models import WIDTH, ZOO, Frozen, Mlp, Tied, loss_of, micro_batches
+from tests.helpers.gradient_models import WIDTH, ZOO, Frozen, Mlp, Tied, loss_of, micro_batches, watched
 from tests.helpers.oracles import own_sq_norms, sq_norm
 from tests.helpers.processes import run
+from tests.helpers.sharded_models import hooked
 
 
 @pytest.fixture(autouse=True)
@@ -17,20 +17,10 @@ def seed():
     torch.manual_seed(0)
 
 
-def watched(hooks, model, batches, loss=loss_of):
-    hooks.start_window()
-    for x in batches:
-        value = loss(model, x)
-        hooks.start_sample()
-        value.backward()
-        hooks.end_sample(len(x))
-    assert hooks.stop_window() == len(batches)
-    return hooks.sq_norms
-
-
-def no_hooks_left(model):
-    # Not even an empty table: torch would call into Python for it in every backward pass.
-    return all(p._backward_hooks is None for p in model.parameters())
+def check_norms(hooks, model):
+    batches = micro_batches()
+    expected = own_sq_norms(model, batches, loss_of)
+    assert watched(hooks, model, batches).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("grad_is_own", [False, True])
@@ -43,7 +33,7 @@ def test_norms_are_those_of_the_oracle(name, limit, grad_is_own, monkeypatch):
     found = watched(ParameterHooks(model.parameters(), grad_is_own=grad_is_own), model, batches)
     assert found.dtype == torch.float64
     assert found.tolist() == pytest.approx(expected, rel=1e-5)
-    assert no_hooks_left(model)
+    assert hooked(model) == 0
 
 
 def test_a_hook_of_the_users_made_within_a_window_stays():
@@ -59,19 +49,18 @@ def test_a_hook_of_the_users_made_within_a_window_stays():
 
 def test_the_first_norm_of_a_window_comes_from_grad_only_where_it_is_its_own():
     """Whatever is in `.grad` before, the norm is the micro-batch's; and on one device the first needs no copy."""
-    model, batches = Mlp(), micro_batches()
-    expected = own_sq_norms(model, batches, loss_of)
+    model = Mlp()
     hooks = ParameterHooks(model.parameters(), grad_is_own=True)
-    assert watched(hooks, model, batches).tolist() == pytest.approx(expected, rel=1e-5)
-    assert watched(hooks, model, batches).tolist() == pytest.approx(expected, rel=1e-5)  # .grad was left there
+    check_norms(hooks, model)
+    check_norms(hooks, model)  # .grad was left there
     model.zero_grad(set_to_none=False)
-    assert watched(hooks, model, batches).tolist() == pytest.approx(expected, rel=1e-5)
+    check_norms(hooks, model)
     # Where autograd may hand its gradient over, what it handed over is `.grad` itself; a kept reference forces a copy.
     for grad_is_own in (False, True):
         model.zero_grad()
         handed = []
         handle = model.get_parameter("first.weight").register_hook(lambda g, handed=handed: handed.append(g.data_ptr()))
-        watched(ParameterHooks(model.parameters(), grad_is_own=grad_is_own), model, batches[:1])
+        watched(ParameterHooks(model.parameters(), grad_is_own=grad_is_own), model, micro_batches(1))
         handle.remove()
         assert (model.get_parameter("first.weight").grad.data_ptr() == handed[0]) == grad_is_own
 
@@ -134,19 +123,18 @@ def test_parts_squared_apart_would_be_wrong():
 
 
 def test_a_parameter_counts_from_the_window_after_it_is_unfrozen():
-    model, batches = Frozen(), micro_batches()
+    model = Frozen()
     hooks = ParameterHooks(model.parameters())
-    assert watched(hooks, model, batches).tolist() == pytest.approx(own_sq_norms(model, batches, loss_of), rel=1e-5)
+    check_norms(hooks, model)
     model.first.requires_grad_(True)
-    assert watched(hooks, model, batches).tolist() == pytest.approx(own_sq_norms(model, batches, loss_of), rel=1e-5)
+    check_norms(hooks, model)
     model.second.requires_grad_(False)
-    assert watched(hooks, model, batches).tolist() == pytest.approx(own_sq_norms(model, batches, loss_of), rel=1e-5)
+    check_norms(hooks, model)
 
 
 def test_a_parameter_given_twice_counts_once():
-    model, batches = Mlp(), micro_batches()
-    hooks = ParameterHooks([*model.parameters(), *model.parameters()])
-    assert watched(hooks, model, batches).tolist() == pytest.approx(own_sq_norms(model, batches, loss_of), rel=1e-5)
+    model = Mlp()
+    check_norms(ParameterHooks([*model.parameters(), *model.parameters()]), model)
 
 
 def test_gradients_outside_the_backward_pass_do_not_count():
@@ -163,34 +151,18 @@ def test_gradients_outside_the_backward_pass_do_not_count():
     assert found.tolist() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*create_graph=True.*")  # of a reference cycle, which zero_grad undoes
 def test_a_gradient_with_a_graph_of_its_own():
     model, batches = Mlp(), micro_batches(2)
     expected = own_sq_norms(model, batches, loss_of)
-    hooks = ParameterHooks(model.parameters())
-    hooks.start_window()
-    for x in batches:
-        hooks.start_sample()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*create_graph=True.*")  # of a reference cycle, undone below
-            loss_of(model, x).backward(create_graph=True)
-        hooks.end_sample(1)
-        for p in model.parameters():
-            p.grad = None
-    hooks.stop_window()
-    found = hooks.sq_norms
+    found = watched(ParameterHooks(model.parameters()), model, batches, create_graph=True)
+    model.zero_grad()
     assert not found.requires_grad
     assert found.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_sample_without_gradients_is_zero():
-    model = Mlp()
-    hooks = ParameterHooks(model.parameters())
-    hooks.start_window()
-    hooks.start_sample()
-    hooks.end_sample(1)
-    assert hooks.stop_window() == 1
-    assert hooks.sq_norms.tolist() == [0.0]
-    assert mean_squared_norm(model.parameters()).item() == 0.0
+def test_without_gradients_the_mean_is_zero():
+    assert mean_squared_norm(Mlp().parameters()).item() == 0.0
     assert mean_squared_norm([]).item() == 0.0
 
 
@@ -253,17 +225,7 @@ def test_with_ddp_the_norms_are_those_of_the_own_process():
 def under_ddp(rank):
     torch.manual_seed(0)
     model = Tied()
-    wrapped = DistributedDataParallel(model)
     torch.manual_seed(1 + rank)
     batches = micro_batches(3)
     expected = own_sq_norms(model, batches, loss_of)
-    hooks = ParameterHooks(model.parameters())
-    hooks.start_window()
-    for k, x in enumerate(batches):
-        wrapped.require_backward_grad_sync = k == len(batches) - 1  # what no_sync() sets
-        value = loss_of(wrapped, x)
-        hooks.start_sample()
-        value.backward()
-        hooks.end_sample(1)
-    hooks.stop_window()
-    return hooks.sq_norms.tolist(), expected
+    return watched(ParameterHooks(model.parameters()), DistributedDataParallel(model), batches).tolist(), expected

@@ -49,8 +49,6 @@ def test_where_the_sums_are_made(monkeypatch, backends, device, expected):
 
 
 class Broken:
-    """What the device and the connection give after a failure."""
-
     def query(self):
         raise RuntimeError("CUDA error: unspecified launch failure")
 

@@ -17,8 +17,9 @@ from lightning_bsscale.gradients.shard_differences import ShardDifferences
 from lightning_bsscale.gradients.watcher import share_of_sums
 from lightning_bsscale.theory.moments import moments_of
 from lightning_bsscale.theory.records import WindowSums
-from tests.helpers.gradient_models import WIDTH, ZOO, Mlp, loss_of, micro_batches
+from tests.helpers.gradient_models import WIDTH, ZOO, Mlp, loss_of, micro_batches, watched
 from tests.helpers.oracles import own_sq_norms, sq_norm
+from tests.helpers.sharded_models import hooked
 
 # Without those of low precision, whose rounding another order of sums changes, and those that the oracle cannot divide.
 MODELS = [name for name in ZOO if name not in {"half", "mixed_dtypes", "sparse", "reentrant_shared"}]
@@ -46,13 +47,7 @@ def shares_of(model, by_rank, *, divisor, scale, is_grad_scaled, said, compared=
     models = [copy.deepcopy(model) for _ in by_rank]
     watchers = [ParameterHooks(m.parameters(), grad_is_own=ranks == 1, num_replicas=ranks) for m in models]
     for rank_model, watcher, samples in zip(models, watchers, by_rank, strict=True):
-        watcher.start_window(compared=compared)
-        for x in samples:
-            loss = loss_of(rank_model, x) * scale / divisor
-            watcher.start_sample()
-            loss.backward()
-            watcher.end_sample(len(x))
-        assert watcher.stop_window() == len(samples)
+        watched(watcher, rank_model, samples, lambda m, x: loss_of(m, x) * scale / divisor, compared=compared)
     for copies in zip(*(m.parameters() for m in models), strict=True):  # as DDP does, and Lightning before the step
         grads = [p.grad for p in copies if p.grad is not None]
         for p in copies:
@@ -127,21 +122,13 @@ def test_other_elements_are_compared_each_time():
     watcher, found = ParameterHooks(model.parameters(), num_replicas=2), []
     for _ in range(8):
         model.zero_grad()
-        watcher.start_window(compared=True)
-        watcher.start_sample()
-        model(torch.ones(2, 100)).square().sum().backward()
-        watcher.end_sample(2)
-        watcher.stop_window()
+        watched(watcher, model, [torch.ones(2, 100)], compared=True)
         model.weight.grad[7, 60:] = 1e6
         found.append(watcher.window_share(loss_divisor=1).difference.tolist())
     assert len({tuple(sums) for sums in found}) > 1
 
 
 # The order of calls
-
-
-def hooked(model):
-    return sum(p._backward_hooks is not None for p in model.parameters())
 
 
 @pytest.fixture
@@ -180,34 +167,23 @@ def test_a_window_that_never_ended_is_given_up(model):
     watcher.start_window()
     with pytest.raises(RuntimeError, match="end_sample was called without a sample"):
         watcher.end_sample(1)
-    for x in batches:
-        watcher.start_sample()
-        loss_of(model, x).backward()
-        watcher.end_sample(len(x))
-    assert watcher.stop_window() == 2
-    assert watcher.sq_norms.tolist() == pytest.approx(own_sq_norms(model, batches, loss_of), rel=1e-5)
+    watcher.start_sample()
+    found = watched(watcher, model, batches).tolist()
+    assert found == pytest.approx(own_sq_norms(model, batches, loss_of), rel=1e-5)
     assert hooked(model) == 0
 
 
-def parameter_hooks():
-    return ParameterHooks(Mlp().parameters())
-
-
-def flat_parameter_hooks():
-    return FlatParameterHooks(nn.Linear(1, 1), list, world_size=1)
-
-
-def whole_parameter_hooks():
-    return WholeParameterHooks(nn.Linear(1, 1), list, world_size=1)
-
-
-def shard_differences():
-    return ShardDifferences(list, world_size=2)
-
-
-@pytest.mark.parametrize("made", [parameter_hooks, flat_parameter_hooks, whole_parameter_hooks, shard_differences])
-def test_calls_out_of_order_are_refused(made):
-    watcher = made()
+@pytest.mark.parametrize(
+    "watcher",
+    [
+        ParameterHooks(Mlp().parameters()),
+        FlatParameterHooks(nn.Linear(1, 1), list, world_size=1),
+        WholeParameterHooks(nn.Linear(1, 1), list, world_size=1),
+        ShardDifferences(list, world_size=2),
+    ],
+    ids=lambda watcher: type(watcher).__name__,
+)
+def test_calls_out_of_order_are_refused(watcher):
     with pytest.raises(RuntimeError, match="start_sample was called outside a window: call start_window first"):
         watcher.start_sample()
     watcher.start_window()

@@ -3,50 +3,37 @@
 import pickle
 import sys
 import time
-import warnings
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.theory.stored import as_plain
 from tests.helpers.places import here
 from tests.helpers.training import QUIET, ByStep, KeepsRates, KeepSteps, scripted
 
-SETTINGS = {**QUIET, "enable_model_summary": False}
-
-
-class MicroBatches(Dataset):
-    """Whole micro-batches as items."""
-
-    def __init__(self, items):
-        self.items = items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
-
 
 def loader_of(items, rank=0, ranks=1):
-    """Item i goes to rank i modulo ranks, in order (Lightning's own sampler would shuffle)."""
-    return DataLoader(MicroBatches(items[rank::ranks]), batch_size=None)
+    """Each item is a micro-batch; item i goes to rank i modulo ranks (Lightning's own sampler would shuffle)."""
+    return DataLoader(items[rank::ranks], batch_size=None)
 
 
 def trainer_of(ranks, callbacks, strategy=None, **settings):
-    strategy = (strategy or DDPStrategy(process_group_backend=here().backend)) if ranks > 1 else "auto"
-    settings = {**SETTINGS, **here().trainer(ranks), "use_distributed_sampler": False, **settings}
+    strategy = strategy or (DDPStrategy(process_group_backend=here().backend) if ranks > 1 else "auto")
+    settings = {**QUIET, **here().trainer(ranks), "use_distributed_sampler": False, **settings}
     return pl.Trainer(**settings, strategy=strategy, callbacks=callbacks)
 
 
-class OneHots(pl.LightningModule):
-    """Item i has gradient e_i."""
+def keeping_epochs(folder):
+    """Keeps a checkpoint of each epoch as FOLDER/epoch=N.ckpt; nothing without a folder."""
+    return [] if folder is None else [ModelCheckpoint(folder, every_n_epochs=1, save_top_k=-1, filename="{epoch}")]
 
+
+class OneHots(pl.LightningModule):
     def __init__(self, total, epochs):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(epochs, total))
@@ -78,14 +65,8 @@ def one_hots(rank, ranks, total, windows, epochs, accumulate):
     scaler = scripted(policy=ByStep([ranks * n for n in windows]), lr_rule="none", max_batch_size=999)
     logger, module = KeepSteps(), OneHots(total, epochs)
     items = [torch.tensor([i]) for i in range(total)]
-    trainer = trainer_of(
-        ranks,
-        [scaler],
-        max_epochs=epochs,
-        logger=logger,
-        log_every_n_steps=1,
-        accumulate_grad_batches=accumulate,
-    )
+    settings = dict(max_epochs=epochs, logger=logger, log_every_n_steps=1, accumulate_grad_batches=accumulate)
+    trainer = trainer_of(ranks, [scaler], **settings)
     trainer.fit(module, loader_of(items, rank, ranks))
     assert trainer.accumulate_grad_batches == accumulate
     logged = [step for step, metrics in logger.logged if "bsscale/batch_size" in metrics]
@@ -95,11 +76,10 @@ def one_hots(rank, ranks, total, windows, epochs, accumulate):
 class Linear(pl.LightningModule):
     """A linear regression; rank 1 may be slow, or hold a NaN."""
 
-    def __init__(self, lr=0.0, slow=0.0, nan_at=None, optimizer=torch.optim.SGD, unused=False):
+    def __init__(self, lr=0.0, slow=0.0, nan_at=None, optimizer=torch.optim.SGD):
         super().__init__()
         torch.manual_seed(1)
         self.net = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2))
-        self.unused = nn.Linear(2, 2) if unused else None
         self.lr, self.slow, self.nan_at, self.optimizer = lr, slow, nan_at, optimizer
         self.windows, self.came = [], 0
 
@@ -125,7 +105,6 @@ class Linear(pl.LightningModule):
 
 
 def regression_items(count, sizes, noise=3.0, seed=0):
-    """Micro-batches of the given sizes, in turn."""
     generator = torch.Generator().manual_seed(seed)
     truth = torch.randn(8, 2, generator=generator)
     items = []
@@ -135,25 +114,31 @@ def regression_items(count, sizes, noise=3.0, seed=0):
     return items
 
 
-def monitored(
-    rank, ranks, accumulate, items, kind="monitor", strategy=None, precision="32-true", unused=False, whole=False
-):
+def monitored(rank, ranks, accumulate, items, kind="monitor", model=Linear, ddp=None, **settings):
     """The windows' moments, measured with a rate of zero; `items` are the arguments of `regression_items`."""
     if kind == "monitor":
         callback = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
     else:
         callback = BatchSizeScaler(dry_run=True, measure_every=1, memory=1.0, warmup=0)
-    trainer = trainer_of(
-        ranks, [callback], strategy, max_epochs=1, accumulate_grad_batches=accumulate, precision=precision
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(Linear(unused=unused), loader_of(regression_items(*items), rank, ranks))
-    return callback.history if whole else moments_of(callback)
+    strategy = None if ddp is None else DDPStrategy(process_group_backend=here().backend, **ddp)
+    trainer = trainer_of(ranks, [callback], strategy, max_epochs=1, accumulate_grad_batches=accumulate, **settings)
+    trainer.fit(model(), loader_of(regression_items(*items), rank, ranks))
+    return moments_of(callback)
 
 
 def moments_of(callback):
     return [(made.trace, made.grad_sq, made.window_examples, made.examples_seen) for made in callback.history]
+
+
+class Unused(Linear):
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Linear(2, 2)
+
+
+class Compressed(Linear):
+    def on_train_start(self):
+        self.trainer.strategy.model.register_comm_hook(None, rounds_to_bfloat16)
 
 
 def rounds_to_bfloat16(state, bucket):
@@ -163,38 +148,16 @@ def rounds_to_bfloat16(state, bucket):
     return work.then(lambda future: future.value()[0] / distributed.get_world_size())
 
 
-def with_strategy(rank, accumulate, items, options, compress=False):
-    """The same under DDP's options."""
-    strategy = DDPStrategy(process_group_backend=here().backend, **options)
-    if not compress:
-        unused = options.get("find_unused_parameters", False)
-        return monitored(rank, 2, accumulate, items, strategy=strategy, unused=unused)
-
-    class Hooked(Linear):
-        def on_train_start(self):
-            self.trainer.strategy.model.register_comm_hook(None, rounds_to_bfloat16)
-
-    callback = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-    trainer = trainer_of(2, [callback], strategy, max_epochs=1, accumulate_grad_batches=accumulate)
-    trainer.fit(Hooked(), loader_of(regression_items(*items), rank, 2))
-    return moments_of(callback)
-
-
-def grows(rank, ranks, items, disturbed=None, folder=None, ckpt=None, epochs=3, counted=False, script=None, **options):
+def grows(rank, items, disturbed=None, counted=False):
     """A run of the real policy that grows; what every rank decided and did, as bytes."""
     calls = []
     if counted:
         for name in ("all_reduce", "barrier", "broadcast", "broadcast_object_list", "all_gather", "all_gather_object"):
             setattr(distributed, name, counting(name, getattr(distributed, name), calls))
-    if script is not None:
-        options.update(policy=ByStep([4 * n for n in script]), lr_rule="none")
-    scaler = BatchSizeScaler(**{"measure_every": 2, "warmup": 0.05, "record": False, **options})
+    scaler = BatchSizeScaler(measure_every=2, warmup=0.05)
     module = Linear(lr=0.01, optimizer=KeepsRates, **(disturbed or {}))
-    keep = [] if folder is None else [ModelCheckpoint(folder, every_n_epochs=1, save_top_k=-1, filename="{epoch}")]
-    trainer = trainer_of(ranks, [scaler, *keep], max_epochs=epochs, enable_checkpointing=bool(keep))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer.fit(module, loader_of(regression_items(*items), rank, ranks), ckpt_path=ckpt)
+    trainer = trainer_of(2, [scaler], max_epochs=3)
+    trainer.fit(module, loader_of(regression_items(*items), rank, 2))
     decided = pickle.dumps(
         (
             [as_plain(record) for record in scaler.decisions],
@@ -205,9 +168,8 @@ def grows(rank, ranks, items, disturbed=None, folder=None, ckpt=None, epochs=3, 
             scaler.state_dict(),
         )
     )
-    said = [str(warning.message) for warning in caught if "bsscale" in str(warning.message)]
     changes = [record.batch_size for record in scaler.decisions if record.is_change]
-    return decided, changes, len(scaler.history), calls, said, module.windows
+    return decided, changes, len(scaler.history), calls
 
 
 def counting(name, function, calls):
@@ -222,8 +184,7 @@ def counting(name, function, calls):
 def of_other_length(rank, callback):
     """Every rank has a loader of its own, and they differ."""
     items = regression_items(12 if rank == 0 else 10, [4])
-    callback = BatchSizeScaler() if callback == "scaler" else GradientNoiseScaleMonitor()
-    trainer = trainer_of(2, [callback], max_epochs=1, accumulate_grad_batches=2)
+    trainer = trainer_of(2, [callback()], max_epochs=1, accumulate_grad_batches=2)
     try:
         trainer.fit(Linear(lr=0.01), loader_of(items))
     except Exception as error:

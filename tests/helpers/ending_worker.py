@@ -14,8 +14,6 @@ temporary files as the run left it. Kinds:
     interrupted only the process that called `fit` gets Ctrl-C, so that the others train to their end; the last run
 """
 
-import argparse
-import faulthandler
 import json
 import os
 import re
@@ -23,43 +21,17 @@ import signal
 import tempfile
 import threading
 import time
-import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from tests.helpers.launched_worker import SGD, as_json, data, shown
-from tests.helpers.training import QUIET, Regression
+from tests.helpers.known_noise import DIMENSIONS, KnownNoise, gradients
+from tests.helpers.launched_worker import SGD, as_json, begin, shown
+from tests.helpers.training import QUIET, Regression, regression_loader
 
-LIFE = 150  # seconds: whatever hangs, this process ends, and says where it was
-
-
-class Small(pl.LightningModule):
-    """Nothing to compute: what is left is Lightning's own time, and the callback's."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(2))
-
-    def training_step(self, batch, batch_idx):
-        return (batch - self.weight).square().sum(1).mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.001)
-
-
-class MicroBatches(Dataset):
-    def __init__(self, length):
-        self.x = torch.randn(length, 2, 2, generator=torch.Generator().manual_seed(0))
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, index):
-        return self.x[index]
+LIFE = 150  # seconds
 
 
 def written():
@@ -105,19 +77,18 @@ class Ends(pl.Callback):
 
 
 def train(folder, strategy, kind, big):
-    measured = dict(measure_every=1, warmup=0, memory=0.1)
-    module, loader, path, epochs = Regression(SGD), DataLoader(data(), batch_size=4), None, 1
+    module, loader, path, epochs = Regression(SGD), regression_loader(1203, noise=3.0), None, 1
     if kind.isdigit():
-        callback = BatchSizeScaler(**measured, max_batch_size=4)
-        module, loader = Small(), DataLoader(MicroBatches(2 * int(kind)), batch_size=None)
+        callback = BatchSizeScaler(measure_every=1, warmup=0, memory=0.1, max_batch_size=4)
+        micro_batches = gradients(4 * int(kind)).view(-1, 2, DIMENSIONS)
+        module, loader = KnownNoise(), DataLoader(TensorDataset(micro_batches), batch_size=None)
     elif kind == "resumed":
         callback, path, epochs = BatchSizeScaler(measure_every=2, memory=0.2), big, 3
     else:
         callback = GradientNoiseScaleMonitor(measure_every=1)
         module = Killed(SGD) if kind == "killed" else module
-    trainer = pl.Trainer(
-        **QUIET, devices=2, strategy=strategy, max_epochs=epochs, callbacks=[callback, Ends(callback, folder, kind)]
-    )
+    callbacks = [callback, Ends(callback, folder, kind)]
+    trainer = pl.Trainer(**QUIET, devices=2, strategy=strategy, max_epochs=epochs, callbacks=callbacks)
     if kind == "interrupted":
         threading.Thread(target=interrupt_when_trained, args=(folder,), daemon=True).start()
     trainer.fit(module, loader, ckpt_path=path)
@@ -132,23 +103,16 @@ def interrupt_when_trained(folder):
 
 
 def main():
-    faulthandler.dump_traceback_later(LIFE, exit=True)
+    root, runs = begin(LIFE)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("runs", nargs="+")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    for name in options.runs:
+    for name in runs:
         strategy, _, kind = name.partition(":")
-        folder = options.folder / name
+        folder = root / name
         folder.mkdir()
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
         told = {"error": None}
-        started = time.monotonic()
         try:
-            trainer, callback = train(folder, strategy, kind, options.folder / "big.ckpt")
+            trainer, callback = train(folder, strategy, kind, root / "big.ckpt")
         except (Exception, SystemExit) as error:
             told["error"] = f"{type(error).__name__}: {error}"
         else:
@@ -157,8 +121,7 @@ def main():
             told["history"], told["decisions"] = len(found["history"]), len(found["decisions"])
             told["steps"] = found["history"][-1]["optimizer_steps"]
             told["kept"] = [value for key, value in vars(trainer.state).items() if re.match("bsscale", key)]
-        told["seconds"] = time.monotonic() - started
-        (options.folder / f"{name}.json").write_text(json.dumps(told))
+        (root / f"{name}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -133,3 +133,15 @@ def loss_of(model, x):
 
 def micro_batches(count=4):
     return [torch.randn(3 + k, WIDTH) for k in range(count)]
+
+
+def watched(watcher, model, batches, loss=loss_of, *, compared=False, **backward):
+    """The squared norms of one window's samples."""
+    watcher.start_window(compared=compared)
+    for x in batches:
+        value = loss(model, x)
+        watcher.start_sample()
+        value.backward(**backward)
+        watcher.end_sample(len(x))
+    assert watcher.stop_window() == len(batches)
+    return watcher.sq_norms

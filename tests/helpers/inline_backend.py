@@ -14,7 +14,6 @@ shown: list[int] = []
 class FigureManager(FigureManagerBase):
     @classmethod
     def pyplot_show(cls, *, block=None):
-        """What `plt.show()` is."""
         shown.extend(len(manager.canvas.figure.axes) for manager in Gcf.get_all_fig_managers())
 
 

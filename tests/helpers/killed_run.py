@@ -22,18 +22,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.theory.stored import as_plain
-from tests.helpers.training import QUIET, KeepsRates, Regression
+from tests.helpers.training import QUIET, KeepsRates, Regression, one_cycle, regression_loader
 
 EXAMPLES, MICRO_BATCH, EPOCHS = 1204, 4, 3
 
 
 class StatefulLoader:
-    """Shuffled by the epoch's number, and resumable: its state is the position in the epoch."""
+    """Shuffled by the epoch's number; its state is the position in the epoch."""
 
     def __init__(self):
-        generator = torch.Generator().manual_seed(0)
-        self.x = torch.randn(EXAMPLES, 8, generator=generator)
-        self.y = self.x @ torch.randn(8, 2, generator=generator) + 3 * torch.randn(EXAMPLES, 2, generator=generator)
+        self.data = regression_loader(EXAMPLES, noise=3.0).dataset
         self.trainer = None
         self.position = 0
 
@@ -47,7 +45,7 @@ class StatefulLoader:
         while self.position < len(self):
             rows = order[self.position * MICRO_BATCH : (self.position + 1) * MICRO_BATCH]
             self.position += 1
-            yield self.x[rows], self.y[rows]
+            yield self.data[rows]
 
     def state_dict(self):
         return {"position": self.position}
@@ -60,13 +58,9 @@ class WritesSteps(Regression):
     """Writes every step: its number, the examples that entered it, the rate that it was taken with."""
 
     def __init__(self, path):
-        def one_cycle(optimizer, trainer):
-            # Not trainer.estimated_stepping_batches: asked here, it keeps Lightning from restoring the loader's state.
-            total = EPOCHS * -(-EXAMPLES // MICRO_BATCH)
-            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=total)
-            return {"scheduler": scheduler, "interval": "step"}
-
-        super().__init__(lambda p: KeepsRates(p, lr=0.01, momentum=0.9), one_cycle)
+        # Not trainer.estimated_stepping_batches: asked there, it keeps Lightning from restoring the loader's state.
+        total = EPOCHS * -(-EXAMPLES // MICRO_BATCH)
+        super().__init__(lambda p: KeepsRates(p, lr=0.01, momentum=0.9), one_cycle(total))
         self.path = path
         self.examples, self.made = [], 0
 
@@ -99,7 +93,6 @@ def newest(folder):
 
 
 def attempt(folder):
-    """Train to the end, from the newest checkpoint on."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     scaler = BatchSizeScaler(measure_every=2, record=folder / "journal.jsonl")
@@ -128,7 +121,6 @@ def attempt(folder):
 
 
 def main(folder, seed, kills):
-    """Start, kill and start again."""
     folder.mkdir(parents=True, exist_ok=True)
     dice, hits = random.Random(seed), 0
     while True:

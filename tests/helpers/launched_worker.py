@@ -6,10 +6,10 @@ A run is a strategy, or `STRATEGY-monitor` for the monitor in the scaler's place
 FOLDER/RUN/rank-RANK.json at the end of the training, and the process that called `fit` then FOLDER/RUN/main.json.
 """
 
-import argparse
 import faulthandler
 import json
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -17,23 +17,30 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.theory.stored import as_plain
-from tests.helpers.training import QUIET, Regression
+from tests.helpers.training import QUIET, Regression, regression_loader
 
-LIFE = 90  # seconds: whatever hangs, this process ends, and says where it was
+LIFE = 90  # seconds
 SHOWN = ["noise_scale", "batch_size", "lr_scale", "examples_seen", "planned_steps", "decisions", "history"]
 
 
+def begin(life):
+    """The script's arguments; it ends after `life` seconds, and says where it was."""
+    faulthandler.dump_traceback_later(life, exit=True)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    folder, *rest = sys.argv[1:]
+    return Path(folder), rest
+
+
 def callback_of(kind, folder):
-    make = {"scaler": BatchSizeScaler, "monitor": GradientNoiseScaleMonitor}[kind]
+    make = GradientNoiseScaleMonitor if kind == "monitor" else BatchSizeScaler
     return make(measure_every=2, memory=0.2, record=folder / "bsscale.jsonl")
 
 
 def shown(callback):
-    """What a callback has to show, for `as_json`."""
     return {name: getattr(callback, name) for name in SHOWN if hasattr(callback, name)}
 
 
@@ -43,6 +50,10 @@ def as_json(told):
 
 def weights_of(module):
     return [parameter.detach().flatten().tolist() for parameter in module.parameters()]
+
+
+def what_is_here(callback, module):
+    return {"shown": shown(callback), "weights": weights_of(module), "process": os.getpid()}
 
 
 class Writes(pl.Callback):
@@ -60,22 +71,13 @@ class Writes(pl.Callback):
         self.came += 1
 
     def on_fit_end(self, trainer, pl_module):
-        told = {"shown": shown(self.callback), "weights": weights_of(pl_module), "windows": self.windows}
-        told["process"] = os.getpid()
+        told = what_is_here(self.callback, pl_module) | {"windows": self.windows}
         (self.folder / f"rank-{trainer.global_rank}.json").write_text(as_json(told))
-
-
-def data():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1203, 8, generator=generator)
-    truth = torch.randn(8, 2, generator=generator)
-    return TensorDataset(x, x @ truth + 3 * torch.randn(1203, 2, generator=generator))
 
 
 def train(folder, strategy, callback):
     """Two epochs of a regression; `strategy` is what the Trainer is given."""
     pl.seed_everything(0, verbose=False)
-    warnings.simplefilter("ignore")
     trainer = pl.Trainer(
         **{**QUIET, "enable_checkpointing": True},
         devices=2,
@@ -84,7 +86,7 @@ def train(folder, strategy, callback):
         callbacks=[callback, ModelCheckpoint(folder, filename="last"), Writes(folder, callback)],
     )
     module = Regression(SGD)
-    trainer.fit(module, DataLoader(data(), batch_size=4, shuffle=True))
+    trainer.fit(module, regression_loader(1203, noise=3.0, shuffle=True))
     return trainer, module
 
 
@@ -93,26 +95,20 @@ def SGD(parameters):  # by name, as a lambda cannot be pickled
 
 
 def on_rank(rank, folder, kind):
-    """The same training in a process that was started otherwise."""
     callback = callback_of(kind, folder) if kind else pl.Callback()
     train(folder, DDPStrategy(process_group_backend="gloo"), callback)
 
 
 def main():
-    faulthandler.dump_traceback_later(LIFE, exit=True)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("runs", nargs="+")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    for name in options.runs:
+    root, runs = begin(LIFE)
+    for name in runs:
         strategy, _, kind = name.partition("-")
-        folder = options.folder / name
+        folder = root / name
         folder.mkdir(exist_ok=True)
-        callback = callback_of(kind or "scaler", folder)
+        callback = callback_of(kind, folder)
         trainer, module = train(folder, strategy, callback)
         if trainer.is_global_zero:
-            told = {"shown": shown(callback), "weights": weights_of(module), "process": os.getpid()}
+            told = what_is_here(callback, module)
             told["metrics"] = {key: float(value) for key, value in trainer.callback_metrics.items()}
             told["best_model_path"] = trainer.checkpoint_callback.best_model_path
             (folder / "main.json").write_text(as_json(told))

@@ -1,21 +1,17 @@
 """One of four processes on two nodes, started by torchrun.
 
-    torchrun ... -m tests.helpers.node_worker FOLDER --name NAME [--kill] [--go_on]
+    torchrun ... -m tests.helpers.node_worker FOLDER NAME [kill | go_on]
 
 It trains the demo's model on FOLDER/digits.pt, and writes FOLDER/NAME-RANK.json: what it decided and did, or the error
-that it ended with. With `--kill` the last rank kills itself (SIGKILL) within a window, after the batch has grown.
+that it ended with. With `kill` the last rank kills itself (SIGKILL) within a window, after the batch has grown.
 """
 
-import argparse
-import faulthandler
 import json
 import os
 import signal
 import time
 import traceback
-import warnings
 from datetime import timedelta
-from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
@@ -26,10 +22,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_bsscale import BatchSizeScaler, NoiseScalePolicy
 from lightning_bsscale.demo import DigitsModel
 from lightning_bsscale.theory.stored import as_plain
+from tests.helpers.launched_worker import begin, weights_of
 from tests.helpers.training import QUIET, KeepsRates
 
 TIME_OUT = 10  # seconds, of the process group
-LIFE = 60  # seconds: whatever hangs, this process ends, and says where it was
+LIFE = 60  # seconds
 EPOCHS = 3
 LAST_WINDOW = 88  # in epoch 1; windows have four micro-batches by then
 
@@ -60,12 +57,12 @@ class Worker(DigitsModel):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def train(options, rank):
+def train(folder, how, rank):
     """Trains on this rank; what all ranks must agree on."""
     pl.seed_everything(0, verbose=False)
     policy = NoiseScalePolicy(target_ratio=1.0)
-    scaler = BatchSizeScaler(policy=policy, measure_every=2, memory=0.2, record=options.folder / "bsscale.jsonl")
-    module = Worker(options.folder / "killed.json" if options.kill and rank == 3 else None)
+    scaler = BatchSizeScaler(policy=policy, measure_every=2, memory=0.2, record=folder / "bsscale.jsonl")
+    module = Worker(folder / "killed.json" if "kill" in how and rank == 3 else None)
     strategy = DDPStrategy(
         # With it DDP never arranges its buckets anew. Else it does so after the first step of every start, and sums of
         # four ranks are rounded differently before and after: a restarted training is equal to some 1e-8 only.
@@ -79,40 +76,32 @@ def train(options, rank):
         devices=2,
         strategy=strategy,
         max_epochs=EPOCHS,
-        callbacks=[scaler, ModelCheckpoint(options.folder, save_last=True)],
+        callbacks=[scaler, ModelCheckpoint(folder, save_last=True)],
     )
-    loader = DataLoader(TensorDataset(*torch.load(options.folder / "digits.pt")), batch_size=4, shuffle=True)
-    trainer.fit(module, loader, ckpt_path=options.folder / "last.ckpt" if options.go_on else None)
+    loader = DataLoader(TensorDataset(*torch.load(folder / "digits.pt")), batch_size=4, shuffle=True)
+    trainer.fit(module, loader, ckpt_path=folder / "last.ckpt" if "go_on" in how else None)
     return {
         "decisions": [as_plain(record) for record in scaler.decisions],
         "history": [as_plain(made) for made in scaler.history],
         "examples_seen": scaler.examples_seen,
         "windows": module.windows,
         "rates": trainer.optimizers[0].used,
-        "weights": [parameter.detach().flatten().tolist() for parameter in module.parameters()],
+        "weights": weights_of(module),
     }
 
 
 def main():
-    faulthandler.dump_traceback_later(LIFE, exit=True)
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--kill", action="store_true")
-    parser.add_argument("--go_on", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    folder, (name, *how) = begin(LIFE)
     rank = int(os.environ["RANK"])
     told = {"node": int(os.environ["GROUP_RANK"]), "local_rank": int(os.environ["LOCAL_RANK"])}
     try:
-        told["agreed"] = json.dumps(train(options, rank))
+        told["agreed"] = json.dumps(train(folder, how, rank))
     except BaseException as error:
         told |= {"error": type(error).__name__, "text": str(error), "at": time.time()}
         told["functions"] = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
         raise
     finally:
-        (options.folder / f"{options.name}-{rank}.json").write_text(json.dumps(told))
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Where the processes of a test compute, and how they talk: on CPUs, and on GPUs where there are any.
+"""Where the processes of a test compute, and how they talk: CPUs with gloo, a GPU each with NCCL, one GPU with gloo.
 
-A test takes the fixture `place`, and its processes ask `here()`. One body so runs on CPUs with gloo, on a GPU each with
-NCCL, and on one GPU for all with gloo, as NCCL wants a GPU for each process.
+A test takes the fixture `place`, and its processes ask `here()`.
 """
 
 import os
@@ -34,26 +33,21 @@ class Place:
         return 0 if self.accelerator == "cpu" else 1 if self.shared else world_size
 
     def trainer(self, world_size):
-        """The Trainer's settings."""
         devices = {"devices": 1, "num_nodes": world_size} if self.nodes else {"devices": world_size}
         return {"accelerator": self.accelerator, **devices}
 
-    def environment(self, rank, world_size, visible=None):
-        """What a process has to find before it first asks for a GPU.
-
-        `visible` is the parent's CUDA_VISIBLE_DEVICES.
-        """
+    def environment(self, rank, world_size):
         if not self.nodes:  # no GPU: torch takes one for a mesh of its own choice if there is one
             return {"LOCAL_RANK": f"{rank}", "LOCAL_WORLD_SIZE": f"{world_size}", "CUDA_VISIBLE_DEVICES": ""}
         own = 0 if self.shared else rank
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = [f"{k}" for k in range(world_size)] if visible is None else visible.split(",")
         gpu = names[own].strip() if own < len(names) else ""
         return {"NODE_RANK": f"{rank}", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "CUDA_VISIBLE_DEVICES": gpu}
 
     def processes(self, world_size):
-        """The environment of each process."""
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        return [self.environment(rank, world_size, visible) for rank in range(world_size)]
+        """What each process has to find before it first asks for a GPU."""
+        return [self.environment(rank, world_size) for rank in range(world_size)]
 
 
 CPU = Place()
@@ -79,10 +73,7 @@ def at(place):
 
 
 def num_gpus():
-    """GPUs that this process sees. It asks the driver's NVML where it can, which leaves CUDA as it is.
-
-    Even where it cannot, the processes of a test are as new: they are forked from a server that has never asked.
-    """
+    """GPUs that this process sees; the processes of a test are as new, as their server has never asked."""
     import torch
 
     return torch.cuda.device_count()

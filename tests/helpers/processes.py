@@ -1,19 +1,13 @@
 """Runs a function in several processes at once, and gives back what each returned.
 
-    def sum_of_ranks(rank, add):
-        total = torch.tensor(float(rank + add))
-        torch.distributed.all_reduce(total)
-        return total.item()
-
-    assert run(sum_of_ranks, 2, 10) == [21.0, 21.0]
-
 The function is pickled by name, so it stands at the top level of a module that the processes can import.
 
-The processes are forked from a server that has imported torch and Lightning once and done nothing else: the first call
-in a session takes some seconds, and every later one a fraction of one. CUDA is as new in them.
+The processes are forked from a server that has imported torch, Lightning and the package and done nothing else: the
+first call in a session takes some seconds, and every later one a fraction of one. CUDA is as new in them.
 """
 
 import faulthandler
+import functools
 import multiprocessing
 import os
 import pickle
@@ -23,13 +17,17 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
+from unittest import mock
 
 from tests.helpers.places import at, here, num_gpus
 
+ROOT = Path(__file__).parents[2]
 GRACE = 2.0  # seconds that the others get, after one has failed, to say how they fared
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # for libraries that ask when they are loaded
 
 
 class RankTraceback(Exception):
@@ -40,28 +38,27 @@ class RankTraceback(Exception):
 
 
 def run(function, world_size, *args, timeout=60.0, init=True):
-    """Calls `function(rank, *args)` in `world_size` processes.
+    """Calls `function(rank, *args)` in `world_size` processes, in the test's place, `here()`, and without warnings.
 
     With `init` a group spans them. Without, only the environment that torch's `env://` and Lightning's launcher read is
-    set: for a Trainer, which makes its own group. Their place is the test's, `here()`; where that has too few GPUs, the
-    test is skipped.
+    set: for a Trainer, which makes its own group. Where the place has too few GPUs, the test is skipped.
 
     Returns what each rank returned, in the order of ranks. An exception in a rank is raised here, with that rank's
     traceback as its cause; after `timeout` seconds a TimeoutError says where each rank was. No process survives.
     """
     skip_without_gpus(here().num_gpus(world_size))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "lightning.pytorch", "tests.helpers.processes"])
+    context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "lightning.pytorch", "tests.helpers.ddp_runs"])
     children = []
-    with tempfile.TemporaryDirectory() as folder, without_threads():
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, ONE_THREAD):
         try:
-            port = free_port()
+            group = dict(WORLD_SIZE=f"{world_size}", MASTER_PORT=f"{free_port()}", MASTER_ADDR="127.0.0.1")
             for rank, environment in enumerate(here().processes(world_size)):
                 ours, theirs = context.Pipe(duplex=False)
+                environment |= group | {"RANK": f"{rank}", "GLOO_SOCKET_IFNAME": "lo"}
+                work = functools.partial(_message, rank, world_size, timeout, init, function, args)
                 process = context.Process(
-                    target=_child,
-                    args=(theirs, folder, rank, world_size, port, timeout, init, here(), environment, function, args),
-                    daemon=True,
+                    target=_child, args=(theirs, Path(folder, f"{rank}"), here(), environment, work), daemon=True
                 )
                 process.start()
                 theirs.close()
@@ -76,28 +73,21 @@ def run(function, world_size, *args, timeout=60.0, init=True):
                 ours.close()
 
 
+def fit_on(ranks, function, *args, **options):
+    """`function(rank, *args, **options)` of each rank, for functions that train with a Trainer."""
+    return run(functools.partial(function, **options), ranks, *args, init=False)
+
+
+def script_environment(**more):
+    """Of a script that a test starts as a user does."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **more}
+
+
 def skip_without_gpus(needed):
     if needed and (found := num_gpus()) < needed:
         import pytest
 
         pytest.skip(f"needs {needed} CUDA device{'s' * (needed > 1)}, found {found}")
-
-
-class without_threads:
-    """One thread a process, also for libraries that ask the environment when they are loaded; put back afterwards."""
-
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-
-    def __enter__(self):
-        self.before = {name: os.environ.get(name) for name in self.names}
-        os.environ.update(dict.fromkeys(self.names, "1"))
-
-    def __exit__(self, *error):
-        for name, value in self.before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def free_port():
@@ -149,32 +139,25 @@ def _stack(process, folder, rank):
         return f"rank {rank}: {error}"
 
 
-def _child(connection, folder, rank, world_size, port, timeout, init, place, environment, function, args):
-    with open(Path(folder, str(rank)), "w") as stack:
+def _child(connection, path, place, environment, work):
+    with path.open("w") as stack:
         faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)
         os.environ.update(environment)
+        warnings.simplefilter("ignore")
         with at(place):
-            message = _message(rank, world_size, port, timeout, init, function, args)
-        connection.send_bytes(message)
+            connection.send_bytes(work())
         connection.close()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # nothing that a library left running may keep the process
 
 
-def _message(rank, world_size, port, timeout, init, function, args):
+def _message(rank, world_size, timeout, init, function, args):
     """What the parent is told: (True, the result), or (False, when, who, what and where it failed)."""
     import torch
     from torch import distributed
 
     torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        GLOO_SOCKET_IFNAME="lo",
-    )
     try:
         if init:
             every = timedelta(seconds=timeout)

@@ -1,7 +1,6 @@
 """One small model, sharded in every way that torch has; run in child processes, and compared with an unsharded copy."""
 
 import copy
-import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -79,7 +78,6 @@ class Case:
     mesh: tuple = ()
     syncs: str = "every"  # or "last": backward passes that reduce
     special: str = ""
-    tolerance: float = 1e-5
     mean_tolerance: float = 1e-5
 
 
@@ -102,15 +100,8 @@ def true_mean_sq_norm(net, batches, of_one_micro_batch=False):
     trained = [p for p in net.parameters() if p.requires_grad]
     rows = []
     for x in batches:
-        gradients = torch.autograd.grad(loss_of(net, x), trained, allow_unused=True)
-        rows.append(
-            torch.cat(
-                [
-                    (torch.zeros_like(p) if g is None else g).double().flatten()
-                    for p, g in zip(trained, gradients, strict=True)
-                ]
-            )
-        )
+        gradients = torch.autograd.grad(loss_of(net, x), trained, materialize_grads=True)
+        rows.append(torch.cat([gradient.double().flatten() for gradient in gradients]))
     total = torch.stack(rows)
     distributed.all_reduce(total)
     total /= distributed.get_world_size()
@@ -186,8 +177,10 @@ def shard_fsdp1(net, case):
     return FullyShardedDataParallel(net, auto_wrap_policy=policy, device_id=here().device, **options)
 
 
+SHARD = {"fsdp1": shard_fsdp1, "fsdp2": shard_fsdp2}
+
+
 def watch(net, held, watcher, batches, syncs, loss=loss_of, seen=None, **options):
-    """One window; with `watcher=None` nobody looks. Gradients stay in `.grad` of the parameters that are held."""
     fsdp2 = hasattr(net, "set_requires_gradient_sync")
     for parameter in held:
         parameter.grad = None
@@ -217,16 +210,14 @@ def local(tensor):
 
 
 def hooked(net):
-    """Every tensor that could have kept a hook, and has."""
     tensors = list(net.parameters())
     tensors += [p._unsharded_param for group in fsdp2_groups(net) for p in group.fsdp_params]
     tensors += [unit._handle.flat_param for unit in fsdp1_units(net) if unit._handle is not None]
     return sum(tensor._backward_hooks is not None for tensor in tensors)
 
 
-def run_case(rank, kind, case, chosen=None):
+def run_case(rank, kind, case):
     """Two windows of three micro-batches, watched and not; and what an unsharded copy says of the second."""
-    warnings.simplefilter("ignore")
     torch.manual_seed(0)
     net = Net(**case.model).to(here().device)
     bare = copy.deepcopy(net)
@@ -247,7 +238,7 @@ def run_case(rank, kind, case, chosen=None):
     expected_mean = true_mean_sq_norm(oracle, oracle_batches)
     expected_global = true_mean_sq_norm(oracle, oracle_batches, of_one_micro_batch=True)
 
-    shard = {"fsdp1": shard_fsdp1, "fsdp2": shard_fsdp2}[kind]
+    shard = SHARD[kind]
     loss = loss_of_method if case.special == "method" else loss_of
     net, bare = shard(net, case), shard(bare, case)
     if case.special == "no private names":
@@ -258,9 +249,8 @@ def run_case(rank, kind, case, chosen=None):
     watch(net, held, watcher, larger, case.syncs, loss)
     watch(bare, held_bare, None, larger, case.syncs, loss)
     if case.special == "thawed":  # after the first window
-        for parameters in (held, held_bare):
-            for parameter in parameters:
-                parameter.requires_grad_(True)
+        for parameter in (*held, *held_bare):
+            parameter.requires_grad_(True)
     seen, seen_bare = [], []
     found = watch(net, held, watcher, batches, case.syncs, loss, seen, compared=True)
     watch(bare, held_bare, None, batches, case.syncs, loss, seen_bare)

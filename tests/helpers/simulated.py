@@ -11,7 +11,6 @@ from lightning_bsscale.theory.rules import LearningRateRule
 
 
 def z_score(sample: np.ndarray, truth: float) -> float:
-    """How many standard errors the sample's mean lies from the truth."""
     return float((sample.mean() - truth) / (sample.std(ddof=1) / math.sqrt(sample.size)))
 
 

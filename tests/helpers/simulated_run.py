@@ -36,6 +36,21 @@ def stored_again(state):
     return from_plain(RunState, plain)
 
 
+def run_settings(start, *, max_steps=None, **options):
+    """Of a run from this start: without a schedule or a budget, and every window is measured."""
+    plan = UserPlan(
+        accumulate=start.accumulate,
+        max_steps=max_steps,
+        total_examples=None,
+        granularity=start.granularity,
+        plan_granularity=start.granularity,
+        ends_with_epochs=max_steps is None,
+    )
+    given = dict(first=start, now=start, plan=plan, schedule=None, total_examples=None, warmup_examples=0.0)
+    given |= dict(memory=math.inf, measure_every=1, probe_every=0, samples_per_micro_batch=start.world_size)
+    return RunSettings(**{**given, "decides": True, "acts": True, **options})
+
+
 @dataclass(frozen=True)
 class Program:
     """A training: micro-batches of each epoch, what the loader announces, and what is asked for."""
@@ -62,28 +77,16 @@ class Program:
             granularity=granularity, loader_batch_size=granularity, world_size=self.ranks, accumulate=self.accumulate
         )
         smallest = granularity if self.max_steps is None else start.batch_size
-        return RunSettings(
-            first=start,
-            now=start,
-            plan=UserPlan(
-                accumulate=self.accumulate,
-                max_steps=self.max_steps,
-                total_examples=None,
-                granularity=granularity,
-                plan_granularity=granularity,
-                ends_with_epochs=self.max_steps is None,
-            ),
+        return run_settings(
+            start,
+            max_steps=self.max_steps,
             limits=Limits(granularity=granularity, min_batch_size=smallest, max_batch_size=16 * granularity),
             policy=ByStep(self.batches),
             rule=Linear(),
             rule_for=lambda optimizer: Linear(),
-            schedule=None,
-            total_examples=None,
             warmup_examples=self.warmup,
-            memory=math.inf,
             measure_every=self.measure_every,
             probe_every=self.probe_every,
-            samples_per_micro_batch=self.ranks,
             decides=self.decides,
             acts=self.acts and self.decides,
         )
@@ -132,7 +135,6 @@ class Host:
         return self.states[0]
 
     def snapshot(self):
-        """What a checkpoint holds now."""
         pending = self.state.pending
         if pending is None or pending.arrived is not None:
             return self.state

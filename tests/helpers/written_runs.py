@@ -8,48 +8,32 @@ from lightning_bsscale.theory import run
 from lightning_bsscale.theory.events import EndEvent, EpochEvent, WindowEvent, apply
 from lightning_bsscale.theory.measured import Arrived
 from lightning_bsscale.theory.moments import WindowSums
-from lightning_bsscale.theory.plan import UserPlan
 from lightning_bsscale.theory.policies import Limits, NoiseScalePolicy
 from lightning_bsscale.theory.rules import Sqrt
 from lightning_bsscale.theory.start import Start
-from lightning_bsscale.theory.state import RunSettings
+from tests.helpers.simulated_run import run_settings
 
 SIZE = 4
 TRACE, GRAD_SQ = 200.0, 4.0
 
 
 def settings_of(micro_batches, *, measure_every=1, policy=None, rule=None, schedule=None, memory=1000.0):
-    """The settings of one epoch on one device."""
-    start = Start(granularity=SIZE, loader_batch_size=SIZE, world_size=1, accumulate=2)
-    return RunSettings(
-        first=start,
-        now=start,
-        plan=UserPlan(
-            accumulate=2,
-            max_steps=None,
-            total_examples=None,
-            granularity=SIZE,
-            plan_granularity=SIZE,
-            ends_with_epochs=True,
-        ),
+    rule = rule or Sqrt()
+    return run_settings(
+        Start(granularity=SIZE, loader_batch_size=SIZE, world_size=1, accumulate=2),
         limits=Limits(granularity=SIZE, min_batch_size=2 * SIZE, max_batch_size=32 * SIZE),
         policy=policy or NoiseScalePolicy(),
-        rule=rule or Sqrt(),
-        rule_for=lambda optimizer: rule or Sqrt(),
+        rule=rule,
+        rule_for=lambda optimizer: rule,
         schedule=schedule,
         total_examples=float(micro_batches * SIZE),
         warmup_examples=100.0,
         memory=memory,
         measure_every=measure_every,
-        probe_every=0,
-        samples_per_micro_batch=1,
-        decides=True,
-        acts=True,
     )
 
 
 def sums_of(length, dice):
-    """The sums of one measured window."""
     micro, mean = GRAD_SQ + TRACE / SIZE, GRAD_SQ + TRACE / (SIZE * length)
     return WindowSums(
         sum_sq_norms=length * micro * dice.uniform(0.8, 1.2),
@@ -80,20 +64,20 @@ def write_run(path, micro_batches=400, *, journal=None, **options):
     done, arrived = 0, None
     while done < micro_batches:
         window = run.open_window(settings, state, done, accumulate=2, steps_before=0).window
-        factor, scheduled = run.learning_rate_factors(
-            settings, state, window.planned, has_usual_size=window.has_usual_size
-        )
+        usual = window.has_usual_size
+        factor, scheduled = run.learning_rate_factors(settings, state, window.planned, has_usual_size=usual)
+        relative_lr = (1 + math.cos(math.pi * done / micro_batches)) / 2
         write(
             WindowEvent(
                 start=done,
                 length=window.planned,
                 is_last=done + window.planned == micro_batches,
-                lr=0.1 * (1 + math.cos(math.pi * done / micro_batches)) * factor if window.is_measured else None,
+                lr=0.2 * relative_lr * factor if window.is_measured else None,
                 factor=factor,
                 scheduled=scheduled,
                 has_sums=window.is_watched,
                 arrived=arrived,
-                relative_lr=(1 + math.cos(math.pi * done / micro_batches)) / 2,
+                relative_lr=relative_lr,
                 seconds=(round(dice.uniform(1e-3, 2e-3), 9), round(dice.uniform(1e-4, 2e-4), 9)),
             )
         )
