@@ -274,10 +274,7 @@ def test_imports_point_one_way():
         ("theory/windows.py", "from . import moments"),
         ("theory/windows.py", "import importlib\nimportlib.import_module('torch')"),
         ("theory/windows.py", "__import__('torch')"),
-        (
-            "theory/windows.py",
-            "class A:\n  def f(self):\n    try:\n      import lightning\n    finally:\n      pass",
-        ),
+        ("theory/windows.py", "class A:\n  def f(self):\n    try:\n      import lightning\n    finally:\n      pass"),
         ("gradients/watcher.py", "import lightning.pytorch as pl"),
         ("gradients/watcher.py", "def f():\n    from lightning_bsscale.callbacks.scaler import BatchSizeScaler"),
         ("callbacks/scaler.py", "import matplotlib"),

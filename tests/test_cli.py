@@ -57,10 +57,7 @@ def test_the_demo_is_given_its_options(monkeypatch):
     )
     assert main(["demo"]) == 0
     assert main(["demo", "--out", "elsewhere", "--seed", "3", "--epochs", "2"]) == 0
-    assert calls == [
-        dict(out=Path("runs/demo"), seed=0, epochs=25),
-        dict(out=Path("elsewhere"), seed=3, epochs=2),
-    ]
+    assert calls == [dict(out=Path("runs/demo"), seed=0, epochs=25), dict(out=Path("elsewhere"), seed=3, epochs=2)]
 
 
 def test_a_demo_that_cannot_run_says_so_by_its_exit_status(monkeypatch):

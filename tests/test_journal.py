@@ -221,40 +221,19 @@ HOSTILE = {
     "deep": ("[" * 100_000, "line 2 .*nested"),
     "deep within": (changed(LINE, "lr_rule", to='{"a":' * 5000 + "1" + "}" * 5000), "line 2 .*nested"),
     "many digits": (changed(LINE, "batch_size", to="9" * 100_000), "line 2 .*100,000 digits"),
-    "digits": (
-        changed(LINE, "batch_size", to="9" * 309),
-        r"batch_size .*9+ \.\.\.",
-    ),
-    "1e999": (
-        changed(LINE, "lr_scale", to="1e999"),
-        'lr_scale .*"inf", "-inf" or "nan".*inf',
-    ),
+    "digits": (changed(LINE, "batch_size", to="9" * 309), r"batch_size .*9+ \.\.\."),
+    "1e999": (changed(LINE, "lr_scale", to="1e999"), 'lr_scale .*"inf", "-inf" or "nan".*inf'),
     "NaN": (changed(LINE, "lr_scale", to="NaN"), "line 2 .*NaN"),
     "Infinity": (changed(LINE, "lr_scale", to="-Infinity"), "line 2 .*-Infinity"),
     "a word": (changed(LINE, "lr_scale", to='"1_0"'), "lr_scale .*'1_0'"),
     "a bool": (changed(MEASURED, "lr", to="true"), "measurement: lr .*True"),
     "below zero": (changed(MEASURED, "examples_seen", to="-1"), "examples_seen .*-1"),
-    "a fraction": (
-        changed(MEASURED, "batch_size", to="8.5"),
-        r"batch_size .*8\.5",
-    ),
-    "a list": (
-        changed(LINE, "decision", to="[8]"),
-        r"decision .*Decision.*\[8\]",
-    ),
-    "null": (
-        changed(LINE, "situation", to="null"),
-        "situation .*Situation.*None",
-    ),
-    "nested": (
-        changed(LINE, "situation", "noise", "low", to="{}"),
-        r"situation\.noise\.low .*\{\}",
-    ),
+    "a fraction": (changed(MEASURED, "batch_size", to="8.5"), r"batch_size .*8\.5"),
+    "a list": (changed(LINE, "decision", to="[8]"), r"decision .*Decision.*\[8\]"),
+    "null": (changed(LINE, "situation", to="null"), "situation .*Situation.*None"),
+    "nested": (changed(LINE, "situation", "noise", "low", to="{}"), r"situation\.noise\.low .*\{\}"),
     "a record less": (changed(LINE, "limits", without=True), "line 2 .*decision.*limits"),
-    "a field less": (
-        changed(LINE, "situation", "noise", "low", without=True),
-        r"situation\.noise .*low",
-    ),
+    "a field less": (changed(LINE, "situation", "noise", "low", without=True), r"situation\.noise .*low"),
     "a field more": (changed(LINE, "limits", "extra", to="1"), "limits .*'extra'"),
     "no batch": (changed(LINE, "limits", "granularity", to="0"), "granularity .*0"),
     "an event": (

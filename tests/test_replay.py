@@ -19,15 +19,7 @@ from lightning_bsscale.replay import KINDS, replay
 from lightning_bsscale.theory.described import describe, make_policy, make_rule, make_schedule
 from lightning_bsscale.theory.events import WindowEvent
 from lightning_bsscale.theory.policies import Decision, NoiseScalePolicy
-from lightning_bsscale.theory.rules import (
-    RULES,
-    Capped,
-    LearningRateRule,
-    Linear,
-    Power,
-    Saturating,
-    resolve_rule,
-)
+from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule, Linear, Power, Saturating, resolve_rule
 from lightning_bsscale.theory.run import begin_run
 from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule, WarmupConstant, WarmupStep
 from tests.helpers.records import DECISION

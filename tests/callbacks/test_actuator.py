@@ -17,12 +17,7 @@ pytestmark = [
 ]
 
 PLAN = UserPlan(
-    accumulate=2,
-    max_steps=None,
-    total_examples=None,
-    granularity=4,
-    plan_granularity=4,
-    ends_with_epochs=True,
+    accumulate=2, max_steps=None, total_examples=None, granularity=4, plan_granularity=4, ends_with_epochs=True
 )
 POSITION = PLAN.begin(epoch_batches=5, epoch_examples=20, frequencies=[2])
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from lightning_bsscale.theory import run
 from lightning_bsscale.theory.measured import Arrived
-from lightning_bsscale.theory.moments import WindowSums
 from lightning_bsscale.theory.plan import UserPlan
 from lightning_bsscale.theory.policies import Decision, Limits
 from lightning_bsscale.theory.rules import Linear
 from lightning_bsscale.theory.start import Start
 from lightning_bsscale.theory.state import RunSettings, RunState
 from lightning_bsscale.theory.stored import FRACTIONS, as_plain, check_stored, from_plain
+from tests.helpers.simulated import equal_sums
 
 SIZE = 4  # examples of a usual micro-batch of one rank
 
@@ -217,14 +217,9 @@ class Host:
             return
         program, samples = self.program, begun * self.program.ranks
         mean = 1.0 + math.sin(count) ** 2 if program.finite[count % len(program.finite)] else math.nan
+        sums = equal_sums(samples * (mean + 1.0 + math.cos(count) ** 2), mean, samples, SIZE)
         self.in_flight = Arrived(
-            sums=WindowSums(
-                sum_sq_norms=samples * (mean + 1.0 + math.cos(count) ** 2),
-                mean_sq_norm=mean,
-                num_samples=samples,
-                sum_inverse_sizes=samples / SIZE,
-                examples=examples,
-            ),
+            sums=replace(sums, examples=examples),
             explained=program.explained[count % len(program.explained)],
             examples=None if program.ranks == 1 else round(sum(self.unsent)),
         )

@@ -2,62 +2,39 @@
 
 import math
 import random
+from dataclasses import replace
 
 from lightning_bsscale.journal import Journal, run_header
 from lightning_bsscale.theory import run
 from lightning_bsscale.theory.events import EndEvent, EpochEvent, WindowEvent, apply
 from lightning_bsscale.theory.measured import Arrived
-from lightning_bsscale.theory.moments import WindowSums
-from lightning_bsscale.theory.plan import UserPlan
 from lightning_bsscale.theory.policies import Limits, NoiseScalePolicy
 from lightning_bsscale.theory.rules import Sqrt
-from lightning_bsscale.theory.start import Start
-from lightning_bsscale.theory.state import RunSettings
+from tests.helpers.simulated import equal_sums
+from tests.helpers.simulated_run import SIZE, Program
 
-SIZE = 4
 TRACE, GRAD_SQ = 200.0, 4.0
 
 
 def settings_of(micro_batches, *, measure_every=1, policy=None, rule=None, schedule=None, memory=1000.0):
     """The settings of one epoch on one device."""
-    start = Start(granularity=SIZE, loader_batch_size=SIZE, world_size=1, accumulate=2)
-    return RunSettings(
-        first=start,
-        now=start,
-        plan=UserPlan(
-            accumulate=2,
-            max_steps=None,
-            total_examples=None,
-            granularity=SIZE,
-            plan_granularity=SIZE,
-            ends_with_epochs=True,
-        ),
+    rule = rule or Sqrt()
+    return replace(
+        Program(accumulate=2, measure_every=measure_every, warmup=100.0).settings,
         limits=Limits(granularity=SIZE, min_batch_size=2 * SIZE, max_batch_size=32 * SIZE),
         policy=policy or NoiseScalePolicy(),
-        rule=rule or Sqrt(),
-        rule_for=lambda optimizer: rule or Sqrt(),
+        rule=rule,
+        rule_for=lambda optimizer: rule,
         schedule=schedule,
         total_examples=float(micro_batches * SIZE),
-        warmup_examples=100.0,
         memory=memory,
-        measure_every=measure_every,
-        probe_every=0,
-        samples_per_micro_batch=1,
-        decides=True,
-        acts=True,
     )
 
 
 def sums_of(length, dice):
     """The sums of one measured window."""
     micro, mean = GRAD_SQ + TRACE / SIZE, GRAD_SQ + TRACE / (SIZE * length)
-    return WindowSums(
-        sum_sq_norms=length * micro * dice.uniform(0.8, 1.2),
-        mean_sq_norm=mean * dice.uniform(0.8, 1.2),
-        num_samples=length,
-        sum_inverse_sizes=length / SIZE,
-        examples=float(length * SIZE),
-    )
+    return equal_sums(length * micro * dice.uniform(0.8, 1.2), mean * dice.uniform(0.8, 1.2), length, SIZE)
 
 
 def write_run(path, micro_batches=400, *, journal=None, **options):

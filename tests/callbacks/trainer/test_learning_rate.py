@@ -7,13 +7,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor
 from tests.helpers.expected_warnings import CANNOT_MEASURE
-from tests.helpers.training import (
-    KeepsRates,
-    Regression,
-    fit,
-    regression_loader,
-    scripted,
-)
+from tests.helpers.training import KeepsRates, Regression, fit, regression_loader, scripted
 
 pytestmark = CANNOT_MEASURE
 

@@ -1,13 +1,6 @@
 import pytest
 
-from lightning_bsscale.theory.rules import (
-    RULES,
-    Capped,
-    LearningRateRule,
-    Power,
-    resolve_rule,
-    rule_for_optimizer,
-)
+from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule, Power, resolve_rule, rule_for_optimizer
 
 
 @pytest.mark.parametrize(
