@@ -18,6 +18,20 @@ from tests.helpers.simulated import equal_sums
 SIZE = 4  # examples of a usual micro-batch of one rank
 
 
+def user_plan(
+    accumulate=1, *, size=1, plan_size=None, max_steps=None, total_examples=None, ends_with_epochs=True
+) -> UserPlan:
+    """The user's plan, in micro-batches of `size` examples; its steps may be counted in others."""
+    return UserPlan(
+        accumulate=accumulate,
+        max_steps=max_steps,
+        total_examples=total_examples,
+        granularity=size,
+        plan_granularity=plan_size or size,
+        ends_with_epochs=ends_with_epochs,
+    )
+
+
 class ByStep:
     """Asks for a batch by the number of steps made, so a resumed run needs no state of it."""
 
@@ -65,13 +79,8 @@ class Program:
         return RunSettings(
             first=start,
             now=start,
-            plan=UserPlan(
-                accumulate=self.accumulate,
-                max_steps=self.max_steps,
-                total_examples=None,
-                granularity=granularity,
-                plan_granularity=granularity,
-                ends_with_epochs=self.max_steps is None,
+            plan=user_plan(
+                self.accumulate, size=granularity, max_steps=self.max_steps, ends_with_epochs=self.max_steps is None
             ),
             limits=Limits(granularity=granularity, min_batch_size=smallest, max_batch_size=16 * granularity),
             policy=ByStep(self.batches),

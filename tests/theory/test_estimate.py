@@ -12,8 +12,6 @@ from lightning_bsscale.theory.moments import moments_of
 from lightning_bsscale.theory.policies import Limits, NoiseScalePolicy, Situation
 from tests.helpers.simulated import averaged, equal_sums, gaussian_norms, window
 
-# Closed forms
-
 
 def test_equal_weights_are_plain_means_and_their_standard_errors():
     rng = np.random.default_rng(0)
@@ -87,12 +85,7 @@ def test_the_rounding_of_windows_that_hardly_differ_is_no_skew(level):
 def test_a_negative_square_is_an_infinite_noise_scale_and_unresolved():
     found = averaged([window(8, -0.1), window(8, 0.05), window(8, -0.05)]).noise_scale()
     assert found.noise_scale == math.inf
-    assert found.grad_sq < 0
-    assert not found.resolved
-    assert found.high == math.inf
-
-
-# What is not enough, and what does not enter
+    assert (found.grad_sq < 0, found.resolved, found.high) == (True, False, math.inf)
 
 
 def test_one_window_says_nothing_of_its_uncertainty():
@@ -128,8 +121,6 @@ def test_a_dropped_window_still_lets_the_others_age():
     assert aged.trace / aged.weight == pytest.approx(8)
 
 
-# Sums
-
 finite_windows = st.lists(
     st.builds(window, st.floats(0, 1e3), st.floats(-1e3, 1e3), st.integers(1, 512)), min_size=2, max_size=8
 )
@@ -164,9 +155,6 @@ def test_scaling_gradients_leaves_the_noise_scale(windows, factor):
         assert scaled.low == pytest.approx(plain.low, rel=1e-3)
 
 
-# Bounds
-
-
 def known(**changes) -> NoiseScale:
     means = {"trace": 8.0, "grad_sq": 1.0, "trace_variance": 0.25, "grad_sq_variance": 0.04, "covariance": 0.02}
     return noise_scale_from_means(**(means | {"effective_windows": 20.0, "confidence": 0.9} | changes))
@@ -198,8 +186,6 @@ def test_a_wrong_two_sided_confidence_is_refused(confidence):
     with pytest.raises(ValueError, match="confidence must be a finite number above 0 and below 1, got"):
         averaged([window(8, 1)] * 3).noise_scale(confidence)
 
-
-# Coverage against the truth
 
 REPEATS, WINDOWS, NUM_MICRO, SIZE, DIMENSION = 500, 100, 4, 16, 256
 BATCH = NUM_MICRO * SIZE
@@ -246,8 +232,6 @@ def test_the_interval_covers_the_truth(batch_over_noise_scale):
     if batch_over_noise_scale == 0.01:
         assert unresolved >= 0.6
 
-
-# A run at the default memory
 
 BUDGET, MICRO, TRUTH = 33_600, 8, 200.0
 

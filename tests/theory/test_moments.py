@@ -26,20 +26,14 @@ def test_equal_sizes_by_hand():
 def test_unequal_sizes_by_hand():
     # g = 4, 1, 1; m = 18/3 = 6, M = 4, h = (1/1 + 1/2 + 1/2)/3 = 2/3: S = 2 * 3 / (2 * 2/3) = 4.5, G2 = (12 - 6)/2 = 3
     moments = of_gradients([[4], [1], [1]], [1, 2, 2])
-    assert moments.trace == pytest.approx(4.5)
-    assert moments.grad_sq == pytest.approx(3.0)
-    assert moments.harmonic_size == pytest.approx(1.5)
-    assert moments.examples == 5
+    assert (moments.trace, moments.grad_sq) == pytest.approx((4.5, 3.0))
+    assert (moments.harmonic_size, moments.examples) == (pytest.approx(1.5), 5)
 
 
-def test_opposite_gradients_give_a_negative_square_that_is_not_clamped():
+def test_opposite_gradients_give_a_negative_square_and_equal_ones_no_noise():
     assert of_gradients([[1], [-1]], [1, 1]).grad_sq == -1.0
-
-
-def test_equal_gradients_have_no_noise():
     moments = of_gradients([[3, 4]] * 5, [2] * 5)
-    assert moments.trace == pytest.approx(0, abs=1e-12)
-    assert moments.grad_sq == pytest.approx(25)
+    assert (moments.trace, moments.grad_sq) == (pytest.approx(0, abs=1e-12), pytest.approx(25))
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (1, 2), (1, 2, 3), (4, 1, 1)])
@@ -65,8 +59,6 @@ def test_equals_the_mean_over_all_pairs(sizes):
     assert moments.grad_sq == pytest.approx(pairwise_grad_sq(gradients))
     assert moments.trace == pytest.approx(pairwise_trace(gradients, sizes))
 
-
-# Known truth, and twins in which a known wrong formula must fail
 
 DIMENSION, TRACE, GRAD_SQ = 48, 30.0, 0.5
 SIZES = {2: ((8, 8), (8, 1)), 4: ((8, 8, 8, 8), (8, 8, 8, 1)), 8: ((4,) * 8, (16, 8, 8, 4, 4, 2, 1, 1))}
@@ -116,8 +108,6 @@ def test_the_simulation_of_norms_has_the_moments_of_real_vectors():
     assert np.cov(sums, means) == pytest.approx(covariance, rel=0.06)
 
 
-# Properties
-
 norms_and_sizes = st.lists(st.tuples(st.floats(0, 1e3), st.integers(1, 64)), min_size=2, max_size=12)
 windows = st.tuples(norms_and_sizes, st.floats(0, 1e3))
 
@@ -149,9 +139,6 @@ def test_splitting_micro_batches_over_ranks_does_not_matter(window, data):
     assert reduced.grad_sq == pytest.approx(plain.grad_sq, rel=1e-9, abs=1e-6)
     assert reduced.harmonic_size == pytest.approx(plain.harmonic_size)
     assert reduced.examples == plain.examples
-
-
-# Non-finite and wrong input
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
