@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from lightning_bsscale.callbacks.actuator import NullActuator, TrainerActuator
 from tests.helpers.simulated_run import user_plan
-from tests.helpers.training import QUIET, Regression, regression_loader
+from tests.helpers.training import QUIET, Broken, Regression, regression_loader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -18,10 +18,6 @@ pytestmark = [
 
 PLAN = user_plan(2, size=4)
 POSITION = PLAN.begin(epoch_batches=5, epoch_examples=20, frequencies=[2])
-
-
-class Broken(Exception):
-    pass
 
 
 armed: set[str] = set()  # names of what breaks when it is written to
