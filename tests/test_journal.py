@@ -9,6 +9,7 @@ import socket
 import sys
 import tracemalloc
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,8 @@ SETTINGS = settings_of(100)
 BEGUN = begin_run(SETTINGS, SETTINGS.plan.begin(epoch_batches=100, epoch_examples=400), epoch=0)
 
 
-def write(path, *records, policy=None):
-    journal = Journal(path, {"policy": describe(policy or NoiseScalePolicy())})
+def write(path, *records):
+    journal = Journal(path, {"policy": describe(NoiseScalePolicy())})
     for record in records:
         journal.write(record)
     journal.close()
@@ -45,8 +46,7 @@ def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "a" / "journal.jsonl"
     write(path, MEASUREMENT, DECISION)
     header, records = read_journal(path)
-    assert header["schema"] == 2
-    assert records[1] == DECISION
+    assert (header["schema"], records[1]) == (2, DECISION)
     assert write(path, DECISION).path == tmp_path / "a" / "journal-v1.jsonl"
 
 
@@ -110,14 +110,12 @@ def test_a_torn_line_is_repaired_wherever_it_was_cut(tmp_path, cut):
     path = tmp_path / "j"
     written = write(path, DECISION, MEASUREMENT)
     lines = path.read_bytes().splitlines(keepends=True)
-    header, one, two = len(lines[0]), len(lines[0]) + len(lines[1]), sum(map(len, lines))
+    header, one, two = accumulate(map(len, lines))
     kept = two - cut * (two // 40) - 1  # from within the last line back into the header
     os.truncate(path, kept)
-    whole = 1 if kept >= one else 0
-    torn = path.read_bytes()
+    whole, torn = int(kept >= one), path.read_bytes()
     journal = Journal(path, {"policy": None}, resumes=written.state())
-    assert journal.is_continued == (kept >= header)
-    assert journal.kept == whole
+    assert (journal.is_continued, journal.kept) == (kept >= header, whole)
     journal.write(MEASUREMENT)
     journal.close()
     _, records = read_journal(journal.path)
@@ -159,8 +157,6 @@ def test_a_full_disk_ends_the_journal_and_not_the_training(tmp_path):
         ("", "is not a journal"),
         ('{"event": "decision"}\n', "first line must be a header"),
         ('{"event": "header", "schema": 1}\n', "schema 1; this version reads 2"),
-        ('{"event": "header", "schema": 2}\n{"event": "odd"}\n', "line 2: unknown event 'odd'"),
-        ('{"event": "header", "schema": 2}\n{"event": "deci\n', "line 2 is no JSON"),
         ("[1, 2]\n", "line 1 is no JSON object"),
     ],
 )
@@ -178,8 +174,6 @@ def test_summary():
     assert " ".join(line[indent:] for line in lines[1:]) == Reason.UNRESOLVED.value
     assert max(map(len, lines)) <= 120
 
-
-# ---------------------------------------------------------------- journals from elsewhere
 
 FIRST = json.dumps({"event": "header", "schema": 2, **run_header(SETTINGS, BEGUN)})
 LINE = json.dumps({"event": "decision", **as_plain(DECISION)})

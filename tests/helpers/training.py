@@ -18,11 +18,7 @@ from lightning_bsscale.callbacks.state.checkpoint import read_run
 from lightning_bsscale.theory.policies import Decision, Policy
 
 QUIET = dict(
-    accelerator="cpu",
-    logger=False,
-    enable_checkpointing=False,
-    enable_progress_bar=False,
-    enable_model_summary=False,
+    accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
 )
 
 

@@ -78,7 +78,7 @@ def test_a_memory_of_few_windows_limits_nothing():
     assert robust(windows, memory=64).limited == 1
 
 
-@pytest.mark.parametrize(("difference", "last"), [(0.0, 900.0), (1e-9, 10.0)], ids=["no", "hardly any"])
+@pytest.mark.parametrize(("difference", "last"), [(0.0, 900.0), (1e-3, 10.0)], ids=["no", "hardly any"])
 def test_windows_without_a_spread_limit_nothing(difference, last):
     windows = [window(8.0 * (1 + difference * (i % 3))) for i in range(30)]
     assert robust([*windows, window(last)]).limited == 0
