@@ -9,6 +9,7 @@ import socket
 import sys
 import tracemalloc
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -17,44 +18,23 @@ from lightning_bsscale.cli import main
 from lightning_bsscale.journal import Journal, RuleEvent, read_journal, read_lines, run_header
 from lightning_bsscale.replay import replay
 from lightning_bsscale.summary import describe_noise, summary_table
+from lightning_bsscale.theory import events
 from lightning_bsscale.theory.described import describe
-from lightning_bsscale.theory.events import (
-    DropEvent,
-    EndEvent,
-    EpochEvent,
-    GiveUpEvent,
-    Progress,
-    SchedulersEvent,
-    WindowEvent,
-)
+from lightning_bsscale.theory.events import EndEvent, EpochEvent, WindowEvent
 from lightning_bsscale.theory.measured import Arrived
 from lightning_bsscale.theory.policies import NoiseScalePolicy, Reason
-from lightning_bsscale.theory.records import Measurement
 from lightning_bsscale.theory.rules import Capped, Power
 from lightning_bsscale.theory.run import begin_run
-from lightning_bsscale.theory.stored import as_plain, from_plain
-from tests.helpers.records import DECISION, MEASUREMENT, NOISE, SITUATION
+from lightning_bsscale.theory.stored import as_plain
+from tests.helpers.records import DECISION, MEASUREMENT, NOISE
 from tests.helpers.written_runs import settings_of, sums_of
 
 SETTINGS = settings_of(100)
 BEGUN = begin_run(SETTINGS, SETTINGS.plan.begin(epoch_batches=100, epoch_examples=400), epoch=0)
 
 
-@pytest.mark.parametrize("record", [DECISION, NOISE, SITUATION])
-def test_records_come_back(record):
-    plain = json.loads(json.dumps(as_plain(record), allow_nan=False))
-    assert from_plain(type(record), plain) == record
-
-
-def test_not_a_number_comes_back():
-    again = from_plain(Measurement, json.loads(json.dumps(as_plain(MEASUREMENT), allow_nan=False)))
-    assert math.isnan(again.trace)
-    assert again.grad_sq == -math.inf
-    assert again.noise is None
-
-
-def write(path, *records, policy=None):
-    journal = Journal(path, {"policy": describe(policy or NoiseScalePolicy())})
+def write(path, *records):
+    journal = Journal(path, {"policy": describe(NoiseScalePolicy())})
     for record in records:
         journal.write(record)
     journal.close()
@@ -66,13 +46,14 @@ def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "a" / "journal.jsonl"
     write(path, MEASUREMENT, DECISION)
     header, records = read_journal(path)
-    assert header["schema"] == 2
-    assert records[1] == DECISION
+    assert (header["schema"], records[1]) == (2, DECISION)
     assert write(path, DECISION).path == tmp_path / "a" / "journal-v1.jsonl"
 
 
 EVENTS = [
-    EpochEvent(epoch=3, batches=None, examples=None, first=2, ready=9, window=Progress(start=7, begun=2, ended=1)),
+    EpochEvent(
+        epoch=3, batches=None, examples=None, first=2, ready=9, window=events.Progress(start=7, begun=2, ended=1)
+    ),
     WindowEvent(start=2, length=3),
     WindowEvent(
         start=5,
@@ -93,10 +74,10 @@ EVENTS = [
         relative_lr=0.5,
         seconds=(0.001, None),
     ),
-    DropEvent(ready=3),
+    events.DropEvent(ready=3),
     RuleEvent(rule=describe(Capped(Power(0.7), 4))),
-    SchedulersEvent(frequencies=(1, 3)),
-    GiveUpEvent(),
+    events.SchedulersEvent(frequencies=(1, 3)),
+    events.GiveUpEvent(),
     EndEvent(ready=3, state=BEGUN),
 ]
 
@@ -129,14 +110,12 @@ def test_a_torn_line_is_repaired_wherever_it_was_cut(tmp_path, cut):
     path = tmp_path / "j"
     written = write(path, DECISION, MEASUREMENT)
     lines = path.read_bytes().splitlines(keepends=True)
-    header, one, two = len(lines[0]), len(lines[0]) + len(lines[1]), sum(map(len, lines))
+    header, one, two = accumulate(map(len, lines))
     kept = two - cut * (two // 40) - 1  # from within the last line back into the header
     os.truncate(path, kept)
-    whole = 1 if kept >= one else 0
-    torn = path.read_bytes()
+    whole, torn = int(kept >= one), path.read_bytes()
     journal = Journal(path, {"policy": None}, resumes=written.state())
-    assert journal.is_continued == (kept >= header)
-    assert journal.kept == whole
+    assert (journal.is_continued, journal.kept) == (kept >= header, whole)
     journal.write(MEASUREMENT)
     journal.close()
     _, records = read_journal(journal.path)
@@ -178,8 +157,6 @@ def test_a_full_disk_ends_the_journal_and_not_the_training(tmp_path):
         ("", "is not a journal"),
         ('{"event": "decision"}\n', "first line must be a header"),
         ('{"event": "header", "schema": 1}\n', "schema 1; this version reads 2"),
-        ('{"event": "header", "schema": 2}\n{"event": "odd"}\n', "line 2: unknown event 'odd'"),
-        ('{"event": "header", "schema": 2}\n{"event": "deci\n', "line 2 is no JSON"),
         ("[1, 2]\n", "line 1 is no JSON object"),
     ],
 )
@@ -197,8 +174,6 @@ def test_summary():
     assert " ".join(line[indent:] for line in lines[1:]) == Reason.UNRESOLVED.value
     assert max(map(len, lines)) <= 120
 
-
-# ---------------------------------------------------------------- journals from elsewhere
 
 FIRST = json.dumps({"event": "header", "schema": 2, **run_header(SETTINGS, BEGUN)})
 LINE = json.dumps({"event": "decision", **as_plain(DECISION)})
@@ -221,40 +196,19 @@ HOSTILE = {
     "deep": ("[" * 100_000, "line 2 .*nested"),
     "deep within": (changed(LINE, "lr_rule", to='{"a":' * 5000 + "1" + "}" * 5000), "line 2 .*nested"),
     "many digits": (changed(LINE, "batch_size", to="9" * 100_000), "line 2 .*100,000 digits"),
-    "digits": (
-        changed(LINE, "batch_size", to="9" * 309),
-        r"batch_size .*9+ \.\.\.",
-    ),
-    "1e999": (
-        changed(LINE, "lr_scale", to="1e999"),
-        'lr_scale .*"inf", "-inf" or "nan".*inf',
-    ),
+    "digits": (changed(LINE, "batch_size", to="9" * 309), r"batch_size .*9+ \.\.\."),
+    "1e999": (changed(LINE, "lr_scale", to="1e999"), 'lr_scale .*"inf", "-inf" or "nan".*inf'),
     "NaN": (changed(LINE, "lr_scale", to="NaN"), "line 2 .*NaN"),
     "Infinity": (changed(LINE, "lr_scale", to="-Infinity"), "line 2 .*-Infinity"),
     "a word": (changed(LINE, "lr_scale", to='"1_0"'), "lr_scale .*'1_0'"),
     "a bool": (changed(MEASURED, "lr", to="true"), "measurement: lr .*True"),
     "below zero": (changed(MEASURED, "examples_seen", to="-1"), "examples_seen .*-1"),
-    "a fraction": (
-        changed(MEASURED, "batch_size", to="8.5"),
-        r"batch_size .*8\.5",
-    ),
-    "a list": (
-        changed(LINE, "decision", to="[8]"),
-        r"decision .*Decision.*\[8\]",
-    ),
-    "null": (
-        changed(LINE, "situation", to="null"),
-        "situation .*Situation.*None",
-    ),
-    "nested": (
-        changed(LINE, "situation", "noise", "low", to="{}"),
-        r"situation\.noise\.low .*\{\}",
-    ),
+    "a fraction": (changed(MEASURED, "batch_size", to="8.5"), r"batch_size .*8\.5"),
+    "a list": (changed(LINE, "decision", to="[8]"), r"decision .*Decision.*\[8\]"),
+    "null": (changed(LINE, "situation", to="null"), "situation .*Situation.*None"),
+    "nested": (changed(LINE, "situation", "noise", "low", to="{}"), r"situation\.noise\.low .*\{\}"),
     "a record less": (changed(LINE, "limits", without=True), "line 2 .*decision.*limits"),
-    "a field less": (
-        changed(LINE, "situation", "noise", "low", without=True),
-        r"situation\.noise .*low",
-    ),
+    "a field less": (changed(LINE, "situation", "noise", "low", without=True), r"situation\.noise .*low"),
     "a field more": (changed(LINE, "limits", "extra", to="1"), "limits .*'extra'"),
     "no batch": (changed(LINE, "limits", "granularity", to="0"), "granularity .*0"),
     "an event": (
@@ -383,9 +337,8 @@ def test_a_record_that_is_too_long_is_left_out(tmp_path):
 
 
 def test_a_header_that_is_too_long_loses_what_is_long(tmp_path):
-    journal = Journal(
-        tmp_path / "j", {"policy": {"class": "Mine", "options": {"table": ["x"] * 10**6}}, "lr_rule": "a"}
-    )
+    policy = {"class": "Mine", "options": {"table": ["x"] * 10**6}}
+    journal = Journal(tmp_path / "j", {"policy": policy, "lr_rule": "a"})
     journal.write(DECISION)
     journal.close()
     header, records = read_journal(journal.path)

@@ -14,24 +14,15 @@ from pathlib import Path
 import pytest
 
 from lightning_bsscale.cli import main
-from lightning_bsscale.journal import Journal, read_journal, run_header
+from lightning_bsscale.journal import Journal, read_journal
 from lightning_bsscale.replay import KINDS, replay
 from lightning_bsscale.theory.described import describe, make_policy, make_rule, make_schedule
 from lightning_bsscale.theory.events import WindowEvent
 from lightning_bsscale.theory.policies import Decision, NoiseScalePolicy
-from lightning_bsscale.theory.rules import (
-    RULES,
-    Capped,
-    LearningRateRule,
-    Linear,
-    Power,
-    Saturating,
-    resolve_rule,
-)
-from lightning_bsscale.theory.run import begin_run
+from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule, Linear, Power, Saturating, resolve_rule
 from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule, WarmupConstant, WarmupStep
 from tests.helpers.records import DECISION
-from tests.helpers.written_runs import settings_of, write_run
+from tests.helpers.written_runs import write_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,8 +60,6 @@ def test_every_window_factor_measurement_and_decision_is_computed_again(tmp_path
     factors = [one.replayed[0] for one in replay(path) if one.kind == "factor"]
     assert factors[-2] == changes[-1].lr_scale > 1
 
-
-# ---------------------------------------------------------------- twins: what is changed disagrees
 
 CHANGES = {
     "an index": ("window", lambda line: line.update(start=line["start"] + 1), {"window"}),
@@ -120,9 +109,6 @@ def test_a_killed_run_agrees_wherever_its_journal_ends(tmp_path):
     for end in ends:
         (tmp_path / "cut").write_bytes(whole[:end])
         assert not disagreeing(tmp_path / "cut")
-
-
-# ---------------------------------------------------------------- policies, rules and schedules
 
 
 @dataclass(frozen=True)
@@ -206,22 +192,12 @@ def test_a_hostile_rule_is_refused(rule):
         make_rule(nested, "j")
 
 
-# ---------------------------------------------------------------- what cannot be computed
-
-
-def refuse(path, match):
-    with pytest.raises(ValueError, match=match) as refused:
-        list(replay(path))
-    assert str(path) in str(refused.value)
-    assert main(["replay", str(path)]) == 1
-
-
 def test_a_journal_without_settings_is_named(tmp_path, capsys):
     journal = Journal(tmp_path / "j", {"policy": None})
     journal.write(DECISION)
     journal.close()
-    refuse(journal.path, "line 1 is no whole header: lacks settings")
-    assert "lacks settings" in capsys.readouterr().out
+    assert main(["replay", str(journal.path)]) == 1
+    assert f"{journal.path}, line 1 is no whole header: lacks settings" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -259,9 +235,6 @@ def test_an_error_of_ones_own_policy_is_ones_own(tmp_path):
         list(replay(write_run(tmp_path / "j"), policy=Breaks()))
 
 
-# ---------------------------------------------------------------- size, time and imports
-
-
 def test_it_replays_where_torch_lightning_and_numpy_cannot_be_imported(tmp_path):
     path = write_run(tmp_path / "j")
     code = (
@@ -296,20 +269,11 @@ def test_a_hundred_thousand_windows_are_replayed_in_bounded_memory(tmp_path):
 
 
 def test_a_window_costs_microseconds_and_about_a_hundred_bytes(tmp_path):
-    settings = settings_of(100)
-    begun = settings.plan.begin(epoch_batches=100, epoch_examples=400)
-    journal = Journal(tmp_path / "j", run_header(settings, begin_run(settings, begun, epoch=0)))
+    journal = Journal(tmp_path / "j", {})
     before, started = journal.path.stat().st_size, time.perf_counter()
     for start in range(2000):
-        journal.write(
-            WindowEvent(
-                start=start,
-                length=4,
-                factor=math.sqrt(2),
-                relative_lr=math.cos(start),
-                seconds=(0.001234567, 0.000123456),
-            )
-        )
+        usual = dict(length=4, factor=math.sqrt(2), seconds=(0.001234567, 0.000123456))
+        journal.write(WindowEvent(start=start, relative_lr=math.cos(start), **usual))
     seconds = time.perf_counter() - started
     journal.close()
     assert (journal.path.stat().st_size - before) / 2000 < 160

@@ -8,27 +8,16 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
 from lightning_bsscale.callbacks.actuator import NullActuator, TrainerActuator
-from lightning_bsscale.theory.plan import UserPlan
-from tests.helpers.training import QUIET, Regression, regression_loader
+from tests.helpers.simulated_run import user_plan
+from tests.helpers.training import QUIET, Broken, Regression, regression_loader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step"),  # no optimizer steps here
 ]
 
-PLAN = UserPlan(
-    accumulate=2,
-    max_steps=None,
-    total_examples=None,
-    granularity=4,
-    plan_granularity=4,
-    ends_with_epochs=True,
-)
+PLAN = user_plan(2, size=4)
 POSITION = PLAN.begin(epoch_batches=5, epoch_examples=20, frequencies=[2])
-
-
-class Broken(Exception):
-    pass
 
 
 armed: set[str] = set()  # names of what breaks when it is written to

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_bsscale import GradientNoiseScaleMonitor
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.records import Measurement
 from tests.helpers.expected_warnings import FEW_MICRO_BATCHES, NOT_MEASURED, said_of
@@ -20,31 +20,24 @@ def test_the_weights_are_bit_identical(accumulate):
     assert (monitor.noise_scale is None) == (accumulate == 1)
 
 
-def test_with_one_micro_batch_it_says_once_that_it_cannot_measure():
-    with pytest.warns(UserWarning, match=NOT_MEASURED) as caught:
-        fit(Regression(), regression_loader(40), [GradientNoiseScaleMonitor()], max_epochs=2)
+@pytest.mark.parametrize(
+    ("made", "words"), [(GradientNoiseScaleMonitor, ""), (lambda: BatchSizeScaler(dry_run=True), ".*dry_run=True")]
+)
+def test_with_one_micro_batch_it_says_once_that_it_cannot_measure(made, words):
+    with pytest.warns(UserWarning, match=NOT_MEASURED + words) as caught:
+        fit(Regression(), regression_loader(40), [made()], max_epochs=2)
     assert len(said_of(NOT_MEASURED, caught)) == 1
 
 
 def test_logged_keys(tmp_path):
     logger = KeepSteps()
     monitor = GradientNoiseScaleMonitor(measure_every=3, memory=1.0, record=tmp_path / "journal.jsonl")
-    trainer = fit(
-        Regression(),
-        regression_loader(200),
-        [monitor],
-        max_epochs=1,
-        accumulate_grad_batches=2,
-        logger=logger,
-        log_every_n_steps=5,
-    )
+    settings = dict(max_epochs=1, accumulate_grad_batches=2, log_every_n_steps=5)
+    trainer = fit(Regression(), regression_loader(200), [monitor], logger=logger, **settings)
     keys = {key for _, metrics in logger.logged for key in metrics if key.startswith("bsscale/")}
-    assert keys == {
-        *("bsscale/noise_scale", "bsscale/noise_scale_low", "bsscale/noise_scale_high", "bsscale/grad_sq_norm"),
-        "bsscale/dropped_windows",
-        "bsscale/limited_windows",
-        *("bsscale/grad_trace_cov", "bsscale/batch_size", "bsscale/accumulate_grad_batches", "bsscale/examples_seen"),
-    }
+    names = "noise_scale noise_scale_low noise_scale_high grad_sq_norm grad_trace_cov dropped_windows limited_windows"
+    names += " batch_size accumulate_grad_batches examples_seen"
+    assert keys == {f"bsscale/{name}" for name in names.split()}
     assert [step for step, _ in logger.logged] == [4, 9, 14, 19, 24]
     assert keys <= set(trainer.callback_metrics)
     header, records = read_journal(tmp_path / "journal.jsonl")
@@ -54,8 +47,6 @@ def test_logged_keys(tmp_path):
 
 
 def test_it_measures_what_the_scaler_measures():
-    from lightning_bsscale import BatchSizeScaler
-
     monitor, scaler = GradientNoiseScaleMonitor(measure_every=1), BatchSizeScaler(measure_every=1, max_batch_size=8)
     for callback in (monitor, scaler):
         fit(Regression(), regression_loader(400), [callback], max_epochs=1, accumulate_grad_batches=2)

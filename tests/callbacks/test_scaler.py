@@ -4,24 +4,26 @@ import json
 import logging
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, NoiseScalePolicy
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.replay import replay
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.schedules import WarmupCosine
-from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, NOT_MEASURED, said_of
+from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, NOT_MEASURED
 from tests.helpers.training import (
     CountsWindows,
     KeepsRates,
     KeepSteps,
     Regression,
     Scripted,
+    UnsizedRegression,
     fit,
     one_cycle,
     regression_loader,
@@ -46,9 +48,6 @@ def grown(tmp_path_factory):
     return *grow(record=path), path
 
 
-# ---------------------------------------------------------------- the main job
-
-
 def test_without_arguments_it_grows_the_batch_and_scales_the_rate(grown):
     scaler, trainer, _ = grown
     changes = [record for record in scaler.decisions if record.is_change]
@@ -69,44 +68,29 @@ def test_without_arguments_it_grows_the_batch_and_scales_the_rate(grown):
     assert scaler.history[-1].batch_size == scaler.history[-1].accumulate_grad_batches * 4
 
 
-# ---------------------------------------------------------------- the budget
-
-
-def test_max_steps_ends_when_the_planned_examples_are_used_up():
-    module = CountsWindows()
-    trainer = fit(module, regression_loader(400), [scripted(20, 32, 28)], max_steps=75)
-    assert sum(module.windows) == 75 * 4
-    assert module.windows == [4, 20, 32, *[28] * 8, 20]
-    assert trainer.global_step == 12
-
-
-def test_ragged_epochs_count_as_the_plan_counts_them():
-    """30 examples an epoch: 4,4,4,4,4,4,4,2. A plan of 20 steps is two epochs of 8 steps and 4 more: 76 examples."""
-    module, scaler = CountsWindows(), scripted(12)
-    fit(module, regression_loader(30), [scaler], max_steps=20)
-    assert sum(module.windows) == 76 == scaler.examples_seen
-    assert scaler.decisions[0].situation.total_examples == 76
+@pytest.mark.parametrize(
+    ("examples", "batches", "settings", "windows"),
+    [
+        (400, [20, 32, 28], dict(max_steps=75), [4, 20, 32, *[28] * 8, 20]),
+        # 30 examples an epoch: 4,4,4,4,4,4,4,2. A plan of 20 steps is two epochs of 8 steps and 4 more: 76 examples.
+        (30, [12], dict(max_steps=20), [4, 12, 12, 2, 12, 12, 6, 12, 4]),
+        (400, [4, 4, 4], dict(max_steps=10, accumulate_grad_batches=3), [12] * 10),
+        (48, [4, 8], dict(max_epochs=1, accumulate_grad_batches=3), [12, 4, *[8] * 4]),
+    ],
+    ids=["planned examples", "ragged epochs", "max_steps is not exceeded", "without max_steps it may shrink"],
+)
+def test_the_budget_of_the_plan(examples, batches, settings, windows):
+    module, scaler = CountsWindows(), scripted(*batches)
+    trainer = fit(module, regression_loader(examples), [scaler], **settings)
+    assert module.windows == windows
+    assert trainer.global_step == len(windows)
+    assert sum(windows) == scaler.examples_seen == scaler.decisions[0].situation.total_examples
 
 
 def test_total_examples_replaces_the_plan_of_max_steps():
     module = CountsWindows()
     fit(module, regression_loader(100), [scripted(8, total_examples=160)], max_steps=30)
     assert sum(module.windows) == 160
-
-
-def test_with_max_steps_the_batch_never_falls_below_the_start():
-    module = CountsWindows()
-    fit(module, regression_loader(400), [scripted(4, 4, 4)], max_steps=10, accumulate_grad_batches=3)
-    assert module.windows == [12] * 10
-
-
-def test_without_max_steps_it_may():
-    module = CountsWindows()
-    fit(module, regression_loader(48), [scripted(4, 8)], max_epochs=1, accumulate_grad_batches=3)
-    assert module.windows == [12, 4, *[8] * 4]
-
-
-# ---------------------------------------------------------------- dry run
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
@@ -120,15 +104,6 @@ def test_dry_run_leaves_the_weights_bit_identical(accumulate):
     assert (scaler.noise_scale is None) == (accumulate == 1)
     acting = weights_after([scripted(16, 32)], accumulate_grad_batches=accumulate)
     assert not all(torch.equal(a, b) for a, b in zip(bare, acting, strict=True))
-
-
-def test_dry_run_with_one_micro_batch_says_once_that_it_cannot_measure():
-    with pytest.warns(UserWarning, match=rf"{NOT_MEASURED}.*dry_run=True") as caught:
-        fit(Regression(), regression_loader(40), [BatchSizeScaler(dry_run=True)], max_epochs=2)
-    assert len(said_of(NOT_MEASURED, caught)) == 1
-
-
-# ---------------------------------------------------------------- when it measures
 
 
 def test_a_dry_run_leaves_the_rate_alone_and_says_so():
@@ -174,22 +149,11 @@ def test_the_estimate_lags_by_one_window():
     assert [situation.noise is None for situation in situations[:4]] == [True, True, False, False]
 
 
-# ---------------------------------------------------------------- log and journal
-
-
 @pytest.mark.parametrize("every", [1, 7])
 def test_logged_keys_at_optimizer_steps_only(every):
-    logger = KeepSteps()
-    scaler = BatchSizeScaler(log_prefix="gns/")
-    trainer = fit(
-        Regression(),
-        regression_loader(400),
-        [scaler],
-        max_epochs=2,
-        accumulate_grad_batches=2,
-        logger=logger,
-        log_every_n_steps=every,
-    )
+    logger, scaler = KeepSteps(), BatchSizeScaler(log_prefix="gns/")
+    settings = dict(max_epochs=2, accumulate_grad_batches=2, log_every_n_steps=every)
+    trainer = fit(Regression(), regression_loader(400), [scaler], logger=logger, **settings)
     ours = [(step, metrics) for step, metrics in logger.logged if "gns/batch_size" in metrics]
     assert len({step for step, _ in ours}) == len(ours)
     assert {step for step, _ in ours} >= {n - 1 for n in range(1, trainer.global_step + 1) if n % every == 0}
@@ -263,9 +227,6 @@ def test_summary_and_plot(grown, tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
-# ---------------------------------------------------------------- the rate
-
-
 def test_own_schedule_is_counted_in_examples():
     module = Regression(lambda p: KeepsRates(p, lr=0.1))
     scaler = scripted(8, 16, schedule=WarmupCosine(final=0.1), warmup=8, lr_rule="none")
@@ -284,75 +245,50 @@ def test_lr_cap_is_a_ceiling():
     assert scaler.lr_scale == 3
 
 
-# ---------------------------------------------------------------- policies of the user's own
-
-
-# ---------------------------------------------------------------- state and life
-
-
 @CKPT_PATH
 def test_resumed_at_a_windows_end_it_decides_as_if_never_stopped(tmp_path):
     """The data order is fixed and the stop is at an epoch's end, so everything after it must be the same."""
 
-    def run(epochs, path=None, callbacks=()):
+    def run(path=None, callbacks=()):
         scaler = BatchSizeScaler(measure_every=2)
         module = Regression(lambda p: torch.optim.SGD(p, lr=0.05), one_cycle())
-        fit(
-            module,
-            regression_loader(600, noise=3.0),
-            [scaler, *callbacks],
-            max_epochs=4,
-            ckpt_path=path,
-            enable_checkpointing=bool(callbacks),
-        )
+        settings = dict(max_epochs=4, ckpt_path=path, enable_checkpointing=bool(callbacks))
+        fit(module, regression_loader(600, noise=3.0), [scaler, *callbacks], **settings)
         return scaler, module
 
     keep = ModelCheckpoint(dirpath=tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
-    whole, module = run(4, callbacks=[keep])
-    resumed, again = run(4, path=tmp_path / "epoch=1.ckpt")
+    whole, module = run(callbacks=[keep])
+    resumed, again = run(tmp_path / "epoch=1.ckpt")
     assert any(record.is_change for record in whole.decisions)
-    assert without_times(resumed.decisions) == without_times(whole.decisions)
+    untimed = dict(seconds_per_micro_batch=None, seconds_per_step=None)
+    ours, theirs = (
+        [replace(record, situation=replace(record.situation, **untimed)) for record in callback.decisions]
+        for callback in (resumed, whole)
+    )
+    assert ours == theirs
     assert resumed.history == whole.history
     assert resumed.examples_seen == whole.examples_seen
-    for ours, theirs in zip(again.parameters(), module.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def without_times(decisions):
-    return [
-        (record.situation.examples_seen, record.situation.noise, record.decision, record.batch_size, record.lr_scale)
-        for record in decisions
-    ]
+    assert all(map(torch.equal, again.parameters(), module.parameters()))
 
 
 @CKPT_PATH
 def test_a_checkpoint_after_fit_goes_on_with_the_schedulers_where_they_were(tmp_path):
-    def make(optimizer, trainer):
-        return {"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.9), "interval": "step"}
+    def train(*callbacks, **settings):
+        def make(optimizer, trainer):
+            return {"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.9), "interval": "step"}
 
-    def rate(trainer):
-        return trainer.optimizers[0].param_groups[0]["lr"]
+        return fit(Regression(scheduler=make), regression_loader(100), callbacks, **settings)
 
-    first = fit(Regression(scheduler=make), regression_loader(100), [scripted(8)], max_epochs=1)
-    first.save_checkpoint(tmp_path / "one.ckpt")
-    resumed = fit(
-        Regression(scheduler=make), regression_loader(100), [scripted(8)], max_epochs=2, ckpt_path=tmp_path / "one.ckpt"
-    )
-    plan = fit(Regression(scheduler=make), regression_loader(100), max_epochs=2)
-    assert plan.lr_scheduler_configs[0].scheduler.last_epoch == 50
-    assert resumed.lr_scheduler_configs[0].scheduler.last_epoch == 50
-    assert rate(resumed) == rate(plan)
+    train(scripted(8), max_epochs=1).save_checkpoint(tmp_path / "one.ckpt")
+    resumed = train(scripted(8), max_epochs=2, ckpt_path=tmp_path / "one.ckpt")
+    plan = train(max_epochs=2)
+    assert [run.lr_scheduler_configs[0].scheduler.last_epoch for run in (plan, resumed)] == [50, 50]
+    assert resumed.optimizers[0].param_groups[0]["lr"] == plan.optimizers[0].param_groups[0]["lr"]
 
 
 def test_unsized_loader_with_max_steps():
-    class Stream(IterableDataset):
-        def __iter__(self):
-            generator = torch.Generator().manual_seed(0)
-            return ((torch.randn(8, generator=generator), torch.randn(2, generator=generator)) for _ in range(10_000))
-
-    module = CountsWindows()
-    scaler = scripted(20, max_batch_size=None)
-    fit(module, DataLoader(Stream(), batch_size=4), [scaler], max_steps=100)
+    module, scaler = CountsWindows(), scripted(20, max_batch_size=None)
+    fit(module, DataLoader(UnsizedRegression(1000), batch_size=4), [scaler], max_steps=100)
     assert sum(module.windows) == 400
     # Eight steps of the budget, since the epoch is unknown: 400 / 8 = 50, to a multiple of 4.
     assert scaler.decisions[0].limits.max_batch_size == 48

@@ -10,16 +10,23 @@ import pytest
 from lightning_bsscale import GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.actuator import TrainerActuator
 from lightning_bsscale.callbacks.output.journal import RunJournal
-from tests.helpers.training import QUIET, Regression, Scripted, assert_nothing_left, fit, regression_loader, scripted
+from tests.helpers.training import (
+    QUIET,
+    Broken,
+    Regression,
+    Scripted,
+    Watched,
+    assert_nothing_left,
+    fit,
+    regression_loader,
+    scripted,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
 ]
-
-
-class Broken(Exception):
-    pass
 
 
 class KeepsState(Scripted):
@@ -50,22 +57,13 @@ def breaking(function):
     return broken
 
 
-class BreaksWithinAWindow(Regression):
-    is_broken = False
-
-    def training_step(self, batch, batch_idx):
-        if self.is_broken and batch_idx == 7:
-            raise RuntimeError("on purpose")
-        return super().training_step(batch, batch_idx)
-
-
 @pytest.mark.parametrize("is_broken", [False, True])
 @pytest.mark.parametrize("owner", [RunJournal, TrainerActuator])
 def test_an_end_that_breaks_gives_everything_back_and_keeps_the_results(owner, is_broken, monkeypatch):
     ran = []
     for name in (None, {RunJournal: "end", TrainerActuator: "release"}[owner]):
-        scaler, module = scripted(8, 16, measure_every=1), BreaksWithinAWindow()
-        module.is_broken, trainer = is_broken, trainer_with(scaler)
+        scaler, module = scripted(8, 16, measure_every=1), Watched(breaks_at=(0, 7) if is_broken else None)
+        trainer = trainer_with(scaler)
         if name is not None:
             monkeypatch.setattr(owner, name, breaking(getattr(owner, name)))
         with pytest.raises((Broken, RuntimeError)) if is_broken or name else nullcontext():

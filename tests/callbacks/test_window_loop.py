@@ -14,7 +14,7 @@ from lightning_bsscale.callbacks.window_loop import WindowLoop
 from lightning_bsscale.theory import run
 from lightning_bsscale.theory.policies import Decision
 from tests.helpers.simulated_run import stored_again
-from tests.helpers.training import QUIET, KeepSteps, Scripted, Watched, fit, regression_loader, run_of, scripted
+from tests.helpers.training import QUIET, Broken, KeepSteps, Scripted, Watched, fit, regression_loader, run_of, scripted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
@@ -32,14 +32,7 @@ WATCHED = {
     Reports: ["epoch_started", "window_opened", "window_closed", "decided", "log"],
     RunJournal: ["end"],
 }
-NAMES = {
-    run: "run",
-    Actuator: "actuator",
-    TrainerActuator: "actuator",
-    GradientWatch: "watch",
-    Reports: "reports",
-    RunJournal: "journal",
-}
+NAMES = dict(zip(WATCHED, ["run", "actuator", "actuator", "watch", "reports", "journal"], strict=True))
 
 OPENS = "run.open_window reports.window_opened actuator.place_window actuator.begin_window actuator.scale_learning_rate"
 OPENS += " watch.open"
@@ -75,29 +68,23 @@ def story(monkeypatch):
     return calls
 
 
-def without(story, *words):
-    return [name for name in story if not any(word in name for word in words)]
-
-
 def folded(story):
     """`watch.stop` is called within others: only the one that follows the release is the loop's own."""
     return [name for place, name in enumerate(story) if name != "watch.stop" or story[place - 1] == "actuator.release"]
 
 
-def test_a_windows_life(story):
+class Hasty(WindowLoop):
+    def _open_window(self, batch_idx):
+        self.actuator.begin_window()
+        return super()._open_window(batch_idx)
+
+
+@pytest.mark.parametrize("loop", [WindowLoop, Hasty])
+def test_a_windows_life(story, monkeypatch, loop):
+    """The twin: another order is found."""
+    monkeypatch.setattr("lightning_bsscale.callbacks.start_run.WindowLoop", loop)
     fit(Watched(), regression_loader(12), [scripted(8)], max_epochs=1, log_every_n_steps=1, max_steps=3)
-    assert folded(story) == STORY
-
-
-def test_another_order_is_found(story, monkeypatch):
-    class Hasty(WindowLoop):
-        def _open_window(self, batch_idx):
-            self.actuator.begin_window()
-            return super()._open_window(batch_idx)
-
-    monkeypatch.setattr("lightning_bsscale.callbacks.start_run.WindowLoop", Hasty)
-    fit(Watched(), regression_loader(12), [scripted(8)], max_epochs=1, log_every_n_steps=1, max_steps=3)
-    assert folded(story) != STORY
+    assert (folded(story) == STORY) == (loop is WindowLoop)
 
 
 @pytest.mark.parametrize("made", [lambda: scripted(dry_run=True), GradientNoiseScaleMonitor])
@@ -105,16 +92,10 @@ def test_a_dry_run_and_a_monitor_are_the_same_loop(story, made):
     def story_of(callback):
         story.clear()
         fit(Watched(), regression_loader(24), [callback], max_epochs=1, accumulate_grad_batches=2)
-        return without(folded(story), "place_window", "scale_learning_rate", "step_schedulers", "drop_window", "stop")
+        acts = ("place_window", "scale_learning_rate", "step_schedulers", "drop_window", "stop")
+        return [name for name in folded(story) if not name.endswith(acts)]
 
     assert story_of(made()) == story_of(scripted())
-
-
-# ---------------------------------------------------------------- whatever breaks it
-
-
-class Broken(Exception):
-    pass
 
 
 class BreakingPolicy(Scripted):

@@ -2,11 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from lightning_bsscale.theory.estimate import NoiseScale, noise_scale_from_means
+from lightning_bsscale.theory.estimate import Averages, NoiseScale, noise_scale_from_means
+from lightning_bsscale.theory.moments import WindowMoments, WindowSums
 from lightning_bsscale.theory.rules import LearningRateRule
 
 
@@ -24,6 +26,30 @@ def pairwise_trace(gradients: Sequence[np.ndarray], sizes: Sequence[float]) -> f
     pairs = list(itertools.permutations(range(len(gradients)), 2))
     distances = sum(float(np.sum((gradients[i] - gradients[j]) ** 2)) for i, j in pairs)
     return distances / sum(1 / sizes[i] + 1 / sizes[j] for i, j in pairs)
+
+
+def equal_sums(sum_sq_norms: float, mean_sq_norm: float, micro_batches: int, size: float) -> WindowSums:
+    """The sums of a window of so many micro-batches of `size` examples."""
+    return WindowSums(
+        sum_sq_norms=float(sum_sq_norms),
+        mean_sq_norm=float(mean_sq_norm),
+        num_samples=micro_batches,
+        sum_inverse_sizes=micro_batches / size,
+        examples=micro_batches * size,
+    )
+
+
+def window(trace: float, grad_sq: float = 1.0, examples: float = 16.0) -> WindowMoments:
+    """A window with these moments."""
+    return WindowMoments(trace=trace, grad_sq=grad_sq, num_samples=2, examples=examples, harmonic_size=8.0)
+
+
+def averaged(windows: Iterable[WindowMoments], memory: float = math.inf, *, kind: Callable[[], Any] = Averages) -> Any:
+    """The averages of a kind over windows that follow each other without a gap."""
+    averages = kind()
+    for moments in windows:
+        averages = averages.updated(moments, examples_since_last=moments.examples, memory=memory)
+    return averages
 
 
 def gaussian_norms(

@@ -7,15 +7,29 @@ from typing import Any
 
 from lightning_bsscale.theory import run
 from lightning_bsscale.theory.measured import Arrived
-from lightning_bsscale.theory.moments import WindowSums
 from lightning_bsscale.theory.plan import UserPlan
 from lightning_bsscale.theory.policies import Decision, Limits
 from lightning_bsscale.theory.rules import Linear
 from lightning_bsscale.theory.start import Start
 from lightning_bsscale.theory.state import RunSettings, RunState
 from lightning_bsscale.theory.stored import FRACTIONS, as_plain, check_stored, from_plain
+from tests.helpers.simulated import equal_sums
 
 SIZE = 4  # examples of a usual micro-batch of one rank
+
+
+def user_plan(
+    accumulate=1, *, size=1, plan_size=None, max_steps=None, total_examples=None, ends_with_epochs=True
+) -> UserPlan:
+    """The user's plan, in micro-batches of `size` examples; its steps may be counted in others."""
+    return UserPlan(
+        accumulate=accumulate,
+        max_steps=max_steps,
+        total_examples=total_examples,
+        granularity=size,
+        plan_granularity=plan_size or size,
+        ends_with_epochs=ends_with_epochs,
+    )
 
 
 class ByStep:
@@ -34,21 +48,6 @@ def stored_again(state):
     plain = json.loads(json.dumps(as_plain(state), allow_nan=False))
     check_stored(RunState, plain, fractions=FRACTIONS)
     return from_plain(RunState, plain)
-
-
-def run_settings(start, *, max_steps=None, **options):
-    """Of a run from this start: without a schedule or a budget, and every window is measured."""
-    plan = UserPlan(
-        accumulate=start.accumulate,
-        max_steps=max_steps,
-        total_examples=None,
-        granularity=start.granularity,
-        plan_granularity=start.granularity,
-        ends_with_epochs=max_steps is None,
-    )
-    given = dict(first=start, now=start, plan=plan, schedule=None, total_examples=None, warmup_examples=0.0)
-    given |= dict(memory=math.inf, measure_every=1, probe_every=0, samples_per_micro_batch=start.world_size)
-    return RunSettings(**{**given, "decides": True, "acts": True, **options})
 
 
 @dataclass(frozen=True)
@@ -77,16 +76,23 @@ class Program:
             granularity=granularity, loader_batch_size=granularity, world_size=self.ranks, accumulate=self.accumulate
         )
         smallest = granularity if self.max_steps is None else start.batch_size
-        return run_settings(
-            start,
-            max_steps=self.max_steps,
+        return RunSettings(
+            first=start,
+            now=start,
+            plan=user_plan(
+                self.accumulate, size=granularity, max_steps=self.max_steps, ends_with_epochs=self.max_steps is None
+            ),
             limits=Limits(granularity=granularity, min_batch_size=smallest, max_batch_size=16 * granularity),
             policy=ByStep(self.batches),
             rule=Linear(),
             rule_for=lambda optimizer: Linear(),
+            schedule=None,
+            total_examples=None,
             warmup_examples=self.warmup,
+            memory=math.inf,
             measure_every=self.measure_every,
             probe_every=self.probe_every,
+            samples_per_micro_batch=self.ranks,
             decides=self.decides,
             acts=self.acts and self.decides,
         )
@@ -219,14 +225,9 @@ class Host:
             return
         program, samples = self.program, begun * self.program.ranks
         mean = 1.0 + math.sin(count) ** 2 if program.finite[count % len(program.finite)] else math.nan
+        sums = equal_sums(samples * (mean + 1.0 + math.cos(count) ** 2), mean, samples, SIZE)
         self.in_flight = Arrived(
-            sums=WindowSums(
-                sum_sq_norms=samples * (mean + 1.0 + math.cos(count) ** 2),
-                mean_sq_norm=mean,
-                num_samples=samples,
-                sum_inverse_sizes=samples / SIZE,
-                examples=examples,
-            ),
+            sums=replace(sums, examples=examples),
             explained=program.explained[count % len(program.explained)],
             examples=None if program.ranks == 1 else round(sum(self.unsent)),
         )

@@ -18,11 +18,7 @@ from lightning_bsscale.callbacks.state.checkpoint import read_run
 from lightning_bsscale.theory.policies import Decision, Policy
 
 QUIET = dict(
-    accelerator="cpu",
-    logger=False,
-    enable_checkpointing=False,
-    enable_progress_bar=False,
-    enable_model_summary=False,
+    accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
 )
 
 
@@ -50,6 +46,10 @@ def assert_nothing_left(trainer, module, accumulate):
         step = getattr(optimizer.step, "__func__", optimizer.step)
         assert "lightning_bsscale" not in Path(step.__code__.co_filename).parts
     assert all(config.frequency < 10_000 for config in trainer.lr_scheduler_configs)
+
+
+class Broken(Exception):
+    """What breaks on purpose."""
 
 
 class Numbers(Dataset):
@@ -296,6 +296,16 @@ def regression_loader(examples=400, batch_size=4, noise=1.0, shuffle=False, drop
     x = torch.randn(examples, 8, generator=generator)
     y = x @ torch.randn(8, 2, generator=generator) + noise * torch.randn(examples, 2, generator=generator)
     return DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
+
+
+class UnsizedRegression(IterableDataset):
+    """The examples of `regression_loader`, and no length."""
+
+    def __init__(self, examples):
+        self.examples = regression_loader(examples).dataset
+
+    def __iter__(self):
+        return iter(self.examples)
 
 
 def weights_after(callbacks, **settings):

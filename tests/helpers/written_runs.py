@@ -2,46 +2,39 @@
 
 import math
 import random
+from dataclasses import replace
 
 from lightning_bsscale.journal import Journal, run_header
 from lightning_bsscale.theory import run
 from lightning_bsscale.theory.events import EndEvent, EpochEvent, WindowEvent, apply
 from lightning_bsscale.theory.measured import Arrived
-from lightning_bsscale.theory.moments import WindowSums
 from lightning_bsscale.theory.policies import Limits, NoiseScalePolicy
 from lightning_bsscale.theory.rules import Sqrt
-from lightning_bsscale.theory.start import Start
-from tests.helpers.simulated_run import run_settings
+from tests.helpers.simulated import equal_sums
+from tests.helpers.simulated_run import SIZE, Program
 
-SIZE = 4
 TRACE, GRAD_SQ = 200.0, 4.0
 
 
 def settings_of(micro_batches, *, measure_every=1, policy=None, rule=None, schedule=None, memory=1000.0):
+    """The settings of one epoch on one device."""
     rule = rule or Sqrt()
-    return run_settings(
-        Start(granularity=SIZE, loader_batch_size=SIZE, world_size=1, accumulate=2),
+    return replace(
+        Program(accumulate=2, measure_every=measure_every, warmup=100.0).settings,
         limits=Limits(granularity=SIZE, min_batch_size=2 * SIZE, max_batch_size=32 * SIZE),
         policy=policy or NoiseScalePolicy(),
         rule=rule,
         rule_for=lambda optimizer: rule,
         schedule=schedule,
         total_examples=float(micro_batches * SIZE),
-        warmup_examples=100.0,
         memory=memory,
-        measure_every=measure_every,
     )
 
 
 def sums_of(length, dice):
+    """The sums of one measured window."""
     micro, mean = GRAD_SQ + TRACE / SIZE, GRAD_SQ + TRACE / (SIZE * length)
-    return WindowSums(
-        sum_sq_norms=length * micro * dice.uniform(0.8, 1.2),
-        mean_sq_norm=mean * dice.uniform(0.8, 1.2),
-        num_samples=length,
-        sum_inverse_sizes=length / SIZE,
-        examples=float(length * SIZE),
-    )
+    return equal_sums(length * micro * dice.uniform(0.8, 1.2), mean * dice.uniform(0.8, 1.2), length, SIZE)
 
 
 def write_run(path, micro_batches=400, *, journal=None, **options):
@@ -64,20 +57,20 @@ def write_run(path, micro_batches=400, *, journal=None, **options):
     done, arrived = 0, None
     while done < micro_batches:
         window = run.open_window(settings, state, done, accumulate=2, steps_before=0).window
-        usual = window.has_usual_size
-        factor, scheduled = run.learning_rate_factors(settings, state, window.planned, has_usual_size=usual)
-        relative_lr = (1 + math.cos(math.pi * done / micro_batches)) / 2
+        factor, scheduled = run.learning_rate_factors(
+            settings, state, window.planned, has_usual_size=window.has_usual_size
+        )
         write(
             WindowEvent(
                 start=done,
                 length=window.planned,
                 is_last=done + window.planned == micro_batches,
-                lr=0.2 * relative_lr * factor if window.is_measured else None,
+                lr=0.1 * (1 + math.cos(math.pi * done / micro_batches)) * factor if window.is_measured else None,
                 factor=factor,
                 scheduled=scheduled,
                 has_sums=window.is_watched,
                 arrived=arrived,
-                relative_lr=relative_lr,
+                relative_lr=(1 + math.cos(math.pi * done / micro_batches)) / 2,
                 seconds=(round(dice.uniform(1e-3, 2e-3), 9), round(dice.uniform(1e-4, 2e-4), 9)),
             )
         )

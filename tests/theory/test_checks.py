@@ -27,10 +27,9 @@ def test_numbers_out_of_bounds_are_refused_by_value(value):
 def test_all_bounds_hold_and_are_named():
     with pytest.raises(ValueError, match=r"at least 0 and at most 1, got 1\.5"):
         check_number("x", 1.5, at_least=0, at_most=1)
-    with pytest.raises(ValueError, match=r"above 0 and below 1, got 1"):
-        check_number("x", 1, above=0, below=1)
-    with pytest.raises(ValueError, match=r"above 0 and below 1, got 0"):
-        check_number("x", 0, above=0, below=1)
+    for bound in (0, 1):
+        with pytest.raises(ValueError, match=f"above 0 and below 1, got {bound}"):
+            check_number("x", bound, above=0, below=1)
     assert check_number("x", 0, at_least=0, at_most=0) == 0
 
 
@@ -42,16 +41,13 @@ def test_infinity_passes_where_it_has_leave_and_nan_never():
         check_number("x", math.nan)
 
 
-@pytest.mark.parametrize("value", [1.0, True, "1", None])
-def test_what_is_no_integer_is_refused(value):
-    with pytest.raises(TypeError, match=r"^n must be an integer of at least 1, got"):
-        check_integer("n", value, at_least=1)
-
-
-def test_integers_pass_from_the_bound():
+@pytest.mark.parametrize(
+    ("value", "error"), [(0, ValueError), (1.0, TypeError), (True, TypeError), ("1", TypeError), (None, TypeError)]
+)
+def test_integers_pass_from_the_bound_and_nothing_else_does(value, error):
     assert check_integer("n", np.int64(1), at_least=1) == 1
-    with pytest.raises(ValueError, match=r"^n must be an integer of at least 1, got 0$"):
-        check_integer("n", 0, at_least=1)
+    with pytest.raises(error, match=rf"^n must be an integer of at least 1, got '?{value}"):
+        check_integer("n", value, at_least=1)
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400)])

@@ -7,25 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_bsscale.theory.plan import PlanPosition, UserPlan, steps_made
+from lightning_bsscale.theory.plan import PlanPosition, steps_made
 from lightning_bsscale.theory.stored import as_plain, from_plain
+from tests.helpers.simulated_run import user_plan as make
 
 EPOCHS = st.lists(st.integers(1, 40), min_size=1, max_size=4)  # examples
 SIZES, ACCUMULATE, FREQUENCY = st.integers(1, 6), st.integers(1, 5), st.integers(1, 4)
 MAX_STEPS = st.one_of(st.none(), st.integers(1, 20))
 NO_LENGTH = {"epoch_batches": None, "epoch_examples": None}
 WINDOWS = st.lists(st.integers(1, 7), min_size=1, max_size=12)
-
-
-def make(accumulate=1, *, size=1, plan_size=None, max_steps=None, total_examples=None, ends_with_epochs=True):
-    return UserPlan(
-        accumulate=accumulate,
-        max_steps=max_steps,
-        total_examples=total_examples,
-        granularity=size,
-        plan_granularity=plan_size or size,
-        ends_with_epochs=ends_with_epochs,
-    )
 
 
 def by_hand(epochs, size, accumulate, frequency, max_steps=None):

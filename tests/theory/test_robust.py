@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,21 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_bsscale.theory.estimate import Averages
-from lightning_bsscale.theory.moments import WindowMoments
 from lightning_bsscale.theory.robust import START, RobustAverages
 from lightning_bsscale.theory.stored import as_plain, from_plain
-from tests.helpers.simulated import heavy_tailed_windows
+from tests.helpers.simulated import averaged, heavy_tailed_windows, window
 
-
-def window(trace, grad_sq=1.0, examples=16.0) -> WindowMoments:
-    return WindowMoments(trace=trace, grad_sq=grad_sq, num_samples=2, examples=examples, harmonic_size=8.0)
-
-
-def averaged(kind, windows, memory=math.inf, since=16):
-    averages = kind()
-    for moments in windows:
-        averages = averages.updated(moments, examples_since_last=since, memory=memory)
-    return averages
+robust = partial(averaged, kind=RobustAverages)
 
 
 def ordinary(count, seed=0, level=8.0):
@@ -35,18 +26,18 @@ def ordinary(count, seed=0, level=8.0):
 @pytest.mark.parametrize("count", [1, 2, 4, START - 1, START, START + 1, 100])
 @pytest.mark.parametrize("memory", [math.inf, 300])
 def test_ordinary_windows_are_averaged_as_plain_ones(count, memory):
-    robust, plain = (averaged(kind, ordinary(count), memory) for kind in (RobustAverages, Averages))
-    assert robust.limited == 0
-    assert robust.sums.to_state() == pytest.approx(plain.to_state())
+    found = robust(ordinary(count), memory)
+    assert found.limited == 0
+    assert found.sums.to_state() == pytest.approx(averaged(ordinary(count), memory).to_state())
 
 
 @pytest.mark.parametrize("size", [10, 1000, 1e12])
 @pytest.mark.parametrize("position", [0, 3, START - 1, START, 50])
 def test_one_spike_hardly_moves_the_estimate(position, size):
     windows = ordinary(100)
-    clean = averaged(RobustAverages, windows).noise_scale()
+    clean = robust(windows).noise_scale()
     windows[position] = window(8 * size**2, size)
-    spiked, plain = (averaged(kind, windows) for kind in (RobustAverages, Averages))
+    spiked, plain = robust(windows), averaged(windows)
     assert spiked.limited == 1
     assert spiked.noise_scale().resolved
     assert spiked.noise_scale().trace == pytest.approx(clean.trace, rel=0.1)
@@ -59,13 +50,13 @@ def test_a_spike_among_the_first_windows_is_found_as_soon_as_there_are_four(posi
     windows = ordinary(START)
     windows[position] = window(8e6, 1e3)
     for count in range(max(4, position + 1), START + 1):
-        assert averaged(RobustAverages, windows[:count]).limited == 1
+        assert robust(windows[:count]).limited == 1
 
 
 def test_two_spikes_are_both_limited():
     windows = ordinary(60)
     windows[20], windows[40] = window(8e6, 1e3), window(8e4, 100)
-    assert averaged(RobustAverages, windows).limited == 2
+    assert robust(windows).limited == 2
 
 
 @pytest.mark.parametrize("jump", [100.0, 0.01, 1e4])
@@ -75,35 +66,31 @@ def test_a_lasting_change_of_level_enters_within_a_memory(jump, memory_in_window
     memory = 16 * memory_in_windows
     before, after = ordinary(3 * memory_in_windows), ordinary(memory_in_windows, seed=1)
     after = [window(m.trace * jump, m.grad_sq * jump) for m in after]
-    robust, plain = (averaged(kind, before + after, memory) for kind in (RobustAverages, Averages))
-    assert robust.noise_scale().trace == pytest.approx(plain.noise_scale().trace, rel=0.25)
+    found, plain = robust(before + after, memory), averaged(before + after, memory)
+    assert found.noise_scale().trace == pytest.approx(plain.noise_scale().trace, rel=0.25)
 
 
 def test_a_memory_of_few_windows_limits_nothing():
     """What is usual cannot be told from less than four windows."""
     windows = ordinary(30)
     windows[20] = window(8e6, 1e3)
-    assert averaged(RobustAverages, windows, memory=16).limited == 0
-    assert averaged(RobustAverages, windows, memory=64).limited == 1
+    assert robust(windows, memory=16).limited == 0
+    assert robust(windows, memory=64).limited == 1
 
 
-def test_windows_that_are_all_the_same_limit_nothing():
-    windows = [window(8.0)] * 30 + [window(900.0)]
-    assert averaged(RobustAverages, windows).limited == 0
-
-
-def test_almost_equal_windows_do_not_limit_an_ordinary_drift():
-    windows = [window(8.0 * (1 + 1e-9 * (i % 3))) for i in range(30)] + [window(10.0)]
-    assert averaged(RobustAverages, windows).limited == 0
+@pytest.mark.parametrize(("difference", "last"), [(0.0, 900.0), (1e-3, 10.0)], ids=["no", "hardly any"])
+def test_windows_without_a_spread_limit_nothing(difference, last):
+    windows = [window(8.0 * (1 + difference * (i % 3))) for i in range(30)]
+    assert robust([*windows, window(last)]).limited == 0
 
 
 def test_small_windows_may_scatter_more():
     """A window of a quarter of the examples has twice the standard deviation."""
     windows = ordinary(100)
-    mean, spread = 8.0, averaged(Averages, windows).spread[0]
+    mean, spread = 8.0, averaged(windows).spread[0]
     far = mean + 60 * spread
-    assert averaged(RobustAverages, [*windows, window(far)]).limited == 1
-    assert averaged(RobustAverages, [*windows, window(far, examples=4.0)]).limited == 0
+    assert robust([*windows, window(far)]).limited == 1
+    assert robust([*windows, window(far, examples=4.0)]).limited == 0
 
 
 @pytest.mark.parametrize("bad", [window(math.nan), window(math.inf), window(8, -math.inf), window(1e200)])
@@ -111,9 +98,9 @@ def test_small_windows_may_scatter_more():
 def test_windows_that_are_not_finite_are_dropped_not_limited(bad, position):
     windows = ordinary(40)
     with_bad = [*windows[:position], bad, *windows[position:]]
-    robust, plain = (averaged(kind, with_bad, 400) for kind in (RobustAverages, Averages))
-    assert (robust.dropped, robust.limited) == (1, 0)
-    assert robust.sums.to_state() == pytest.approx(plain.to_state())
+    found = robust(with_bad, 400)
+    assert (found.dropped, found.limited) == (1, 0)
+    assert found.sums.to_state() == pytest.approx(averaged(with_bad, 400).to_state())
 
 
 @given(
@@ -134,17 +121,15 @@ def test_a_run_that_stops_and_resumes_is_the_same(values, stop):
 @pytest.mark.parametrize("count", [5, 30])
 def test_emptied_averages_keep_their_counts_and_start_anew(count):
     windows = [*ordinary(count), window(8e6, 1e3), window(math.nan)]
-    emptied = averaged(RobustAverages, windows).cleared()
+    emptied = robust(windows).cleared()
     assert (emptied.limited, emptied.dropped, emptied.noise_scale()) == (1, 1, None)
-    again = emptied
-    for moments in windows:
-        again = again.updated(moments, examples_since_last=16, memory=math.inf)
+    again = averaged(windows, kind=lambda: emptied)
     assert (again.limited, again.dropped) == (2, 2)
-    assert again.noise_scale() == averaged(RobustAverages, windows).noise_scale()
+    assert again.noise_scale() == robust(windows).noise_scale()
 
 
 def test_the_state_is_bounded():
-    short, long = (averaged(RobustAverages, ordinary(count), 400) for count in (50, 5000))
+    short, long = (robust(ordinary(count), 400) for count in (50, 5000))
     assert len(json.dumps(as_plain(long))) < 1.2 * len(json.dumps(as_plain(short)))
 
 

@@ -98,9 +98,6 @@ def test_a_host_that_does_it_wrong_is_found(wrong):
         check_walk(program, wrong)
 
 
-# ---------------------------------------------------------------- resumed
-
-
 def resumed_at(program, place, **forgets):
     """Train up to a place, store, resume, and train to the end; with what was stored."""
     places = program.places()
@@ -214,9 +211,6 @@ def test_examples_of_a_message_of_other_ranks_count():
         assert Host.resume(Program(ranks=ranks), stored, epoch=0).state.examples.total == examples
 
 
-# ---------------------------------------------------------------- which windows
-
-
 def steps_of(program):
     return Host.begin(program).train(program.places()).steps
 
@@ -267,9 +261,6 @@ def test_what_was_seen_with_gradients_that_were_found_changed_is_discarded():
     host.train([(0, 2), (0, 3)])
     state = host.state
     assert (state.pending, state.measured.history, state.measured.agreement.is_good) == (None, (), False)
-
-
-# ---------------------------------------------------------------- records
 
 
 def test_no_function_changes_the_record_that_it_takes(monkeypatch):

@@ -81,9 +81,6 @@ class TestPromises:
             schedule.factor(*arguments)
 
 
-# Closed forms after the warmup, p = progress after it
-
-
 @pytest.mark.parametrize("progress", [0, 0.25, 0.5, 1])
 def test_closed_forms(progress):
     seen = 200 + progress * 800
@@ -116,9 +113,6 @@ def test_asked_at_the_middle_the_sum_of_rates_hardly_depends_on_the_windows(sche
 def test_a_run_without_an_end_does_not_decay():
     assert WarmupCosine().factor(10**9, math.inf, 100) == 1
     assert WarmupConstant().factor(50, math.inf, 100) == 0.5
-
-
-# By name or object
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -21,9 +21,6 @@ def steps_of_lightning(epoch_batches, accumulate):
     return [ready for ready in range(1, epoch_batches + 1) if ready % accumulate == 0 or ready == epoch_batches]
 
 
-# The next window
-
-
 @pytest.mark.parametrize(
     ("arguments", "length", "is_short"),
     [
@@ -38,11 +35,7 @@ def steps_of_lightning(epoch_batches, accumulate):
 def test_a_window_is_cut_at_the_epochs_and_the_budgets_end(arguments, length, is_short):
     expected = WindowPlan(start=arguments["start"], num_micro_batches=length, is_probe=False, is_short=is_short)
     assert plan_window(**arguments) == expected
-
-
-def test_a_probe_that_has_no_pair_is_none():
-    assert plan_window(start=0, wanted=2, epoch_batches=None, budget_batches=None, is_probe=True).is_probe
-    assert not plan_window(start=9, wanted=2, epoch_batches=10, budget_batches=None, is_probe=True).is_probe
+    assert plan_window(**arguments, is_probe=True).is_probe is (length > 1)  # without a pair it is none
 
 
 @given(st.lists(counts, min_size=1, max_size=60), counts, maybe_counts)
@@ -60,9 +53,6 @@ def test_plans_cover_each_micro_batch_of_an_epoch_once(wanted, epoch_batches, bu
     assert covered == list(range(min(epoch_batches, budget or epoch_batches)))
 
 
-# The user's own plan
-
-
 @given(counts, counts, counts)
 def test_planned_steps_are_those_of_lightning(epoch_batches, accumulate, frequency):
     steps = steps_of_lightning(epoch_batches, accumulate)
@@ -73,12 +63,6 @@ def test_planned_steps_are_those_of_lightning(epoch_batches, accumulate, frequen
         assert planned_steps(ready, accumulate, is_last=is_last, frequency=frequency) == len(scheduled)
 
 
-@pytest.mark.parametrize(("accumulate", "frequency", "expected"), [(4, 3, 2), (4, 2, 6), (3, 2, 4)])
-def test_the_frequencies_that_were_seen(accumulate, frequency, expected):
-    # 24 micro-batches: scheduler steps observed with Lightning itself
-    assert planned_steps(24, accumulate, is_last=True, frequency=frequency) == expected
-
-
 @pytest.mark.parametrize("accumulate", range(1, 14))
 def test_batches_until_step_inverts_planned_steps(accumulate):
     for epoch_batches in range(1, 30):
@@ -87,9 +71,6 @@ def test_batches_until_step_inverts_planned_steps(accumulate):
             expected = steps[step] if step < len(steps) else None
             assert batches_until_step(step, accumulate, epoch_batches) == expected
             assert batches_until_step(step, accumulate, None) == step * accumulate
-
-
-# The budget
 
 
 def examples_of_a_run(max_epochs, max_steps, epoch_batches, epoch_examples, accumulate, size):
@@ -136,9 +117,6 @@ def test_what_is_known_gives_the_budget(changes, expected):
     assert planned_examples(**(unknown | changes), accumulate=4, micro_batch_size=8) == expected
 
 
-# The default maximum
-
-
 @pytest.mark.parametrize(
     ("start", "granularity", "epoch", "total", "expected"),
     [
@@ -152,10 +130,8 @@ def test_what_is_known_gives_the_budget(changes, expected):
     ],
 )
 def test_default_maximum(start, granularity, epoch, total, expected):
-    found = default_max_batch_size(
-        start_batch=start, granularity=granularity, epoch_examples=epoch, total_examples=total
-    )
-    assert found == expected
+    sizes = dict(start_batch=start, granularity=granularity)
+    assert default_max_batch_size(**sizes, epoch_examples=epoch, total_examples=total) == expected
 
 
 @given(st.integers(1, 8), counts, st.none() | st.floats(1, 1e6), st.none() | st.floats(1, 1e6))
@@ -169,8 +145,6 @@ def test_the_default_maximum_keeps_its_promises(accumulate, granularity, epoch, 
     assert start <= found <= 32 * start
     assert found == start or horizon is None or horizon / found >= 8
 
-
-# Wrong input
 
 EPOCH = {"epoch_batches": 10, "budget_batches": None}
 

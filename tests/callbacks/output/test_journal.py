@@ -49,8 +49,7 @@ def test_it_is_where_the_user_wants_it(tmp_path, record):
 def test_one_without_a_record_leaves_no_file(tmp_path):
     journal = journal_in(tmp_path, True)
     journal.close()
-    assert journal.path is None
-    assert not (tmp_path / "bsscale.jsonl").exists()
+    assert (journal.path, list(tmp_path.iterdir())) == (None, [])
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

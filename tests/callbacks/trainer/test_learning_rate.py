@@ -3,24 +3,13 @@
 import pytest
 import torch
 from torch.optim import AdamW
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor
 from tests.helpers.expected_warnings import CANNOT_MEASURE
-from tests.helpers.training import (
-    KeepsRates,
-    Regression,
-    fit,
-    regression_loader,
-    scripted,
-)
+from tests.helpers.training import KeepsRates, Regression, UnsizedRegression, fit, regression_loader, scripted
 
 pytestmark = CANNOT_MEASURE
-
-
-def p_groups(parameters):
-    weight, bias = parameters
-    return [{"params": [weight]}, {"params": [bias], "lr": 1.0}]
 
 
 class Rates(Regression):
@@ -32,22 +21,18 @@ class Rates(Regression):
     def look(self):
         self.rates.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
 
-    def on_train_batch_start(self, batch, batch_idx):
-        self.look()
-
     def training_step(self, batch, batch_idx):
         self.look()
         return super().training_step(batch, batch_idx)
 
-    def on_before_optimizer_step(self, optimizer):
+    def on_train_batch_start(self, *args):
         self.look()
 
-    def on_train_batch_end(self, outputs, batch, batch_idx):
-        self.look()
+    on_before_optimizer_step = on_train_batch_end = on_train_batch_start
 
 
 def test_the_rate_is_scaled_in_the_update_and_nowhere_else():
-    module = Rates(lambda p: KeepsRates(p_groups(p), lr=0.1))
+    module = Rates(lambda p: KeepsRates([{"params": [next(p)]}, {"params": [next(p)], "lr": 1.0}], lr=0.1))
     trainer = fit(module, regression_loader(64), [scripted(8, 8, 16)], max_epochs=1)
     used = trainer.optimizers[0].used
     assert module.rates == [[0.1, 1.0]] * len(module.rates)
@@ -74,11 +59,8 @@ def test_a_rate_that_the_user_changes_by_hand_is_the_users():
 
 
 def test_a_window_that_its_loader_cuts_has_the_factor_of_its_own_size():
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(regression_loader(44).dataset)
-
-    module, loader = Regression(lambda p: KeepsRates(p, lr=0.1)), DataLoader(Stream(), batch_size=4)
+    module = Regression(lambda p: KeepsRates(p, lr=0.1))
+    loader = DataLoader(UnsizedRegression(44), batch_size=4)
     trainer = fit(module, loader, [scripted(16, total_examples=1000)], max_epochs=1)
     assert trainer.optimizers[0].used == [[pytest.approx(0.1 * size)] for size in (1, 4, 4, 2)]
 

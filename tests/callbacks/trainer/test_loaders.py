@@ -6,7 +6,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.callbacks.trainer.loaders import SizeCheck
 from tests.helpers.expected_warnings import CANNOT_MEASURE, said_of
-from tests.helpers.training import Regression, Scripted, UnsizedNumbers, fit, regression_loader
+from tests.helpers.training import Regression, Scripted, UnsizedRegression, fit, regression_loader
 
 
 @pytest.mark.parametrize(
@@ -32,21 +32,7 @@ def test_epoch_examples():
     assert budget_of(regression_loader(43), max_epochs=1, limit_train_batches=5) == 20
     # Whatever batches by itself is taken at its word: batches × the first one's size.
     dataset = regression_loader(43).dataset
-    own = DataLoader(dataset, batch_sampler=Pairs(SequentialSampler(dataset), 2, False))
-    assert budget_of(own, max_epochs=1) == 44
-
-
-class Pairs(BatchSampler):
-    pass
-
-
-@CANNOT_MEASURE
-def test_unsized_with_a_limit():
-    class Module(Regression):
-        def training_step(self, batch, batch_idx):
-            return self.net(batch.float().expand(-1, 8)).mean()
-
-    policy = Scripted([])
-    scaler = BatchSizeScaler(policy=policy, warmup=0, probe_every=0)
-    fit(Module(), DataLoader(UnsizedNumbers(40), batch_size=4), [scaler], max_epochs=1, limit_train_batches=5)
-    assert policy.situations[0].total_examples == 20
+    own_sampler = type("Pairs", (BatchSampler,), {})(SequentialSampler(dataset), 2, False)
+    assert budget_of(DataLoader(dataset, batch_sampler=own_sampler), max_epochs=1) == 44
+    unsized = DataLoader(UnsizedRegression(40), batch_size=4)
+    assert budget_of(unsized, max_epochs=1, limit_train_batches=5) == 20

@@ -26,8 +26,6 @@ def decide(situation=READY, limits=LIMITS, **options):
     return NoiseScalePolicy(**options).decide(situation, limits)
 
 
-# Gates
-
 BLOCKS = [
     (Reason.IN_WARMUP, {"warmup_examples": 9950}),
     (Reason.NO_ESTIMATE, {"noise": None}),
@@ -38,22 +36,15 @@ BLOCKS = [
 ]
 
 
-@pytest.mark.parametrize(("reason", "change"), BLOCKS[:-1], ids=lambda value: getattr(value, "name", ""))
-def test_each_gate_holds_by_itself(reason, change):
-    if reason is Reason.COOLING_DOWN:
-        change = {"examples_at_last_change": 4901}
-    decision = decide(replace(READY, **change))
-    assert (decision.batch_size, decision.reason) == (change.get("batch_size", 32), reason.value)
-    assert decision.code == reason.name.lower()
-
-
 @pytest.mark.parametrize("index", range(len(BLOCKS)))
 def test_the_first_reason_to_hold_wins(index):
     # This gate and all later ones are shut.
     changes = {}
     for _, change in reversed(BLOCKS[index:]):
         changes |= change
-    assert decide(replace(READY, **changes)).reason == BLOCKS[index][0]
+    decision, reason = decide(replace(READY, **changes)), BLOCKS[index][0]
+    assert (decision.reason, decision.code) == (reason.value, reason.name.lower())
+    assert decision.batch_size == changes.get("batch_size", 32)
 
 
 def test_open_gates_let_it_grow():
@@ -84,9 +75,6 @@ def test_open_gates_let_it_grow():
 )
 def test_the_edges_of_the_gates(change, reason):
     assert decide(replace(READY, noise=noise_of(1e6), **change)).reason == reason
-
-
-# Target
 
 
 @pytest.mark.parametrize(
@@ -124,8 +112,7 @@ def test_growth_is_judged_by_the_lower_bound():
 
 
 def test_shrinking_is_judged_by_the_upper_bound():
-    uncertain = noise_of(28, spread=0.3)
-    situation = replace(READY, noise=uncertain)
+    situation = replace(READY, noise=noise_of(28, spread=0.3))
     assert decide(situation, confidence=0.5, allow_shrink=True).reason == Reason.SHRINK
     assert decide(situation, confidence=0.9, allow_shrink=True).reason == Reason.CLOSE_ENOUGH
 

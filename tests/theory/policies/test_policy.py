@@ -32,7 +32,10 @@ def test_a_policy_needs_decide_and_nothing_else():
     ("asked", "expected"), [(0, 8), (8, 8), (15.9, 8), (16, 16), (100, 96), (1e9, 96), (math.inf, 96)]
 )
 def test_clip_rounds_down_and_stays_within(asked, expected):
-    assert Limits(granularity=8, min_batch_size=5, max_batch_size=100).clip(asked) == expected
+    limits = Limits(granularity=8, min_batch_size=5, max_batch_size=100)
+    assert limits.clip(asked) == expected
+    with pytest.raises(ValueError, match="batch_size must be a number at least 0, got nan"):
+        limits.clip(math.nan)
 
 
 @given(st.integers(1, 20), st.integers(1, 200), st.integers(0, 200), st.floats(0, 1e4))
@@ -55,11 +58,6 @@ def test_clip_gives_only_possible_batches(granularity, smallest, width, asked):
 def test_bounds_are_checked(granularity, smallest, largest, error, message):
     with pytest.raises(error, match=message):
         Limits(granularity=granularity, min_batch_size=smallest, max_batch_size=largest)
-
-
-def test_nan_is_no_batch_size():
-    with pytest.raises(ValueError, match="batch_size must be a number at least 0, got nan"):
-        Limits(granularity=8, min_batch_size=8, max_batch_size=8).clip(math.nan)
 
 
 NOW = Situation(batch_size=32, start_batch_size=8, examples_seen=5000)
@@ -95,11 +93,9 @@ def test_what_is_recorded_is_bounded_and_pythons_own():
         def __str__(self):
             return "x" * 10**6
 
-    recorded = recorded_decision(
-        Decision(batch_size=8, reason=Long(), code=Long(), bound=10**400, target=True, needed="8"), NOW
-    )
-    assert len(recorded.reason) == 500
-    assert len(recorded.code) == 80
+    odd = Decision(batch_size=8, reason=Long(), code=Long(), bound=10**400, target=True, needed="8")
+    recorded = recorded_decision(odd, NOW)
+    assert (len(recorded.reason), len(recorded.code)) == (500, 80)
     assert (recorded.bound, recorded.target, recorded.needed) == (math.inf, None, None)
     assert recorded_decision(Decision(batch_size=10**400, reason=""), NOW) is None  # no journal could hold it
 

@@ -1,13 +1,6 @@
 import pytest
 
-from lightning_bsscale.theory.rules import (
-    RULES,
-    Capped,
-    LearningRateRule,
-    Power,
-    resolve_rule,
-    rule_for_optimizer,
-)
+from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule, resolve_rule, rule_for_optimizer
 
 
 @pytest.mark.parametrize(
@@ -21,11 +14,10 @@ from lightning_bsscale.theory.rules import (
 )
 def test_auto_by_class_name(optimizers, expected):
     for optimizer in optimizers:
-        assert rule_for_optimizer([optimizer, "Optimizer", "object"]).name == expected
+        assert rule_for_optimizer(["Mine", optimizer, "Optimizer", "object"]).name == expected
 
 
 def test_auto_takes_the_first_known_name_along_the_mro():
-    assert rule_for_optimizer(["Mine", "AdamW", "Adam", "Optimizer", "object"]).name == "sqrt"
     assert rule_for_optimizer(["MyLars", "LARS", "SGD", "Optimizer", "object"]).name == "linear"
     assert rule_for_optimizer(["LayerwiseSGD", "SGD", "LARS"]).name == "saturating"
 
@@ -52,13 +44,6 @@ class Foreign:
         return 3 if noise is None else noise.noise_scale
 
 
-class Cubic(LearningRateRule):
-    name = "cubic"
-
-    def ratio(self, old_batch: float, new_batch: float, noise: object) -> float:
-        return (new_batch / old_batch) ** 3
-
-
 def test_any_object_with_a_ratio_is_a_rule():
     rule = resolve_rule(Foreign(), cap=2)
     assert isinstance(rule, LearningRateRule)
@@ -66,11 +51,13 @@ def test_any_object_with_a_ratio_is_a_rule():
     assert resolve_rule(Foreign()).name == "Foreign"
 
 
-@pytest.mark.parametrize("rule", [Power(0.6), Cubic()])
-def test_rules_pass_through(rule):
-    assert resolve_rule(rule) is rule
+def test_a_users_subclass_needs_a_ratio_only_and_passes_through():
+    class Cubic(LearningRateRule):
+        name = "cubic"
 
+        def ratio(self, old_batch, new_batch, noise):
+            return (new_batch / old_batch) ** 3
 
-def test_a_users_subclass_needs_a_ratio_only():
     rule = Cubic()
+    assert resolve_rule(rule) is rule
     assert (rule.name, rule.ratio(1, 2, None), rule.applied(8.0), rule.needs_noise) == ("cubic", 8.0, 8.0, False)

@@ -101,27 +101,11 @@ def test_only_a_rule_that_falls_declares_a_peak():
 
 
 def test_a_path_is_the_product_of_its_growths_each_at_its_own_noise():
-    path = (
-        FactorPath().extended(Saturating(), 64, 128, noise_of(512.0)).extended(Saturating(), 128, 256, noise_of(64.0))
-    )
-    # by hand: (1 + 8)/(1 + 4) * (1 + 0.5)/(1 + 0.25) = 1.8 * 1.2
-    assert path.factor(Saturating()) == pytest.approx(2.16)
-
-
-def test_a_later_estimate_does_not_rewrite_the_past():
     path = FactorPath().extended(Saturating(), 64, 128, noise_of(512.0))
-    before = path.factor(Saturating())
-    for later in (None, noise_of(1.0), noise_of(1e9)):
-        path.factor_at(Saturating(), 128, 256, later)
-        assert path.extended(Saturating(), 128, 128, later).factor(Saturating()) == pytest.approx(before)
-    # The twin: the closed form at the latest estimate is another number.
-    assert Saturating().ratio(64, 128, noise_of(1.0)) != pytest.approx(before, rel=0.1)
-
-
-@pytest.mark.parametrize("noise", [None, noise_of(512.0, resolved=False)])
-def test_without_a_resolved_estimate_the_square_root_is_used(noise):
-    path = FactorPath().extended(Surge(), 4, 16, noise).extended(Surge(), 16, 32, noise_of(512.0))
-    assert path.product == pytest.approx(2 * Surge().ratio(16, 32, noise_of(512.0)))
+    # by hand: (1 + 8)/(1 + 4) * (1 + 0.5)/(1 + 0.25)
+    assert path.extended(Saturating(), 128, 256, noise_of(64.0)).factor(Saturating()) == pytest.approx(1.8 * 1.2)
+    for later in (None, noise_of(1.0), noise_of(1e9)):  # does not rewrite the past
+        assert path.extended(Saturating(), 128, 128, later).factor(Saturating()) == pytest.approx(1.8)
 
 
 def test_a_window_of_another_size_leaves_no_trace():
