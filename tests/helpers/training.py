@@ -11,7 +11,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.optim import SGD, lr_scheduler
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.callbacks.state.checkpoint import read_run
@@ -52,6 +52,12 @@ def assert_nothing_left(trainer, module, accumulate):
     assert all(config.frequency < 10_000 for config in trainer.lr_scheduler_configs)
 
 
+def assert_same_weights(one, other):
+    """To the bit."""
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 class Numbers(Dataset):
     """Item i is i; its epoch's offset is added by the module."""
 
@@ -66,11 +72,15 @@ class Numbers(Dataset):
 
 
 class UnsizedNumbers(IterableDataset):
+    """Shared out over workers, one number after the other."""
+
     def __init__(self, length):
         self.length = length
 
     def __iter__(self):
-        return iter(torch.arange(self.length).unsqueeze(1))
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        return iter(torch.arange(first, self.length, step).unsqueeze(1))
 
 
 class OneHot(pl.LightningModule):
@@ -250,7 +260,7 @@ class KeepsRates(torch.optim.SGD):
 
     def step(self, closure=None):
         loss = None if closure is None else closure()  # a gradient scaler has called it before
-        self.used.append([group["lr"] for group in self.param_groups])
+        self.used.append([float(group["lr"]) for group in self.param_groups])
         super().step()
         return loss
 
