@@ -18,14 +18,13 @@ from hypothesis import HealthCheck, Phase, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
-from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_bsscale import BatchSizeScaler, Decision, Policy
+from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.records import DecisionRecord
-from tests.helpers.training import KeepsRates, KeepSteps, Numbers, UnsizedNumbers, fit, run_of
+from tests.helpers.training import ByStep, KeepsRates, KeepSteps, Numbers, UnsizedNumbers, fit, gradient_scaler, run_of
 
 POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 LARGEST = 12
@@ -78,16 +77,6 @@ class Training:
 
     def factor(self, batch):
         return (batch / self.accumulate) ** POWERS[self.rule]
-
-
-class Script(Policy):
-    def __init__(self, training):
-        self.training = training
-
-    def decide(self, situation, limits):
-        wanted = self.training.batch(situation.optimizer_steps)
-        told = f"for step {situation.optimizer_steps}"
-        return Decision(batch_size=wanted, reason=told, code=told)
 
 
 class Killed(Exception):
@@ -182,7 +171,7 @@ class Programs(RuleBasedStateMachine):
     def train(self, module, *callbacks):
         t, path = self.training, Path(self.folder.name)
         scaler = BatchSizeScaler(
-            policy=Script(t),
+            policy=ByStep(t.script),
             lr_rule=t.rule,
             warmup=0,
             memory=1.0,
@@ -193,12 +182,7 @@ class Programs(RuleBasedStateMachine):
         )
         data = Numbers(t.length) if t.sized else UnsizedNumbers(t.length)
         is_checked = t.validate_every is not None and t.validate_every <= t.length
-        half = t.precision == "16-mixed"
-        precision = (
-            {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]}
-            if half
-            else {"precision": t.precision}
-        )
+        precision = gradient_scaler() if t.precision == "16-mixed" else {"precision": t.precision}
         logger = KeepSteps()
         try:
             with warnings.catch_warnings():
