@@ -27,15 +27,17 @@ QUIET = dict(
 
 
 def fit(module, loader, callbacks=(), *, val=None, ckpt_path=None, **settings):
-    """Trains, and checks that the Trainer, the optimizer and the model are as the user made them."""
+    """Trains, and checks that Trainer, optimizer and model are as the user made them, also after an exception."""
     with warnings.catch_warnings():
         # Of Lightning's advice, what is true of every small test.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*logging interval.*")
         trainer = pl.Trainer(**{**QUIET, **settings}, callbacks=list(callbacks))
         found = trainer.accumulate_grad_batches
-        trainer.fit(module, loader, val, ckpt_path=ckpt_path)
-    assert_nothing_left(trainer, module, found)
+        try:
+            trainer.fit(module, loader, val, ckpt_path=ckpt_path)
+        finally:
+            assert_nothing_left(trainer, module, found)
     return trainer
 
 

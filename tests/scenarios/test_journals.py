@@ -111,20 +111,15 @@ def test_three_processes_that_record_to_one_folder_at_once(tmp_path):
     assert files(tmp_path) == ["bsscale-v1.jsonl", "bsscale-v2.jsonl", "bsscale.jsonl"]
 
 
-class TrainsInside(pl.Callback):
-    """Runs a second training within the first one's third step."""
-
-    def __init__(self, callback, folder):
-        self.callback, self.folder = callback, folder
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.global_step == 3 and not self.callback.history:
-            train(self.callback, self.folder)
-
-
 def test_two_trainers_in_one_process(tmp_path):
     outer, inner = MAKE["scaler"](True), MAKE["scaler"](True)
-    train(outer, tmp_path, TrainsInside(inner, tmp_path))
+
+    class TrainsInside(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 3 and not inner.history:
+                train(inner, tmp_path)
+
+    train(outer, tmp_path, TrainsInside())
     assert files(tmp_path) == ["bsscale-v1.jsonl", "bsscale.jsonl"]
     assert outer.journal_path == tmp_path / "bsscale.jsonl"
     assert inner.journal_path == tmp_path / "bsscale-v1.jsonl"
@@ -230,16 +225,6 @@ def test_a_resumed_run_continues_its_own_journal_among_others(tmp_path, kind, sa
     assert {path: path.read_bytes() for path in others} == others
 
 
-def test_another_runs_journal_of_that_name_is_not_continued(tmp_path, said):
-    _, checkpoint = saved(tmp_path / "a")
-    other, _ = saved(tmp_path / "b")
-    before = other.journal_path.read_bytes()
-    again = resumed(checkpoint, tmp_path / "b")
-    assert other.journal_path.read_bytes() == before
-    assert again.journal_path == tmp_path / "b" / "bsscale-v1.jsonl"
-    assert "another run" in said()[-2]
-
-
 def test_a_resumed_run_in_a_new_log_folder_begins_a_journal_that_names_the_other(tmp_path, said):
     first, checkpoint = saved(tmp_path, logger=CSVLogger(tmp_path, version=0))
     before = first.journal_path.read_bytes()
@@ -330,24 +315,32 @@ def test_a_forked_child_does_not_write_to_its_parents_journal(tmp_path):
     journal.close()
 
 
-def test_where_there_are_no_locks_a_journal_that_is_there_is_never_continued(tmp_path, monkeypatch, said):
-    monkeypatch.setattr(journal_file, "HAS_LOCKS", False)
-    first, checkpoint = saved(tmp_path)
-    before = first.journal_path.read_bytes()
-    again = resumed(checkpoint, tmp_path)
-    assert first.journal_path.read_bytes() == before
-    assert again.journal_path == tmp_path / "bsscale-v1.jsonl"
-    assert "locked" in said()[-2]
+# What is found in the journal's place, and a word of why it is not continued.
+OTHERS = {
+    "pipe": "named pipe",
+    "device": "a device",
+    "folder": "a folder",
+    "3 GiB": "longer than",
+    "NUL bytes": "damaged in line 2",
+    "deep": "nested too deeply",
+    "another run's": "another run",
+    "no locks": "locked",
+}
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("there", ["pipe", "device", "folder", "3 GiB", "NUL bytes", "deep"])
-def test_a_resumed_run_opens_nothing_hostile(tmp_path, there):
+@pytest.mark.parametrize("there", OTHERS)
+def test_a_resumed_run_continues_nothing_hostile_and_nothing_of_others(tmp_path, there, said, monkeypatch):
     first, checkpoint = saved(tmp_path)
-    path = first.journal_path
+    path, deep = first.journal_path, b"[" * 100_000 + b"\n"
     header, *lines = path.read_bytes().splitlines(keepends=True)
     path.unlink()
-    before = None
+    before = {
+        "NUL bytes": b"".join([header, b"\0" * 500 + b"\n", *lines]),
+        "deep": b"".join([deep, deep, *lines]),
+        "another run's": b"".join([header.replace(first.state_dict()["journal"]["id"].encode(), b"another"), *lines]),
+        "no locks": b"".join([header, *lines]),
+    }.get(there)
     if there == "pipe":
         os.mkfifo(path)
     elif there == "device":
@@ -358,14 +351,14 @@ def test_a_resumed_run_opens_nothing_hostile(tmp_path, there):
         path.touch()
         os.truncate(path, 3 * 2**30)
     else:
-        deep = b"[" * 100_000 + b"\n"
-        before = b"".join([header, b"\0" * 500 + b"\n", *lines] if there == "NUL bytes" else [deep, deep, *lines])
         path.write_bytes(before)
+        monkeypatch.setattr(journal_file, "HAS_LOCKS", there != "no locks")
     started = time.monotonic()
     again = resumed(checkpoint, tmp_path)
     assert time.monotonic() - started < 10
     assert again.journal_path == tmp_path / "bsscale-v1.jsonl"
     assert before is None or path.read_bytes() == before
+    assert OTHERS[there] in said()[-2]
 
 
 # ---------------------------------------------------------------- whole runs again

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections import namedtuple
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -18,12 +17,10 @@ from lightning_bsscale.callbacks.trainer import loaders
 from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION, said_of
 from tests.helpers.known_noise import KnownNoise, gradients
 from tests.helpers.training import (
-    QUIET,
     KeepSteps,
     Numbers,
     OneHot,
     UnsizedNumbers,
-    assert_nothing_left,
     fit,
     gradient_scaler,
     scripted,
@@ -289,11 +286,10 @@ def test_arrays_are_not_walked_through():
 @pytest.mark.parametrize("make", [scripted, watching_all])
 def test_what_lightning_cannot_count_is_refused_and_a_function_counts_it(make):
     loader = Shaped(lambda x: Words(["word"] * len(x)))
-    module, trainer = ByIndex(1, 11), pl.Trainer(**QUIET, max_epochs=1, callbacks=[make()])
+    module = ByIndex(1, 11)
     with pytest.raises(MisconfigurationException, match=r"Words.*batch_size_fn=len"):
-        trainer.fit(module, loader)
+        fit(module, loader, [make()], max_epochs=1)
     assert module.steps == []
-    assert_nothing_left(trainer, module, 1)
     module, one = ByIndex(1, 11), make(batch_size_fn=len)
     fit(module, loader, [one], max_epochs=1, accumulate_grad_batches=2)
     assert one.history[0].window_examples == sum(UNEQUAL[:2])
@@ -324,13 +320,11 @@ def test_an_exception_in_batch_size_fn_comes_through_unchanged(make, fails_at):
             raise TheUsersOwn("no labels")
         return len(batch)
 
-    module = ByIndex(1, 11)
-    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[make(batch_size_fn=count)], accumulate_grad_batches=3)
+    callbacks = [make(batch_size_fn=count)]
     with pytest.raises(TheUsersOwn, match="no labels") as raised:
-        trainer.fit(module, Shaped())
+        fit(ByIndex(1, 11), Shaped(), callbacks, max_epochs=1, accumulate_grad_batches=3)
     assert raised.value.__cause__ is None
     assert len(calls) == fails_at
-    assert_nothing_left(trainer, module, 3)
 
 
 # ---------------------------------------------------------------- unequal micro-batches

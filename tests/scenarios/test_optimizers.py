@@ -10,18 +10,17 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, StepLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.theory.schedules import WarmupStep
 from tests.helpers.expected_warnings import CANNOT_MEASURE, said_of
-from tests.helpers.refusals_of_training import CopiesItsGroups
+from tests.helpers.refusals_of_training import CopiesItsGroups, with_scheduler
 from tests.helpers.training import (
     QUIET,
     KeepsRates,
     KeepSteps,
     Regression,
-    assert_nothing_left,
     assert_same_weights,
     fit,
     gradient_scaler,
@@ -269,14 +268,10 @@ class LeavesStepsOut(Regression):
 
 
 def test_weights_that_something_else_updates_are_refused_and_the_log_never_claims_a_factor():
-    logger = KeepSteps()
-    settings = {**QUIET, "logger": logger, "max_epochs": 2, "log_every_n_steps": 1}
-    module = StepsByItself(sgd)
-    trainer = pl.Trainer(**settings, callbacks=[scripted(8, lr_rule="linear", max_batch_size=8)])
+    logger, module = KeepSteps(), StepsByItself(sgd)
     with pytest.raises(MisconfigurationException, match=r"StepsByItself.optimizer_step"):
-        trainer.fit(module, regression_loader(256))
-    assert_nothing_left(trainer, module, 1)
-    assert trainer.global_step == 21  # the first one had a factor of one
+        train(module, scripted(8, max_batch_size=8), examples=256, max_epochs=2, logger=logger)
+    assert module.trainer.global_step == 21  # the first one had a factor of one
     assert set(logged_by(logger)) == {(LR, 1.0)}
     # Where there is no factor to apply, it is nobody's business.
     fit(StepsByItself(sgd), regression_loader(256), [scripted(8, lr_rule="none")], max_epochs=2)
@@ -369,19 +364,14 @@ def test_measuring_follows_another_optimizer():
 
 
 def test_a_scheduler_beside_the_callbacks_own_schedule_is_refused_in_mid_training_too():
-    def scheduler(optimizer, trainer):
-        return {"scheduler": StepLR(optimizer, 1), "interval": "step"}
-
     class AddsAScheduler(SetsUpAnew):
         def configure_optimizers(self):
-            self.make_scheduler = scheduler if self.where is None else None
+            self.make_scheduler = with_scheduler if self.where is None else None
             return super().configure_optimizers()
 
     module = AddsAScheduler("on_train_batch_end")
-    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[scripted(8, schedule="cosine")])
     with pytest.raises(MisconfigurationException, match="returns a scheduler"):
-        trainer.fit(module, regression_loader(64))
-    assert_nothing_left(trainer, module, 1)
+        train(module, scripted(8, schedule="cosine"))
 
 
 # ---------------------------------------------------------------- a learning rate that is set within the step
@@ -398,30 +388,6 @@ def test_a_step_around_the_instance_is_caught_by_the_hooks():
     plain, module = Regression(sgd), Bypasses(sgd)
     assert train(module)[0] == train(plain)[0]
     assert_same_weights(module, plain)
-
-
-class ClearsHooks(Regression):
-    """Takes its own hooks off the optimizer in the end."""
-
-    def on_train_end(self):
-        self.trainer.optimizers[0]._optimizer_step_pre_hooks.clear()
-        self.trainer.optimizers[0]._optimizer_step_post_hooks.clear()
-
-
-@pytest.mark.parametrize("settings", [{}, gradient_scaler()])
-def test_step_hooks_of_the_users_see_the_users_learning_rate(settings):
-    """With a gradient scaler too, where the closure is called before the step."""
-    seen = []
-
-    def hooked(parameters):
-        optimizer = SGD(parameters, lr=LR)
-        optimizer.register_step_pre_hook(lambda opt, args, kwargs: seen.append(opt.param_groups[0]["lr"]))
-        optimizer.register_step_post_hook(lambda opt, args, kwargs: seen.append(opt.param_groups[0]["lr"]))
-        return optimizer
-
-    logged, _ = train(ClearsHooks(hooked), **settings)
-    assert seen == [LR] * 12
-    assert [lr for lr, _ in logged] == pytest.approx([LR * factor for factor in FACTORS])
 
 
 class DecaysItself(KeepsRates):
@@ -475,12 +441,13 @@ def test_with_the_callbacks_own_schedule_the_optimizers_learning_rate_is_its_pea
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.9**6)
 
 
+@pytest.mark.parametrize("settings", [{}, gradient_scaler()], ids=["plain", "scaled"])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("rule", ["linear", "none"])
-def test_a_step_hook_of_the_users_sees_and_sets_the_users_learning_rate(when, rule):
-    """Whether it was registered before ours or after, and whether it multiplies or sets."""
+def test_step_hooks_of_the_users_see_and_set_the_users_learning_rate(when, rule, settings):
+    """Registered before ours or after; with a gradient scaler too, where the closure is called before the step."""
 
-    class Hooked(ClearsHooks):
+    class Hooked(Regression):
         def on_fit_start(self):
             self.seen, self.before = [], []
 
@@ -488,27 +455,31 @@ def test_a_step_hook_of_the_users_sees_and_sets_the_users_learning_rate(when, ru
             self.seen.append(optimizer.param_groups[0]["lr"])
             optimizer.param_groups[0]["lr"] = 0.1 / (1 + len(self.seen))
 
+        def register(self, optimizer):
+            optimizer.register_step_pre_hook(lambda opt, *args: self.before.append(opt.param_groups[0]["lr"]))
+            optimizer.register_step_post_hook(self.hook)
+
         def configure_optimizers(self):
             optimizer = SGD(self.parameters(), lr=0.1)
             if when == "before":
-                optimizer.register_step_post_hook(self.hook)
+                self.register(optimizer)
             return optimizer
 
         def on_train_batch_start(self, batch, batch_idx):
             if when == "after" and batch_idx == 0:
-                optimizer = self.trainer.optimizers[0]
-                optimizer.register_step_post_hook(self.hook)
-                optimizer.register_step_pre_hook(lambda opt, *args: self.before.append(opt.param_groups[0]["lr"]))
+                self.register(self.trainer.optimizers[0])
+
+        def on_train_end(self):
+            self.trainer.optimizers[0]._optimizer_step_pre_hooks.clear()
+            self.trainer.optimizers[0]._optimizer_step_post_hooks.clear()
 
     module = Hooked()
-    logged, trainer = train(module, scripted(8, 8, 16, lr_rule=rule))
+    logged, trainer = train(module, scripted(8, 8, 16, lr_rule=rule), **settings)
     users = [0.1 / (1 + step) for step in range(7)]
-    factors = FACTORS if rule == "linear" else [1] * 6
-    if when == "before":
-        assert module.seen == pytest.approx(users[:6])
+    assert module.seen == module.before == pytest.approx(users[:6])
+    if when == "before":  # after ours, the first step's factor is one, whatever the order
+        factors = FACTORS if rule == "linear" else [1] * 6
         assert [lr for lr, _ in logged] == pytest.approx([a * b for a, b in zip(users[:6], factors, strict=True)])
-    else:  # in its first step the factor is one, whatever the order
-        assert module.seen == module.before == pytest.approx(users[:6])
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(users[6])
 
 
@@ -599,9 +570,7 @@ def test_an_exception_in_an_update_keeps_what_the_optimizer_had_changed():
             return loss
 
     module = Regression(lambda p: Breaks(p, lr=0.1, momentum=0.9))
-    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[BatchSizeScaler(warmup=0, lr_rule="linear")])
     with pytest.raises(RuntimeError, match="broken on purpose"):
-        trainer.fit(module, regression_loader(64))
+        train(module, BatchSizeScaler(warmup=0, lr_rule="linear"))
     # The first window is a probe of two micro-batches, with a factor of 2.
-    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05)
-    assert_nothing_left(trainer, module, 1)
+    assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05)

@@ -3,7 +3,6 @@
 import json
 import math
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -16,16 +15,7 @@ from lightning_bsscale.theory.policies import Policy, Situation, recorded_decisi
 from lightning_bsscale.theory.schedules import Schedule
 from tests.helpers.expected_warnings import said_of
 from tests.helpers.refusals_of_training import with_scheduler
-from tests.helpers.training import (
-    QUIET,
-    KeepsRates,
-    Regression,
-    Scripted,
-    assert_nothing_left,
-    fit,
-    regression_loader,
-    run_of,
-)
+from tests.helpers.training import KeepsRates, Regression, Scripted, fit, regression_loader, run_of
 
 NAN = float("nan")
 
@@ -68,17 +58,14 @@ class Rule(Duck, LearningRateRule):
         return path_factor if self.on_top is None else self.on_top
 
 
-def fails(error, match, callback, **settings):
+def fails(error, match, callback, scheduler=None, **settings):
     """The training ends with this error, with nothing left behind, and every rate was a finite number above zero."""
-    module = Regression(lambda p: KeepsRates(p, lr=0.05), scheduler=settings.pop("scheduler", None))
-    trainer = pl.Trainer(**{**QUIET, "max_epochs": 1, **settings}, callbacks=[callback])
+    module = Regression(lambda p: KeepsRates(p, lr=0.05), scheduler)
     with pytest.raises(error, match=match) as caught:
-        trainer.fit(module, regression_loader(80))
-    assert_nothing_left(trainer, module, settings.get("accumulate_grad_batches", 1))
-    optimizer = trainer.optimizers[0]
-    assert all(0 < rate < math.inf for rates in optimizer.used for rate in rates)
+        fit(module, regression_loader(80), [callback], max_epochs=1, **settings)
+    assert all(0 < rate < math.inf for rates in module.trainer.optimizers[0].used for rate in rates)
     assert all(torch.isfinite(p).all() for p in module.parameters())
-    return caught.value, trainer
+    return caught.value, module.trainer
 
 
 # ---------------------------------------------------------------- policies
