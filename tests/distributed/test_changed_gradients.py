@@ -190,11 +190,7 @@ def cancels_last(module):
 
 
 OF_ALL = [adds_noise, clips, scales, scales_on_one_rank, zeroes]
-CHANGES = {
-    "fsdp1": [*OF_ALL, cancels_last],
-    "fsdp2": OF_ALL,
-    "fsdp2 of another torch": [*OF_ALL, cancels_last],
-}
+CHANGES = {"fsdp1": [*OF_ALL, cancels_last], "fsdp2": OF_ALL, "fsdp2 of another torch": [*OF_ALL, cancels_last]}
 
 
 def known_items(count):
@@ -259,12 +255,8 @@ def test_without_the_comparison_shards_would_be_wrong_and_resolved(kind):
         assert not noise.low < NOISE_SCALE < noise.high
 
 
-def cancelled(rank):
-    return sharded_run(rank, "fsdp2", cancels_last, 100)
-
-
 def test_under_fsdp2_a_gradient_of_none_is_left_out():
-    for found, noise, said in run(cancelled, 2, init=False):
+    for found, noise, said in run(sharded_run, 2, "fsdp2", cancels_last, 100, init=False):
         assert len(found) == 100
         assert noise.low < NOISE_SCALE < noise.high
         assert noise.trace == pytest.approx(HALF * OUTPUTS, rel=0.1)

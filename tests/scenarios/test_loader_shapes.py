@@ -16,15 +16,7 @@ from lightning_bsscale import GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.trainer import loaders
 from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION, said_of
 from tests.helpers.known_noise import KnownNoise, gradients
-from tests.helpers.training import (
-    KeepSteps,
-    Numbers,
-    OneHot,
-    UnsizedNumbers,
-    fit,
-    gradient_scaler,
-    scripted,
-)
+from tests.helpers.training import KeepSteps, Numbers, OneHot, UnsizedNumbers, fit, gradient_scaler, scripted
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -225,12 +217,6 @@ BATCHES = {
     "dataclass": lambda x: Graphs(names=["a"] * len(x), nodes=x),
     "nested dataclass": lambda x: {"graphs": [Graphs(names=[], nodes=x)]},
 }
-
-
-@pytest.mark.parametrize("shape", ["nested", "with a scalar", "nested dataclass"])
-def test_batches_of_any_shape_are_counted_as_lightning_counts_them(shape):
-    check_exact(Shaped(BATCHES[shape]), UNEQUAL)
-    check_monitor(lambda: Shaped(BATCHES[shape]), UNEQUAL)
 
 
 @pytest.mark.parametrize("shape", BATCHES)
