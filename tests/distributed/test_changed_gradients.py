@@ -17,7 +17,6 @@ from tests.helpers.expected_warnings import NOT_THE_MEAN, said_of
 from tests.helpers.places import here
 from tests.helpers.processes import run
 from tests.helpers.sharded_models import local
-from tests.helpers.training import QUIET
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
 
@@ -38,25 +37,27 @@ class ChangesOnOneRank(ddp_runs.Linear):
                 parameter.grad *= 1.5
 
 
-def measured(rank, ranks, module, accumulate, kind):
-    if kind == "monitor":
-        callback = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-    else:
-        callback = BatchSizeScaler(measure_every=1, memory=1.0, warmup=0)
-    trainer = ddp_runs.trainer_of(ranks, [callback], max_epochs=1, accumulate_grad_batches=accumulate)
-    items = ddp_runs.regression_items(80, [4])
+def fit_and_listen(trainer, module, items, rank, ranks):
+    """How often it is said that `.grad` is not the mean."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer.fit(module(), ddp_runs.loader_of(items, rank, ranks))
-    said = len(said_of(NOT_THE_MEAN, caught))
+        trainer.fit(module, ddp_runs.loader_of(items, rank, ranks))
+    return len(said_of(NOT_THE_MEAN, caught))
+
+
+def measured(rank, ranks, module, accumulate, kind="monitor"):
+    cls, options = (GradientNoiseScaleMonitor, {}) if kind == "monitor" else (BatchSizeScaler, dict(warmup=0))
+    callback = cls(measure_every=1, memory=1.0, **options)
+    trainer = ddp_runs.trainer_of(ranks, [callback], max_epochs=1, accumulate_grad_batches=accumulate)
+    said = fit_and_listen(trainer, module(), ddp_runs.regression_items(80, [4]), rank, ranks)
     decided = [record.batch_size for record in getattr(callback, "decisions", [])]
     return ddp_runs.moments_of(callback), callback.noise_scale, said, decided
 
 
 def test_a_cancelled_layer_is_left_out_on_all_ranks():
-    ((alone, *_),) = run(measured, 1, 1, Cancels, 4, "monitor", init=False)
+    ((alone, *_),) = run(measured, 1, 1, Cancels, 4, init=False)
     assert len(alone) == 20
-    for found, _, said, _ in run(measured, 2, 2, Cancels, 2, "monitor", init=False):
+    for found, _, said, _ in run(measured, 2, 2, Cancels, 2, init=False):
         assert found == [pytest.approx(window, rel=1e-4) for window in alone]
         assert said == 0
 
@@ -82,7 +83,7 @@ class Compresses(ddp_runs.Linear):
 
 
 def test_a_compression_that_loses_much_is_refused():
-    results = run(measured, 2, 2, Compresses, 2, "monitor", init=False)
+    results = run(measured, 2, 2, Compresses, 2, init=False)
     assert [len(found) for found, *_ in results] == [2, 2]  # of the steps before it begins
     assert [noise for _, noise, *_ in results] == [None, None]
     assert [said for _, _, said, _ in results] == [1, 0]
@@ -126,11 +127,15 @@ class Layers(nn.Module):
 class Known(pl.LightningModule):
     """The noise scale is 64 in each layer, and in both together, at any weights."""
 
-    def __init__(self, dtype=None):
+    def __init__(self, change=None, dtype=None):
         super().__init__()
         torch.manual_seed(0)
         self.net = Layers()
-        self.dtype_of_computation = dtype
+        self.change, self.dtype_of_computation = change, dtype
+
+    def on_after_backward(self):
+        if self.change is not None:
+            self.change(self)
 
     def configure_model(self):
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
@@ -152,51 +157,40 @@ class Known(pl.LightningModule):
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=1e-3)
 
 
-class AddsNoise(Known):
-    def on_after_backward(self):
-        for gradient in self.trained():
-            gradient += torch.randn_like(gradient)
+def adds_noise(module):
+    for gradient in module.trained():
+        gradient += torch.randn_like(gradient)
 
 
-class Clips(Known):
+def clips(module):
     """Each rank by the norm of its shards."""
-
-    def on_after_backward(self):
-        norm = sum(float(gradient.square().sum()) for gradient in self.trained()) ** 0.5
-        for gradient in self.trained():
-            gradient *= min(1.0, 0.5 / max(norm, 1e-9))
+    norm = sum(float(gradient.square().sum()) for gradient in module.trained()) ** 0.5
+    for gradient in module.trained():
+        gradient *= min(1.0, 0.5 / max(norm, 1e-9))
 
 
-class Scales(Known):
-    def on_after_backward(self):
-        for gradient in self.trained():
-            gradient *= 1.1
+def scales(module, factor=1.1):
+    for gradient in module.trained():
+        gradient *= factor
 
 
-class ScalesOnOneRank(Known):
-    def on_after_backward(self):
-        for gradient in self.trained() if self.global_rank == 1 else ():
-            gradient *= 1.5
+def scales_on_one_rank(module):
+    scales(module, factor=1.5 if module.global_rank == 1 else 1.0)
 
 
-class Zeroes(Known):
-    def on_after_backward(self):
-        for gradient in self.trained("last"):
-            gradient.zero_()
+def zeroes(module):
+    for gradient in module.trained("last"):
+        gradient.zero_()
 
 
-class CancelsLast(Known):
-    def on_after_backward(self):
-        for name, parameter in self.named_parameters():
-            if "last" in name:
-                parameter.grad = None
+def cancels_last(module):
+    for name, parameter in module.named_parameters():
+        if "last" in name:
+            parameter.grad = None
 
 
-CHANGES = {
-    "fsdp1": [AddsNoise, Clips, Scales, ScalesOnOneRank, Zeroes, CancelsLast],
-    "fsdp2": [AddsNoise, Clips, Scales, ScalesOnOneRank, Zeroes],
-    "fsdp2 of another torch": [AddsNoise, Clips, Scales, ScalesOnOneRank, Zeroes, CancelsLast],
-}
+OF_ALL = [adds_noise, clips, scales, scales_on_one_rank, zeroes]
+CHANGES = {"fsdp1": [*OF_ALL, cancels_last], "fsdp2": OF_ALL, "fsdp2 of another torch": [*OF_ALL, cancels_last]}
 
 
 def known_items(count):
@@ -207,35 +201,22 @@ def known_items(count):
     return [(mean + torch.randn(SIZE, 2 * HALF, generator=generator),) for _ in range(count)]
 
 
-def sharded_run(rank, kind, module, windows, precision=None):
-    backend, settings = here().backend, here().trainer(2)
+def sharded_run(rank, kind, change, windows, precision=None):
     if kind == "fsdp1":
-        strategy = FsdpOfLayers(process_group_backend=backend)
-        settings |= {} if precision is None else {"precision": precision}
+        strategy = FsdpOfLayers(process_group_backend=here().backend)
+        module, settings = Known(change), {"precision": precision}
     else:
-        strategy = ModelParallelStrategy(2, 1, process_group_backend=backend)
+        strategy = ModelParallelStrategy(2, 1, process_group_backend=here().backend)
+        module, settings = Known(change, precision), {}
     monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-    trainer = pl.Trainer(
-        **{**QUIET, **settings},
-        strategy=strategy,
-        max_epochs=1,
-        accumulate_grad_batches=2,
-        use_distributed_sampler=False,
-        callbacks=[monitor],
-    )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer.fit(
-            module(None if kind == "fsdp1" else precision),
-            ddp_runs.loader_of(known_items(4 * windows), rank, 2),
-        )
-    said = len(said_of(NOT_THE_MEAN, caught))
+    trainer = ddp_runs.trainer_of(2, [monitor], strategy, max_epochs=1, accumulate_grad_batches=2, **settings)
+    said = fit_and_listen(trainer, module, known_items(4 * windows), rank, 2)
     return ddp_runs.moments_of(monitor), monitor.noise_scale, said
 
 
 def undisturbed(rank, kind, windows):
     measured_windows.COMPARED_EVERY = 1
-    return sharded_run(rank, kind, Known, windows, MIXED[kind])
+    return sharded_run(rank, kind, None, windows, MIXED[kind])
 
 
 @pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
@@ -251,20 +232,19 @@ def test_undisturbed_sharded_training_is_never_refused(kind):
 def disturbed(rank, kind):
     if kind == "fsdp2 of another torch":
         watchers.fsdp2_params = lambda model: None
-    return [sharded_run(rank, kind, module, 8) for module in CHANGES[kind]]
+    return [sharded_run(rank, kind, change, 8) for change in CHANGES[kind]]
 
 
 @pytest.mark.parametrize("kind", CHANGES)
 def test_all_ranks_refuse_changed_shards(kind):
     for rank, runs in enumerate(run(disturbed, 2, kind, init=False)):
-        for module, (found, noise, said) in zip(CHANGES[kind], runs, strict=True):
-            assert (module.__name__, found, noise) == (module.__name__, [], None)
-            assert said == (rank == 0)
+        for change, (found, noise, said) in zip(CHANGES[kind], runs, strict=True):
+            assert (found, noise, said) == ([], None, rank == 0), change.__name__
 
 
 def not_compared(rank, kind):
     Difference.is_explained = True
-    return sharded_run(rank, kind, Scales, 40)
+    return sharded_run(rank, kind, scales, 40)
 
 
 @pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
@@ -275,12 +255,8 @@ def test_without_the_comparison_shards_would_be_wrong_and_resolved(kind):
         assert not noise.low < NOISE_SCALE < noise.high
 
 
-def cancelled(rank):
-    return sharded_run(rank, "fsdp2", CancelsLast, 100)
-
-
 def test_under_fsdp2_a_gradient_of_none_is_left_out():
-    for found, noise, said in run(cancelled, 2, init=False):
+    for found, noise, said in run(sharded_run, 2, "fsdp2", cancels_last, 100, init=False):
         assert len(found) == 100
         assert noise.low < NOISE_SCALE < noise.high
         assert noise.trace == pytest.approx(HALF * OUTPUTS, rel=0.1)

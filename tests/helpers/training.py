@@ -11,7 +11,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.optim import SGD, lr_scheduler
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.callbacks.state.checkpoint import read_run
@@ -23,15 +23,17 @@ QUIET = dict(
 
 
 def fit(module, loader, callbacks=(), *, val=None, ckpt_path=None, **settings):
-    """Trains, and checks that the Trainer, the optimizer and the model are as the user made them."""
+    """Trains, and checks that Trainer, optimizer and model are as the user made them, also after an exception."""
     with warnings.catch_warnings():
         # Of Lightning's advice, what is true of every small test.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*logging interval.*")
         trainer = pl.Trainer(**{**QUIET, **settings}, callbacks=list(callbacks))
         found = trainer.accumulate_grad_batches
-        trainer.fit(module, loader, val, ckpt_path=ckpt_path)
-    assert_nothing_left(trainer, module, found)
+        try:
+            trainer.fit(module, loader, val, ckpt_path=ckpt_path)
+        finally:
+            assert_nothing_left(trainer, module, found)
     return trainer
 
 
@@ -52,6 +54,12 @@ class Broken(Exception):
     """What breaks on purpose."""
 
 
+def assert_same_weights(one, other):
+    """To the bit."""
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 class Numbers(Dataset):
     """Item i is i; its epoch's offset is added by the module."""
 
@@ -66,11 +74,15 @@ class Numbers(Dataset):
 
 
 class UnsizedNumbers(IterableDataset):
+    """Shared out over workers, one number after the other."""
+
     def __init__(self, length):
         self.length = length
 
     def __iter__(self):
-        return iter(torch.arange(self.length).unsqueeze(1))
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        return iter(torch.arange(first, self.length, step).unsqueeze(1))
 
 
 class Unsized(IterableDataset):
@@ -286,7 +298,7 @@ class KeepsRates(torch.optim.SGD):
 
     def step(self, closure=None):
         loss = None if closure is None else closure()  # a gradient scaler has called it before
-        self.used.append([group["lr"] for group in self.param_groups])
+        self.used.append([float(group["lr"]) for group in self.param_groups])
         super().step()
         return loss
 

@@ -34,6 +34,9 @@ def interrupts_still_arrive():
 # ---------------------------------------------------------------- the snapshot
 
 
+OF_A_TENSOR = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
 def table(hooks):
     """Which hooks, in which order; a table that is not there is not an empty one."""
     return None if hooks is None else list(hooks.items())
@@ -45,8 +48,7 @@ def hook_tables(thing):
 
 def numbers(thing):
     """Every integer, string, flag and None, with its type: a subclass of int is no int."""
-    plain = {name: value for name, value in vars(thing).items() if isinstance(value, int | str | None)}
-    return {name: (type(value), value) for name, value in plain.items()}
+    return {name: (type(value), value) for name, value in vars(thing).items() if isinstance(value, int | str | None)}
 
 
 def snapshot(trainer, module):
@@ -61,41 +63,25 @@ def snapshot(trainer, module):
             {name: getattr(config, name) for name in config.__dataclass_fields__}
             for config in trainer.lr_scheduler_configs
         ],
-        "scheduler numbers": [
-            (config.scheduler.__class__, getattr(config.scheduler, "step", None).__qualname__)
-            for config in trainer.lr_scheduler_configs
-        ],
+        "scheduler steps": [(type(c.scheduler), c.scheduler.step.__qualname__) for c in trainer.lr_scheduler_configs],
         "optimizer hooks": hook_tables(optimizer),
         "optimizer": (type(optimizer), optimizer.step.__qualname__),
-        "global hooks": [
-            table(hooks)
-            for module_of in (sys.modules["torch.optim.optimizer"], nn.modules.module)
-            for name, hooks in sorted(vars(module_of).items())
-            if name.startswith("_global") and "hooks" in name and hasattr(hooks, "items")
-        ],
-        "groups": [
-            {name: value for name, value in group.items() if name != "params"}
-            | {"params": list(map(id, group["params"]))}
-            for group in optimizer.param_groups
-        ],
+        "global hooks": [hook_tables(found) for found in (sys.modules["torch.optim.optimizer"], nn.modules.module)],
+        "groups": [{**group, "params": list(map(id, group["params"]))} for group in optimizer.param_groups],
         "parameters": {
-            name: (
-                id(p),
-                p.requires_grad,
-                table(p._backward_hooks),
-                table(p._post_accumulate_grad_hooks),
-                sorted(vars(p)),
-            )
+            name: (id(p), p.requires_grad, [table(getattr(p, hooks)) for hooks in OF_A_TENSOR], sorted(vars(p)))
             for name, p in module.named_parameters()
         },
         "modules": {name: hook_tables(part) for name, part in module.named_modules()},
     }
 
 
-def assert_equal(ours, theirs):
-    assert ours.keys() == theirs.keys()
+def assert_given_back(trainer, module, *, interrupted=True):
+    assert trainer.interrupted == interrupted
+    ours = snapshot(trainer, module)
+    assert ours.keys() == module.before.keys()
     for name in ours:
-        assert ours[name] == theirs[name], name
+        assert ours[name] == module.before[name], name
 
 
 # ---------------------------------------------------------------- a module that breaks where it is told to
@@ -188,6 +174,7 @@ HOOKS = [
     "on_train_end",
     "teardown",
 ]
+OF_THE_MODULE = ["training_step", "the update", "validation_step"]  # which it breaks by itself
 for name in HOOKS:
     setattr(Fragile, name, breaking(name))
 
@@ -213,10 +200,15 @@ def make_trainer(*callbacks, **settings):
     return pl.Trainer(**settings, callbacks=list(callbacks))
 
 
+def fit(trainer, module, **options):
+    trainer.fit(module, regression_loader(80), regression_loader(8), **options)
+    return trainer
+
+
 def train(module, *callbacks):
     trainer = make_trainer(*callbacks)
     try:
-        trainer.fit(module, regression_loader(80), regression_loader(8))
+        fit(trainer, module)
     except (Broken, KeyboardInterrupt, SystemExit):
         assert module.where is not None
     return trainer
@@ -224,25 +216,21 @@ def train(module, *callbacks):
 
 @functools.cache
 def bare_twin(where, after, error):
-    module = Fragile(where, after, error)
-    return module, train(module)
+    return train(Fragile(where, after, error))
+
+
+def parts_of(trainer):
+    loop = trainer.fit_loop
+    own = (trainer, loop, loop.epoch_loop, loop.epoch_loop.automatic_optimization, trainer.strategy)
+    return *own, trainer.lightning_module, trainer.optimizers[0]
 
 
 def assert_as_found(module, *callbacks):
     """As before training; and Trainer, loops, module and optimizer have what they have after the same without us."""
     trainer = train(module, *callbacks)
-    assert_equal(snapshot(trainer, module), module.before)
-    bare, twin = bare_twin(module.where, module.after, module.error)
-    assert trainer.interrupted == twin.interrupted
-    for ours, theirs in (
-        (trainer, twin),
-        (trainer.fit_loop, twin.fit_loop),
-        (trainer.fit_loop.epoch_loop, twin.fit_loop.epoch_loop),
-        (trainer.fit_loop.epoch_loop.automatic_optimization, twin.fit_loop.epoch_loop.automatic_optimization),
-        (trainer.strategy, twin.strategy),
-        (module, bare),
-        (trainer.optimizers[0], twin.optimizers[0]),
-    ):
+    twin = bare_twin(module.where, module.after, module.error)
+    assert_given_back(trainer, module, interrupted=twin.interrupted)
+    for ours, theirs in zip(parts_of(trainer), parts_of(twin), strict=True):
         assert set(vars(ours)) == set(vars(theirs))
         assert {**numbers(ours), **DIFFERS} == {**numbers(theirs), **DIFFERS}
     return trainer
@@ -259,37 +247,21 @@ def test_after_training(name):
     assert trainer.global_step > 3
 
 
-PLACES = ["training_step", "the update", "validation_step", *HOOKS]
+OF_A_MICRO_BATCH = ["on_train_batch_start", "training_step", "on_after_backward"]
 # Those who only look have no schedulers and no windows of their own.
-OF_A_WINDOW = [
-    "training_step",
-    "the update",
-    "on_train_batch_start",
-    "on_after_backward",
-    "on_train_batch_end",
-    "teardown",
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "where"),
-    [("scaler", where) for where in PLACES] + [(n, where) for n in ("dry run", "monitor") for where in OF_A_WINDOW],
-)
-def test_after_an_exception(name, where):
-    """At the first chance after two steps: in the middle of windows that have grown and are measured."""
-    module = Fragile(where, after=0 if where == "on_train_start" else 2)
-    assert assert_as_found(module, CALLBACKS[name]()).interrupted
-
-
-FIRST = [
-    (where, 0, Broken) for where in ("on_train_start", "on_train_batch_start", "training_step", "on_after_backward")
-]
+OF_A_WINDOW = [*OF_A_MICRO_BATCH, "the update", "on_train_batch_end", "teardown"]
+# After two steps: in the middle of windows that have grown and are measured.
+PLACES = [("scaler", where, 0 if where == "on_train_start" else 2, Broken) for where in [*HOOKS, *OF_THE_MODULE]]
+PLACES += [(name, where, 2, Broken) for name in ("dry run", "monitor") for where in OF_A_WINDOW]
 STOPPED = ["training_step", "on_before_optimizer_step", "validation_step", "on_train_batch_end"]
+for name in CALLBACKS:
+    PLACES += [(name, where, 0, Broken) for where in ["on_train_start", *OF_A_MICRO_BATCH]]
+    PLACES += [(name, where, 2, KeyboardInterrupt) for where in STOPPED]
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
-@pytest.mark.parametrize(("where", "after", "error"), [*FIRST, *((where, 2, KeyboardInterrupt) for where in STOPPED)])
-def test_after_an_exception_in_the_first_micro_batch_and_after_an_interrupt(name, where, after, error):
+@pytest.mark.parametrize(("name", "where", "after", "error"), dict.fromkeys(PLACES))
+def test_after_an_exception_and_after_an_interrupt(name, where, after, error):
+    """At the first chance after so many steps."""
     assert assert_as_found(Fragile(where, after, error), CALLBACKS[name]()).interrupted
 
 
@@ -342,8 +314,7 @@ def full_disk(journal, record):
 def test_after_another_callback_broke(name, order):
     module = Fragile("another callback")
     trainer = train(module, *[BreakingCallback(), CALLBACKS[name]()][::order])
-    assert trainer.interrupted
-    assert_equal(snapshot(trainer, module), module.before)
+    assert_given_back(trainer, module)
 
 
 @pytest.mark.parametrize("broken", ["logger", "decide", "state_dict", "batch_size_fn", "journal"])
@@ -361,9 +332,8 @@ def test_after_something_of_the_users_broke_in_our_hands(broken, tmp_path, monke
     settings = dict(logger=BreakingLogger(), log_every_n_steps=1) if broken == "logger" else {}
     trainer = make_trainer(scripted(16, 24, 8, **{"measure_every": 1, **options.get(broken, {})}), **settings)
     with pytest.raises((Broken, OSError)):
-        trainer.fit(module, regression_loader(80), regression_loader(8))
-    assert trainer.interrupted
-    assert_equal(snapshot(trainer, module), module.before)
+        fit(trainer, module)
+    assert_given_back(trainer, module)
 
 
 @pytest.mark.parametrize("name", CALLBACKS)
@@ -375,44 +345,37 @@ def test_after_a_warning_of_ours_that_is_an_error(name, recwarn):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=NOT_MEASURED)
         with pytest.raises(UserWarning):
-            trainer.fit(module, regression_loader(80), regression_loader(8))
-    assert_equal(snapshot(trainer, module), module.before)
+            fit(trainer, module)
+    assert_given_back(trainer, module)
 
 
 @MID_EPOCH
 @pytest.mark.parametrize("where", ["on_train_start", "on_train_batch_start", "training_step", "the update"])
 def test_after_a_resumed_run_broke(where, tmp_path):
     """A window is placed before the first micro-batch then, for Lightning's own restart."""
-    first, path = make_trainer(scaler()), tmp_path / "saved.ckpt"
-    first.fit(Fragile(), regression_loader(80), regression_loader(8))
-    first.save_checkpoint(path)
-    module = Fragile(where)
-    trainer = make_trainer(scaler(), max_epochs=4)
+    path = tmp_path / "saved.ckpt"
+    train(Fragile(), scaler()).save_checkpoint(path)
+    module, trainer = Fragile(where), make_trainer(scaler(), max_epochs=4)
     with pytest.raises(Broken):
-        trainer.fit(module, regression_loader(80), regression_loader(8), ckpt_path=path)
-    assert trainer.interrupted
-    assert_equal(snapshot(trainer, module), module.before)
+        fit(trainer, module, ckpt_path=path)
+    assert_given_back(trainer, module)
 
 
 @WITHIN_A_WINDOW
 def test_the_same_trainer_trains_on_after_an_exception():
     """Nothing of the broken window is left that would disturb the next fit."""
-    module, again = Fragile("the update", after=2), Fragile()
+    module = Fragile("the update", after=2)
     trainer = train(module, scaler())
     assert trainer.interrupted
     module.where = None
-    trainer.fit(module, regression_loader(80), regression_loader(8))
-    assert trainer.current_epoch == 2
-    assert not trainer.should_stop
-    assert_equal(snapshot(trainer, module), module.before)
-    assert train(again, scaler()).global_step > 3
+    fit(trainer, module)
+    assert (trainer.current_epoch, trainer.should_stop) == (2, False)
+    assert_given_back(trainer, module, interrupted=False)
 
 
 def test_a_stop_at_the_budgets_end_does_not_stop_the_next_fit():
     module = Fragile()
-    trainer = make_trainer(scaler(), max_epochs=-1, max_steps=10)
-    trainer.fit(module, regression_loader(80), regression_loader(8))
+    trainer = fit(make_trainer(scaler(), max_epochs=-1, max_steps=10), module)
     steps = trainer.global_step
     trainer.fit_loop.epoch_loop.max_steps = 20
-    trainer.fit(module, regression_loader(80), regression_loader(8))
-    assert trainer.global_step > steps
+    assert fit(trainer, module).global_step > steps

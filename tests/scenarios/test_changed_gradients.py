@@ -14,7 +14,7 @@ from lightning_bsscale.gradients import comparison
 from lightning_bsscale.theory.measured import COMPARED_EVERY
 from lightning_bsscale.theory.moments import window_moments
 from tests.helpers.expected_warnings import FOLDER_NOT_EMPTY, NOT_THE_MEAN, said_of
-from tests.helpers.training import Regression, fit, regression_loader
+from tests.helpers.training import Regression, assert_same_weights, fit, regression_loader
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 WINDOWS, ACCUMULATE, SIZE, HALF = 40, 4, 4, 32
@@ -37,25 +37,35 @@ def monitor():
     return GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
 
 
-def train(module, disturbed, *, watching=None, before=(), windows=WINDOWS, **settings):
-    watching = watching or monitor()
+def train(module, disturbed=None, *, loader=None, watching=None, before=(), windows=WINDOWS, **settings):
+    watching, loader = watching or monitor(), loader or loader_of(disturbed, windows)
     settings = {"accumulate_grad_batches": ACCUMULATE, "max_epochs": 1, **settings}
-    fit(module, loader_of(disturbed, windows), [*before, watching], **settings)
+    fit(module, loader, [*before, watching], **settings)
     return watching
 
 
-def refused(module, disturbed, **settings):
+def refused(*args, **settings):
     with pytest.warns(UserWarning, match=NOT_THE_MEAN) as caught:
-        watching = train(module, disturbed, **settings)
+        watching = train(*args, **settings)
     assert len(said_of(NOT_THE_MEAN, caught)) == 1
     return watching
 
 
-def by_hand(disturbed, weights_of, windows=WINDOWS):
-    """Each window's moments; `weights_of` says what each element of its gradients is multiplied by."""
+def changes_nothing(make, disturbed, watching):
+    """The same training with it and without it ends at the same weights."""
+    modules = []
+    for callbacks in ([], [watching]):
+        torch.manual_seed(0)
+        modules.append(make())
+        fit(modules[-1], loader_of(disturbed), callbacks, max_epochs=1, accumulate_grad_batches=ACCUMULATE)
+    assert_same_weights(*modules)
+
+
+def by_hand(disturbed, weights_of=lambda window, micro_batch: ALL, windows=WINDOWS):
+    """Each window's moments; `weights_of` says what each element of a micro-batch's gradient is multiplied by."""
     found = []
     for index, window in enumerate(disturbed.examples(windows * ACCUMULATE * SIZE).double().split(ACCUMULATE * SIZE)):
-        gradients = [part.mean(0) * weights_of(index) for part in window.split(SIZE)]
+        gradients = [part.mean(0) * weights_of(index, k) for k, part in enumerate(window.split(SIZE))]
         mean = torch.stack(gradients).mean(0)
         norms = [float(gradient.square().sum()) for gradient in gradients]
         found.append(window_moments(norms, float(mean.square().sum()), [SIZE] * ACCUMULATE))
@@ -73,24 +83,23 @@ def assert_measured(history, expected):
 
 
 @pytest.mark.parametrize(
-    ("name", "weights_of"),
+    ("name", "weights"),
     [
-        ("nothing", lambda window: ALL),
-        ("clips in its hook", lambda window: ALL),
-        ("zeros", lambda window: ALL),
-        ("early hook", lambda window: 2 * ALL - FIRST),
-        ("cancels to none", lambda window: FIRST),
-        ("cancels to zero", lambda window: FIRST),
-        ("cancels at first", lambda window: FIRST if window < WINDOWS // 4 else ALL),
-        ("freezes", lambda window: FIRST),
-        ("unfreezes", lambda window: FIRST),
+        ("nothing", ALL),
+        ("clips in its hook", ALL),
+        ("zeros", ALL),
+        ("early hook", 2 * ALL - FIRST),
+        ("cancels to none", FIRST),
+        ("cancels to zero", FIRST),
+        ("freezes", FIRST),
+        ("unfreezes", FIRST),
     ],
 )
-def test_what_the_optimizer_sees_is_measured(disturbed, name, weights_of):
+def test_what_the_optimizer_sees_is_measured(disturbed, name, weights):
     _, module, others, is_measured = disturbed.CASES[name]
     assert is_measured
     one = train(module(), disturbed, before=[make() for make in others])
-    assert_measured(one.history, by_hand(disturbed, weights_of))
+    assert_measured(one.history, by_hand(disturbed, lambda window, micro_batch: weights))
     if name != "early hook":  # its 90 % interval, of these 40 windows, is one of the others
         assert one.noise_scale.low < disturbed.NOISE_SCALE < one.noise_scale.high
 
@@ -102,15 +111,10 @@ def test_a_dry_run_of_a_module_that_cancels_a_layer_is_bit_identical(disturbed):
         def configure_optimizers(self):
             return torch.optim.AdamW(self.parameters(), lr=0.01)
 
-    modules = []
-    for callbacks in ([], [BatchSizeScaler(dry_run=True, measure_every=1, memory=1.0, warmup=0)]):
-        torch.manual_seed(0)
-        modules.append(Learns())
-        fit(modules[-1], loader_of(disturbed), callbacks, max_epochs=1, accumulate_grad_batches=ACCUMULATE)
-    for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
-        assert torch.equal(one, other)
-    expected = by_hand(disturbed, lambda window: FIRST if window < WINDOWS // 4 else ALL)
-    assert_measured(callbacks[0].history, expected)
+    scaler = BatchSizeScaler(dry_run=True, measure_every=1, memory=1.0, warmup=0)
+    changes_nothing(Learns, disturbed, scaler)
+    expected = by_hand(disturbed, lambda window, micro_batch: FIRST if window < WINDOWS // 4 else ALL)
+    assert_measured(scaler.history, expected)
 
 
 def test_an_expert_that_some_micro_batches_do_not_use_counts_as_zero_there(disturbed):
@@ -119,16 +123,10 @@ def test_an_expert_that_some_micro_batches_do_not_use_counts_as_zero_there(distu
     class Routes(disturbed.TwoLayers):
         def training_step(self, batch, batch_idx):
             (x,) = batch
-            whole = self.loss(x)
-            return whole if batch_idx % 2 == 0 else self.first(x[:, :HALF]).mean()
+            return self.first(x[:, :HALF]).mean() if batch_idx % 2 else self.loss(x)
 
-    windows = disturbed.examples(WINDOWS * ACCUMULATE * SIZE).double().split(ACCUMULATE * SIZE)
-    one = train(Routes(), disturbed)
-    for made, window in zip(one.history, windows, strict=True):
-        parts = [part.mean(0) * (ALL if k % 2 == 0 else FIRST) for k, part in enumerate(window.split(SIZE))]
-        norms = [float(part.square().sum()) for part in parts]
-        mean = float(torch.stack(parts).mean(0).square().sum())
-        assert made.trace == pytest.approx(window_moments(norms, mean, [SIZE] * ACCUMULATE).trace, rel=1e-4)
+    expected = by_hand(disturbed, lambda window, micro_batch: FIRST if micro_batch % 2 else ALL)
+    assert_measured(train(Routes(), disturbed).history, expected)
 
 
 # ---------------------------------------------------------------- refused
@@ -189,15 +187,14 @@ def test_what_begins_later_is_found_by_the_next_comparison(disturbed):
     begins = COMPARED_EVERY + 5
     one = refused(disturbed.TwoLayers(), disturbed, before=[NoiseIn(range(begins, WINDOWS))])
     assert one.noise_scale is None
-    found_at = 2 * COMPARED_EVERY
-    assert len(one.history) == found_at
-    assert_measured(one.history[:begins], by_hand(disturbed, lambda window: ALL)[:begins])
+    assert len(one.history) == 2 * COMPARED_EVERY
+    assert_measured(one.history[:begins], by_hand(disturbed)[:begins])
 
 
 def test_measuring_begins_again_where_it_agrees_and_ends_at_the_second_time(disturbed):
     """Noise in the first 20 windows: refused in window 0, and again in 18; in 35 it agrees, which 37 knows."""
     windows = 100
-    expected = by_hand(disturbed, lambda window: ALL, windows)
+    expected = by_hand(disturbed, windows=windows)
     one = refused(disturbed.TwoLayers(), disturbed, before=[NoiseIn(range(20))], windows=windows)
     again = 1 + 2 * COMPARED_EVERY
     assert_measured(one.history, [expected[again], *expected[again + 2 :]])
@@ -216,7 +213,7 @@ def test_resumed_it_stays_refused(disturbed, tmp_path):
     settings = dict(before=[NoiseIn(range(40)), save], windows=30, max_epochs=3, enable_checkpointing=True)
     first = refused(disturbed.TwoLayers(), disturbed, **settings)
     resumed = train(disturbed.TwoLayers(), disturbed, **settings, ckpt_path=tmp_path / "epoch=0.ckpt")
-    expected, again = by_hand(disturbed, lambda window: ALL, 30) * 3, 1 + 3 * COMPARED_EVERY
+    expected, again = by_hand(disturbed, windows=30) * 3, 1 + 3 * COMPARED_EVERY
     for one in (first, resumed):
         assert_measured(one.history, [expected[again], *expected[again + 2 :]])
 
@@ -269,8 +266,7 @@ def test_a_change_in_one_parameter_of_any_kind_is_found(disturbed, name):
         def on_after_backward(self):
             self.get_parameter(name).grad *= 1.5
 
-    with pytest.warns(UserWarning, match=NOT_THE_MEAN):
-        assert train(Changes(), disturbed, windows=10).noise_scale is None
+    assert refused(Changes(), disturbed, windows=10).noise_scale is None
 
 
 def test_a_window_in_which_everything_is_cancelled_is_not_measured(disturbed):
@@ -280,7 +276,7 @@ def test_a_window_in_which_everything_is_cancelled_is_not_measured(disturbed):
                 self.zero_grad()
 
     one = train(CancelsAll(), disturbed)
-    assert_measured(one.history, by_hand(disturbed, lambda window: ALL)[::2])
+    assert_measured(one.history, by_hand(disturbed)[::2])
 
 
 # ---------------------------------------------------------------- not initialised yet
@@ -313,18 +309,12 @@ class Lazy(pl.LightningModule):
 @pytest.mark.parametrize("make", [monitor, lambda: BatchSizeScaler(dry_run=True, measure_every=1, memory=1.0)])
 def test_parameters_that_do_not_exist_yet(disturbed, make, only):
     """Nothing else changes, and from the second window on they are measured as those of a module that has them."""
-    modules, watching = [], make()
-    for callbacks in ([], [watching]):
-        torch.manual_seed(0)
-        modules.append(Lazy(only))
-        fit(modules[-1], loader_of(disturbed), callbacks, max_epochs=1, accumulate_grad_batches=ACCUMULATE)
-    for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
-        assert torch.equal(one, other)
-
+    watching = make()
+    changes_nothing(lambda: Lazy(only), disturbed, watching)
     torch.manual_seed(0)
-    eager, alike = Lazy(only), make()
+    eager = Lazy(only)
     eager.make(torch.zeros(1, 2 * HALF))
-    fit(eager, loader_of(disturbed), [alike], max_epochs=1, accumulate_grad_batches=ACCUMULATE)
+    alike = train(eager, disturbed, watching=make())
     found = [(made.examples_seen, made.trace, made.grad_sq) for made in watching.history]
     expected = [(made.examples_seen, made.trace, made.grad_sq) for made in alike.history]
     assert found[-(WINDOWS - 1) :] == [pytest.approx(made, rel=1e-4) for made in expected[1:]]
@@ -338,10 +328,9 @@ def test_parameters_that_do_not_exist_yet(disturbed, make, only):
 class Quantiles(pl.LightningModule):
     """Scalars under an absolute error: their gradients are +1 and -1, and often add up to zero over a window."""
 
-    def __init__(self, batch_size):
+    def __init__(self):
         super().__init__()
-        self.points = torch.nn.ParameterList([torch.nn.Parameter(torch.tensor(0.2 * i - 1)) for i in range(16)])
-        self.batch_size = batch_size
+        self.points = nn.ParameterList([nn.Parameter(torch.tensor(0.2 * i - 1)) for i in range(16)])
 
     def training_step(self, batch, batch_idx):
         return sum((batch - point).abs().mean() for point in self.points)
@@ -354,30 +343,25 @@ class Quantiles(pl.LightningModule):
 def test_gradients_that_add_up_to_zero_by_chance_are_measured(batch_size, accumulate):
     """Leaving such a parameter out would choose windows by their outcome: the trace would be far too low."""
     examples = torch.randn(2048, generator=torch.Generator().manual_seed(0))
-    module = Quantiles(batch_size)
+    module, loader = Quantiles(), DataLoader(examples, batch_size=batch_size)
     own = torch.stack([torch.sign(point.detach() - examples) for point in module.points])
-    trace = own.var(1).sum().item()
-    monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-    fit(
-        module, DataLoader(examples, batch_size=batch_size), [monitor], max_epochs=1, accumulate_grad_batches=accumulate
-    )
-    assert monitor.noise_scale.trace == pytest.approx(trace, rel=0.1)
+    one = train(module, loader=loader, accumulate_grad_batches=accumulate)
+    assert one.noise_scale.trace == pytest.approx(own.var(1).sum().item(), rel=0.1)
 
 
 class Words(pl.LightningModule):
     """An embedding of which every micro-batch uses a few rows; `change` is made to its gradient after a backward."""
 
-    def __init__(self, change, *, sparse, rows=2000):
+    def __init__(self, change, *, sparse):
         super().__init__()
         torch.manual_seed(0)
-        self.words = torch.nn.Embedding(rows, 8, sparse=sparse)
-        self.others = torch.nn.ParameterList([torch.nn.Parameter(torch.ones(4)) for _ in range(100)])
+        self.words = nn.Embedding(2000, 8, sparse=sparse)
+        self.others = nn.ParameterList([nn.Parameter(torch.ones(4)) for _ in range(100)])
         self.change = change
 
     def training_step(self, batch, batch_idx):
-        return (self.words(batch) ** 2).mean() + sum(
-            ((other - 0.1 * batch.float().mean()) ** 2).mean() for other in self.others
-        )
+        target = 0.1 * batch.float().mean()
+        return (self.words(batch) ** 2).mean() + sum(((other - target) ** 2).mean() for other in self.others)
 
     def on_after_backward(self):
         self.change(self.words.weight)
@@ -394,29 +378,23 @@ def keep_only_new_rows(weight):
     weight.grad[:-1] = 0
 
 
+def words():
+    """60 micro-batches of 4 words, without the last word of the table."""
+    return torch.randint(1999, (240,), generator=torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize(("change", "sparse"), [(twice, True), (twice, False), (keep_only_new_rows, False)])
 def test_a_change_to_an_embedding_is_found(change, sparse):
-    words = torch.randint(2000, (240,), generator=torch.Generator().manual_seed(0))
-    words[::4] = 1999  # the new row, in every micro-batch
-    monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-    with pytest.warns(UserWarning, match=NOT_THE_MEAN):
-        fit(
-            Words(change, sparse=sparse),
-            DataLoader(words, batch_size=4),
-            [monitor],
-            max_epochs=1,
-            accumulate_grad_batches=4,
-        )
-    assert monitor.noise_scale is None
+    batches = words()
+    batches[::4] = 1999  # the new row, in every micro-batch
+    module, loader = Words(change, sparse=sparse), DataLoader(batches, batch_size=4)
+    assert refused(module, loader=loader).noise_scale is None
 
 
 @pytest.mark.parametrize("sparse", [True, False])
 def test_an_embedding_that_nobody_changes_is_measured(sparse):
-    words = torch.randint(2000, (240,), generator=torch.Generator().manual_seed(0))
-    monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-    module = Words(lambda weight: None, sparse=sparse)
-    fit(module, DataLoader(words, batch_size=4), [monitor], max_epochs=1, accumulate_grad_batches=4)
-    assert len(monitor.history) == 15
+    module, loader = Words(lambda weight: None, sparse=sparse), DataLoader(words(), batch_size=4)
+    assert len(train(module, loader=loader).history) == 15
 
 
 class AddsOnce(pl.Callback):
@@ -429,13 +407,4 @@ class AddsOnce(pl.Callback):
 
 
 def test_a_change_in_the_first_micro_batch_of_each_window_is_found():
-    monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-    with pytest.warns(UserWarning, match=NOT_THE_MEAN):
-        fit(
-            Regression(),
-            regression_loader(400),
-            [AddsOnce(), monitor],
-            max_epochs=1,
-            accumulate_grad_batches=4,
-        )
-    assert monitor.noise_scale is None
+    assert refused(Regression(), loader=regression_loader(400), before=[AddsOnce()]).noise_scale is None

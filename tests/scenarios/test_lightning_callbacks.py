@@ -1,5 +1,6 @@
 """Lightning's own callbacks beside the scaler: each works, or is refused with a reason: see docs/compatibility.md."""
 
+import contextlib
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -30,7 +31,7 @@ from tests.helpers.training import (
     KeepSteps,
     Regression,
     Watched,
-    assert_nothing_left,
+    assert_same_weights,
     fit,
     regression_loader,
     run_of,
@@ -102,10 +103,8 @@ AT_VALIDATIONS = [2, 4, 5, 8, 9, 11, 13, 15]  # after each 5 micro-batches, and 
 TRIGGERS = {
     "every_n_train_steps": (dict(every_n_train_steps=2), [2, 4, 6, 8, 10, 12, 14]),
     "train_time_interval of 0": (dict(train_time_interval=timedelta(0)), list(range(1, 16))),
-    "train_time_interval": (
-        dict(train_time_interval=timedelta(seconds=6)),
-        [2, 4, 6, 9, 11, 13],
-    ),  # all within a window
+    # All within a window.
+    "train_time_interval": (dict(train_time_interval=timedelta(seconds=6)), [2, 4, 6, 9, 11, 13]),
     "every_n_epochs": (dict(every_n_epochs=1), AT_VALIDATIONS),
     "monitor": (dict(monitor="val_loss"), AT_VALIDATIONS),
     "monitor and steps": (dict(monitor="val_loss", every_n_train_steps=5), [5, 10, 15]),
@@ -121,13 +120,10 @@ def test_every_trigger_saves_a_state_that_fits_its_step(name, tmp_path, monkeypa
     module = Watched(breaks_at=(0, 11) if name == "save_on_exception" else None)
     monkeypatch.setattr(model_checkpoint, "time", SimpleNamespace(monotonic=lambda: module.clock))
     keep = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, **options)
-    trainer = pl.Trainer(**QUIET | dict(enable_checkpointing=True), max_epochs=2, callbacks=[keep, scripted(*GROWTH)])
-    trainer.val_check_interval = 5
-    try:
-        trainer.fit(module, regression_loader(80), regression_loader(8))
-    except RuntimeError:
-        assert module.breaks_at is not None
-    assert_nothing_left(trainer, module, 1)
+    settings = dict(val=regression_loader(8), max_epochs=2)
+    saving = dict(enable_checkpointing=True, val_check_interval=5)
+    with pytest.raises(RuntimeError) if module.breaks_at else contextlib.nullcontext():
+        fit(module, regression_loader(80), [keep, scripted(*GROWTH)], **settings, **saving)
     saved = {path: torch.load(path, weights_only=True) for path in tmp_path.glob("*.ckpt")}
     assert sorted(made["global_step"] for made in saved.values()) == expected
     for path, made in saved.items():
@@ -139,7 +135,7 @@ def test_every_trigger_saves_a_state_that_fits_its_step(name, tmp_path, monkeypa
         assert made["lr_schedulers"][0]["last_epoch"] == planned
         assert made["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.05 * 0.9 ** (planned // 3))
         resumed = scripted()
-        fit(Watched(), regression_loader(80), [resumed], val=regression_loader(8), max_epochs=2, ckpt_path=path)
+        fit(Watched(), regression_loader(80), [resumed], ckpt_path=path, **settings)
         end = resumed.state_dict()  # of a run that had nothing left to do, it is what was loaded
         lost = run_of(end).lost_micro_batches
         assert run_of(end).examples.total == 160 - 4 * lost
@@ -153,18 +149,11 @@ def test_every_trigger_saves_a_state_that_fits_its_step(name, tmp_path, monkeypa
 def test_early_stopping_in_mid_window_loses_what_it_loses_without_us(recwarn):
     """Validation after 6 and 12 micro-batches, windows of 5: training stops two micro-batches into the third."""
     weights = []
-    for scaler in (None, scripted()):
-        module = Watched()
-        stop = EarlyStopping("val_loss", patience=1)
-        trainer = fit(
-            module,
-            regression_loader(80),
-            [stop] if scaler is None else [stop, scaler],
-            val=regression_loader(8),
-            val_check_interval=6,
-            accumulate_grad_batches=5,
-            max_epochs=4,
-        )
+    settings = dict(val_check_interval=6, accumulate_grad_batches=5, max_epochs=4)
+    scaler = scripted()
+    for others in ([], [scaler]):
+        module, stop = Watched(), EarlyStopping("val_loss", patience=1)
+        trainer = fit(module, regression_loader(80), [stop, *others], val=regression_loader(8), **settings)
         assert (trainer.global_step, module.seen) == (2, 48)
         weights.append(module.net.weight.detach())
     assert torch.equal(*weights)
@@ -222,29 +211,26 @@ def test_the_end_of_the_budget_stops_as_a_user_would_and_validates():
 # ---------------------------------------------------------------- smoke: those that only look
 
 
-def test_throughput():
-    class Flops(Regression):
-        flops_per_batch = 10
-
-    logger = KeepSteps()
-    throughput = callbacks.ThroughputMonitor(batch_size_fn=lambda batch: len(batch[0]), window_size=4)
+def logged_beside(callback):
+    logger, module = KeepSteps(), Regression()
+    module.flops_per_batch = 10
     settings = dict(max_epochs=2, logger=logger, log_every_n_steps=1)
-    trainer = fit(Flops(), regression_loader(80), [throughput, scripted(8, 16)], **settings)
-    seen = [
-        (step, metrics["train/samples"], metrics["train/batches"])
-        for step, metrics in logger.logged
-        if "train/samples" in metrics
-    ]
+    trainer = fit(module, regression_loader(80), [callback, scripted(8, 16)], **settings)
+    return logger.logged, trainer
+
+
+def test_throughput():
+    throughput = callbacks.ThroughputMonitor(batch_size_fn=lambda batch: len(batch[0]), window_size=4)
+    logged, trainer = logged_beside(throughput)
+    seen = [(step, m["train/samples"], m["train/batches"]) for step, m in logged if "train/samples" in m]
     # Once a step, whatever the window; micro-batches and examples are counted, not steps.
     assert [step for step, _, _ in seen] == list(range(trainer.global_step))
     assert seen[-1] == (trainer.global_step - 1, 160, 40)
 
 
 def test_device_stats():
-    logger = KeepSteps()
-    settings = dict(max_epochs=1, logger=logger, log_every_n_steps=1)
-    trainer = fit(Regression(), regression_loader(80), [callbacks.DeviceStatsMonitor(), scripted(8, 16)], **settings)
-    steps = {step for step, metrics in logger.logged if any("DeviceStatsMonitor" in key for key in metrics)}
+    logged, trainer = logged_beside(callbacks.DeviceStatsMonitor())
+    steps = {step for step, metrics in logged if any("DeviceStatsMonitor" in key for key in metrics)}
     assert steps == set(range(trainer.global_step))
 
 
@@ -263,21 +249,11 @@ def test_bars_and_summaries(names, capsys, monkeypatch):
 # ---------------------------------------------------------------- refused
 
 
-class Counts(Regression):
-    trained = 0
-
-    def training_step(self, batch, batch_idx):
-        self.trained += 1
-        return super().training_step(batch, batch_idx)
-
-
 def refused(match, others, module=None, order=1):
-    module = module or Counts()
-    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[scripted(8), *others][::order])
+    module = module or Watched()
     with pytest.raises(MisconfigurationException, match=match):
-        trainer.fit(module, regression_loader(40))
-    assert module.trained == 0
-    assert_nothing_left(trainer, module, 1)
+        fit(module, regression_loader(40), [scripted(8), *others][::order], val=regression_loader(8), max_epochs=1)
+    assert module.seen == 0
 
 
 REFUSED = {
@@ -320,7 +296,7 @@ def test_spike_detection_would_take_a_short_window_for_a_spike(monkeypatch, tmp_
 
 
 def test_a_callback_that_the_module_brings_is_refused_too():
-    class Brings(Counts):
+    class Brings(Watched):
         def configure_callbacks(self):
             return [callbacks.GradientAccumulationScheduler({0: 2})]
 
@@ -330,22 +306,17 @@ def test_a_callback_that_the_module_brings_is_refused_too():
 @pytest.mark.parametrize("name", ["StochasticWeightAveraging", "GradientAccumulationScheduler"])
 def test_beside_the_monitor_they_do_what_they_do_without_it(name):
     """It writes nothing, so nothing is refused; an epoch without training has no window, and is not measured."""
-    weights = []
-    for monitor in (None, GradientNoiseScaleMonitor(measure_every=1)):
-        module = Regression(hidden=5)
-        module.net.insert(1, nn.BatchNorm1d(5))
-        options = dict(swa_lrs=0.01, swa_epoch_start=2) if name.startswith("Sto") else dict(scheduling={0: 2, 2: 5})
-        others = [getattr(callbacks, name)(**options), *([monitor] if monitor else [])]
-        start = dict(accumulate_grad_batches=2) if name.startswith("Sto") else {}
-        fit_with_batch_norm(module, others, start)
-        weights.append(torch.cat([parameter.detach().flatten() for parameter in module.parameters()]))
-    assert torch.equal(*weights)
-    steps = 40 if name.startswith("Sto") else 2 * 10 + 2 * 4
-    assert len(monitor.history) == steps
+    is_averaging = name.startswith("Sto")
+    options = dict(swa_lrs=0.01, swa_epoch_start=2) if is_averaging else dict(scheduling={0: 2, 2: 5})
+    start = dict(accumulate_grad_batches=2) if is_averaging else {}
+    monitor, modules = GradientNoiseScaleMonitor(measure_every=1), []
+    for others in ([], [monitor]):
+        modules.append(Regression(hidden=5))
+        modules[-1].net.insert(1, nn.BatchNorm1d(5))
+        others = [getattr(callbacks, name)(**options), *others]
+        trainer = pl.Trainer(**QUIET, callbacks=others, max_epochs=4, **start)
+        trainer.fit(modules[-1], regression_loader(80))
+        assert not any(p._backward_hooks for p in modules[-1].parameters())
+    assert_same_weights(*modules)
+    steps = 40 if is_averaging else 2 * 10 + 2 * 4
     assert [made.optimizer_steps for made in monitor.history] == list(range(1, steps + 1))
-
-
-def fit_with_batch_norm(module, others, settings):
-    trainer = pl.Trainer(**QUIET, callbacks=others, max_epochs=4, **settings)
-    trainer.fit(module, regression_loader(80))
-    assert not any(p._backward_hooks for p in module.parameters())

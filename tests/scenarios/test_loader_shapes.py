@@ -1,24 +1,22 @@
 """Loaders and batches of every shape: each micro-batch in exactly one step, examples counted right."""
 
 import dataclasses
+import itertools
 import math
 import warnings
 from collections import namedtuple
 
-import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import CombinedLoader, data
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_bsscale import GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.trainer import loaders
-from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION
+from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION, said_of
 from tests.helpers.known_noise import KnownNoise, gradients
-from tests.helpers.training import QUIET, KeepSteps, Numbers, OneHot, assert_nothing_left, fit, scripted
+from tests.helpers.training import KeepSteps, Numbers, OneHot, UnsizedNumbers, fit, gradient_scaler, scripted
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -42,16 +40,16 @@ def windows_of(*micro_batches, size=3, **options):
     return scripted(*(size * n for n in micro_batches), **{"measure_every": 1, "lr_rule": "none", **options})
 
 
-def check_exact(loader, sizes, *, epochs=2, callback=None, **settings):
+def watching_all(**options):
+    return GradientNoiseScaleMonitor(measure_every=1, memory=1.0, **options)
+
+
+def check_exact(loader, sizes, *, epochs=2, callback=None):
     """Trains with windows of 2, 1, 3, 4, 2, 5 … micro-batches of so many examples, and looks at every step."""
-    module, logger, start = ByIndex(epochs, len(sizes)), KeepSteps(), settings.pop("accumulate_grad_batches", 2)
+    module, logger = ByIndex(epochs, len(sizes)), KeepSteps()
     scaler = callback or windows_of(1, 3, 4, 2, 5, 3, size=sizes[0])
-    trainer = fit(
-        module,
-        loader,
-        [scaler],
-        **{**dict(max_epochs=epochs, accumulate_grad_batches=start, logger=logger, log_every_n_steps=1), **settings},
-    )
+    settings = dict(max_epochs=epochs, accumulate_grad_batches=2, logger=logger, log_every_n_steps=1)
+    trainer = fit(module, loader, [scaler], **settings)
     steps = module.steps
     assert [i for step in steps for i in step] == [*range(epochs * len(sizes))]
     for step in steps:
@@ -59,25 +57,22 @@ def check_exact(loader, sizes, *, epochs=2, callback=None, **settings):
     assert trainer.global_step == len(steps)
     assert [step for step, _ in logger.logged] == [*range(len(steps))]
     examples = [sum(sizes[i % len(sizes)] for i in step) for step in steps]
-    assert [metrics["bsscale/examples_seen"] for _, metrics in logger.logged] == [
-        sum(examples[: n + 1]) for n in range(len(steps))
-    ]
+    assert [metrics["bsscale/examples_seen"] for _, metrics in logger.logged] == [*itertools.accumulate(examples)]
     for made in scaler.history:
         # The gradients are orthogonal and of length one: ‖G‖² = 0, whatever the window.
         assert made.grad_sq == pytest.approx(0, abs=1e-6)
         assert made.window_examples == examples[made.optimizer_steps - 1]
-    return module, scaler, trainer
+    return scaler
 
 
-def check_monitor(loader, sizes, *, epochs=2, **settings):
+def check_monitor(loader, sizes):
     """The monitor changes nothing, and counts what it sees."""
-    one, bare = ByIndex(epochs, len(sizes)), ByIndex(epochs, len(sizes))
-    monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-    options = {**dict(max_epochs=epochs, accumulate_grad_batches=2, log_every_n_steps=1), **settings}
-    fit(bare, loader(), **options)
-    trainer = fit(one, loader(), [monitor], **options)
+    one, bare, monitor = ByIndex(2, len(sizes)), ByIndex(2, len(sizes)), watching_all()
+    settings = dict(max_epochs=2, accumulate_grad_batches=2, log_every_n_steps=1)
+    fit(bare, loader(), **settings)
+    trainer = fit(one, loader(), [monitor], **settings)
     assert one.steps == bare.steps
-    assert trainer.callback_metrics["bsscale/examples_seen"] == epochs * sum(sizes)
+    assert trainer.callback_metrics["bsscale/examples_seen"] == 2 * sum(sizes)
     assert all(made.grad_sq == pytest.approx(0, abs=1e-6) for made in monitor.history)
     assert len(monitor.history) == sum(len(step) > 1 for step in one.steps) > 0
 
@@ -85,19 +80,7 @@ def check_monitor(loader, sizes, *, epochs=2, **settings):
 # ---------------------------------------------------------------- loaders
 
 
-class Stream(IterableDataset):
-    """Without a length; shared out over workers, one number after the other."""
-
-    def __init__(self, length):
-        self.length = length
-
-    def __iter__(self):
-        worker = get_worker_info()
-        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        return iter(torch.arange(first, self.length, step).unsqueeze(1))
-
-
-class SizedStream(Stream):
+class SizedStream(UnsizedNumbers):
     def __len__(self):
         return self.length
 
@@ -105,19 +88,22 @@ class SizedStream(Stream):
 UNEQUAL = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
 
 
-class PlainSized:
-    """No DataLoader at all."""
+class Shaped:
+    """No DataLoader at all: micro-batches of these sizes and of any shape."""
+
+    def __init__(self, shape=lambda x: x, sizes=UNEQUAL):
+        self.shape, self.sizes = shape, sizes
 
     def __iter__(self):
-        return (torch.zeros(3, 1) for _ in range(11))
+        return (self.shape(torch.zeros(size, 1)) for size in self.sizes)
 
     def __len__(self):
-        return 11
+        return len(self.sizes)
 
 
 class PlainUnsized:
     def __iter__(self):
-        return (torch.zeros(size, 1) for size in UNEQUAL)
+        return iter(Shaped())
 
 
 LOADERS = {
@@ -125,11 +111,11 @@ LOADERS = {
     "last one smaller": (lambda: DataLoader(Numbers(31), batch_size=3), [3] * 10 + [1]),
     "drop_last": (lambda: DataLoader(Numbers(35), batch_size=3, drop_last=True), [3] * 11),
     "sized, worker": (lambda: DataLoader(Numbers(31), batch_size=3, num_workers=1), [3] * 10 + [1]),
-    "unsized": (lambda: DataLoader(Stream(31), batch_size=3), [3] * 10 + [1]),
+    "unsized": (lambda: DataLoader(UnsizedNumbers(31), batch_size=3), [3] * 10 + [1]),
     # Each of the two has its own ragged end: 16 = 5 × 3 + 1 and 15 = 5 × 3, taken in turns.
-    "unsized, two workers": (lambda: DataLoader(Stream(31), batch_size=3, num_workers=2), [3] * 10 + [1]),
+    "unsized, two workers": (lambda: DataLoader(UnsizedNumbers(31), batch_size=3, num_workers=2), [3] * 10 + [1]),
     "iterable with a length": (lambda: DataLoader(SizedStream(31), batch_size=3), [3] * 10 + [1]),
-    "no DataLoader": (PlainSized, [3] * 11),
+    "no DataLoader": (lambda: Shaped(sizes=[3] * 11), [3] * 11),
     "no DataLoader, unsized, unequal": (PlainUnsized, UNEQUAL),
 }
 
@@ -137,7 +123,7 @@ LOADERS = {
 @pytest.mark.parametrize("name", LOADERS)
 def test_every_loader_gives_exact_windows(name):
     make, sizes = LOADERS[name]
-    _, scaler, _ = check_exact(make(), sizes)
+    scaler = check_exact(make(), sizes)
     assert {made.accumulate_grad_batches for made in scaler.history} >= {2, 3, 4, 5}
     check_monitor(make, sizes)
 
@@ -185,8 +171,7 @@ def test_the_last_window_of_an_unsized_loader_has_weight_one_over_k(fused, scale
 
     def ends(*callbacks):
         module = Moves(fused)
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0)
-        settings = {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]} if scale else {}
+        settings = gradient_scaler(scale) if scale else {}
         fit(module, PlainUnsized(), callbacks, max_epochs=2, accumulate_grad_batches=4, **settings)
         return (-module.weight.detach()).tolist()
 
@@ -234,23 +219,6 @@ BATCHES = {
 }
 
 
-class Shaped:
-    def __init__(self, shape):
-        self.shape = shape
-
-    def __iter__(self):
-        return (self.shape(torch.zeros(size, 1)) for size in UNEQUAL)
-
-    def __len__(self):
-        return len(UNEQUAL)
-
-
-@pytest.mark.parametrize("shape", ["nested", "with a scalar", "nested dataclass"])
-def test_batches_of_any_shape_are_counted_as_lightning_counts_them(shape):
-    check_exact(Shaped(BATCHES[shape]), UNEQUAL)
-    check_monitor(lambda: Shaped(BATCHES[shape]), UNEQUAL)
-
-
 @pytest.mark.parametrize("shape", BATCHES)
 @pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size` from an ambiguous collection")
 def test_the_default_is_lightnings_own(shape):
@@ -260,24 +228,22 @@ def test_the_default_is_lightnings_own(shape):
 
 def test_lightnings_warning_of_an_ambiguous_batch_is_not_repeated():
     """Its advice is for `self.log`. Ours is said once, whatever the sizes, and names the way out."""
+    loader = Shaped(lambda x: {"x": x, "anchors": torch.zeros(7)})
     loaders._warned_types.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        check_exact(Shaped(lambda x: {"x": x, "anchors": torch.zeros(7)}), UNEQUAL)
-    said = [str(warning.message) for warning in caught]
-    assert not any("ambiguous collection" in text for text in said)
-    (ours,) = [text for text in said if "first dimension" in text]
+        check_exact(loader, UNEQUAL)
+    assert not said_of("ambiguous collection", caught)
+    (ours,) = said_of("first dimension", caught)
     assert "batch_size_fn=lambda batch" in ours
     # The twin: with Lightning's own function, each size would be warned of anew.
     data.warning_cache.clear()
     with pytest.warns(UserWarning, match="ambiguous collection") as caught:
-        _ = [data.extract_batch_size(batch) for batch in Shaped(lambda x: {"x": x, "anchors": torch.zeros(7)})]
+        _ = [data.extract_batch_size(batch) for batch in loader]
     assert len(caught) == len(set(UNEQUAL))
     loaders._warned_types.clear()
-    options = dict(size=UNEQUAL[0], batch_size_fn=lambda batch: len(batch["x"]))
-    check_exact(
-        Shaped(lambda x: {"x": x, "anchors": torch.zeros(7)}), UNEQUAL, callback=windows_of(1, 3, 4, 2, **options)
-    )
+    scaler = windows_of(1, 3, 4, 2, size=UNEQUAL[0], batch_size_fn=lambda batch: len(batch["x"]))
+    check_exact(loader, UNEQUAL, callback=scaler)
     assert not loaders._warned_types
 
 
@@ -303,14 +269,13 @@ def test_arrays_are_not_walked_through():
 # ---------------------------------------------------------------- batch_size_fn
 
 
-@pytest.mark.parametrize("make", [scripted, lambda **options: GradientNoiseScaleMonitor(measure_every=1, **options)])
+@pytest.mark.parametrize("make", [scripted, watching_all])
 def test_what_lightning_cannot_count_is_refused_and_a_function_counts_it(make):
     loader = Shaped(lambda x: Words(["word"] * len(x)))
-    module, trainer = ByIndex(1, 11), pl.Trainer(**QUIET, max_epochs=1, callbacks=[make()])
+    module = ByIndex(1, 11)
     with pytest.raises(MisconfigurationException, match=r"Words.*batch_size_fn=len"):
-        trainer.fit(module, loader)
+        fit(module, loader, [make()], max_epochs=1)
     assert module.steps == []
-    assert_nothing_left(trainer, module, 1)
     module, one = ByIndex(1, 11), make(batch_size_fn=len)
     fit(module, loader, [one], max_epochs=1, accumulate_grad_batches=2)
     assert one.history[0].window_examples == sum(UNEQUAL[:2])
@@ -320,21 +285,14 @@ def test_tokens():
     """Micro-batches of so many tokens: budget, limits and the noise scale are counted in them."""
     loader = Shaped(lambda x: {"ids": torch.ones(4, len(x)), "mask": torch.ones(4, len(x))})
     scaler = windows_of(1, 3, 4, 2, 5, 3, size=12, batch_size_fn=lambda batch: int(batch["mask"].sum()))
-    _, scaler, _ = check_exact(loader, [4 * size for size in UNEQUAL], callback=scaler)
+    scaler = check_exact(loader, [4 * size for size in UNEQUAL], callback=scaler)
     assert scaler.examples_seen == 8 * sum(UNEQUAL)
     assert scaler.decisions[0].limits.granularity == 12
     # 11 micro-batches of the first one's size: the loader's own sizes say nothing about tokens.
     assert scaler.decisions[0].situation.total_examples == 2 * 11 * 12
 
 
-def test_a_function_may_count_with_another_librarys_numbers():
-    assert loaders.batch_size_of("abc", lambda batch: np.int64(3)) == 3
-    assert loaders.batch_size_of("abc", lambda batch: np.float32(3)) == 3
-    with pytest.raises(MisconfigurationException, match=r"batch_size_fn.*tensor\(3\).*item\(\)"):
-        loaders.batch_size_of("abc", lambda batch: torch.tensor(3))
-
-
-@pytest.mark.parametrize("make", [scripted, lambda **options: GradientNoiseScaleMonitor(measure_every=1, **options)])
+@pytest.mark.parametrize("make", [scripted, watching_all])
 @pytest.mark.parametrize("fails_at", [1, 2, 5])
 def test_an_exception_in_batch_size_fn_comes_through_unchanged(make, fails_at):
     calls = []
@@ -348,13 +306,11 @@ def test_an_exception_in_batch_size_fn_comes_through_unchanged(make, fails_at):
             raise TheUsersOwn("no labels")
         return len(batch)
 
-    module = ByIndex(1, 11)
-    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[make(batch_size_fn=count)], accumulate_grad_batches=3)
+    callbacks = [make(batch_size_fn=count)]
     with pytest.raises(TheUsersOwn, match="no labels") as raised:
-        trainer.fit(module, PlainSized())
+        fit(ByIndex(1, 11), Shaped(), callbacks, max_epochs=1, accumulate_grad_batches=3)
     assert raised.value.__cause__ is None
     assert len(calls) == fails_at
-    assert_nothing_left(trainer, module, 3)
 
 
 # ---------------------------------------------------------------- unequal micro-batches
@@ -371,10 +327,7 @@ def test_unequal_micro_batches_are_unbiased(callback):
         def __iter__(self):
             return iter([part] for part in xs.split(sizes))
 
-    if callback == "scaler":
-        one = windows_of(*[3, 5, 2, 2, 3] * windows, size=sizes[0])
-    else:
-        one = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
+    one = windows_of(*[3, 5, 2, 2, 3] * windows, size=sizes[0]) if callback == "scaler" else watching_all()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*first micro-batch")
         fit(KnownNoise(), DataLoader(Unequal(), batch_size=None), [one], max_epochs=1, accumulate_grad_batches=3)

@@ -10,42 +10,46 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, StepLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.theory.schedules import WarmupStep
-from tests.helpers.expected_warnings import CANNOT_MEASURE, FEW_MICRO_BATCHES
+from tests.helpers.expected_warnings import CANNOT_MEASURE, said_of
+from tests.helpers.refusals_of_training import CopiesItsGroups, with_scheduler
 from tests.helpers.training import (
     QUIET,
+    KeepsRates,
     KeepSteps,
     Regression,
-    assert_nothing_left,
+    assert_same_weights,
     fit,
     gradient_scaler,
     regression_loader,
     scripted,
 )
 
-pytestmark = [
-    CANNOT_MEASURE,
-    FEW_MICRO_BATCHES,
-]
+pytestmark = CANNOT_MEASURE
 
 LR = 0.05
 # Windows of 1, 2, 2, 4, 4 and 3 micro-batches of 4, each with its own factor (the linear rule).
 FACTORS = [1, 2, 2, 4, 4, 3]
 
 
-def train(module, callback=None, *, others=(), **settings):
-    """One epoch of 16 micro-batches; what was logged of the learning rate and its factor, and the Trainer."""
+def logged_by(logger):
+    return [(values["bsscale/lr"], values["bsscale/lr_scale"]) for _, values in logger.logged if "bsscale/lr" in values]
+
+
+def train(module, callback=None, *, examples=64, **settings):
+    """One epoch of micro-batches of 4; what was logged of the learning rate and its factor, and the Trainer."""
     logger = KeepSteps()
-    callback = callback or scripted(8, 8, 16)
-    settings = {"max_epochs": 1, "log_every_n_steps": 1, **settings}
-    trainer = fit(module, regression_loader(64), [*others, callback], logger=logger, **settings)
-    logged = [
-        (values["bsscale/lr"], values["bsscale/lr_scale"]) for _, values in logger.logged if "bsscale/lr" in values
-    ]
-    return logged, trainer
+    settings = {"max_epochs": 1, "log_every_n_steps": 1, "logger": logger, **settings}
+    trainer = fit(module, regression_loader(examples), [callback or scripted(8, 8, 16)], **settings)
+    return logged_by(logger), trainer
+
+
+def assert_close_weights(module, plain):
+    for ours, theirs in zip(module.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
 def sgd(parameters):
@@ -102,33 +106,14 @@ class Duck:
 
 
 class UpdatesAfterItsParent(SGD):
-    """Half of the update is made after `super().step()`, and so after the parent's hooks."""
-
-    def __init__(self, parameters):
-        super().__init__(parameters, lr=LR)
+    """Makes the update a second time after `super().step()`, and so after the parent's hooks."""
 
     @torch.no_grad()
     def step(self, closure=None):
         loss = super().step(closure)
         for group in self.param_groups:
             for parameter in group["params"]:
-                parameter.add_(parameter, alpha=-group["lr"] * 0.1)
-        return loss
-
-
-class DecaysByHand(SGD):
-    """The same update in one step, from torch's own class."""
-
-    def __init__(self, parameters):
-        super().__init__(parameters, lr=LR)
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
                 parameter.add_(parameter.grad, alpha=-group["lr"])
-                parameter.add_(parameter, alpha=-group["lr"] * 0.1)
         return loss
 
 
@@ -186,20 +171,33 @@ def test_the_factor_reaches_the_update_of_every_shape(shape):
     logged, trainer = train(module)
     assert [factor for _, factor in logged] == FACTORS
     assert logged == expected
-    for ours, theirs in zip(module.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    assert_close_weights(module, plain)
     assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [LR]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+class StepIsAProperty(NoHooks):
+    @property
+    def step(self):
+        return self.optimizer.step
+
+
+# Whose learning rate can be read and not be scaled.
+READ_ONLY = {
+    "step is a property": lambda p: StepIsAProperty(sgd(p)),
+    "copies its groups": lambda p: CopiesItsGroups(p, lr=LR),
+}
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, *READ_ONLY])
 def test_those_who_look_say_the_learning_rate_of_every_shape(shape):
     """And leave every weight as it is without them, to the bit."""
-    bare = Regression(SHAPES[shape])
+    make = {**SHAPES, **READ_ONLY}[shape]
+    bare = Regression(make)
     fit(bare, regression_loader(64), max_epochs=1, accumulate_grad_batches=2)
     for callback in (GradientNoiseScaleMonitor(measure_every=1), scripted(8, dry_run=True, measure_every=1)):
-        module = Regression(SHAPES[shape])
+        module = Regression(make)
         fit(module, regression_loader(64), [callback], max_epochs=1, accumulate_grad_batches=2)
-        assert all(torch.equal(*pair) for pair in zip(module.parameters(), bare.parameters(), strict=True))
+        assert_same_weights(module, bare)
         assert [(made.lr, made.lr_scale) for made in callback.history] == [(LR, 1.0)] * 8
 
 
@@ -211,16 +209,14 @@ def test_an_optimizer_that_torch_breaks_is_not_broken_by_us():
 
 
 def test_all_of_an_update_is_made_with_the_factor_where_a_step_calls_its_parents():
-    weights = []
-    for optimizer in (UpdatesAfterItsParent, DecaysByHand):
-        module = Regression(optimizer)
-        train(module)
-        weights.append(list(module.parameters()))
-    for ours, theirs in zip(*weights, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    plain = Regression(lambda p: SGD(p, lr=2 * LR))
+    module = Regression(lambda p: UpdatesAfterItsParent(p, lr=LR))
+    for one in (plain, module):  # torch gives SGD.step its hooks only once an SGD was made
+        train(one)
+    assert_close_weights(module, plain)
 
 
-@pytest.mark.parametrize("shape", ["replaced by a function", "wrapped like a counter"])
+@pytest.mark.parametrize("shape", ["replaced by a function", "wrapped like a counter", "wrapped by a scheduler"])
 def test_a_step_that_is_replaced_in_mid_training_is_found_at_the_next_window(shape):
     class Replaces(Regression):
         def on_train_batch_start(self, batch, batch_idx):
@@ -229,65 +225,28 @@ def test_a_step_that_is_replaced_in_mid_training_is_found_at_the_next_window(sha
                 self.old = optimizer.step
                 if shape == "replaced by a function":
                     optimizer.step = lambda closure=None: self.old(closure)
-                else:
+                elif shape == "wrapped like a counter":
                     optimizer.step = functools.wraps(self.old)(lambda *a, **k: self.old(*a, **k))
-
-        def on_train_end(self):
-            del self.trainer.optimizers[0].step
+                else:
+                    self.mine = LambdaLR(optimizer, lambda step: 1.0)
 
     module, plain = Replaces(sgd), Regression(sgd)
     expected, _ = train(plain)
-    logged, _ = train(module)
-    assert logged == expected
-    assert all(torch.equal(*pair) for pair in zip(module.parameters(), plain.parameters(), strict=True))
-
-
-def test_a_scheduler_that_is_made_in_mid_training_wraps_the_step_and_training_goes_right():
-    class Makes(Regression):
-        def on_train_batch_start(self, batch, batch_idx):
-            if batch_idx == 2:
-                self.mine = LambdaLR(self.trainer.optimizers[0], lambda step: 1.0)
-
-    module, plain = Makes(sgd), Regression(sgd)
     logger = KeepSteps()
-    expected, _ = train(plain)
-    trainer = pl.Trainer(
-        **{**QUIET, "logger": logger}, max_epochs=1, log_every_n_steps=1, callbacks=[scripted(8, 8, 16)]
-    )
+    settings = {**QUIET, "logger": logger, "max_epochs": 1, "log_every_n_steps": 1}
+    trainer = pl.Trainer(**settings, callbacks=[scripted(8, 8, 16)])
     trainer.fit(module, regression_loader(64))
-    assert [values["bsscale/lr"] for _, values in logger.logged if "bsscale/lr" in values] == [lr for lr, _ in expected]
-    assert all(torch.equal(*pair) for pair in zip(module.parameters(), plain.parameters(), strict=True))
-    # What torch put over our wrapper holds it, without effect: the step is that of the class.
+    assert logged_by(logger) == expected
+    assert_same_weights(module, plain)
+    # What was put over our wrapper holds it, without effect: the step is that of the class.
+    optimizer, before = trainer.optimizers[0], module.net.weight.detach().clone()
     module.net.weight.grad = torch.ones_like(module.net.weight)
-    before = module.net.weight.detach().clone()
-    trainer.optimizers[0].step()
+    optimizer.step()
     assert not torch.equal(before, module.net.weight)
-    assert trainer.optimizers[0].param_groups[0]["lr"] == LR
+    assert optimizer.param_groups[0]["lr"] == LR
 
 
 # ---------------------------------------------------------------- what cannot be supported is refused
-
-
-class StepIsAProperty(NoHooks):
-    @property
-    def step(self):
-        return self.optimizer.step
-
-
-class CopiesItsGroups(NoHooks):
-    def __init__(self, inner):
-        self.optimizer, self.defaults, self.state = inner, inner.defaults, defaultdict(dict)
-
-    @property
-    def param_groups(self):
-        return [dict(group) for group in self.optimizer.param_groups]
-
-
-@pytest.mark.parametrize("make", [StepIsAProperty, CopiesItsGroups])
-def test_a_learning_rate_that_cannot_be_scaled_is_read_by_those_who_look(make):
-    monitor = GradientNoiseScaleMonitor(measure_every=1)
-    fit(Regression(lambda p: make(sgd(p))), regression_loader(64), [monitor], max_epochs=1, accumulate_grad_batches=2)
-    assert [made.lr for made in monitor.history] == [LR] * 8
 
 
 class StepsByItself(Regression):
@@ -309,16 +268,11 @@ class LeavesStepsOut(Regression):
 
 
 def test_weights_that_something_else_updates_are_refused_and_the_log_never_claims_a_factor():
-    logger = KeepSteps()
-    settings = {**QUIET, "logger": logger, "max_epochs": 2, "log_every_n_steps": 1}
-    module = StepsByItself(sgd)
-    trainer = pl.Trainer(**settings, callbacks=[scripted(8, lr_rule="linear", max_batch_size=8)])
+    logger, module = KeepSteps(), StepsByItself(sgd)
     with pytest.raises(MisconfigurationException, match=r"StepsByItself.optimizer_step"):
-        trainer.fit(module, regression_loader(256))
-    assert_nothing_left(trainer, module, 1)
-    assert trainer.global_step == 21  # the first one had a factor of one
-    logged = [values for _, values in logger.logged if "bsscale/lr" in values]
-    assert {(values["bsscale/lr"], values["bsscale/lr_scale"]) for values in logged} == {(LR, 1.0)}
+        train(module, scripted(8, max_batch_size=8), examples=256, max_epochs=2, logger=logger)
+    assert module.trainer.global_step == 21  # the first one had a factor of one
+    assert set(logged_by(logger)) == {(LR, 1.0)}
     # Where there is no factor to apply, it is nobody's business.
     fit(StepsByItself(sgd), regression_loader(256), [scripted(8, lr_rule="none")], max_epochs=2)
 
@@ -337,81 +291,43 @@ class SetsUpAnew(Regression):
     The windows are 1, 2, 4 and 4 micro-batches, so that is within the third one.
     """
 
-    def __init__(self, where, make=sgd, scheduler=None, then=None):
-        super().__init__(make, scheduler)
-        self.where, self.then = where, then
-        self.index = -1
-        self.steps = []
+    def __init__(self, where, make=sgd, then=None):
+        super().__init__(make)
+        self.is_set_up, inner = False, getattr(self, where)
 
-    def set_up_in(self, where):
-        if where == self.where and self.index == 6:
-            self.where = None
-            if self.then is not None:
-                self.make_optimizer = self.then
-            self.trainer.strategy.setup_optimizers(self.trainer)
+        def hook(*args):
+            if args[-1] == 6:
+                self.is_set_up, self.make_optimizer = True, then or make
+                self.trainer.strategy.setup_optimizers(self.trainer)
+            return inner(*args)
 
-    def on_train_batch_start(self, batch, batch_idx):
-        self.index = batch_idx
-        self.set_up_in("on_train_batch_start")
-
-    def training_step(self, batch, batch_idx):
-        self.set_up_in("training_step")
-        return super().training_step(batch, batch_idx)
-
-    def on_before_optimizer_step(self, optimizer):
-        self.steps.append((optimizer, [group["lr"] for group in optimizer.param_groups]))
-
-    def on_train_batch_end(self, outputs, batch, batch_idx):
-        self.set_up_in("on_train_batch_end")
-
-
-class KeepsUsed(SGD):
-    """Without momentum, so that a new one is as the old one; keeps what it updates with."""
-
-    used = None
-
-    def step(self, closure=None):
-        loss = None if closure is None else closure()
-        type(self).used.append(self.param_groups[0]["lr"])
-        super().step()
-        return loss
+        setattr(self, where, hook)
 
 
 @pytest.mark.parametrize("where", ["on_train_batch_start", "training_step", "on_train_batch_end"])
 def test_another_optimizer_in_mid_training_gets_the_factor_too(where):
-    KeepsUsed.used = []
-    module = SetsUpAnew(where, lambda p: KeepsUsed(p, lr=LR))
-    scaler = scripted(8, 16, 16, measure_every=1)
-    logged, trainer = train(module, scaler)
+    """Also where it is set up in the last hook before the step, after the callbacks' own."""
+    made = []
+
+    def make(parameters):
+        made.append(KeepsRates(parameters, lr=LR))
+        return made[-1]
+
+    module, plain = SetsUpAnew(where, make), Regression(lambda p: SGD(p, lr=LR))
+    logged, trainer = train(module, scripted(8, 16, 16, measure_every=1))
     factors = [1, 2, 4, 4, 4, 1]
-    assert KeepsUsed.used == pytest.approx([LR * factor for factor in factors])
-    assert [lr for lr, _ in logged] == KeepsUsed.used
-    assert [factor for _, factor in logged] == factors
-    first, last = module.steps[0][0], module.steps[-1][0]
-    assert first is not last
+    used = [rates[0] for optimizer in made for rates in optimizer.used]
+    assert used == pytest.approx([LR * factor for factor in factors])
+    assert logged == list(zip(used, factors, strict=True))
+    first, last = made
     assert last is trainer.optimizers[0]
     for optimizer in (first, last):
         assert not optimizer._optimizer_step_pre_hooks
         assert not optimizer._optimizer_step_post_hooks
         assert "step" not in vars(optimizer)
         assert optimizer.param_groups[0]["lr"] == LR
-    plain = Regression(lambda p: SGD(p, lr=LR))
     train(plain, scripted(8, 16, 16))
-    assert all(torch.equal(*pair) for pair in zip(module.parameters(), plain.parameters(), strict=True))
-
-
-def test_an_optimizer_that_is_set_up_in_the_last_hook_before_the_step_is_scaled_in_that_step():
-    KeepsUsed.used = []
-
-    class SetsUpLate(Regression):
-        def on_train_batch_start(self, batch, batch_idx):
-            if batch_idx == 6:  # the last micro-batch of the window of 3 to 6, and after the callbacks' hooks
-                self.trainer.strategy.setup_optimizers(self.trainer)
-
-    module = SetsUpLate(lambda p: KeepsUsed(p, lr=LR))
-    logged, trainer = train(module, scripted(8, 16, 16))
-    assert [lr for lr, _ in logged] == KeepsUsed.used == pytest.approx([LR * f for f in (1, 2, 4, 4, 4, 1)])
-    assert trainer.optimizers[0].param_groups[0]["lr"] == LR
+    assert_same_weights(module, plain)
 
 
 def test_the_rule_is_that_of_the_optimizer_that_steps():
@@ -427,12 +343,9 @@ def test_the_rule_is_that_of_the_optimizer_that_steps():
 
 def test_measuring_follows_another_optimizer():
     """The monitor's noise scale over both halves; the window in which it changed is not measured."""
-    module = SetsUpAnew("on_train_batch_start", lambda p: SGD(p, lr=LR))
-    monitor = GradientNoiseScaleMonitor(measure_every=1)
-    fit(module, regression_loader(64), [monitor], max_epochs=1, accumulate_grad_batches=4)
-    plain = GradientNoiseScaleMonitor(measure_every=1)
-    bare = Regression(lambda p: SGD(p, lr=LR))
-    fit(bare, regression_loader(64), [plain], max_epochs=1, accumulate_grad_batches=4)
+    monitor, plain = (GradientNoiseScaleMonitor(measure_every=1) for _ in range(2))
+    train(SetsUpAnew("on_train_batch_start", lambda p: SGD(p, lr=LR)), monitor, accumulate_grad_batches=4)
+    train(Regression(lambda p: SGD(p, lr=LR)), plain, accumulate_grad_batches=4)
     assert [made.optimizer_steps for made in monitor.history] == [1, 3, 4]
     theirs = {made.optimizer_steps: made for made in plain.history}
     assert all(made.trace == theirs[made.optimizer_steps].trace for made in monitor.history)
@@ -440,19 +353,14 @@ def test_measuring_follows_another_optimizer():
 
 
 def test_a_scheduler_beside_the_callbacks_own_schedule_is_refused_in_mid_training_too():
-    def scheduler(optimizer, trainer):
-        return {"scheduler": StepLR(optimizer, 1), "interval": "step"}
-
     class AddsAScheduler(SetsUpAnew):
         def configure_optimizers(self):
-            self.make_scheduler = scheduler if self.where is None else None
+            self.make_scheduler = with_scheduler if self.is_set_up else None
             return super().configure_optimizers()
 
     module = AddsAScheduler("on_train_batch_end")
-    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[scripted(8, schedule="cosine")])
     with pytest.raises(MisconfigurationException, match="returns a scheduler"):
-        trainer.fit(module, regression_loader(64))
-    assert_nothing_left(trainer, module, 1)
+        train(module, scripted(8, schedule="cosine"))
 
 
 # ---------------------------------------------------------------- a learning rate that is set within the step
@@ -468,44 +376,18 @@ class Bypasses(Regression):
 def test_a_step_around_the_instance_is_caught_by_the_hooks():
     plain, module = Regression(sgd), Bypasses(sgd)
     assert train(module)[0] == train(plain)[0]
-    assert all(torch.equal(*pair) for pair in zip(module.parameters(), plain.parameters(), strict=True))
+    assert_same_weights(module, plain)
 
 
-@pytest.mark.parametrize("settings", [{}, gradient_scaler(2.0**8)])
-def test_step_hooks_of_the_users_see_the_users_learning_rate(settings):
-    """With a gradient scaler too, where the closure is called before the step."""
-    seen = []
+class DecaysItself(KeepsRates):
+    """Multiplies its own learning rate in each step, after the update."""
 
-    def hooked(parameters):
-        optimizer = SGD(parameters, lr=LR)
-        optimizer.register_step_pre_hook(lambda opt, args, kwargs: seen.append(opt.param_groups[0]["lr"]))
-        optimizer.register_step_post_hook(lambda opt, args, kwargs: seen.append(opt.param_groups[0]["lr"]))
-        return optimizer
+    def __init__(self, parameters, lr=0.1):
+        super().__init__(parameters, lr=lr)
 
-    class Clears(Regression):
-        def on_train_end(self):
-            self.trainer.optimizers[0]._optimizer_step_pre_hooks.clear()
-            self.trainer.optimizers[0]._optimizer_step_post_hooks.clear()
-
-    logged, _ = train(Clears(hooked), **settings)
-    assert seen == [LR] * 12
-    assert [lr for lr, _ in logged] == pytest.approx([LR * factor for factor in FACTORS])
-
-
-class DecaysItself(SGD):
-    """Multiplies its own learning rate in each step, after the update; keeps what it updated with."""
-
-    def __init__(self, parameters, lr=0.1, **settings):
-        super().__init__(parameters, lr=lr, **settings)
-        self.used = []
-
-    @torch.no_grad()
     def step(self, closure=None):
-        loss = closure()
-        self.used.append([float(group["lr"]) for group in self.param_groups])
+        loss = super().step(closure)
         for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter -= group["lr"] * parameter.grad
             group["lr"] *= 0.9
         return loss
 
@@ -520,11 +402,21 @@ def tensor_lr(parameters):
     return DecaysItself([{"params": [weight]}, {"params": [bias]}], lr=torch.tensor(0.1))
 
 
+# The scaler's options, and the factors of the six windows.
+DECAYED = {
+    "linear": ({}, FACTORS),
+    "none": (dict(lr_rule="none"), [1] * 6),
+    # At its middle, as the schedule is asked, the fourth window is past 0.3 of the budget.
+    "own schedule": (dict(schedule=WarmupStep(milestones=(0.3,))), [1, 2, 2, 0.4, 0.4, 0.3]),
+}
+
+
 @pytest.mark.parametrize("make", [DecaysItself, two_groups, tensor_lr])
-@pytest.mark.parametrize("rule", ["linear", "none"])
+@pytest.mark.parametrize("rule", DECAYED)
 def test_an_optimizer_that_decays_its_own_learning_rate_decays_it(make, rule):
-    logged, trainer = train(Regression(make), scripted(8, 8, 16, lr_rule=rule))
-    factors = FACTORS if rule == "linear" else [1] * 6
+    """With the callback's own schedule its learning rate is the peak."""
+    options, factors = DECAYED[rule]
+    logged, trainer = train(Regression(make), scripted(8, 8, 16, **options))
     (optimizer,) = trainer.optimizers
     # Two groups with one tensor between them decay it twice.
     per_step = 0.9**2 if make is tensor_lr else 0.9
@@ -538,20 +430,11 @@ def test_an_optimizer_that_decays_its_own_learning_rate_decays_it(make, rule):
         assert optimizer.param_groups[0]["lr"] is optimizer.param_groups[1]["lr"] is optimizer.defaults["lr"]
 
 
-def test_with_the_callbacks_own_schedule_the_optimizers_learning_rate_is_its_peak():
-    logged, trainer = train(Regression(DecaysItself), scripted(8, 8, 16, schedule=WarmupStep(milestones=(0.3,))))
-    # At its middle, as the schedule is asked, the fourth window is past 0.3 of the budget.
-    schedule = [1, 1, 1, 0.1, 0.1, 0.1]
-    expected = [0.1 * 0.9**step * FACTORS[step] * schedule[step] for step in range(6)]
-    assert [rates[0] for rates in trainer.optimizers[0].used] == pytest.approx(expected)
-    assert [lr for lr, _ in logged] == pytest.approx(expected)
-    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.9**6)
-
-
+@pytest.mark.parametrize("settings", [{}, gradient_scaler()], ids=["plain", "scaled"])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("rule", ["linear", "none"])
-def test_a_step_hook_of_the_users_sees_and_sets_the_users_learning_rate(when, rule):
-    """Whether it was registered before ours or after, and whether it multiplies or sets."""
+def test_step_hooks_of_the_users_see_and_set_the_users_learning_rate(when, rule, settings):
+    """Registered before ours or after; with a gradient scaler too, where the closure is called before the step."""
 
     class Hooked(Regression):
         def on_fit_start(self):
@@ -561,31 +444,31 @@ def test_a_step_hook_of_the_users_sees_and_sets_the_users_learning_rate(when, ru
             self.seen.append(optimizer.param_groups[0]["lr"])
             optimizer.param_groups[0]["lr"] = 0.1 / (1 + len(self.seen))
 
+        def register(self, optimizer):
+            optimizer.register_step_pre_hook(lambda opt, *args: self.before.append(opt.param_groups[0]["lr"]))
+            optimizer.register_step_post_hook(self.hook)
+
         def configure_optimizers(self):
             optimizer = SGD(self.parameters(), lr=0.1)
             if when == "before":
-                optimizer.register_step_post_hook(self.hook)
+                self.register(optimizer)
             return optimizer
 
         def on_train_batch_start(self, batch, batch_idx):
             if when == "after" and batch_idx == 0:
-                optimizer = self.trainer.optimizers[0]
-                optimizer.register_step_post_hook(self.hook)
-                optimizer.register_step_pre_hook(lambda opt, *args: self.before.append(opt.param_groups[0]["lr"]))
+                self.register(self.trainer.optimizers[0])
 
         def on_train_end(self):
             self.trainer.optimizers[0]._optimizer_step_pre_hooks.clear()
             self.trainer.optimizers[0]._optimizer_step_post_hooks.clear()
 
     module = Hooked()
-    logged, trainer = train(module, scripted(8, 8, 16, lr_rule=rule))
+    logged, trainer = train(module, scripted(8, 8, 16, lr_rule=rule), **settings)
     users = [0.1 / (1 + step) for step in range(7)]
-    factors = FACTORS if rule == "linear" else [1] * 6
-    if when == "before":
-        assert module.seen == pytest.approx(users[:6])
+    assert module.seen == module.before == pytest.approx(users[:6])
+    if when == "before":  # after ours, the first step's factor is one, whatever the order
+        factors = FACTORS if rule == "linear" else [1] * 6
         assert [lr for lr, _ in logged] == pytest.approx([a * b for a, b in zip(users[:6], factors, strict=True)])
-    else:  # in its first step the factor is one, whatever the order
-        assert module.seen == module.before == pytest.approx(users[:6])
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(users[6])
 
 
@@ -596,14 +479,11 @@ class ComputesItsOwn(SGD):
         super().__init__(parameters, lr=0.1)
         self.first, self.count = first, 0
 
-    @torch.no_grad()
     def step(self, closure=None):
         loss = closure()
         if self.first:
             self.set_own()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter -= group["lr"] * parameter.grad
+        super().step()
         if not self.first:
             self.set_own()
         return loss
@@ -614,45 +494,18 @@ class ComputesItsOwn(SGD):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_an_optimizer_on_which_the_factor_has_no_effect_is_told_of_and_trains_on(first):
-    scaler, logger = scripted(8, 8, 16), KeepSteps()
+@pytest.mark.parametrize("batches", [(8, 8, 16), (4, 4, 4, 8)])
+def test_an_optimizer_on_which_the_factor_has_no_effect_is_told_of_and_trains_on(batches, first):
+    """Once, and one change of the batch is enough: the log must not show a factor that never acted."""
+    scaler, make = scripted(*batches), functools.partial(ComputesItsOwn, first=first)
     with pytest.warns(UserWarning, match="ComputesItsOwn") as said:
-        fit(
-            Regression(lambda p: ComputesItsOwn(p, first=first)),
-            regression_loader(160),
-            [scaler],
-            max_epochs=1,
-            logger=logger,
-            log_every_n_steps=1,
-        )
-    assert len([w for w in said if "ComputesItsOwn" in str(w.message)]) == 1
-    assert scaler.batch_size == 16
-    assert [values["bsscale/lr_scale"] for _, values in logger.logged][-3:] == [1.0] * 3
-    assert scaler.examples_seen == 160
-    fit(
-        Regression(lambda p: ComputesItsOwn(p, first=first)),
-        regression_loader(64),
-        [scripted(8, lr_rule="none")],
-        max_epochs=1,
-    )
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_one_change_of_the_batch_is_enough_to_find_it(first):
-    """In a training whose batch grows once, the log must not show a factor that never acted."""
-    scaler, logger = scripted(4, 4, 4, 8), KeepSteps()
-    with pytest.warns(UserWarning, match="ComputesItsOwn"):
-        fit(
-            Regression(lambda p: ComputesItsOwn(p, first=first)),
-            regression_loader(160),
-            [scaler],
-            max_epochs=1,
-            logger=logger,
-            log_every_n_steps=1,
-        )
-    factors = [values["bsscale/lr_scale"] for _, values in logger.logged]
+        logged, _ = train(Regression(make), scaler, examples=160)
+    assert len(said_of("ComputesItsOwn", said)) == 1
+    assert (scaler.batch_size, scaler.examples_seen) == (batches[-1], 160)
+    factors = [factor for _, factor in logged]
     assert max(factors) > 1
-    assert factors[-5:] == [1.0] * 5
+    assert factors[-3:] == [1.0] * 3
+    train(Regression(make), scripted(8, lr_rule="none"))  # where no factor is wanted, nothing is said
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.1])
@@ -662,9 +515,9 @@ def test_one_that_multiplies_is_not_taken_for_it(decay):
     class Falls(SGD):
         def step(self, closure=None):
             loss = super().step(closure)
-            if self.state[self.param_groups[0]["params"][0]].setdefault("count", 0) == 1:
+            self.count = getattr(self, "count", 0) + 1
+            if self.count == 2:
                 self.param_groups[0]["lr"] *= decay
-            self.state[self.param_groups[0]["params"][0]]["count"] += 1
             return loss
 
     logged, trainer = train(Regression(lambda p: Falls(p, lr=0.1)))
@@ -677,10 +530,8 @@ def test_what_is_not_changed_in_the_step_comes_back_to_the_bit():
     rates = [0.1, 1 / 3, 7e-5, 2.5e-310]
 
     def groups(parameters):
-        weight, bias = parameters
-        extra = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
-        members = [[weight], [bias], [extra[0]], [extra[1]]]
-        return SGD([{"params": one, "lr": lr} for one, lr in zip(members, rates, strict=True)], lr=0.1)
+        members = [*parameters, *(torch.nn.Parameter(torch.zeros(1)) for _ in range(2))]
+        return SGD([{"params": [one], "lr": lr} for one, lr in zip(members, rates, strict=True)], lr=0.1)
 
     _, trainer = train(Regression(groups))
     assert [group["lr"] for group in trainer.optimizers[0].param_groups] == rates
@@ -708,9 +559,7 @@ def test_an_exception_in_an_update_keeps_what_the_optimizer_had_changed():
             return loss
 
     module = Regression(lambda p: Breaks(p, lr=0.1, momentum=0.9))
-    trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[BatchSizeScaler(warmup=0, lr_rule="linear")])
     with pytest.raises(RuntimeError, match="broken on purpose"):
-        trainer.fit(module, regression_loader(64))
+        train(module, BatchSizeScaler(warmup=0, lr_rule="linear"))
     # The first window is a probe of two micro-batches, with a factor of 2.
-    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05)
-    assert_nothing_left(trainer, module, 1)
+    assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05)

@@ -11,21 +11,28 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
-from lightning.pytorch.plugins import MixedPrecision
-from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_bsscale import BatchSizeScaler, Decision, Policy
+from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.records import DecisionRecord
-from tests.helpers.training import KeepsRates, KeepSteps, Numbers, UnsizedNumbers, fit, run_of
+from tests.helpers.training import (
+    ByStep,
+    KeepsRates,
+    KeepSteps,
+    Numbers,
+    OneHot,
+    UnsizedNumbers,
+    fit,
+    gradient_scaler,
+    run_of,
+)
 
 POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 LARGEST = 12
@@ -80,29 +87,14 @@ class Training:
         return (batch / self.accumulate) ** POWERS[self.rule]
 
 
-class Script(Policy):
-    def __init__(self, training):
-        self.training = training
-
-    def decide(self, situation, limits):
-        wanted = self.training.batch(situation.optimizer_steps)
-        told = f"for step {situation.optimizer_steps}"
-        return Decision(batch_size=wanted, reason=told, code=told)
-
-
 class Killed(Exception):
     pass
 
 
-class Probe(pl.LightningModule):
-    """Micro-batch i of the training has gradient e_i."""
-
+class Probe(OneHot):
     def __init__(self, training, fails_at=None):
-        super().__init__()
-        self.training_ = training
-        self.fails_at = fails_at
-        self.weight = nn.Parameter(torch.zeros(training.length * training.epochs))
-        self.steps = []
+        super().__init__(training.length * training.epochs, training.length)
+        self.training_, self.fails_at = training, fails_at
 
     def position(self, batch_idx):
         return self.current_epoch * self.training_.length + batch_idx
@@ -113,12 +105,8 @@ class Probe(pl.LightningModule):
         self.log("loss", 0.0)
         return self.weight[self.position(batch_idx)]
 
-    def validation_step(self, batch, batch_idx):
-        return None
-
     def on_before_optimizer_step(self, optimizer):
-        grad = self.weight.grad
-        self.steps.append({int(i): float(grad[i]) for i in grad.nonzero().flatten()})
+        super().on_before_optimizer_step(optimizer)
         assert self.trainer.global_step + 1 == self.first_step + len(self.steps)
 
     def on_train_start(self):
@@ -181,43 +169,22 @@ class Programs(RuleBasedStateMachine):
 
     def train(self, module, *callbacks):
         t, path = self.training, Path(self.folder.name)
-        scaler = BatchSizeScaler(
-            policy=Script(t),
-            lr_rule=t.rule,
-            warmup=0,
-            memory=1.0,
-            max_batch_size=LARGEST,
-            probe_every=t.probe_every,
-            measure_every=t.measure_every,
-            record=path / "journal.jsonl",
-        )
+        every = dict(probe_every=t.probe_every, measure_every=t.measure_every)
+        options = dict(policy=ByStep(t.script), lr_rule=t.rule, max_batch_size=LARGEST, **every)
+        scaler = BatchSizeScaler(warmup=0, memory=1.0, record=path / "journal.jsonl", **options)
         data = Numbers(t.length) if t.sized else UnsizedNumbers(t.length)
-        is_checked = t.validate_every is not None and t.validate_every <= t.length
-        half = t.precision == "16-mixed"
-        precision = (
-            {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]}
-            if half
-            else {"precision": t.precision}
-        )
+        precision = gradient_scaler() if t.precision == "16-mixed" else {"precision": t.precision}
+        settings = dict(max_epochs=t.epochs, max_steps=-1 if t.max_steps is None else t.max_steps)
+        settings |= dict(accumulate_grad_batches=t.accumulate, num_sanity_val_steps=0, log_every_n_steps=1)
+        settings |= dict(ckpt_path=self.checkpoint, enable_checkpointing=bool(callbacks))
+        if t.validate_every is not None and t.validate_every <= t.length:
+            settings |= dict(val=DataLoader(Numbers(1)), val_check_interval=t.validate_every)
         logger = KeepSteps()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 fit(
-                    module,
-                    DataLoader(data, batch_size=1),
-                    [scaler, *callbacks],
-                    val=DataLoader(Numbers(1)) if is_checked else None,
-                    val_check_interval=t.validate_every if is_checked else None,
-                    num_sanity_val_steps=0,
-                    max_epochs=t.epochs,
-                    max_steps=-1 if t.max_steps is None else t.max_steps,
-                    accumulate_grad_batches=t.accumulate,
-                    ckpt_path=self.checkpoint,
-                    logger=logger,
-                    log_every_n_steps=1,
-                    enable_checkpointing=bool(callbacks),
-                    **precision,
+                    module, DataLoader(data, batch_size=1), [scaler, *callbacks], logger=logger, **settings, **precision
                 )
         except Killed:
             pass
