@@ -191,8 +191,7 @@ CALLBACKS = {
 }
 
 
-# Other windows make other counts; and Lightning keeps the name of the hook that broke, which is ours where we step a
-# scheduler.
+# Other windows make other counts; Lightning keeps the name of the hook that broke: ours, where we step a scheduler.
 DIFFERS = {"_batches_that_stepped": 0, "_current_fx_name": None}
 
 

@@ -193,8 +193,6 @@ OPTIONS = dict(
     memory=np.float32(0.9),
     batch_size_fn=lambda batch: np.int64(len(batch[0])),
 )
-
-
 NUMPYS_POLICY = NoiseScalePolicy(target_ratio=np.float32(0.5), cooldown=np.float16(0))
 NUMPYS = {
     "own": dict(policy=NumpyPolicy(), lr_rule=Rule(np.float32(1.5)), total_examples=np.int64(320)),
