@@ -92,7 +92,6 @@ def test_a_compression_that_loses_much_is_refused():
 # ---------------------------------------------------------------- FSDP
 
 HALF, OUTPUTS, SIZE, NOISE_SCALE = 32, 3, 4, 64.0
-MIXED = {"fsdp1": "bf16-mixed", "fsdp2": torch.bfloat16}
 
 
 class FsdpOfLayers(FSDPStrategy):
@@ -216,7 +215,7 @@ def sharded_run(rank, kind, change, windows, precision=None):
 
 def undisturbed(rank, kind, windows):
     measured_windows.COMPARED_EVERY = 1
-    return sharded_run(rank, kind, None, windows, MIXED[kind])
+    return sharded_run(rank, kind, None, windows, "bf16-mixed" if kind == "fsdp1" else torch.bfloat16)
 
 
 @pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])

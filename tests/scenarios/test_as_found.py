@@ -4,6 +4,7 @@ import functools
 import signal
 import sys
 import warnings
+from unittest import mock
 
 import lightning.pytorch as pl
 import pytest
@@ -190,8 +191,7 @@ CALLBACKS = {
 }
 
 
-# Other windows make other counts; and Lightning keeps the name of the hook that broke, which is ours where we step a
-# scheduler.
+# Other windows make other counts; Lightning keeps the name of the hook that broke: ours, where we step a scheduler.
 DIFFERS = {"_batches_that_stepped": 0, "_current_fx_name": None}
 
 
@@ -298,17 +298,6 @@ class BreakingPolicy(Scripted):
         return {}
 
 
-def breaking_size(batch):
-    breaking_size.calls += 1
-    if breaking_size.calls == 7:
-        raise Broken("uncountable")
-    return len(batch[0])
-
-
-def full_disk(journal, record):
-    raise OSError("No space left on device")
-
-
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_after_another_callback_broke(name, order):
@@ -319,15 +308,14 @@ def test_after_another_callback_broke(name, order):
 
 @pytest.mark.parametrize("broken", ["logger", "decide", "state_dict", "batch_size_fn", "journal"])
 def test_after_something_of_the_users_broke_in_our_hands(broken, tmp_path, monkeypatch):
-    breaking_size.calls = 0
     options = {
         "decide": dict(policy=BreakingPolicy("decide")),
         "state_dict": dict(policy=BreakingPolicy("state_dict")),
-        "batch_size_fn": dict(batch_size_fn=breaking_size),
+        "batch_size_fn": dict(batch_size_fn=mock.Mock(side_effect=[4] * 6 + [Broken("uncountable")])),
         "journal": dict(record=tmp_path / "journal.jsonl"),
     }
     if broken == "journal":
-        monkeypatch.setattr(Journal, "write", full_disk)
+        monkeypatch.setattr(Journal, "write", mock.Mock(side_effect=OSError("No space left on device")))
     module = Fragile("training_step" if broken == "state_dict" else broken, after=2)
     settings = dict(logger=BreakingLogger(), log_every_n_steps=1) if broken == "logger" else {}
     trainer = make_trainer(scripted(16, 24, 8, **{"measure_every": 1, **options.get(broken, {})}), **settings)

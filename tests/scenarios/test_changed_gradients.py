@@ -226,8 +226,8 @@ def test_rounding_is_no_change(disturbed, accumulate):
         def training_step(self, batch, batch_idx):
             return self.loss(batch[0].bfloat16())
 
-    one = train(Rough(), disturbed, precision="bf16-true", accumulate_grad_batches=accumulate)
-    assert len(one.history) == WINDOWS * ACCUMULATE // accumulate
+    settings = dict(precision="bf16-true", accumulate_grad_batches=accumulate)
+    assert len(train(Rough(), disturbed, **settings).history) == WINDOWS * ACCUMULATE // accumulate
 
 
 class Shapes(pl.LightningModule):
@@ -275,8 +275,7 @@ def test_a_window_in_which_everything_is_cancelled_is_not_measured(disturbed):
             if self.global_step % 2:
                 self.zero_grad()
 
-    one = train(CancelsAll(), disturbed)
-    assert_measured(one.history, by_hand(disturbed)[::2])
+    assert_measured(train(CancelsAll(), disturbed).history, by_hand(disturbed)[::2])
 
 
 # ---------------------------------------------------------------- not initialised yet

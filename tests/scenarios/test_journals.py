@@ -239,25 +239,23 @@ def test_a_resumed_run_in_a_new_log_folder_begins_a_journal_that_names_the_other
     assert "not there" in said()[-2]
 
 
-def holding(path, state):
-    """Another process that writes to the journal, until its input ends."""
-    code = (
-        "import json, sys; from lightning_bsscale.journal import Journal\n"
-        "journal = Journal(sys.argv[1], {}, resumes=json.loads(sys.argv[2])); print(journal.path, flush=True)\n"
-        "sys.stdin.read(); journal.close()"
-    )
-    command, environment = in_process(code, path, json.dumps(state))
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    process = subprocess.Popen(command, env=environment, text=True, **pipes)
-    assert process.stdout.readline().strip() == str(path)
-    return process
+WRITES = """
+import json, sys
+from lightning_bsscale.journal import Journal
+journal = Journal(sys.argv[1], {}, resumes=json.loads(sys.argv[2]))
+print(journal.path, flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.mark.skipif(not journal_file.HAS_LOCKS, reason="no locks here")
 def test_a_journal_that_another_process_writes_is_not_written_to(tmp_path):
     first, checkpoint = saved(tmp_path)
     path, state = first.journal_path, first.state_dict()["journal"]
-    with holding(path, state) as process:
+    command, environment = in_process(WRITES, path, json.dumps(state))
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        assert process.stdout.readline().strip() == str(path)
         before = path.read_bytes()
         with pytest.warns(UserWarning, match=r"another process .*bsscale\.jsonl"):
             again = resumed(checkpoint, tmp_path)

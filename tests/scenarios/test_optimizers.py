@@ -139,20 +139,6 @@ def replaced_by_the_plain_code(parameters):
     return optimizer
 
 
-def wrapped_like_a_counter(parameters):
-    """`step` on the instance is a wrapper that calls the class's in the end."""
-    optimizer = sgd(parameters)
-    inner = optimizer.step
-
-    @functools.wraps(inner)
-    def step(*args, **kwargs):
-        optimizer.counted = getattr(optimizer, "counted", 0) + 1
-        return inner(*args, **kwargs)
-
-    optimizer.step = step
-    return optimizer
-
-
 SHAPES = {
     "no hook tables": lambda p: NoHooks(sgd(p)),
     "tables that nobody reads": lambda p: TablesThatNobodyReads(sgd(p)),
@@ -160,7 +146,6 @@ SHAPES = {
     "wrapped for Lightning": lambda p: LightningOptimizer(sgd(p)),
     "reads before the closure": lambda p: ReadsFirst(p, lr=LR, momentum=0.9),
     "replaced by the plain code": replaced_by_the_plain_code,
-    "wrapped like a counter": wrapped_like_a_counter,
 }
 
 

@@ -204,29 +204,28 @@ def count(module, name):
 ENDS = [1, 2, 4, 6, 9, 12, 15, 18, 20]  # of the windows, in micro-batches of the plan's 20 steps
 
 
+class Looks(pl.Callback):
+    """Keeps each micro-batch's loss."""
+
+    def __init__(self):
+        self.losses = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(trainer.callback_metrics["loss"])
+
+
 @pytest.mark.parametrize("frequency", [1, 2, 5])
-def test_plateau_on_steps_is_stepped_as_often_as_the_plan_reaches_its_frequency(frequency):
+def test_plateau_on_steps_is_stepped_with_its_windows_loss_as_often_as_the_plan_reaches_its_frequency(frequency):
     """A window end is a step; of several planned ones within a window, one metric value makes one."""
-    module = WithSchedulers(plateau("step", "loss", frequency=frequency))
+    module, looks = WithSchedulers(plateau("step", "loss", frequency=frequency)), Looks()
     scaler = scripted(4, 8, 8, 12, lr_rule="none")
-    trainer = fit(module, regression_loader(80), [scaler], max_epochs=1)
+    trainer = fit(module, regression_loader(80), [scaler, looks], max_epochs=1)
     windows = enumerate(zip([0, *ENDS], ENDS, strict=False), 1)
     due = [number for number, (start, end) in windows if end // frequency > start // frequency]
     assert [step for step, _, _ in module.stepped] == due
+    assert [metric for _, _, metric in module.stepped] == [looks.losses[ENDS[step - 1] - 1] for step in due]
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.9 ** (len(due) - 1))
     assert trainer.lr_scheduler_configs[0].frequency == frequency
-
-
-def test_plateau_on_steps_sees_the_loss_of_its_own_window():
-    losses = []
-
-    class Looks(pl.Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            losses.append(trainer.callback_metrics["loss"])
-
-    module = WithSchedulers(plateau("step", "loss"))
-    fit(module, regression_loader(80), [scripted(4, 8, 8, 12, lr_rule="none"), Looks()], max_epochs=1)
-    assert [metric for _, _, metric in module.stepped] == [losses[end - 1] for end in ENDS]
 
 
 def test_two_schedulers_keep_their_own_clocks():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor, LearningRateRule, NoiseScalePolicy
+from lightning_bsscale import BatchSizeScaler, Decision, LearningRateRule, NoiseScalePolicy
 from lightning_bsscale.callbacks.trainer.loaders import batch_size_of
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.policies import Policy, Situation, recorded_decision
@@ -92,15 +92,6 @@ def test_what_is_no_decision(answer):
     assert recorded_decision(answer, Situation(batch_size=8, start_batch_size=8, examples_seen=0)) is None
 
 
-@pytest.mark.parametrize("size", [np.int64(8), np.float32(8.0), 8.0, 11.9, 10**300], ids=str)
-def test_any_number_above_zero_is_rounded_into_the_limits(size, tmp_path):
-    scaler = BatchSizeScaler(policy=Answers(Decision(batch_size=size, reason=None)), record=tmp_path / "run.jsonl")
-    fit(Regression(), regression_loader(80), [scaler], max_epochs=1)
-    assert scaler.batch_size == 8
-    assert scaler.decisions[-1].decision.reason == "None"
-    read_journal(tmp_path / "run.jsonl")
-
-
 @pytest.mark.parametrize("error", [RuntimeError("mine"), KeyError("mine"), ZeroDivisionError("mine")], ids=repr)
 def test_an_exception_of_a_policy_comes_through_as_it_is(error, tmp_path):
     scaler = BatchSizeScaler(policy=Answers(error), record=tmp_path / "run.jsonl", warmup=0)
@@ -157,14 +148,10 @@ def test_a_schedule_may_answer_any_number_from_zero(answer):
 # ---------------------------------------------------------------- functions that count
 
 
-@pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
 @pytest.mark.parametrize("size", [4, 4.0, np.int64(4), np.float64(4.0), np.uint8(4)], ids=repr)
-def test_a_count_may_be_any_whole_number(callback, size):
-    made = callback(batch_size_fn=lambda batch: size)
-    fit(Regression(), regression_loader(80), [made], max_epochs=1, accumulate_grad_batches=2)
-    seen = made.history[-1].examples_seen
-    assert type(seen) is int
-    assert seen % 4 == 0
+def test_a_count_may_be_any_whole_number(size):
+    count = batch_size_of([], lambda batch: size)
+    assert (count, type(count)) == (4, int)
 
 
 @pytest.mark.parametrize("size", NO_COUNTS, ids=repr)
@@ -174,18 +161,13 @@ def test_a_count_that_is_no_number(size):
         batch_size_of([], lambda batch: size)
 
 
-@pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
-def test_a_count_that_is_no_number_leaves_nothing(callback):
-    made = callback(batch_size_fn=lambda batch: 2.5)
-    fails(MisconfigurationException, "batch_size_fn returned 2.5", made, accumulate_grad_batches=2)
-
-
 # ---------------------------------------------------------------- NumPy's numbers stay outside
 
 
 class NumpyPolicy(Policy):
     def decide(self, situation, limits):
-        return Decision(batch_size=np.int64(limits.clip(2 * situation.batch_size)), reason=np.str_("doubled"))
+        number = np.float32 if situation.optimizer_steps % 2 else np.int64
+        return Decision(batch_size=number(limits.clip(2 * situation.batch_size)), reason=np.str_("doubled"))
 
 
 class NumpySchedule(Schedule):
@@ -211,8 +193,6 @@ OPTIONS = dict(
     memory=np.float32(0.9),
     batch_size_fn=lambda batch: np.int64(len(batch[0])),
 )
-
-
 NUMPYS_POLICY = NoiseScalePolicy(target_ratio=np.float32(0.5), cooldown=np.float16(0))
 NUMPYS = {
     "own": dict(policy=NumpyPolicy(), lr_rule=Rule(np.float32(1.5)), total_examples=np.int64(320)),
