@@ -64,8 +64,9 @@ def test_a_second_run_replaces_no_file(tmp_path, monkeypatch, capsys):
     assert {(tmp_path / name).read_text() for name in ("bsscale.jsonl", "bsscale.png")} == {"mine\n"}
 
 
-def test_quiet_puts_levels_and_filters_back():
+def test_quiet_puts_levels_and_filters_back(monkeypatch):
     logger = logging.getLogger("lightning.pytorch")
+    monkeypatch.setattr(logger, "level", logging.WARNING)  # whatever the demos before this one left
     before = logger.level, list(warnings.filters)
     with demo.quiet():
         assert logger.level == logging.ERROR
