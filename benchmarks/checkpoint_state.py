@@ -114,7 +114,7 @@ def measure(steps: list[int], repeats: int) -> list[dict[str, Any]]:
         One row per step.
     """
     scaler = BatchSizeScaler(
-        policy=Restless(), lr_rule="none", warmup=0, memory=1.0, max_batch_size=8, measure_every=1, probe_every=0
+        policy=Restless(), lr_rule="none", warmup=0, memory=1.0, max_batch_size=8, measure_every=1, split=False
     )
     clock = Clock(scaler, set(steps), repeats)
     x = torch.randn(8 * (max(steps) + 1), 4)

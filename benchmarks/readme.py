@@ -78,7 +78,8 @@ def front() -> list[str]:
         f"Against the fixed batch of about as many steps ({near['against'].split('@')[0].replace('fixed', 'fixed ')},"
         f" {near['steps_against']:,.0f} steps) the scaler's loss differs by {near['difference']:+.4f} ±"
         f" {near['error']:.4f}. Accumulation saves no time here: on one device, every micro-batch still costs a"
-        f" forward and a backward pass. ({ran_on(found['machine'])}.)",
+        f" forward and a backward pass. The scaler's seconds were taken on another day than the fixed batches': compare"
+        f" those of the digits. ({ran_on(found['machine'])}.)",
     ]
     return lines
 

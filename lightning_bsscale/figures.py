@@ -104,7 +104,7 @@ def _draw_noise(axes: Axes, history: Sequence[Measurement], decisions: Sequence[
 def _draw_rate(axes: Axes, history: Sequence[Measurement], decisions: Sequence[DecisionRecord]) -> None:
     xs = [made.examples_seen for made in history]
     without = [made.lr / made.lr_scale if made.lr_scale else math.nan for made in history]
-    # A window of another size (a probe, a short last one) has its own factor; the current batch's factor is drawn.
+    # A window of another size (a short last one) has its own factor; the current batch's factor is drawn.
     factors = [(record.situation.examples_seen, record.lr_scale) for record in decisions if record.is_change]
     current = [next((f for seen, f in reversed(factors) if seen < x), 1.0) for x in xs]
     axes.plot(

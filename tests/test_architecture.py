@@ -17,7 +17,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "theory": ({"theory"}, set()),
     "gradients": ({"torch", "theory", "gradients"}, set()),
     "callbacks": (
-        {"torch", "lightning", "theory", "gradients", "callbacks", "journal", "summary"},
+        {"torch", "lightning", "numpy", "theory", "gradients", "callbacks", "journal", "summary"},
         {"figures", "matplotlib"},
     ),
     "metric": ({"torch", "torchmetrics", "theory", "functional"}, {"figures", "matplotlib"}),

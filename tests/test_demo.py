@@ -40,7 +40,7 @@ def test_it_prints_one_aligned_table_and_nothing_else(shown):
     assert [int(line.split()[-4].replace(",", "")) for line in table[1:]] == [4 * 1347] * 3
     steps = [int(line.split()[-5].replace(",", "")) for line in table[1:]]
     assert steps[:2] == [4 * 169, 4 * 22]
-    assert steps[2] < steps[0]
+    assert steps[2] <= steps[0]  # four epochs are short: it may never grow
     assert "reason" in text
     check_files(text, out / "bsscale.png", out / "bsscale.jsonl")
 

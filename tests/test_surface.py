@@ -21,6 +21,8 @@ PUBLIC_NAMES = {
 CONSTRUCTORS = {
     "GradientNoiseScaleMonitor": {
         "measure_every": 8,
+        "split": "auto",
+        "split_fn": None,
         "memory": 0.05,
         "batch_size_fn": None,
         "log_prefix": "bsscale/",
@@ -43,6 +45,7 @@ STATE_KEYS = {"schema", "run", "policy", "journal"}
 RUN_KEYS = {
     *("first", "now", "is_resumed", "epoch", "micro_batches_in_epoch", "position", "windows", "window", "cut"),
     *("batch", "decisions", "examples", "lost_examples", "lost_micro_batches", "measured", "pending"),
+    *("loader_batches", "search"),
 }
 
 

@@ -15,8 +15,10 @@ from lightning_bsscale.callbacks.checks import preflight
 from lightning_bsscale.callbacks.gradient_watch import watched_parameters
 from lightning_bsscale.callbacks.trainer.accumulation import Accumulation, rescale_cut_window
 from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor, relative_learning_rate
+from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
 from lightning_bsscale.callbacks.trainer.schedulers import ExampleClock
 from lightning_bsscale.callbacks.trainer.stop import StopRequest
+from lightning_bsscale.theory.micro_batches import Layout
 from lightning_bsscale.theory.plan import PlanPosition, UserPlan
 from lightning_bsscale.theory.schedules import Schedule
 
@@ -29,12 +31,15 @@ class Actuator:
     Args:
         trainer: the Trainer
         callback: name of the callback, for messages
+        micro_batches: computes windows
     """
 
-    def __init__(self, trainer: pl.Trainer, callback: str) -> None:
+    def __init__(self, trainer: pl.Trainer, callback: str, micro_batches: MicroBatches) -> None:
         self.callback = callback
         self.trainer = trainer
+        self.micro_batches = micro_batches
         self._held = ExitStack()
+        self._held.callback(micro_batches.restore)
         self._lr: ScopedFactor | None = None
 
     # ------------------------------------------------------------------ windows
@@ -85,8 +90,9 @@ class Actuator:
         assert self._lr is not None, "attach was not called"
         return self._lr
 
-    def begin_window(self) -> None:
-        """Begin a window, whose update has not been seen."""
+    def begin_window(self, layout: Layout) -> None:
+        """Begin a window, whose update has not been seen, to be computed in these micro-batches."""
+        self.micro_batches.begin_window(layout)
         self._scoped.begin_window()
 
     def scale_learning_rate(self, factor: float, scheduled: float) -> None:
@@ -167,13 +173,19 @@ class TrainerActuator(Actuator):
         trainer: the Trainer
         pl_module: the module, whose `lr_scheduler_step` steps a scheduler
         callback: name of the callback, for messages
+        micro_batches: computes windows
         schedule: the callback's own schedule, which excludes the user's scheduler
     """
 
     def __init__(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, callback: str, schedule: Schedule | None
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        callback: str,
+        micro_batches: MicroBatches,
+        schedule: Schedule | None,
     ) -> None:
-        super().__init__(trainer, callback)
+        super().__init__(trainer, callback, micro_batches)
         self._schedule = schedule
         self._accumulation = Accumulation(trainer)  # first, as it may refuse to start
         self._held.callback(self._accumulation.restore)

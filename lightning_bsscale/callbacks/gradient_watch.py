@@ -17,18 +17,20 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
 from lightning_bsscale.callbacks.trainer.timing import StepTimes
 from lightning_bsscale.gradients.choose import UnsupportedSharding, choose_watcher
 from lightning_bsscale.gradients.comparison import Difference, not_compared
 from lightning_bsscale.gradients.reduce import PendingSums
 from lightning_bsscale.gradients.watcher import WindowShare, share_of_sums
+from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.measured import Arrived, ClosedWindow
 from lightning_bsscale.theory.records import WindowSums
 from lightning_bsscale.theory.state import OpenWindow
 
 # A message holds the sums, the host's numbers, and the comparison.
 _SUMS = len(WindowSums.__dataclass_fields__)
-_OF_HOST = 3
+_OF_HOST = 6
 
 
 def watched_parameters(optimizer: Optimizer) -> list[Tensor]:
@@ -39,13 +41,14 @@ def watched_parameters(optimizer: Optimizer) -> list[Tensor]:
 class GradientWatch:
     """Watches the gradients of the windows to be measured, and transfers their sums to the host."""
 
-    def __init__(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
+    def __init__(self, trainer: pl.Trainer, optimizer: Optimizer, micro_batches: MicroBatches) -> None:
         """Choose a watcher; nothing is registered until a window is measured."""
         self.optimizer = optimizer
         self.sends = True
         self.times = StepTimes(world_size=trainer.world_size)
         self.unsent_examples = 0.0
         self._trainer = trainer
+        self._micro_batches = micro_batches
         with self._explain_unsupported():
             self._watcher = choose_watcher(
                 trainer.strategy.model or trainer.lightning_module,
@@ -102,19 +105,19 @@ class GradientWatch:
             with self._explain_unsupported():
                 self._watcher.start_sample()
 
-    def after_backward(self, examples: int) -> None:
-        """End a micro-batch's backward pass."""
+    def after_backward(self, examples: float, weight: float) -> None:
+        """End a micro-batch's backward pass; its mean loss has this weight in the window, in loader batches."""
         if self._is_watching:
-            self._watcher.end_sample(examples)
+            self._watcher.end_sample(examples, weight)
 
     def before_step(self, window: OpenWindow) -> None:
         """Compute the sums of a complete window, before the gradient is clipped."""
         if not self._is_watching:
             return
         self._is_watching = False
-        ended = self._watcher.stop_window()
+        weight = self._watcher.stop_window()
         # A training_step that returned None had no backward pass, so its micro-batch has no gradient.
-        if window.begun * self.samples_per_micro_batch < 2 or ended != window.begun:
+        if self._watcher.num_samples * self.samples_per_micro_batch < 2 or not math.isclose(weight, window.begun):
             return
         scaler, scale = self._gradient_scaler, None
         if scaler is not None:
@@ -154,16 +157,19 @@ class GradientWatch:
         difference = Difference.from_numbers(compared)
         self._worst = difference.parameter
         ranks = self._trainer.world_size
-        if ranks == 1:
-            return Arrived(sums=WindowSums.from_numbers(sums), explained=difference.is_explained)
-        examples, *seconds = of_host
-        per_micro_batch, per_step = (None if math.isnan(value) else value / ranks for value in seconds)
-        return Arrived(
+        examples, *seconds, row_seconds, rows, without_room = of_host
+        arrived = Arrived(
             sums=WindowSums.from_numbers(sums),
             explained=difference.is_explained,
-            examples=round(examples),
-            seconds_per_micro_batch=per_micro_batch,
-            seconds_per_step=per_step,
+            # To nanoseconds, as a journal has them.
+            seconds_per_row=round(row_seconds / rows, 9) if rows else None,
+            has_room=without_room == 0,
+        )
+        if ranks == 1:
+            return arrived
+        per_micro_batch, per_step = (None if math.isnan(value) else value / ranks for value in seconds)
+        return changed(
+            arrived, examples=round(examples), seconds_per_micro_batch=per_micro_batch, seconds_per_step=per_step
         )
 
     @property
@@ -178,13 +184,15 @@ class GradientWatch:
         self._share = None
 
     def end_window(self, window: OpenWindow, *, is_sent: bool) -> None:
-        """End a window, and send its sums if there is anything to send."""
+        """End a window, and send its sums and its micro-batches' times if there is anything to send."""
         self.unsent_examples += window.examples
         share, self._share = self._share, None
         if not is_sent:
             return
         share = share or self._empty_share(window)
+        seconds, rows, has_room = self._micro_batches.take_times()
         of_host = [self.unsent_examples, *(math.nan if value is None else value for value in self.times.own)]
+        of_host += [seconds, rows, not has_room]
         self.unsent_examples = 0.0
         sums, difference = share.sums, share.difference.to(share.sums)
         host = torch.tensor(of_host, dtype=sums.dtype).to(sums.device, non_blocking=True)
@@ -203,6 +211,7 @@ class GradientWatch:
             nothing,
             nothing,
             [window.examples / window.begun] * window.begun,
+            [1.0] * window.begun,
             loss_divisor=window.loss_divisor,
             ranks_in_sample=self._trainer.world_size // self.samples_per_micro_batch,
         )

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 from lightning_bsscale.callbacks.actuator import Actuator, NullActuator
 from lightning_bsscale.callbacks.checks import options
 from lightning_bsscale.callbacks.checks.options import RunOptions
+from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
 from lightning_bsscale.callbacks.window_callback import WindowCallback
 from lightning_bsscale.theory.checks import check_integer
 
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 class GradientNoiseScaleMonitor(WindowCallback):
     """Measures the gradient noise scale during training, and changes nothing.
 
-    It compares the gradients of one window's micro-batches with their mean, so it needs at least two of them:
-    ``accumulate_grad_batches`` of 2 or more. It logs the measurements of `BatchSizeScaler`, and ``batch_size``,
-    ``accumulate_grad_batches`` and ``examples_seen``, every `log_every_n_steps` optimizer steps.
+    It compares the gradients of one window's micro-batches with their mean. A step of a single loader batch on one
+    device is split in two where it is measured, which changes the weights by rounding only. It logs the measurements of
+    `BatchSizeScaler`, and ``batch_size``, ``accumulate_grad_batches`` and ``examples_seen``, every `log_every_n_steps`
+    optimizer steps.
 
     Example::
 
@@ -36,6 +38,8 @@ class GradientNoiseScaleMonitor(WindowCallback):
         self,
         *,
         measure_every: int = 8,
+        split: bool | str = "auto",
+        split_fn: Callable[[Any, int, int], Any] | None = None,
         memory: float = 0.05,
         batch_size_fn: Callable[[Any], float] | None = None,
         log_prefix: str = "bsscale/",
@@ -44,7 +48,12 @@ class GradientNoiseScaleMonitor(WindowCallback):
         """Check the options.
 
         Args:
-            measure_every: Measure one window in so many. Defaults to 8.
+            measure_every: Measure the steps that contain one loader batch in so many. Defaults to 8.
+            split: Whether to split the loader batch of a measured step in two where there is no other pair to compare:
+                True, False, or ``"auto"``, which is True unless the model has batch normalisation. The step is the same
+                to rounding; with dropout, equal in law. Defaults to ``"auto"``.
+            split_fn: Returns the examples from a first to before a last one of a batch. Defaults to None: tensors in
+                any structure.
             memory: Share of the training's examples over which measurements are averaged; 1.0, or an unknown number
                 of examples, averages over all. Defaults to 0.05.
             batch_size_fn: Counts the examples (or tokens) of a batch. Defaults to None: first tensor, first dimension.
@@ -58,6 +67,8 @@ class GradientNoiseScaleMonitor(WindowCallback):
             RunOptions(
                 callback="GradientNoiseScaleMonitor",
                 measure_every=check_integer("measure_every", measure_every, at_least=1),
+                split=options.check_split(split),
+                split_fn=options.check_function("split_fn", split_fn, "a batch, a first and a last example"),
                 memory=options.check_memory(memory),
                 batch_size_fn=options.check_batch_size_fn(batch_size_fn),
                 log_prefix=options.check_prefix(log_prefix),
@@ -78,5 +89,7 @@ class GradientNoiseScaleMonitor(WindowCallback):
 
         return plot_noise_scale(self.history, ax=ax)
 
-    def _make_actuator(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Actuator:
-        return NullActuator(trainer, self._options.callback)
+    def _make_actuator(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, micro_batches: MicroBatches
+    ) -> Actuator:
+        return NullActuator(trainer, self._options.callback, micro_batches)

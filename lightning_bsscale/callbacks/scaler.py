@@ -13,6 +13,7 @@ from lightning_bsscale.callbacks.actuator import Actuator, NullActuator, Trainer
 from lightning_bsscale.callbacks.checks import compatibility, options, preflight
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.monitor import GradientNoiseScaleMonitor
+from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
 from lightning_bsscale.callbacks.window_callback import WindowCallback
 from lightning_bsscale.summary import summary_table
 from lightning_bsscale.theory.checks import check_integer
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
 class BatchSizeScaler(WindowCallback):
     """Measures the gradient noise scale, grows the batch towards it, and rescales the learning rate.
 
-    The batch grows by gradient accumulation, at optimizer steps, from the loader's micro-batch and the Trainer's
-    ``accumulate_grad_batches``. Warmup, memory and budget are counted in examples (or in what `batch_size_fn` counts).
-    The user's ``interval: step`` schedulers are stepped as often as the user's plan would have stepped them, so a
-    schedule built from ``trainer.estimated_stepping_batches`` ends where it should.
+    The batch grows by gradient accumulation, at optimizer steps, from the loader's batch and the Trainer's
+    ``accumulate_grad_batches``; with `max_micro_batch_size`, what is accumulated is computed together. Warmup, memory
+    and budget are counted in examples (or in what `batch_size_fn` counts). The user's ``interval: step`` schedulers are
+    stepped as often as the user's plan would have stepped them, so a schedule built from
+    ``trainer.estimated_stepping_batches`` ends where it should.
 
     Logged at optimizer steps, under `log_prefix`:
 
@@ -73,8 +75,11 @@ class BatchSizeScaler(WindowCallback):
         warmup: int | float = 0.05,
         total_examples: int | None = None,
         max_batch_size: int | None = None,
+        max_micro_batch_size: int | str | None = None,
+        split: bool | str = "auto",
+        merge_fn: Callable[[list[Any]], Any] | None = None,
+        split_fn: Callable[[Any, int, int], Any] | None = None,
         measure_every: int = 8,
-        probe_every: int = 4,
         memory: float = 0.05,
         batch_size_fn: Callable[[Any], float] | None = None,
         dry_run: bool = False,
@@ -99,10 +104,17 @@ class BatchSizeScaler(WindowCallback):
             total_examples: The budget in examples; training stops when it is used up. Defaults to None: the user's
                 plan, from `max_epochs`, or `max_steps` × the starting batch.
             max_batch_size: Largest batch in examples. Defaults to None: 32 × the start, with at least 8 steps per
-                epoch. (A probe window has two micro-batches regardless.)
-            measure_every: After warmup, measure one window in so many. Defaults to 8.
-            probe_every: While windows have one micro-batch, one window in so many has two, to be measured; 0 disables
-                this. Defaults to 4.
+                epoch.
+            max_micro_batch_size: Largest micro-batch on one device, in examples. Up to this, the loader batches of a
+                step are gathered and computed together. An int is a limit, above which a loader batch is split. None
+                gathers nothing. ``"auto"`` doubles it while that makes an example at least 3 % faster and is expected
+                to fit into memory; it gathers nothing with batch normalisation, with FSDP, and with
+                `Trainer(deterministic=True)`, where no clock may take part. Defaults to None.
+            split: Whether to split a loader batch in two where a step has no other pair to compare: True, False, or
+                ``"auto"``, which is True unless the model has batch normalisation. Defaults to ``"auto"``.
+            merge_fn: Joins a list of loader batches. Defaults to None: tensors in any structure.
+            split_fn: Returns the examples from a first to before a last one of a batch. Defaults to None, as above.
+            measure_every: After warmup, measure the steps that contain one loader batch in so many. Defaults to 8.
             memory: Share of the budget over which measurements are averaged; 1.0 for all. Defaults to 0.05.
             batch_size_fn: Counts the examples (or tokens) of a batch. Defaults to None: first tensor, first dimension.
             dry_run: Measure and decide, but change nothing. Defaults to False.
@@ -129,7 +141,10 @@ class BatchSizeScaler(WindowCallback):
                 if max_batch_size is None
                 else check_integer("max_batch_size", max_batch_size, at_least=1),
                 measure_every=check_integer("measure_every", measure_every, at_least=1),
-                probe_every=check_integer("probe_every", probe_every, at_least=0),
+                max_micro_batch_size=options.check_micro_batch_size(max_micro_batch_size),
+                split=options.check_split(split),
+                merge_fn=options.check_function("merge_fn", merge_fn, "a list of batches"),
+                split_fn=options.check_function("split_fn", split_fn, "a batch, a first and a last example"),
                 memory=options.check_memory(memory),
                 batch_size_fn=options.check_batch_size_fn(batch_size_fn),
                 dry_run=options.check_flag("dry_run", dry_run),
@@ -202,6 +217,7 @@ class BatchSizeScaler(WindowCallback):
 
     def _check_trainer(self, trainer: pl.Trainer) -> None:
         preflight.check_trainer_for_scaler(trainer)
+        preflight.check_micro_batches(trainer, self._options.max_micro_batch_size)
         others: dict[type[Any], str] = {
             GradientNoiseScaleMonitor: "the scaler measures the same itself",
             **compatibility.INCOMPATIBLE_CALLBACKS,
@@ -216,8 +232,10 @@ class BatchSizeScaler(WindowCallback):
         preflight.check_schedule(trainer, self._options.schedule)
         preflight.warn_unapplied_schedule(self._options)
 
-    def _make_actuator(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Actuator:
+    def _make_actuator(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, micro_batches: MicroBatches
+    ) -> Actuator:
         name = self._options.callback
         if self._options.dry_run:
-            return NullActuator(trainer, name)
-        return TrainerActuator(trainer, pl_module, name, self._options.schedule)
+            return NullActuator(trainer, name, micro_batches)
+        return TrainerActuator(trainer, pl_module, name, micro_batches, self._options.schedule)

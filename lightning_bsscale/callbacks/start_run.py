@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from lightning_bsscale.callbacks.actuator import Actuator
 from lightning_bsscale.callbacks.checks import preflight
@@ -32,6 +33,7 @@ def start_run(
     checkpoint: dict[str, Any] | None,
     *,
     micro_batch_size: int,
+    rows: int,
     batch_idx: int,
 ) -> WindowLoop:
     """Read the user's plan, begin or resume the run, and attach to the optimizer.
@@ -42,6 +44,7 @@ def start_run(
         actuator: writes to the Trainer
         checkpoint: the callback's state of a resumed run, or None
         micro_batch_size: examples in the first micro-batch of this rank
+        rows: examples by which it can be split
         batch_idx: its index in the epoch
 
     Returns:
@@ -61,7 +64,7 @@ def start_run(
         accumulate=actuator.accumulate,
     )
     plan = read_plan(trainer, options, loaders, first or now, now)
-    gradients = GradientWatch(trainer, optimizer)
+    gradients = GradientWatch(trainer, optimizer, actuator.micro_batches)
     total = plan.total_examples
     settings = RunSettings(
         first=first or now,
@@ -76,7 +79,8 @@ def start_run(
         warmup_examples=plan.warmup_examples,
         memory=math.inf if total is None or options.memory == 1 else options.memory * total,
         measure_every=options.measure_every,
-        probe_every=options.probe_every,
+        rows=max(1, round(now.micro_batch_size * rows / micro_batch_size)),
+        **_micro_batches(trainer, options),
         samples_per_micro_batch=gradients.samples_per_micro_batch,
         decides=options.decides,
         acts=options.decides and not options.dry_run,
@@ -91,12 +95,25 @@ def start_run(
     journal = open_journal(trainer, options.record, settings, state, resumes)
     with journal.closed_on_error():
         # Last, so that an error above leaves nothing attached.
-        _warn_single_micro_batch(trainer, options, settings, state, loaders)
+        _warn_single_micro_batch(trainer, options, settings, state, loaders, rows)
         # The first micro-batch of a resumed run may be a short one.
         usual_size = micro_batch_size if stored is None else now.own_micro_batch_size
         sizes = SizeCheck(usual_size if options.decides else None)
         actuator.attach(optimizer, settings.plan, state.position)
         return WindowLoop(settings, state, actuator, gradients, loaders, Reports(options, settings, journal, sizes))
+
+
+def _micro_batches(trainer: pl.Trainer, options: RunOptions) -> dict[str, Any]:
+    """Return the settings that say how windows are computed."""
+    largest, has_batch_norm = options.max_micro_batch_size, preflight.has_batch_norm(trainer.lightning_module)
+    # The gradients of a deterministic run must not depend on a clock.
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    may_search = options.decides and not options.dry_run and not has_batch_norm and not is_deterministic
+    return {
+        "max_micro_batch_size": largest if isinstance(largest, int) else None,
+        "searches_size": largest == "auto" and may_search and not preflight.is_sharded(trainer),
+        "splits": trainer.world_size == 1 and (not has_batch_norm if options.split is None else options.split),
+    }
 
 
 def _first_state(
@@ -133,14 +150,16 @@ def _position(
 
 
 def _warn_single_micro_batch(
-    trainer: pl.Trainer, options: RunOptions, settings: RunSettings, state: RunState, loaders: Loaders
+    trainer: pl.Trainer, options: RunOptions, settings: RunSettings, state: RunState, loaders: Loaders, rows: int
 ) -> None:
+    if settings.samples_per_micro_batch > 1 or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
     # In a resumed run that acts the current batch size counts, not the user's.
     current = max(1, state.batch.batch_size // settings.now.granularity)
     preflight.warn_single_micro_batch(
         options,
         accumulate=current if settings.acts else settings.now.accumulate,
         epoch_batches=loaders.batches,
-        samples_per_micro_batch=settings.samples_per_micro_batch,
-        is_smoke_test=bool(trainer.fast_dev_run),  # type: ignore[attr-defined]
+        rows=rows,
+        splits=settings.splits,
     )

@@ -16,7 +16,9 @@ from lightning_bsscale.callbacks.start_run import start_run
 from lightning_bsscale.callbacks.state.checkpoint import read_run, to_checkpoint
 from lightning_bsscale.callbacks.state.open_run import OpenRun
 from lightning_bsscale.callbacks.state.spawn import Outcome, ResultChannel, without_module
+from lightning_bsscale.callbacks.trainer.batches import rows_of
 from lightning_bsscale.callbacks.trainer.loaders import batch_size_of
+from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
 from lightning_bsscale.callbacks.window_loop import WindowLoop
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.records import Measurement
@@ -39,7 +41,6 @@ class WindowCallback(pl.Callback):
         self._checkpoint: dict[str, Any] | None = None
         self._outcome = Outcome()
         self._finished_at: tuple[int, int] | None = None  # the Trainer of the last run, and its step at the end
-        self._size = 0
         self._open_run = OpenRun()
         self._channel = ResultChannel()
 
@@ -82,7 +83,9 @@ class WindowCallback(pl.Callback):
     def _check_optimizer(self, trainer: pl.Trainer) -> None:
         """Check the optimizer and its schedulers."""
 
-    def _make_actuator(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Actuator:
+    def _make_actuator(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, micro_batches: MicroBatches
+    ) -> Actuator:
         raise NotImplementedError
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -110,7 +113,13 @@ class WindowCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Create the actuator, and place the resumed window, which Lightning inspects next."""
         self._open_run.is_training = True
-        self._actuator = self._make_actuator(trainer, pl_module)
+        options = self._options
+        micro_batches = MicroBatches(trainer, options.batch_size_fn, options.merge_fn, options.split_fn)
+        try:
+            self._actuator = self._make_actuator(trainer, pl_module, micro_batches)
+        except BaseException:
+            micro_batches.restore()
+            raise
         if self._checkpoint is not None:
             run = read_run(self._checkpoint, self._options.callback)
             self._actuator.place_window(*run.window_at_restart())
@@ -124,15 +133,17 @@ class WindowCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begin a micro-batch, and possibly a window."""
-        self._size = size = batch_size_of(batch, self._options.batch_size_fn)
+        size = batch_size_of(batch, self._options.batch_size_fn)
+        assert self._actuator is not None
+        self._actuator.micro_batches.begin_loader_batch(size)
         if self._loop is None:
-            assert self._actuator is not None
             self._loop = start_run(
                 trainer,
                 self._options,
                 self._actuator,
                 self._checkpoint,
                 micro_batch_size=size,
+                rows=rows_of(batch),
                 batch_idx=batch_idx,
             )
         self._loop.begin_micro_batch(size, batch_idx)
@@ -145,7 +156,8 @@ class WindowCallback(pl.Callback):
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop watching."""
         if self._loop is not None:
-            self._loop.gradients.after_backward(self._size)
+            micro_batch = self._loop.actuator.micro_batches
+            self._loop.gradients.after_backward(micro_batch.size, micro_batch.weight)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer

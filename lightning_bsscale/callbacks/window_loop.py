@@ -78,7 +78,7 @@ class WindowLoop:
         assert window is not None
         self.reports.window_opened(window, cut)
         self.actuator.place_window(window.start, window.planned)
-        self.actuator.begin_window()
+        self.actuator.begin_window(window.layout)
         self._scale_learning_rate(window.planned, has_usual_size=window.has_usual_size)
         self.gradients.open(window)
         return window
@@ -107,7 +107,7 @@ class WindowLoop:
     def end_micro_batch(self, batch_idx: int) -> None:
         """End a micro-batch and, if the optimizer has stepped, its window."""
         window, has_stepped, self._ended = self.state.window, self._has_stepped, batch_idx
-        self.gradients.times.stop(stepped=has_stepped)
+        self.gradients.times.stop(stepped=has_stepped, computed=self.actuator.micro_batches.computed)
         if window is not None and has_stepped:
             self._close_window(window, batch_idx)
 

@@ -70,8 +70,8 @@ class FlatParameterHooks(GradientWatcher):
     def _begin_sample(self) -> None:
         self._hooks.begin()
 
-    def _end_sample(self) -> Tensor:
-        return self._hooks.end()
+    def _end_sample(self, weight: float) -> Tensor:
+        return self._hooks.end(weight)
 
     def _close(self) -> None:
         self._hooks.remove()

@@ -86,8 +86,8 @@ class WholeParameterHooks(GradientWatcher):
             self._comparison = self._new_comparison(self._hooks.watched[0].device)
         self._hooks.begin()
 
-    def _end_sample(self) -> Tensor:
-        sq_norm = self._hooks.end()
+    def _end_sample(self, weight: float) -> Tensor:
+        sq_norm = self._hooks.end(weight)
         self._hooks.remove()
         sharded = self._ids_of_sharded()
         self._of_each.append(([sharded[id(p)] for p in self._hooks.watched], self._hooks.of_each))

@@ -65,7 +65,7 @@ class ParameterHooks(GradientWatcher):
         ...     loss.backward()
         ...     hooks.end_sample(1)
         >>> hooks.stop_window()
-        2
+        2.0
         >>> hooks.sq_norms.tolist(), round(mean_squared_norm(model.parameters()).item(), 3)
         ([25.0, 1.0], 32.0)
     """
@@ -104,8 +104,8 @@ class ParameterHooks(GradientWatcher):
         self._unsteady.update([id(p) for p in self.watched if not p.requires_grad])
         self._hooks.begin()
 
-    def _end_sample(self) -> Tensor:
-        return self._hooks.end()
+    def _end_sample(self, weight: float) -> Tensor:
+        return self._hooks.end(weight)
 
     def _close(self) -> None:
         self._hooks.remove()

@@ -173,13 +173,13 @@ class ShardDifferences(GradientWatcher):
         with torch.no_grad():
             self._before = {key: shard.clone() for key, shard, *_ in self._held()}
 
-    def _end_sample(self) -> Tensor:
+    def _end_sample(self, weight: float) -> Tensor:
         before, self._before = self._before, {}
         sq_norm = share_of_shards(self._sharded, before=before)
         if self._comparison is not None:
             added = ((key, shard - before[key] if key in before else shard) for key, shard, *_ in self._held())
             self._comparison.take(added)
-        return sq_norm
+        return sq_norm / weight
 
     def _close(self) -> None:
         self._before = {}

@@ -54,7 +54,7 @@ class TensorHooks:
     Attributes:
         home: device of the norms
         watched: the parameters that are or were last hooked
-        of_each: squared norms of each watched parameter's gradients, summed over samples
+        of_each: squared norms of each watched parameter's gradients over the samples' weights, summed over samples
         signed: with `grad_is_own`, sums over samples of the gradients of parameters with a few elements, by id
     """
 
@@ -107,12 +107,15 @@ class TensorHooks:
         # A comparison needs the hooks: `.grad` may be changed before it is read.
         self._is_fresh = self._grad_is_own and self._sink is None and all(p.grad is None for p in self.watched)
 
-    def end(self) -> Tensor:
+    def end(self, weight: float = 1.0) -> Tensor:
         """End the sample.
 
+        Args:
+            weight: the factor on the sample's loss in the window's mean
+
         Returns:
-            The squared norm of its gradient, 0-d, on `home`, in float64 if the device has it; NaN if a parameter's
-            gradient arrived in parts too far apart for the first time.
+            The squared norm of its gradient over the weight, 0-d, on `home`, in float64 if the device has it; NaN if a
+            parameter's gradient arrived in parts too far apart for the first time.
         """
         gathered, self._gathered = self._gathered or {}, None
         total = torch.zeros((), dtype=sum_dtype(self.home), device=self.home)
@@ -120,7 +123,7 @@ class TensorHooks:
             self._gather_from_grad(gathered)
         for part in gathered.values():
             keys, sq_norms = part.finish()
-            sq_norms = move_to(sq_norms, self.home)
+            sq_norms = move_to(sq_norms if weight == 1 else sq_norms / weight, self.home)
             self.of_each.index_add_(0, self._place_of(keys), sq_norms)
             total = total + sq_norms.sum()
         return total

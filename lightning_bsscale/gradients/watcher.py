@@ -24,7 +24,7 @@ class WindowShare(NamedTuple):
     """One process's share of a window, on the device.
 
     Attributes:
-        sums: five numbers in the order of `WindowSums`' fields, 1-d, float64 if the device has it; summed over
+        sums: seven numbers in the order of `WindowSums`' fields, 1-d, float64 if the device has it; summed over
             processes they are the `WindowSums`
         difference: the numbers of a `comparison.Difference` between `.grad` and the observed gradients, 1-d; NaN if
             they were not compared
@@ -38,7 +38,7 @@ class RawSums(NamedTuple):
     """This process's observations of a window, still with loss scale and loss divisor.
 
     Attributes:
-        sq_norms: sum of the squared norms of the samples' gradients, 0-d
+        sq_norms: sum of the squared norms of the samples' gradients, each over the sample's weight, 0-d
         mean_sq_norm: this process's share of the squared norm of `.grad`, 0-d
         difference: as in `WindowShare`; None without a comparison
     """
@@ -57,10 +57,10 @@ class GradientWatcher(ABC):
 
         watcher.start_window()
         for examples in window:
-            loss = loss_of(examples) / loss_divisor
+            loss = weight * loss_of(examples) / loss_divisor
             watcher.start_sample()
             loss.backward()
-            watcher.end_sample(len(examples))
+            watcher.end_sample(len(examples), weight)
         watcher.stop_window()
         share = watcher.window_share(loss_divisor=loss_divisor)
 
@@ -85,6 +85,7 @@ class GradientWatcher(ABC):
         self._is_open = False
         self._is_in_sample = False
         self._sizes: list[float] = []
+        self._weights: list[float] = []
         self._sq_norms: list[Tensor] = []
         self._comparison: Comparison | None = None
         self._turn = -1
@@ -96,7 +97,7 @@ class GradientWatcher(ABC):
 
     @property
     def sq_norms(self) -> Tensor:
-        """The observed squared norm of each sample's gradient, with loss scale and loss divisor.
+        """The observed squared norm of each sample's gradient over the sample's weight, with loss scale and divisor.
 
         One for each sample that ended, in order, 1-d, on the device, of the open window or the last one. They are those
         of this process, or its share with `sees_mean_over_ranks`. NaN if a norm could not be determined.
@@ -112,7 +113,7 @@ class GradientWatcher(ABC):
             compared: whether to compare `.grad` at the step with the observed gradients
         """
         self.stop_window()
-        self._sizes, self._sq_norms = [], []
+        self._sizes, self._weights, self._sq_norms = [], [], []
         self._comparison = None
         self._turn += compared
         self._open(compared)
@@ -129,11 +130,12 @@ class GradientWatcher(ABC):
         self._begin_sample()
         self._is_in_sample = True
 
-    def end_sample(self, examples: float) -> None:
+    def end_sample(self, examples: float, weight: float = 1.0) -> None:
         """End the sample, after the backward pass. A sample without any gradient has norm zero.
 
         Args:
             examples: size of the sample
+            weight: factor on its mean loss, above 0. The mean of a window's gradients then has these weights
 
         Raises:
             RuntimeError: If no sample was started.
@@ -141,15 +143,21 @@ class GradientWatcher(ABC):
         if not self._is_in_sample:
             raise RuntimeError("end_sample was called without a sample: call start_sample first")
         self._is_in_sample = False
-        size = check_number("examples", examples, above=0)
+        size, weight = check_number("examples", examples, above=0), check_number("weight", weight, above=0)
         with torch.no_grad():
-            self._sq_norms.append(self._end_sample())
+            self._sq_norms.append(self._end_sample(weight))
         self._sizes.append(size)
+        self._weights.append(weight)
 
-    def stop_window(self) -> int:
-        """Remove everything that was registered, and return the number of samples that ended. It may be repeated."""
+    def stop_window(self) -> float:
+        """Remove everything that was registered, and return the weight of all samples that ended; may be repeated."""
         self._is_open = self._is_in_sample = False
         self._close()
+        return math.fsum(self._weights)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of this process that ended in the open window, or in the last one."""
         return len(self._sizes)
 
     def window_share(
@@ -171,6 +179,7 @@ class GradientWatcher(ABC):
                 seen.sq_norms,
                 seen.mean_sq_norm,
                 self._sizes,
+                self._weights,
                 loss_divisor=loss_divisor,
                 loss_scale=loss_scale,
                 is_grad_scaled=is_grad_scaled,
@@ -192,8 +201,8 @@ class GradientWatcher(ABC):
         """Start a sample."""
 
     @abstractmethod
-    def _end_sample(self) -> Tensor:
-        """End the sample, and return the observed squared norm of its gradient, 0-d."""
+    def _end_sample(self, weight: float) -> Tensor:
+        """End the sample, and return the observed squared norm of its gradient over its weight, 0-d."""
 
     @abstractmethod
     def _close(self) -> None:
@@ -208,6 +217,7 @@ def share_of_sums(
     sq_norms: Tensor,
     mean_sq_norm: Tensor,
     sizes: Sequence[float],
+    weights: Sequence[float],
     *,
     loss_divisor: float,
     loss_scale: Tensor | None = None,
@@ -216,37 +226,41 @@ def share_of_sums(
 ) -> Tensor:
     """Compute this process's share of a window's sums, free of loss scale, loss divisor and number of ranks.
 
-    Gradients are observed of losses that were divided by N and multiplied by the loss scale s: ``s g_k / N`` for sample
-    k. ``.grad`` is then the mean over ranks of ``(s / N) sum g_k``, without s if it was unscaled. With K samples on
-    each rank, the mean of all samples' gradients is N/K times that.
+    Gradients are observed of losses that were multiplied by the sample's weight ``w_k`` and the loss scale s, and
+    divided by N: ``s w_k g_k / N`` for sample k. ``.grad`` is then the mean over ranks of ``(s / N) sum w_k g_k``,
+    without s if it was unscaled. With the weight ``W = sum w_k`` on each rank, the weighted mean of all samples'
+    gradients is N/W times that.
 
     Some watchers see only each sample's mean over all W ranks. A window then has K such samples, each rank contributes
     to all of them, and each has the variance of one with ``1 / ((1/W^2) sum 1/b_k)`` examples; the sum is over ranks.
 
     Args:
-        sq_norms: sum of the observed squared norms of this process's samples, 0-d
+        sq_norms: sum of the observed squared norms of this process's samples, each over its weight, 0-d
         mean_sq_norm: this process's share of the squared norm of `.grad`, 0-d
         sizes: examples of each of this process's samples
+        weights: weight of each of them
         loss_divisor: number by which each loss was divided
         loss_scale: factor on each loss, 0-d, on the device; None for 1
         is_grad_scaled: whether `.grad` still has this factor
         ranks_in_sample: processes over whose mean a sample is observed; 1 if it is this process's own
 
     Returns:
-        Five numbers on the device of `sq_norms`; summed over processes they are the fields of a `WindowSums`. They are
+        Seven numbers on the device of `sq_norms`; summed over processes they are the fields of a `WindowSums`. They are
         not waited for. Without any sample the mean is NaN.
     """
-    home, count = sq_norms.device, len(sizes)
+    home, count, weight = sq_norms.device, len(sizes), math.fsum(weights)
     norms = torch.stack([sq_norms, move_to(mean_sq_norm, home)])
     if loss_scale is not None:
         squared = loss_scale.to(norms).square()
         norms = norms / (squared if is_grad_scaled else torch.stack([squared, torch.ones_like(squared)]))
     known = [
         loss_divisor**2,
-        (loss_divisor / count) ** 2 if count else math.nan,
+        (loss_divisor / weight) ** 2 if count else math.nan,
         count / ranks_in_sample,
-        math.fsum(1 / size for size in sizes) / ranks_in_sample**2,
+        math.fsum(w / size for w, size in zip(weights, sizes, strict=True)) / ranks_in_sample**2,
         sum(sizes),
+        weight / ranks_in_sample,
+        math.fsum(w * w / size for w, size in zip(weights, sizes, strict=True)) / ranks_in_sample**2,
     ]
     factors, counts = torch.tensor(known, dtype=norms.dtype).to(home, non_blocking=True).tensor_split([2])
     return torch.cat([norms * factors, counts])

@@ -88,8 +88,8 @@ class BatchState:
     def window_factor(self, window_examples: int, rule: LearningRateRule, noise: NoiseScale | None) -> float:
         """Compute the factor for one window whose size differs from the current batch size.
 
-        A probe or a short last window gets the factor for its size by the same rule. A short window never gets less
-        than the user's learning rate: the user's plan has short last windows too, at the full learning rate.
+        A short last window gets the factor for its size by the same rule. It never gets less than the user's learning
+        rate: the user's plan has short last windows too, at the full learning rate.
 
         Args:
             window_examples: Examples of the window.

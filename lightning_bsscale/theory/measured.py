@@ -76,6 +76,8 @@ class Arrived:
         examples: Examples over all ranks since the previous message; None on one rank, which counts exactly.
         seconds_per_micro_batch: Mean over ranks; None on one rank, or if a rank has not timed one yet.
         seconds_per_step: The same for a step.
+        seconds_per_row: Seconds of a row in the largest micro-batches, over all ranks; None if there were none.
+        has_room: Whether twice their size is expected to fit into the memory of every rank.
     """
 
     sums: WindowSums
@@ -83,6 +85,8 @@ class Arrived:
     examples: int | None = None
     seconds_per_micro_batch: float | None = None
     seconds_per_step: float | None = None
+    seconds_per_row: float | None = None
+    has_room: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +100,7 @@ class ClosedWindow:
         micro_batches: Micro-batches of one rank.
         lr: The learning rate of this step.
         lr_scale: The factor on it.
+        largest: Largest micro-batch that it was computed in, in rows; None without a limit.
         arrived: Its sums, if a checkpoint waited for them; otherwise None.
     """
 
@@ -105,6 +110,7 @@ class ClosedWindow:
     micro_batches: int
     lr: float
     lr_scale: float
+    largest: int | None = None
     arrived: Arrived | None = None
 
 

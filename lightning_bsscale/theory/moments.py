@@ -22,6 +22,15 @@ Both are unbiased, for unequal sizes too. Proof: with independent examples, ``E 
 
 The proof never uses equal ``b_k``: it is exact because of the unweighted mean and the *harmonic* size.
 
+Where the optimizer steps with a weighted mean ``g = sum v_k g_k``, ``sum v_k = 1`` (a window's micro-batches may
+consist of different numbers of loader batches, or of unequal parts of one), the samples get the same weights:
+
+    m = sum v_k ||g_k||^2    h = sum v_k / b_k    q = sum v_k^2 / b_k
+    S = (m - M) / (h - q)        G2 = (h M - q m) / (h - q)
+
+because ``E m = ||G||^2 + tr(Sigma) h`` and ``E M = ||G||^2 + tr(Sigma) q``. Equal weights give the formulas above. With
+``v_k = b_k / B``, the mean over all examples, ``h = K / B`` and ``q = 1 / B``.
+
 Source: McCandlish et al. 2018, arXiv 1812.06162, appendix A.1 (there: two batch sizes; here: all pairs of a
 window, a U-statistic, since ``G2`` is the mean of ``g_i . g_j`` over ``i != j``).
 
@@ -46,12 +55,17 @@ class WindowSums:
 
     Samples are gradients of separate groups of examples at the same parameters.
 
+    The mean gets the weights ``w_k / sum w_k``. They are all one, except in a window whose micro-batches count
+    differently in its mean.
+
     Attributes:
-        sum_sq_norms: Sum of the squared norms of the samples' own mean gradients, gradient units squared.
-        mean_sq_norm: Squared norm of the unweighted mean of these gradients, before clipping, gradient units squared.
+        sum_sq_norms: Sum of ``w_k`` times the squared norm of sample k's own mean gradient, gradient units squared.
+        mean_sq_norm: Squared norm of the weighted mean of these gradients, before clipping, gradient units squared.
         num_samples: K, over all ranks and micro-batches.
-        sum_inverse_sizes: Sum of ``1 / b_k``, in 1/examples.
+        sum_inverse_sizes: Sum of ``w_k / b_k``, in 1/examples.
         examples: Examples of the window.
+        sum_weights: Sum of the weights; None if all are one.
+        sum_sq_weights: Sum of ``w_k^2 / b_k``, in 1/examples; None if all are one.
     """
 
     sum_sq_norms: float
@@ -59,17 +73,23 @@ class WindowSums:
     num_samples: int
     sum_inverse_sizes: float
     examples: float
+    sum_weights: float | None = None
+    sum_sq_weights: float | None = None
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[float]) -> WindowSums:
-        """Make the record from its five numbers, in the order of the fields, summed over processes."""
-        sum_sq_norms, mean_sq_norm, num_samples, sum_inverse_sizes, examples = numbers
+        """Make the record from its seven numbers, in the order of the fields, summed over processes."""
+        sum_sq_norms, mean_sq_norm, num_samples, sum_inverse_sizes, examples, sum_weights, sum_sq_weights = numbers
+        # Sums of the same numbers are the same.
+        is_weighted = sum_weights != num_samples or sum_sq_weights != sum_inverse_sizes
         return cls(
             sum_sq_norms=sum_sq_norms,
             mean_sq_norm=mean_sq_norm,
             num_samples=round(num_samples),  # a tenth of each of ten processes does not add up exactly
             sum_inverse_sizes=sum_inverse_sizes,
             examples=examples,
+            sum_weights=sum_weights if is_weighted else None,
+            sum_sq_weights=sum_sq_weights if is_weighted else None,
         )
 
 
@@ -82,7 +102,7 @@ class WindowMoments:
         grad_sq: Estimate of the true gradient's squared norm, in gradient units squared; may be negative.
         num_samples: Samples of the step (over all ranks and micro-batches), at least 2.
         examples: Examples in the window.
-        harmonic_size: Harmonic mean of the sample sizes, in examples.
+        harmonic_size: Harmonic mean of the sample sizes (weighted as the samples are), in examples.
     """
 
     trace: float
@@ -114,6 +134,8 @@ def moments_of(sums: WindowSums) -> WindowMoments:
     count = check_integer("num_samples", sums.num_samples, at_least=2)
     check_number("sum_inverse_sizes", sums.sum_inverse_sizes, above=0)
     check_number("examples", sums.examples, above=0)
+    if sums.sum_weights is not None and sums.sum_sq_weights is not None:
+        return _weighted_moments(sums, sums.sum_weights, sums.sum_sq_weights)
     mean_of_squares, square_of_mean = sums.sum_sq_norms / count, sums.mean_sq_norm
     harmonic_size = count / sums.sum_inverse_sizes
     return WindowMoments(
@@ -122,6 +144,20 @@ def moments_of(sums: WindowSums) -> WindowMoments:
         num_samples=count,
         examples=sums.examples,
         harmonic_size=harmonic_size,
+    )
+
+
+def _weighted_moments(sums: WindowSums, sum_weights: float, sum_sq_weights: float) -> WindowMoments:
+    weight = check_number("sum_weights", sum_weights, above=0)
+    mean_of_squares, square_of_mean = sums.sum_sq_norms / weight, sums.mean_sq_norm
+    of_samples, of_mean = sums.sum_inverse_sizes / weight, sum_sq_weights / weight**2
+    difference = check_number("the spread of the samples around their mean", of_samples - of_mean, above=0)
+    return WindowMoments(
+        trace=(mean_of_squares - square_of_mean) / difference,
+        grad_sq=(of_samples * square_of_mean - of_mean * mean_of_squares) / difference,
+        num_samples=sums.num_samples,
+        examples=sums.examples,
+        harmonic_size=1 / of_samples,
     )
 
 

@@ -21,7 +21,7 @@ class Measurement:
     Attributes:
         examples_seen: examples of all windows up to and including this one
         optimizer_steps: optimizer steps up to and including this one
-        batch_size: the current batch size, in examples (a probe or an epoch's last window has another size);
+        batch_size: the current batch size, in examples (an epoch's last window may have another size);
             in a dry run, the hypothetical one
         accumulate_grad_batches: micro-batches of this window on one device
         window_examples: examples of this window

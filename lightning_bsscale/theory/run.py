@@ -12,10 +12,12 @@ from typing import NamedTuple
 from lightning_bsscale.theory.controller import BatchState, Decided
 from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.measured import Arrived, ClosedWindow
+from lightning_bsscale.theory.micro_batches import plan_layout
 from lightning_bsscale.theory.plan import PlanPosition
 from lightning_bsscale.theory.policies import Situation
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.rules import LearningRateRule
+from lightning_bsscale.theory.size_search import SizeSearch
 from lightning_bsscale.theory.state import CutWindow, OpenWindow, RunSettings, RunState
 from lightning_bsscale.theory.windows import WindowPlan, plan_window
 
@@ -137,6 +139,7 @@ def begin_run(settings: RunSettings, position: PlanPosition, *, epoch: int) -> R
         batch=BatchState.begin(settings.first.batch_size, settings.rule),
         position=position,
         epoch=epoch,
+        search=SizeSearch(size=settings.rows) if settings.searches_size else None,
     )
 
 
@@ -178,6 +181,8 @@ def resume_run(settings: RunSettings, stored: RunState, position: PlanPosition, 
         lost_micro_batches=stored.lost_micro_batches + lost,
         lost_examples=stored.lost_examples + lost * before.granularity,
         micro_batches_in_epoch=stored.micro_batches_in_epoch if same_unit and stored.epoch != epoch else 0,
+        # The size that was found stays, whatever the loader's batch is now.
+        search=stored.search or (SizeSearch(size=settings.rows) if settings.searches_size else None),
         is_resumed=True,
     )
 
@@ -266,11 +271,15 @@ def open_window(
     plan = _planned_window(settings, state, batch_idx, accumulate)
     # If windows are not placed, one that does not begin at a multiple contains an old gradient.
     is_clear = settings.acts or batch_idx % accumulate == 0
-    in_warmup = state.examples.total < settings.warmup_examples
-    is_due = in_warmup or plan.is_probe or state.windows % settings.measure_every == 0
+    at_least = -(-2 // settings.samples_per_micro_batch)
+    has_pair = plan.num_micro_batches >= at_least
+    # In the warmup every window, but for those that would have to be split, which takes time.
+    in_warmup = has_pair and state.examples.total < settings.warmup_examples
+    # Counted in loader batches: however long windows are, the averages are fed at the same pace.
+    is_due = in_warmup or -state.loader_batches % settings.measure_every < plan.num_micro_batches
     # On several ranks an epoch's last window too: what it sends makes the count of examples exact.
     is_due = is_due or (settings.now.world_size > 1 and _is_last(settings, state, plan))
-    is_measured = is_due and is_clear and plan.num_micro_batches * settings.samples_per_micro_batch > 1
+    is_measured = is_due and is_clear and (has_pair or (settings.splits and settings.rows > 1))
     measured, is_watched, is_compared = state.measured, False, False
     if is_measured:
         agreement, is_watched, is_compared = measured.agreement.next_window()
@@ -283,10 +292,21 @@ def open_window(
         is_measured=is_measured,
         is_watched=is_watched,
         is_compared=is_compared,
-        has_usual_size=not plan.is_probe and not plan.is_short,
+        has_usual_size=not plan.is_short,
+        layout=plan_layout(
+            plan.num_micro_batches,
+            settings.rows,
+            largest=_largest(settings, state),
+            split_above=settings.max_micro_batch_size,
+            at_least=at_least if is_measured else 1,
+        ),
         is_rest=settings.acts and state.cut is not None,
     )
     return changed(state, window=window, measured=measured, cut=None)
+
+
+def _largest(settings: RunSettings, state: RunState) -> int | None:
+    return state.search.size if settings.searches_size and state.search is not None else settings.max_micro_batch_size
 
 
 def _planned_window(settings: RunSettings, state: RunState, batch_idx: int, accumulate: int) -> WindowPlan:
@@ -295,17 +315,11 @@ def _planned_window(settings: RunSettings, state: RunState, batch_idx: int, accu
         left = accumulate - batch_idx % accumulate
         return plan_window(start=batch_idx, wanted=left, epoch_batches=epoch_length, budget_batches=None)
     wanted, rest = state.batch.batch_size // settings.now.granularity, 0 if state.cut is None else state.cut.rest
-    is_probe = (
-        wanted * settings.samples_per_micro_batch == 1
-        and settings.probe_every > 0
-        and (state.windows + 1) % settings.probe_every == 0
-    )
     plan = plan_window(
         start=batch_idx,
-        wanted=rest or (2 if is_probe else wanted),
+        wanted=rest or wanted,
         epoch_batches=epoch_length,
         budget_batches=settings.plan.batches_left(state.position, batch_idx, state.used_examples),
-        is_probe=is_probe and not rest,
     )
     return changed(plan, is_short=True) if rest else plan
 
@@ -361,6 +375,7 @@ def close_window(settings: RunSettings, state: RunState, end: WindowEnd, arrived
         micro_batches=window.begun,
         lr=end.lr,
         lr_scale=end.lr_scale,
+        largest=window.layout.largest,
     )
     state, measurement, found_changed = take_arrived(settings, state, arrived)
     on_ranks = settings.now.world_size > 1
@@ -410,6 +425,8 @@ def take_arrived(
     if arrived.examples is not None:
         examples = state.examples.arrived(arrived.examples)
         state, window = changed(state, examples=examples), changed(window, examples_seen=examples.known)
+    if state.search is not None and window.largest == state.search.size:
+        state = changed(state, search=state.search.timed(arrived.seconds_per_row, has_room=arrived.has_room))
     measured, found_changed = state.measured.compared(arrived.explained)
     measurement = None
     if measured.agreement.is_good:
@@ -448,6 +465,7 @@ def _counted(settings: RunSettings, state: RunState, window: OpenWindow, end: Wi
         state,
         window=None,
         windows=state.windows + 1,
+        loader_batches=state.loader_batches + window.begun,
         examples=examples,
         position=settings.plan.advance(state.position, end.ready, is_last=end.is_last),
         micro_batches_in_epoch=end.ready,

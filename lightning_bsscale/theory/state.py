@@ -15,11 +15,13 @@ from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.example_count import ExampleCount
 from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.measured import ClosedWindow, MeasuredWindows
+from lightning_bsscale.theory.micro_batches import Layout
 from lightning_bsscale.theory.plan import PlanPosition, UserPlan, steps_made
 from lightning_bsscale.theory.policies import Limits
 from lightning_bsscale.theory.records import DecisionLog
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.schedules import Schedule
+from lightning_bsscale.theory.size_search import SizeSearch
 from lightning_bsscale.theory.start import Start
 
 __all__ = ["CutWindow", "OpenWindow", "RunNumbers", "RunSettings", "RunState"]
@@ -37,8 +39,11 @@ class RunNumbers:
         total_examples: The budget in examples; None if unknown.
         warmup_examples: Examples before the batch may grow.
         memory: Examples over which a measured window's weight falls to 1/e.
-        measure_every: After warmup, one window in this many is measured.
-        probe_every: While windows have one micro-batch, one in this many has two; 0 for none.
+        measure_every: After warmup, windows that contain one loader batch in this many are measured.
+        rows: Examples by which a loader batch of this rank can be split, usually.
+        max_micro_batch_size: Most of them in a micro-batch; None to gather nothing, or as the search finds.
+        searches_size: Whether the largest micro-batch is searched for.
+        splits: Whether a loader batch is split where a measurement needs two micro-batches.
         samples_per_micro_batch: Gradients that can be distinguished in one micro-batch of all ranks.
         decides: Whether the policy is asked; a monitor does not ask.
         acts: Whether windows are placed and the learning rate is scaled; false for a dry run and a monitor.
@@ -52,7 +57,10 @@ class RunNumbers:
     warmup_examples: float
     memory: float
     measure_every: int
-    probe_every: int
+    rows: int
+    max_micro_batch_size: int | None
+    searches_size: bool
+    splits: bool
     samples_per_micro_batch: int
     decides: bool
     acts: bool
@@ -93,7 +101,8 @@ class OpenWindow:
         is_measured: Whether it is to be measured. On several ranks it then sends a message.
         is_watched: Whether its gradients are watched.
         is_compared: Whether `.grad` is compared with the observed gradients.
-        has_usual_size: Whether it has the current batch size: it is no probe, and not cut short.
+        has_usual_size: Whether it has the current batch size: it is not cut short.
+        layout: The micro-batches in which it is computed.
         is_rest: Whether it is the rest of a window that a checkpoint cut.
         skipped: Indices since its start for which the loader returned None.
         begun: Micro-batches so far, the one in progress included.
@@ -109,6 +118,7 @@ class OpenWindow:
     is_watched: bool
     is_compared: bool
     has_usual_size: bool
+    layout: Layout = field(default_factory=Layout)
     is_rest: bool = False
     skipped: int = 0
     begun: int = 0
@@ -141,9 +151,11 @@ class RunState:
         examples: Examples of all windows.
         measured: The measured windows and their averages.
         decisions: The decisions that are kept.
+        search: The search for the largest micro-batch; None without one.
         pending: The closed window whose sums have not arrived, or None.
         window: The window in progress, or None.
         windows: Windows so far; each ended with an optimizer step.
+        loader_batches: Loader batches of one rank in them.
         lost_micro_batches: Dropped micro-batches, which entered no step.
         lost_examples: Their examples.
         epoch: The Trainer's epoch.
@@ -159,9 +171,11 @@ class RunState:
     examples: ExampleCount = field(default_factory=ExampleCount)
     measured: MeasuredWindows = field(default_factory=MeasuredWindows)
     decisions: DecisionLog = field(default_factory=DecisionLog)
+    search: SizeSearch | None = None
     pending: ClosedWindow | None = None
     window: OpenWindow | None = None
     windows: int = 0
+    loader_batches: int = 0
     lost_micro_batches: int = 0
     lost_examples: int = 0
     epoch: int = 0

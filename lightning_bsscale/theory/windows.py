@@ -30,28 +30,23 @@ class WindowPlan:
     Attributes:
         start: Index of its first micro-batch in the epoch.
         num_micro_batches: Micro-batches of one rank, at least 1.
-        is_probe: Whether it is longer than the batch requires, to have a pair to measure.
         is_short: Whether the end of the epoch or the budget made it shorter than wanted.
     """
 
     start: int
     num_micro_batches: int
-    is_probe: bool
     is_short: bool
 
 
-def plan_window(
-    *, start: int, wanted: int, epoch_batches: int | None, budget_batches: int | None, is_probe: bool = False
-) -> WindowPlan:
+def plan_window(*, start: int, wanted: int, epoch_batches: int | None, budget_batches: int | None) -> WindowPlan:
     """Plan one window: the wanted length, cut at the end of the epoch and of the budget.
 
     Args:
         start: Index of the next micro-batch in this epoch, from 0.
-        wanted: Micro-batches that the batch (or the probe) requires, at least 1.
+        wanted: Micro-batches that the batch requires, at least 1.
         epoch_batches: Micro-batches in this epoch, more than ``start``; None for a loader without a length.
         budget_batches: Micro-batches left in the budget; None for no budget. At least one is always planned,
             since a micro-batch that is loaded is trained on.
-        is_probe: Whether the window is a probe; a window of a single micro-batch never is.
 
     Returns:
         The plan.
@@ -61,7 +56,7 @@ def plan_window(
 
     Example:
         >>> plan_window(start=8, wanted=4, epoch_batches=10, budget_batches=None)
-        WindowPlan(start=8, num_micro_batches=2, is_probe=False, is_short=True)
+        WindowPlan(start=8, num_micro_batches=2, is_short=True)
     """
     check_integer("start", start, at_least=0)
     check_integer("wanted", wanted, at_least=1)
@@ -72,9 +67,7 @@ def plan_window(
         length = min(length, epoch_batches - start)
     if budget_batches is not None:
         length = min(length, max(1, budget_batches))
-    return WindowPlan(
-        start=start, num_micro_batches=length, is_probe=is_probe and length >= 2, is_short=length < wanted
-    )
+    return WindowPlan(start=start, num_micro_batches=length, is_short=length < wanted)
 
 
 def planned_steps(ready: int, accumulate: int, *, is_last: bool, frequency: int = 1) -> int:

@@ -1,32 +1,58 @@
 """The monitor through the real Trainer: it measures and changes nothing."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch import nn
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.records import Measurement
-from tests.helpers.expected_warnings import FEW_MICRO_BATCHES, NOT_MEASURED, said_of
+from tests.helpers.expected_warnings import CANNOT_MEASURE, NOT_MEASURED, said_of
 from tests.helpers.training import KeepSteps, Regression, fit, regression_loader, weights_after
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-@FEW_MICRO_BATCHES
-def test_the_weights_are_bit_identical(accumulate):
+@pytest.mark.parametrize("split", [True, False])
+@CANNOT_MEASURE
+def test_the_weights_are_bit_identical_and_equal_to_rounding_where_a_loader_batch_is_split(accumulate, split):
     bare = weights_after([], accumulate_grad_batches=accumulate)
-    monitor = GradientNoiseScaleMonitor(measure_every=1)
+    monitor = GradientNoiseScaleMonitor(measure_every=1, split=split)
     watched = weights_after([monitor], accumulate_grad_batches=accumulate)
-    assert all(torch.equal(a, b) for a, b in zip(bare, watched, strict=True))
-    assert (monitor.noise_scale is None) == (accumulate == 1)
+    was_split = split and accumulate == 1
+    assert all(torch.equal(a, b) for a, b in zip(bare, watched, strict=True)) != was_split
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(bare, watched, strict=True))
+    assert (monitor.noise_scale is None) == (accumulate == 1 and not split)
 
 
+class Normalised(Regression):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(self.net, nn.BatchNorm1d(2))
+
+
+@pytest.mark.parametrize("made", [GradientNoiseScaleMonitor, partial(BatchSizeScaler, dry_run=True), BatchSizeScaler])
 @pytest.mark.parametrize(
-    ("made", "words"), [(GradientNoiseScaleMonitor, ""), (lambda: BatchSizeScaler(dry_run=True), ".*dry_run=True")]
+    ("options", "module", "size", "words"),
+    [
+        (dict(split=False), Regression, 4, "split=False"),
+        (dict(), Normalised, 4, "batch normalisation.*split=True"),
+        (dict(), Regression, 1, "single example"),
+    ],
 )
-def test_with_one_micro_batch_it_says_once_that_it_cannot_measure(made, words):
-    with pytest.warns(UserWarning, match=NOT_MEASURED + words) as caught:
-        fit(Regression(), regression_loader(40), [made()], max_epochs=2)
+@pytest.mark.filterwarnings("ignore:.*depends on the micro-batch, not")
+def test_where_nothing_can_be_split_it_says_once_that_it_cannot_measure(made, options, module, size, words):
+    with pytest.warns(UserWarning, match=f"{NOT_MEASURED}.*{words}") as caught:
+        fit(module(), regression_loader(40, batch_size=size), [made(**options)], max_epochs=2)
     assert len(said_of(NOT_MEASURED, caught)) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*depends on the micro-batch, not")
+def test_a_model_with_batch_norm_is_split_where_that_is_asked_for():
+    monitor = GradientNoiseScaleMonitor(measure_every=1, split=True)
+    fit(Normalised(), regression_loader(40), [monitor], max_epochs=2)
+    assert len(monitor.history) == 20
 
 
 def test_logged_keys(tmp_path):

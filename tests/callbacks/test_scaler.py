@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import re
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from lightning_bsscale.journal import read_journal
 from lightning_bsscale.replay import replay
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.schedules import WarmupCosine
-from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, NOT_MEASURED
+from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH
 from tests.helpers.training import (
     CountsWindows,
     KeepsRates,
@@ -97,7 +96,8 @@ def test_total_examples_replaces_the_plan_of_max_steps():
 def test_dry_run_leaves_the_weights_bit_identical(accumulate):
     """51 micro-batches: no multiple of 4, so Lightning's last window has the wrong divisor, and keeps it."""
     bare = weights_after([], accumulate_grad_batches=accumulate)
-    scaler = BatchSizeScaler(dry_run=True, measure_every=1, policy=Scripted([16, 32]), max_batch_size=32)
+    options = dict(policy=Scripted([16, 32]), max_batch_size=32)
+    scaler = BatchSizeScaler(dry_run=True, measure_every=1, split=False, **options)
     watched = weights_after([scaler], accumulate_grad_batches=accumulate)
     assert all(torch.equal(a, b) for a, b in zip(bare, watched, strict=True))
     assert [record.batch_size for record in scaler.decisions if record.is_change] == [16, 32][accumulate == 4 :]
@@ -113,21 +113,16 @@ def test_a_dry_run_leaves_the_rate_alone_and_says_so():
         return {rate for (rate,) in module.trainer.optimizers[0].used}
 
     assert len(rates()) > 1
-    with (
-        pytest.warns(UserWarning, match=r"schedule=WarmupLinear\(final=0.0\)"),
-        pytest.warns(UserWarning, match=NOT_MEASURED),
-    ):
+    with pytest.warns(UserWarning, match=r"schedule=WarmupLinear\(final=0.0\)"):
         assert rates(dry_run=True) == {0.05}
 
 
-def test_probe_windows_until_a_window_has_two_micro_batches():
+def test_windows_of_one_loader_batch_are_split_where_they_are_measured():
     module = CountsWindows()
-    scaler = scripted(4, 4, 4, 4, 4, 4, 8, probe_every=3, measure_every=100, lr_rule="sqrt")
+    scaler = scripted(4, 4, 4, 4, 4, 4, 8, split=True, measure_every=3)
     fit(module, regression_loader(100), [scaler], max_epochs=1)
-    assert module.windows == [4, 4, 8, 4, 4, 8, 4, *[8] * 8]
-    assert [made.window_examples for made in scaler.history] == [8, 8]
-    assert [made.batch_size for made in scaler.history] == [4, 4]
-    assert [made.lr_scale for made in scaler.history] == pytest.approx([math.sqrt(2)] * 2)
+    assert module.windows == [*[4] * 7, *[8] * 9]  # the steps are what they were
+    assert [made.window_examples for made in scaler.history] == [4, 4, 4, 8, 8, 8, 8, 8, 8]
 
 
 def test_unmeasured_windows_have_no_hook():
@@ -137,7 +132,7 @@ def test_unmeasured_windows_have_no_hook():
 
     module = Looks()
     module.hooked = []
-    fit(module, regression_loader(96), [scripted(measure_every=4)], max_epochs=1, accumulate_grad_batches=2)
+    fit(module, regression_loader(96), [scripted(measure_every=8)], max_epochs=1, accumulate_grad_batches=2)
     assert module.hooked == ([True] * 2 + [False] * 6) * 3
 
 
@@ -151,7 +146,7 @@ def test_the_estimate_lags_by_one_window():
 
 @pytest.mark.parametrize("every", [1, 7])
 def test_logged_keys_at_optimizer_steps_only(every):
-    logger, scaler = KeepSteps(), BatchSizeScaler(log_prefix="gns/")
+    logger, scaler = KeepSteps(), BatchSizeScaler(log_prefix="gns/", max_batch_size=8)
     settings = dict(max_epochs=2, accumulate_grad_batches=2, log_every_n_steps=every)
     trainer = fit(Regression(), regression_loader(400), [scaler], logger=logger, **settings)
     ours = [(step, metrics) for step, metrics in logger.logged if "gns/batch_size" in metrics]

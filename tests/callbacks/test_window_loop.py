@@ -12,6 +12,7 @@ from lightning_bsscale.callbacks.output.journal import RunJournal
 from lightning_bsscale.callbacks.output.reports import Reports
 from lightning_bsscale.callbacks.window_loop import WindowLoop
 from lightning_bsscale.theory import run
+from lightning_bsscale.theory.micro_batches import Layout
 from lightning_bsscale.theory.policies import Decision
 from tests.helpers.simulated_run import stored_again
 from tests.helpers.training import QUIET, Broken, KeepSteps, Scripted, Watched, fit, regression_loader, run_of, scripted
@@ -75,7 +76,7 @@ def folded(story):
 
 class Hasty(WindowLoop):
     def _open_window(self, batch_idx):
-        self.actuator.begin_window()
+        self.actuator.begin_window(Layout())
         return super()._open_window(batch_idx)
 
 

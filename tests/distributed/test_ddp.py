@@ -19,11 +19,11 @@ def measured_alone(items, kind="monitor", **settings):
 WINDOWS = [1, 3, 2, 4, 1, 5, 2]
 
 
-@pytest.mark.parametrize(("ranks", "accumulate"), [(2, 1), (2, 2), (4, 1)])
-def test_every_micro_batch_enters_one_step_with_its_weight(ranks, accumulate):
-    """An epoch of 11 micro-batches a rank, so windows change within it and its end is ragged."""
+@pytest.mark.parametrize(("ranks", "accumulate", "largest"), [(2, 1, None), (2, 2, 3), (4, 1, None), (2, 1, 100)])
+def test_every_loader_batch_enters_one_step_with_its_weight(ranks, accumulate, largest):
+    """An epoch of 11 loader batches a rank, so windows change within it and its end is ragged."""
     total, epochs = 11 * ranks, 2
-    results = fit_on(ranks, ddp_runs.one_hots, ranks, total, WINDOWS, epochs, accumulate)
+    results = fit_on(ranks, ddp_runs.one_hots, ranks, total, WINDOWS, epochs, accumulate, largest)
     expected, steps = [], 0
     for epoch in range(epochs):
         position = 0
@@ -73,7 +73,7 @@ def test_one_small_message_a_measured_window_and_nothing_else():
     items = (400, [4])
     for _, _, measured, calls in fit_on(2, ddp_runs.grows, items, counted=True):
         ours = [(name, numel) for name, numel, is_ours in calls if is_ours]
-        assert ours == [("all_reduce", 2), ("all_reduce", 3), *[("all_reduce", 17)] * measured]
+        assert ours == [("all_reduce", 2), ("all_reduce", 3), *[("all_reduce", 22)] * measured]
 
 
 @pytest.mark.parametrize("count", [398, 22])

@@ -34,7 +34,7 @@ def monitored(rank, strategy, accumulate, sizes):
 
 def monitored_without_private_names(rank, accumulate):
     watchers.fsdp2_params = lambda model: None
-    monitor = GradientNoiseScaleMonitor(measure_every=2)
+    monitor = GradientNoiseScaleMonitor(measure_every=2 * accumulate)
     _, trainer = fit(rank, "fsdp2", [monitor], items(44), max_epochs=2, accumulate_grad_batches=accumulate)
     return [made.accumulate_grad_batches for made in monitor.history], trainer.global_step
 

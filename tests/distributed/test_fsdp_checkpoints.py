@@ -104,7 +104,7 @@ class Ended(NamedTuple):
 
 def trained(rank, ranks, kind, policy, folder=None, ckpt=None, epochs=2):
     scaler = BatchSizeScaler(
-        policy=policy, lr_rule="none", measure_every=1, memory=1.0, warmup=0, max_batch_size=64, probe_every=0
+        policy=policy, lr_rule="none", measure_every=1, memory=1.0, warmup=0, max_batch_size=64, split=False
     )
     keep = []
     if folder is not None:

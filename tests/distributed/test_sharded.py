@@ -127,6 +127,8 @@ def true_sums(ranks, factor, case):
         (len(sizes) / together, 1e-12),
         (sum(1 / size for size in sizes) / together**2, 1e-12),
         (sum(sizes), 1e-12),
+        (len(sizes) / together, 1e-12),
+        (sum(1 / size for size in sizes) / together**2, 1e-12),
     ]
 
 

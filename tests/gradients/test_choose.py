@@ -25,7 +25,7 @@ def test_a_model_that_is_not_sharded_is_watched_by_its_own_parameters(world_size
     # On one process the first gradient may become `.grad` without a copy; on several it is not this process's own.
     assert (model.weight.grad.data_ptr() == handed[0]) == (world_size == 1)
     share = watcher.window_share(loss_divisor=1)
-    assert share.sums.tolist() == [25.0, 25.0 / world_size, 1.0, 1.0, 1.0]
+    assert share.sums.tolist() == [25.0, 25.0 / world_size, 1.0, 1.0, 1.0, 1.0, 1.0]
 
 
 def test_a_flat_parameter_outside_the_model_is_refused():

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,27 +28,32 @@ MODELS = [name for name in ZOO if name not in {"half", "mixed_dtypes", "sparse",
 # A window, not of the watchers but of separate gradients
 
 
-def true_sums(model, samples):
+def true_sums(model, samples, weights=None):
     """`WindowSums` of samples of all ranks, from a fresh copy of the model and an own backward pass for each."""
+    given, weights = weights, weights or [1.0] * len(samples)
     fresh = copy.deepcopy(model)
-    for x in samples:
-        (loss_of(fresh, x) / len(samples)).backward()
+    for x, weight in zip(samples, weights, strict=True):
+        (loss_of(fresh, x) * weight / sum(weights)).backward()
+    norms = own_sq_norms(model, samples, loss_of)
     return WindowSums(
-        sum_sq_norms=sum(own_sq_norms(model, samples, loss_of)),
+        sum_sq_norms=sum(weight * norm for weight, norm in zip(weights, norms, strict=True)),
         mean_sq_norm=sum(sq_norm(p.grad) for p in fresh.parameters() if p.grad is not None),
         num_samples=len(samples),
-        sum_inverse_sizes=sum(1 / len(x) for x in samples),
+        sum_inverse_sizes=sum(weight / len(x) for weight, x in zip(weights, samples, strict=True)),
         examples=sum(map(len, samples)),
+        sum_weights=sum(weights) if given else None,
+        sum_sq_weights=sum(w * w / len(x) for w, x in zip(weights, samples, strict=True)) if given else None,
     )
 
 
-def shares_of(model, by_rank, *, divisor, scale, is_grad_scaled, said, compared=True):
+def shares_of(model, by_rank, *, divisor, scale, is_grad_scaled, said, weights=None, compared=True):
     """Each rank's `WindowShare`; the watchers are told what is in `said`, whatever was done."""
     ranks = len(by_rank)
     models = [copy.deepcopy(model) for _ in by_rank]
     watchers = [ParameterHooks(m.parameters(), grad_is_own=ranks == 1, num_replicas=ranks) for m in models]
     for rank_model, watcher, samples in zip(models, watchers, by_rank, strict=True):
-        watched(watcher, rank_model, samples, lambda m, x: loss_of(m, x) * scale / divisor, compared=compared)
+        loss = lambda m, x: loss_of(m, x) * scale / divisor  # noqa: E731
+        watched(watcher, rank_model, samples, loss, weights=weights, compared=compared)
     for copies in zip(*(m.parameters() for m in models), strict=True):  # as DDP does, and Lightning before the step
         grads = [p.grad for p in copies if p.grad is not None]
         for p in copies:
@@ -65,6 +71,7 @@ def drawn(seed):
         divisor=draw.choice([1, count, count + 1, 3.5]),
         scale=draw.choice([1.0, 2.0**10]),
         is_grad_scaled=draw.random() < 0.5,
+        weights=[draw.choice([0.25, 1.0, 3.0]) for _ in range(count)] if draw.random() < 0.5 else None,
     )
     said = dict(
         loss_divisor=how["divisor"],
@@ -84,10 +91,15 @@ def test_shares_add_up_to_the_sums_of_separate_gradients(seed):
     compared = seed % 3 > 0
     shares = shares_of(model, by_rank, **how, said=said, compared=compared)
     sums, difference = added(shares)
-    expected = true_sums(model, [x for samples in by_rank for x in samples])
+    weights = how["weights"] and how["weights"] * len(by_rank)
+    expected = true_sums(model, [x for samples in by_rank for x in samples], weights)
+    if weights and {*weights} == {1.0}:
+        expected = replace(expected, sum_weights=None, sum_sq_weights=None)
     found = WindowSums.from_numbers(sums)
+    assert (found.sum_weights is None) == (expected.sum_weights is None)
     for name in WindowSums.__dataclass_fields__:
-        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=2e-5, abs=1e-12), name
+        wanted = getattr(expected, name)
+        assert wanted is None or getattr(found, name) == pytest.approx(wanted, rel=2e-5, abs=1e-12), name
     assert Difference.from_numbers(difference).is_explained is (True if compared else None)
     assert all(share.sums.dtype == torch.float64 for share in shares)
 
@@ -151,7 +163,7 @@ def test_a_sample_that_never_ended_is_forgotten(model):
     loss_of(model, batches[0]).backward()
     assert watcher.stop_window() == watcher.stop_window() == 2
     assert watcher.sq_norms.tolist() == pytest.approx([expected[0], expected[2]], rel=1e-5)
-    assert watcher.window_share(loss_divisor=1).sums[2:].tolist() == [2, 1 / 3 + 1 / 5, 8]
+    assert watcher.window_share(loss_divisor=1).sums[2:5].tolist() == [2, 1 / 3 + 1 / 5, 8]
 
 
 def test_a_window_that_never_ended_is_given_up(model):
@@ -200,7 +212,7 @@ def test_calls_out_of_order_are_refused(watcher):
     assert watcher.sq_norms.tolist() == [0.0]
     share = watcher.window_share(loss_divisor=3)
     together = 2 if watcher.sees_mean_over_ranks else 1
-    assert share.sums.tolist() == [0.0, 0.0, 1 / together, 0.5 / together**2, 2.0]
+    assert share.sums.tolist() == [0.0, 0.0, *[1 / together, 0.5 / together**2, 2.0, 1 / together, 0.5 / together**2]]
     assert share.difference.isnan().all()
     with pytest.raises(RuntimeError, match="call start_window first"):
         watcher.start_sample()
@@ -225,22 +237,25 @@ def number(value):
     ],
 )
 def test_loss_divisor_and_loss_scale_by_hand(options, norms):
-    found = share_of_sums(number(20.0), number(16.0), [4, 1], **options)
+    found = share_of_sums(number(20.0), number(16.0), [4, 1], [1.0, 1.0], **options)
     assert found.dtype == torch.float64
-    assert found.tolist() == pytest.approx([*norms, 2, 1.25, 5], rel=1e-15)
-    together = share_of_sums(number(20.0), number(16.0), [4, 1], ranks_in_sample=4, **options).tolist()
-    assert together == pytest.approx([*norms, 0.5, 1.25 / 16, 5], rel=1e-15)
+    assert found.tolist() == pytest.approx([*norms, 2, 1.25, 5, 2, 1.25], rel=1e-15)
+    together = share_of_sums(number(20.0), number(16.0), [4, 1], [1.0, 1.0], ranks_in_sample=4, **options).tolist()
+    assert together == pytest.approx([*norms, 0.5, 1.25 / 16, 5, 0.5, 1.25 / 16], rel=1e-15)
+    weighted = share_of_sums(number(20.0), number(16.0), [4, 1], [3.0, 0.5], **options).tolist()
+    mean = norms[1] * (2 / 3.5) ** 2
+    assert weighted == pytest.approx([norms[0], mean, 2, 3 / 4 + 0.5, 5, 3.5, 9 / 4 + 0.25], rel=1e-15)
 
 
 def test_without_a_sample_there_is_no_mean():
-    found = share_of_sums(number(0.0), number(16.0), [], loss_divisor=2).tolist()
+    found = share_of_sums(number(0.0), number(16.0), [], [], loss_divisor=2).tolist()
     assert math.isnan(found[1])
     assert found[0] == found[2] == found[3] == found[4] == 0
 
 
 def test_what_is_not_finite_stays_so():
-    assert math.isnan(share_of_sums(number(math.nan), number(1.0), [1, 1], loss_divisor=2)[0])
-    assert math.isinf(share_of_sums(number(1.0), number(math.inf), [1, 1], loss_divisor=2)[1])
+    assert math.isnan(share_of_sums(number(math.nan), number(1.0), [1, 1], [1, 1], loss_divisor=2)[0])
+    assert math.isinf(share_of_sums(number(1.0), number(math.inf), [1, 1], [1, 1], loss_divisor=2)[1])
 
 
 @pytest.mark.parametrize("sizes", [((1, 1), (1, 1)), ((1, 2), (1, 1)), ((2, 1), (1, 2))], ids=str)
@@ -256,8 +271,10 @@ def test_samples_that_are_means_over_ranks_are_unbiased(sizes):
         # The gradient has one element, which the first rank holds.
         held = [(samples.square().sum(), samples.mean().square()), (number(0.0), number(0.0))]
         shares = [
-            share_of_sums(*norms, [of_sample[rank] for of_sample in sizes], loss_divisor=2, ranks_in_sample=2)
-            * torch.tensor([1 / 4, 1, 1, 1, 1])  # of losses that were not divided
+            share_of_sums(
+                *norms, [of_sample[rank] for of_sample in sizes], [1.0, 1.0], loss_divisor=2, ranks_in_sample=2
+            )
+            * torch.tensor([1 / 4, 1, 1, 1, 1, 1, 1])  # of losses that were not divided
             for rank, norms in enumerate(held)
         ]
         sums = WindowSums.from_numbers(sum(shares).tolist())

@@ -51,7 +51,7 @@ class OneHots(pl.LightningModule):
         return work.then(lambda future: future.value()[0] / ranks)
 
     def training_step(self, batch, batch_idx):
-        return self.weight[self.current_epoch, int(batch[0])]
+        return self.weight[self.current_epoch, batch].mean()  # of several, if they are gathered
 
     def on_before_optimizer_step(self, optimizer):
         grad = self.weight.grad
@@ -61,8 +61,9 @@ class OneHots(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def one_hots(rank, ranks, total, windows, epochs, accumulate):
-    scaler = scripted(policy=ByStep([ranks * n for n in windows]), lr_rule="none", max_batch_size=999)
+def one_hots(rank, ranks, total, windows, epochs, accumulate, largest):
+    options = dict(lr_rule="none", max_batch_size=999, max_micro_batch_size=largest)
+    scaler = scripted(policy=ByStep([ranks * n for n in windows]), **options)
     logger, module = KeepSteps(), OneHots(total, epochs)
     items = [torch.tensor([i]) for i in range(total)]
     settings = dict(max_epochs=epochs, logger=logger, log_every_n_steps=1, accumulate_grad_batches=accumulate)

@@ -27,12 +27,12 @@ def hearing(pattern):
 
 
 # Ours, by their key words.
-NOT_MEASURED = ".*(noise scale cannot be measured|at least two micro-batches)"
+NOT_MEASURED = ".*noise scale cannot be measured"
 HARDLY_RESOLVED = "noise scale .*resolved"
 DROPPED = r"last \d+ micro-batches"
 OTHER_START = "bsscale. resuming with"
 NOT_THE_MEAN = ".*is not the mean"
-CANNOT_MEASURE = FEW_MICRO_BATCHES = ignored(NOT_MEASURED)
+CANNOT_MEASURE = ignored(NOT_MEASURED)
 WITHIN_A_WINDOW = ignored("bsscale. the checkpoint was saved")
 # Lightning's.
 CKPT_PATH = ignored(".*ckpt_path")

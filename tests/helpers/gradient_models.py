@@ -135,13 +135,14 @@ def micro_batches(count=4):
     return [torch.randn(3 + k, WIDTH) for k in range(count)]
 
 
-def watched(watcher, model, batches, loss=loss_of, *, compared=False, **backward):
+def watched(watcher, model, batches, loss=loss_of, *, weights=None, compared=False, **backward):
     """The squared norms of one window's samples."""
     watcher.start_window(compared=compared)
-    for x in batches:
-        value = loss(model, x)
+    weights = weights or [1.0] * len(batches)
+    for x, weight in zip(batches, weights, strict=True):
+        value = loss(model, x) * weight
         watcher.start_sample()
         value.backward(**backward)
-        watcher.end_sample(len(x))
-    assert watcher.stop_window() == len(batches)
+        watcher.end_sample(len(x), weight)
+    assert watcher.stop_window() == sum(weights)
     return watcher.sq_norms

@@ -16,13 +16,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LearningRateFinder
-from lightning.pytorch.strategies import DeepSpeedStrategy, SingleDeviceStrategy, XLAStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy, XLAStrategy
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor, NoiseScalePolicy
 from lightning_bsscale.callbacks.checks import preflight
 from lightning_bsscale.callbacks.state.spawn import Outcome, _SentOutcome
 from lightning_bsscale.callbacks.trainer import accumulation, loaders
+from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
 from lightning_bsscale.gradients.shard_differences import UnsupportedSharding
 from lightning_bsscale.journal import Journal
@@ -175,6 +176,10 @@ CASES += [
     Case(lambda: preflight.warn_batch_norm(torch.nn.SyncBatchNorm(2), world_size=2)),  # torch runs it on GPUs only
     # test_compatibility.py does it with the other package's own Trainer, where that is installed.
     Case(lambda: BatchSizeScaler().setup(SimpleNamespace(), Regression(), "fit")),
+    Case(
+        lambda: preflight.check_micro_batches(SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy)), 64),
+        "max_micro_batch_size=64 FSDPStrategy DDP",
+    ),
     Case(lambda: train(others=[GradientNoiseScaleMonitor()]), "GradientNoiseScaleMonitor"),
     Case(lambda: train(others=[FindsLate()])),
     Case(lambda: train(min_steps=5), "min_steps=5"),
@@ -186,7 +191,10 @@ CASES += [
         "schedule configure_optimizers StepLR",
     ),
     Case(lambda: train(BatchSizeScaler(dry_run=True, schedule="cosine"))),
-    *(Case(lambda cls=cls: train(cls(), module=normalised(), max_epochs=2), "BatchNorm1d") for cls in CALLBACKS),
+    *(
+        Case(lambda cls=cls: train(cls(), module=normalised(), max_epochs=2, accumulate_grad_batches=2), "BatchNorm1d")
+        for cls in CALLBACKS
+    ),
 ]
 
 
@@ -282,9 +290,21 @@ CASES += [
     Case(lambda: train(BatchSizeScaler(total_examples=7), accumulate_grad_batches=2), "total_examples=7 8"),
     Case(lambda: train(BatchSizeScaler(total_examples=44), min_epochs=2, max_epochs=5), "min_epochs=2 80 44"),
     Case(lambda: train(max_steps=10, min_epochs=2, max_epochs=5), "min_epochs=2 80 40"),
-    Case(lambda: train(BatchSizeScaler(dry_run=True))),
-    Case(lambda: train(GradientNoiseScaleMonitor())),
-    Case(lambda: train(GradientNoiseScaleMonitor(), accumulate_grad_batches=2, limit_train_batches=1)),
+    *(Case(lambda cls=cls: train(cls(split=False)), "split=False") for cls in CALLBACKS),
+    *(
+        Case(
+            lambda cls=cls: train(cls(measure_every=1), module=WithExtra(), loader=WithExtra.loader(7)),
+            "split batch[2] 7 4 split_fn",
+        )
+        for cls in CALLBACKS
+    ),
+    Case(
+        lambda: train(
+            scripted(max_micro_batch_size=64), module=WithExtra(), loader=WithExtra.loader(7), accumulate_grad_batches=4
+        ),
+        "gathered batch[2] 7 4 merge_fn",
+    ),
+    Case(lambda: none_on_several_devices(), "None several"),
     Case(lambda: train(BatchSizeScaler(warmup=40))),
     Case(lambda: train(BatchSizeScaler(memory=0.005), max_epochs=15)),
 ]
@@ -319,6 +339,28 @@ class Answers:
 class Factor(Answers, Schedule):
     def factor(self, examples_seen, total_examples, warmup_examples):
         return self.answer
+
+
+class WithExtra(Regression):
+    """Its batches hold something else beside the examples."""
+
+    @staticmethod
+    def loader(*rows):
+        made = [(x, y, torch.ones(number, 2)) for (x, y), number in zip(regression_loader(40), rows * 5, strict=False)]
+        return DataLoader(made, batch_size=None)
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch[:2], batch_idx)
+
+
+def none_on_several_devices():
+    micro_batches = MicroBatches(
+        SimpleNamespace(
+            strategy=SimpleNamespace(training_step=lambda *batch: None, backward=None, root_device=torch.device("cpu")),
+            world_size=2,
+        )
+    )
+    micro_batches._check_none()
 
 
 class NotFinite(Regression):
@@ -369,7 +411,7 @@ CASES += [
     Case(lambda: train(BatchSizeScaler(policy=Answers(Decision(batch_size="8", reason="as a word"))))),
     Case(lambda: train(loader=holding(*[(torch.ones(n, 8), torch.ones(n, 2)) for n in [1] + 60 * [4]]))),
     Case(lambda: train(scripted(8, max_batch_size=8), module=StepsByItself(), max_epochs=6, at_once=False)),
-    Case(lambda: train(BatchSizeScaler(max_batch_size=8), module=Regression(lambda p: ComputesItsOwn(p, lr=0.1)))),
+    Case(lambda: train(scripted(8, 16, 8), module=Regression(lambda p: ComputesItsOwn(p, lr=0.1)))),
     Case(lambda: train(BatchSizeScaler(max_batch_size=8), module=StepsItsScheduler(scheduler=with_scheduler))),
     Case(lambda: train(scripted(measure_every=1), module=NotFinite(), accumulate_grad_batches=2, max_epochs=3)),
     Case(lambda: train(loader=DataLoader(Claims(), batch_size=None), accumulate_grad_batches=4)),

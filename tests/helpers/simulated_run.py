@@ -61,7 +61,8 @@ class Program:
     accumulate: int = 1
     max_steps: int | None = None
     batches: tuple[int, ...] = (1,)
-    probe_every: int = 0
+    rows: int = SIZE
+    splits: bool = False
     measure_every: int = 1
     warmup: float = 0.0
     acts: bool = True
@@ -91,7 +92,10 @@ class Program:
             warmup_examples=self.warmup,
             memory=math.inf,
             measure_every=self.measure_every,
-            probe_every=self.probe_every,
+            rows=self.rows,
+            max_micro_batch_size=None,
+            searches_size=False,
+            splits=self.splits,
             samples_per_micro_batch=self.ranks,
             decides=self.decides,
             acts=self.acts and self.decides,

@@ -40,6 +40,7 @@ def fit(module, loader, callbacks=(), *, val=None, ckpt_path=None, **settings):
 def assert_nothing_left(trainer, module, accumulate):
     assert type(trainer.accumulate_grad_batches) is type(accumulate)
     assert trainer.accumulate_grad_batches == accumulate
+    assert not {"training_step", "backward"} & vars(trainer.strategy).keys()
     assert not any(p._backward_hooks for p in module.parameters())
     for optimizer in trainer.optimizers:
         # Not every optimizer has tables of hooks, nor its step on the class.
@@ -109,7 +110,7 @@ class OneHot(pl.LightningModule):
         self.epoch += 1
 
     def training_step(self, batch, batch_idx):
-        return self.weight[self.epoch * self.epoch_length + int(batch[0, 0])]
+        return self.weight[self.epoch * self.epoch_length + batch[:, 0]].mean()  # of several, if they are gathered
 
     def on_before_optimizer_step(self, optimizer):
         grad = self.weight.grad
@@ -158,7 +159,7 @@ class ByStep(Policy):
 
 def scripted(*batches, **options):
     """A scaler that takes these batch sizes one after the other, then holds the last."""
-    defaults = dict(policy=Scripted(batches), warmup=0, memory=1.0, max_batch_size=400, lr_rule="linear", probe_every=0)
+    defaults = dict(policy=Scripted(batches), warmup=0, memory=1.0, max_batch_size=400, lr_rule="linear", split=False)
     return BatchSizeScaler(**{**defaults, **options})
 
 

@@ -4,6 +4,7 @@ import functools
 import signal
 import sys
 import warnings
+from dataclasses import replace
 from unittest import mock
 
 import lightning.pytorch as pl
@@ -329,6 +330,7 @@ def test_after_a_warning_of_ours_that_is_an_error(name, recwarn):
     """As under ``python -W error``, which is how this suite runs: what warns at the start must hold nothing yet."""
     callback = CALLBACKS[name]()
     module = Fragile("a warning")
+    callback._options = replace(callback._options, split=False)
     trainer = make_trainer(callback, accumulate_grad_batches=1)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=NOT_MEASURED)

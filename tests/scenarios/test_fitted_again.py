@@ -37,7 +37,8 @@ def from_another_start(tmp_path, before, after, match, batches=(24,), **settings
     plan = 3 * -(-204 // (before[0] * before[1])) if "max_epochs" in settings else settings["max_steps"]
 
     def run(batches, size, accumulate, *others, **more):
-        scaler, module = grows(policy=Scripted(batches), max_batch_size=96), CountsWindows(scheduler=one_cycle(plan))
+        scaler = grows(policy=Scripted(batches), max_batch_size=96, split=False, measure_every=60)
+        module = CountsWindows(scheduler=one_cycle(plan))
         loader = regression_loader(204, batch_size=size)
         trainer = fit(module, loader, [scaler, *others], accumulate_grad_batches=accumulate, **settings, **more)
         return scaler, module, trainer

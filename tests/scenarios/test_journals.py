@@ -165,7 +165,7 @@ def test_a_run_that_fails_or_is_refused_before_it_recorded_anything_leaves_no_fi
     with pytest.raises(RuntimeError, match="on purpose"):
         fit(Watched(breaks_at=(0, 0)), regression_loader(80), [callback], accumulate_grad_batches=2, **settings)
     with pytest.raises(UserWarning, match=NOT_MEASURED):
-        fit(Regression(), regression_loader(80), [callback], **settings)
+        fit(Regression(), regression_loader(20, batch_size=1), [callback], **settings)
     assert files(tmp_path) == []
     assert callback.journal_path is None
 
@@ -407,7 +407,8 @@ RUNS = {
     "a schedule": (built_in, dict(schedule="cosine"), DATA, dict(max_epochs=3)),
     "a dry run": (built_in, dict(dry_run=True), DATA, dict(max_epochs=2, accumulate_grad_batches=2)),
     "a monitor": (GradientNoiseScaleMonitor, {}, DATA, dict(max_epochs=2, accumulate_grad_batches=3)),
-    "probes": (own, dict(probe_every=3), SHORT, dict(max_epochs=4)),
+    "splits": (own, dict(measure_every=3), SHORT, dict(max_epochs=4)),
+    "large micro-batches": (own, dict(max_micro_batch_size=64), SHORT, dict(max_epochs=4)),
     "steps": (own, {}, SHORT, dict(max_steps=50, max_epochs=-1)),
     "a budget": (own, dict(total_examples=150), SHORT, dict(max_epochs=4)),
     "ragged epochs": (own, {}, regression_loader(91), dict(max_epochs=4, accumulate_grad_batches=3)),
@@ -478,7 +479,7 @@ class Stops(pl.Callback):
 
 class BreaksInItsScheduler(Watched):
     def lr_scheduler_step(self, scheduler, metric):
-        if self.trainer.global_step == 12:
+        if self.trainer.global_step >= 8:
             raise RuntimeError("on purpose")
         scheduler.step()
 

@@ -5,7 +5,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from tests.helpers.known_noise import DIMENSIONS, NOISE_SCALE, KnownNoise, gradients
-from tests.helpers.training import fit
+from tests.helpers.training import Scripted, fit
 
 WINDOWS = 400
 
@@ -26,13 +26,24 @@ def test_accumulation_of_four(callback):
     assert_close_to_truth(watching.noise_scale)
 
 
-@pytest.mark.slow
-def test_probe_windows():
-    scaler = BatchSizeScaler(memory=1.0, max_batch_size=8)
-    # Every fourth window is a probe of two micro-batches: five micro-batches a measurement.
-    data = DataLoader(TensorDataset(gradients(8 * 5 * WINDOWS, seed=1)), batch_size=8)
+@pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
+def test_one_loader_batch_a_step_split_in_two(callback):
+    scaler_only = dict(max_batch_size=16) if callback is BatchSizeScaler else {}
+    watching = callback(measure_every=1, memory=1.0, **scaler_only)
+    data = DataLoader(TensorDataset(gradients(16 * 1000, seed=1)), batch_size=16)
+    fit(KnownNoise(), data, [watching], max_epochs=1)
+    noise = watching.noise_scale
+    assert noise.effective_windows == pytest.approx(1000, rel=0.02)
+    assert noise.noise_scale == pytest.approx(NOISE_SCALE, rel=0.1)
+    assert noise.low < NOISE_SCALE < noise.high
+
+
+def test_unequal_parts_are_weighted():
+    """Three loader batches in groups of two and one, halves of 7 in 3 and 4: no part counts more than its examples."""
+    scaler = BatchSizeScaler(policy=Scripted([21]), measure_every=1, memory=1.0, max_micro_batch_size=15, warmup=0)
+    data = DataLoader(TensorDataset(gradients(21 * 1000, seed=2)), batch_size=7)
     fit(KnownNoise(), data, [scaler], max_epochs=1)
-    assert_close_to_truth(scaler.noise_scale)
+    assert scaler.noise_scale.noise_scale == pytest.approx(NOISE_SCALE, rel=0.1)
 
 
 def test_ragged_end_of_every_epoch_is_corrected():

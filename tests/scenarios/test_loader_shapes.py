@@ -67,7 +67,7 @@ def check_exact(loader, sizes, *, epochs=2, callback=None):
 
 def check_monitor(loader, sizes):
     """The monitor changes nothing, and counts what it sees."""
-    one, bare, monitor = ByIndex(2, len(sizes)), ByIndex(2, len(sizes)), watching_all()
+    one, bare, monitor = ByIndex(2, len(sizes)), ByIndex(2, len(sizes)), watching_all(split=False)
     settings = dict(max_epochs=2, accumulate_grad_batches=2, log_every_n_steps=1)
     fit(bare, loader(), **settings)
     trainer = fit(one, loader(), [monitor], **settings)

@@ -12,7 +12,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale import GradientNoiseScaleMonitor
 from lightning_bsscale.theory.schedules import WarmupStep
 from tests.helpers.expected_warnings import CANNOT_MEASURE, said_of
 from tests.helpers.refusals_of_training import CopiesItsGroups, with_scheduler
@@ -545,6 +545,6 @@ def test_an_exception_in_an_update_keeps_what_the_optimizer_had_changed():
 
     module = Regression(lambda p: Breaks(p, lr=0.1, momentum=0.9))
     with pytest.raises(RuntimeError, match="broken on purpose"):
-        train(module, BatchSizeScaler(warmup=0, lr_rule="linear"))
-    # The first window is a probe of two micro-batches, with a factor of 2.
+        train(module, scripted(8))
+    # The second window has two micro-batches, and a factor of 2.
     assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05)

@@ -186,6 +186,6 @@ def test_ten_dropped_windows_in_a_row_give_one_warning():
         assert "detect_anomaly=True" in said
     (said,) = warnings_of(range(100), **gradient_scaler(2.0**8))
     assert "scaler.get_scale()" in said
-    # Only measured windows count: one in three.
-    assert warnings_of(range(54), measure_every=3) == []
-    assert len(warnings_of(range(56), measure_every=3)) == 1
+    # Only measured windows count: one in three, of two loader batches each.
+    assert warnings_of(range(54), measure_every=6) == []
+    assert len(warnings_of(range(56), measure_every=6)) == 1

@@ -1,8 +1,8 @@
 """Random mixtures of everything, against a model of twenty lines: what should enter each step, at which rate.
 
-A program draws a training (epoch's length, sized or not, accumulation, precision, scheduler, rule, probes, validation,
-limits) and then, in any order, kills after a checkpoint anywhere and exceptions anywhere, and lets it run to its end.
-The invariants are checked after every optimizer step.
+A program draws a training (epoch's length, sized or not, accumulation, micro-batches, precision, scheduler, rule,
+validation, limits) and then, in any order, kills after a checkpoint anywhere and exceptions anywhere, and lets it run
+to its end. The invariants are checked after every optimizer step.
 """
 
 import math
@@ -48,7 +48,7 @@ class Training:
     accumulate: int
     max_steps: int | None
     script: tuple[int, ...]
-    probe_every: int
+    largest: int | None
     rule: str
     precision: str
     scheduler: bool
@@ -75,12 +75,8 @@ class Training:
     def window(self, position, steps, rest):
         """Length of the window that begins at `position`, and the factor on its rate."""
         batch = self.batch(steps)
-        is_probe = batch == 1 and self.probe_every > 0 and (steps + 1) % self.probe_every == 0 and not rest
-        wanted = rest or (2 if is_probe else batch)
-        length = min(wanted, self.length - position % self.length, self.end - position)
+        length = min(rest or batch, self.length - position % self.length, self.end - position)
         factor, own = self.factor(batch), self.factor(length)
-        if is_probe and length == 2:
-            return length, own
         return length, factor if length == batch and not rest else min(factor, max(1.0, own))
 
     def factor(self, batch):
@@ -100,10 +96,12 @@ class Probe(OneHot):
         return self.current_epoch * self.training_.length + batch_idx
 
     def training_step(self, batch, batch_idx):
-        if self.position(batch_idx) == self.fails_at:
+        # A gathered micro-batch bears the index of its last loader batch; resumed, the data begin anew.
+        positions = self.position(batch_idx) - torch.arange(len(batch))
+        if self.fails_at in positions.tolist():
             raise Killed
         self.log("loss", 0.0)
-        return self.weight[self.position(batch_idx)]
+        return self.weight[positions].mean()
 
     def on_before_optimizer_step(self, optimizer):
         super().on_before_optimizer_step(optimizer)
@@ -147,7 +145,7 @@ trainings = st.builds(
     accumulate=st.integers(1, 4),
     max_steps=st.one_of(st.none(), st.integers(1, 20)),
     script=st.lists(st.integers(1, LARGEST), min_size=1, max_size=6).map(tuple),
-    probe_every=st.integers(0, 3),
+    largest=st.none() | st.integers(1, LARGEST),
     rule=st.sampled_from(sorted(POWERS)),
     precision=st.sampled_from(["32-true", "bf16-mixed", "64-true", "16-mixed"]),
     scheduler=st.booleans(),
@@ -169,7 +167,7 @@ class Programs(RuleBasedStateMachine):
 
     def train(self, module, *callbacks):
         t, path = self.training, Path(self.folder.name)
-        every = dict(probe_every=t.probe_every, measure_every=t.measure_every)
+        every = dict(max_micro_batch_size=t.largest, measure_every=t.measure_every)
         options = dict(policy=ByStep(t.script), lr_rule=t.rule, max_batch_size=LARGEST, **every)
         scaler = BatchSizeScaler(warmup=0, memory=1.0, record=path / "journal.jsonl", **options)
         data = Numbers(t.length) if t.sized else UnsizedNumbers(t.length)

@@ -41,7 +41,7 @@ def planned(accumulate):
 
 
 def train(batches, batch_size, others=(), **settings):
-    scaler = BatchSizeScaler(policy=Scripted(batches), warmup=0, lr_rule="none", probe_every=0)
+    scaler = BatchSizeScaler(policy=Scripted(batches), warmup=0, lr_rule="none", split=False)
     module, loader = CountsWindows(scheduler=one_cycle()), regression_loader(EXAMPLES, batch_size=batch_size)
     trainer = fit(module, loader, [scaler, *others], **settings)
     return scaler, sum(module.windows) + module.seen, trainer

@@ -15,7 +15,7 @@ MICRO_BATCH = 4
 MICRO_BATCHES = 1500
 TOTAL = MICRO_BATCHES * MICRO_BATCH
 NOISE_SCALE = 400.0
-PROBE = 53  # the micro-batch is the first of a probe window of two, and in warmup (5 %: 75 micro-batches)
+MEASURED = 56  # the micro-batch is in a measured window, in warmup (5 %: 75 micro-batches)
 
 
 class Gradients(Dataset):
@@ -47,7 +47,7 @@ def first_growth(**spike):
 @pytest.mark.parametrize("factor", [10.0, 1000.0])
 def test_a_spike_delays_growth_by_one_memory_at_most(factor):
     usual, *_ = first_growth()
-    spiked, scaler, _ = first_growth(at=PROBE, factor=factor)
+    spiked, scaler, _ = first_growth(at=MEASURED, factor=factor)
     assert usual < 0.15
     assert spiked <= usual + 0.05
     assert scaler.noise_scale.low < 1.3 * NOISE_SCALE
@@ -55,7 +55,7 @@ def test_a_spike_delays_growth_by_one_memory_at_most(factor):
 
 
 def test_the_limited_window_is_counted_logged_and_recorded():
-    _, scaler, trainer = first_growth(at=PROBE, factor=1000.0)
+    _, scaler, trainer = first_growth(at=MEASURED, factor=1000.0)
     assert trainer.callback_metrics["bsscale/limited_windows"] == 1
     assert trainer.callback_metrics["bsscale/dropped_windows"] == 0
     # History keeps what was measured, not what entered the averages.

@@ -38,7 +38,7 @@ class StopsAt(pl.Callback):
 @pytest.mark.parametrize("order", [1, -1], ids=["listed before", "listed after"])
 @pytest.mark.parametrize("limit", [{"max_epochs": 2}, {"max_steps": 150, "max_epochs": -1}], ids=["epochs", "steps"])
 def test_a_resumed_run_keeps_a_stop_that_another_callback_asked_for(tmp_path, limit, order):
-    options = dict(policy=Scripted([8, 12]), warmup=0, lr_rule="none", probe_every=0)
+    options = dict(policy=Scripted([8, 12]), warmup=0, lr_rule="none", split=False)
     saves = Saves(tmp_path / "saved.ckpt", 26)  # a window's end
     fit(Watched(), regression_loader(), [BatchSizeScaler(**options), saves], **limit)
     module, callbacks = Watched(), [StopsAt("on_train_start"), BatchSizeScaler(**options)]

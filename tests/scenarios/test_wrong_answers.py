@@ -189,7 +189,7 @@ OPTIONS = dict(
     warmup=np.int64(8),
     max_batch_size=np.int32(64),
     measure_every=np.int8(2),
-    probe_every=np.uint8(2),
+    max_micro_batch_size=np.uint8(20),
     memory=np.float32(0.9),
     batch_size_fn=lambda batch: np.int64(len(batch[0])),
 )

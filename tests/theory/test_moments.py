@@ -128,11 +128,11 @@ def test_splitting_micro_batches_over_ranks_does_not_matter(window, data):
     entries, mean = window
     ranks = data.draw(st.lists(st.integers(0, 3), min_size=len(entries), max_size=len(entries)))
     split = [[entry for entry, rank in zip(entries, ranks, strict=True) if rank == r] for r in range(4)]
-    # What travels: five sums a rank, added up.
-    shares = [
-        (sum(n for n, _ in own), mean / 4, len(own), sum(1 / size for _, size in own), sum(size for _, size in own))
-        for own in split
-    ]
+    # What travels: seven sums a rank, added up.
+    shares = []
+    for own in split:
+        inverse = sum(1 / size for _, size in own)
+        shares.append((sum(n for n, _ in own), mean / 4, len(own), inverse, sum(s for _, s in own), len(own), inverse))
     reduced = moments_of(WindowSums.from_numbers([sum(numbers) for numbers in zip(*shares, strict=True)]))
     plain = window_moments([n for n, _ in entries], mean, [s for _, s in entries])
     assert reduced.trace == pytest.approx(plain.trace, rel=1e-9, abs=1e-6)
@@ -167,5 +167,41 @@ def test_sums_are_read_in_the_order_of_the_fields():
     num_samples = sum([2 / 10] * 10)  # of ten ranks that see two samples as means over ranks
     assert num_samples < 2
     expected = WindowSums(sum_sq_norms=10.0, mean_sq_norm=4.0, num_samples=2, sum_inverse_sizes=0.5, examples=8.0)
-    assert WindowSums.from_numbers([10.0, 4.0, num_samples, 0.5, 8.0]) == expected
-    assert isinstance(WindowSums.from_numbers([1.0] * 5).num_samples, int)
+    assert WindowSums.from_numbers([10.0, 4.0, num_samples, 0.5, 8.0, num_samples, 0.5]) == expected
+    weighted = replace(expected, sum_weights=3.0, sum_sq_weights=0.75)
+    assert WindowSums.from_numbers([10.0, 4.0, num_samples, 0.5, 8.0, 3.0, 0.75]) == weighted
+    assert isinstance(WindowSums.from_numbers([1.0] * 7).num_samples, int)
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.floats(0.1, 5)), min_size=2, max_size=5), st.floats(0.01, 100))
+def test_moments_of_a_weighted_mean_are_unbiased(samples, trace):
+    """By the expectations of the squared norms: E||g_k||^2 = ||G||^2 + tr / b_k, of the mean with sum v_k^2 / b_k."""
+    grad_sq, weight = 3.0, sum(w for _, w in samples)
+    of_mean = sum(w * w / size for size, w in samples)
+    sums = WindowSums(
+        sum_sq_norms=sum(w * (grad_sq + trace / size) for size, w in samples),
+        mean_sq_norm=grad_sq + trace * of_mean / weight**2,
+        num_samples=len(samples),
+        sum_inverse_sizes=sum(w / size for size, w in samples),
+        examples=float(sum(size for size, _ in samples)),
+        sum_weights=weight,
+        sum_sq_weights=of_mean,
+    )
+    moments = moments_of(sums)
+    assert (moments.trace, moments.grad_sq) == (pytest.approx(trace, rel=1e-6), pytest.approx(grad_sq, rel=1e-4))
+
+
+def test_a_weighted_mean_is_not_taken_for_an_unweighted_one():
+    """The twin: weights of 1 and 3 on samples of 2 and 6 examples, so the mean over all eight."""
+    sums = WindowSums(
+        sum_sq_norms=1 / 2 * 8 + 3 / 6 * 8,
+        mean_sq_norm=1.0,
+        num_samples=2,
+        sum_inverse_sizes=1.0,
+        examples=8.0,
+        sum_weights=4.0,
+        sum_sq_weights=2.0,
+    )
+    assert moments_of(sums).trace == pytest.approx(8.0)  # of no gradient: tr / b in each sample, tr / 8 in the mean
+    assert moments_of(sums).grad_sq == pytest.approx(0.0)
+    assert moments_of(replace(sums, sum_weights=None, sum_sq_weights=None)).trace != pytest.approx(8.0, rel=0.1)

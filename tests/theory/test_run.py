@@ -27,7 +27,7 @@ def programs(draw, most_ranks):
         accumulate=draw(st.integers(1, 3)),
         max_steps=draw(st.none() | st.integers(1, 25)),
         batches=tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))),
-        probe_every=draw(st.integers(0, 3)),
+        splits=draw(st.booleans()),
         measure_every=draw(st.integers(1, 3)),
         warmup=draw(st.sampled_from([0.0, 30.0])),
         acts=draw(st.booleans()),
@@ -92,7 +92,7 @@ def skips_a_micro_batch(host, epoch, index):
 
 @pytest.mark.parametrize("wrong", [sends_twice, with_own_message, skips_a_micro_batch])
 def test_a_host_that_does_it_wrong_is_found(wrong):
-    program = Program(epochs=(10, 10), ranks=2, batches=(2, 3), last_size=2, measure_every=2)
+    program = Program(epochs=(10, 10), ranks=2, batches=(2, 3), last_size=2, measure_every=7)
     check_walk(program)
     with pytest.raises(AssertionError):
         check_walk(program, wrong)
@@ -219,9 +219,7 @@ def steps_of(program):
     ("changes", "lengths"),
     [
         ({}, [1] * 10),
-        ({"probe_every": 3}, [1, 1, 2, 1, 1, 2, 1, 1]),
-        ({"probe_every": 3, "ranks": 2}, [1] * 10),  # two ranks make a pair
-        ({"probe_every": 1, "batches": (3,)}, [2, 3, 3, 2]),
+        ({"batches": (3,)}, [1, 3, 3, 3]),
         ({"accumulate": 2, "batches": (4, 3)}, [2, 3, 4, 1]),
         ({"accumulate": 2, "batches": (5,), "max_steps": 4}, [2, 5, 1]),
         ({"accumulate": 4, "acts": False, "batches": (1,)}, [4, 4, 2]),
@@ -235,11 +233,16 @@ def test_lengths_of_windows(changes, lengths):
     ("changes", "measured"),
     [
         ({}, []),  # no pair
+        ({"splits": True}, [0, 4, 8]),
+        ({"splits": True, "rows": 1}, []),  # a loader batch of one example has no halves
+        ({"splits": True, "warmup": 40.0}, [0, 4, 8]),  # what must be split is not measured more often in the warmup
+        ({"accumulate": 2, "batches": (2,), "warmup": 20.0}, [0, 1, 2, 4]),
         ({"ranks": 2}, [0, 4, 8, 9]),  # on several ranks an epoch's last too: the count is exact there
-        ({"accumulate": 2, "batches": (2,)}, [0, 4]),
+        ({"accumulate": 2, "batches": (2,)}, [0, 2, 4]),  # every fourth loader batch is in a measured window
+        ({"accumulate": 3, "batches": (3,)}, [0, 1, 2]),
+        ({"accumulate": 4, "batches": (4,)}, [0, 1, 2]),
         ({"ranks": 2, "warmup": 40.0}, [0, 1, 2, 3, 4, 8, 9]),
         ({"ranks": 2, "max_steps": 7, "announced": None}, [0, 4, 6]),
-        ({"probe_every": 3}, [2, 5]),
     ],
 )
 def test_which_windows_are_measured(changes, measured):
@@ -279,7 +282,7 @@ def test_no_function_changes_the_record_that_it_takes(monkeypatch):
     names = ["start_epoch", "drop_window", "open_window", "learning_rate_factors", "close_window", "ask_policy"]
     for name in names:
         monkeypatch.setattr(run, name, watched(name, getattr(run, name)))
-    program = Program(epochs=(7, 3, 9), announced=9, batches=(4, 2, 1), probe_every=2, acts=False, accumulate=2)
+    program = Program(epochs=(7, 3, 9), announced=9, batches=(4, 2, 1), splits=True, acts=False, accumulate=2)
     for changed in (program, replace(program, acts=True, ranks=2)):
         check_walk(changed)
     assert set(taken) == set(names)

@@ -33,9 +33,8 @@ def steps_of_lightning(epoch_batches, accumulate):
     ],
 )
 def test_a_window_is_cut_at_the_epochs_and_the_budgets_end(arguments, length, is_short):
-    expected = WindowPlan(start=arguments["start"], num_micro_batches=length, is_probe=False, is_short=is_short)
+    expected = WindowPlan(start=arguments["start"], num_micro_batches=length, is_short=is_short)
     assert plan_window(**arguments) == expected
-    assert plan_window(**arguments, is_probe=True).is_probe is (length > 1)  # without a pair it is none
 
 
 @given(st.lists(counts, min_size=1, max_size=60), counts, maybe_counts)

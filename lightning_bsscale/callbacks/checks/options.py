@@ -18,6 +18,8 @@ from lightning_bsscale.theory.rules import Constant, LearningRateRule, resolve_r
 from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule, resolve_schedule
 
 BatchSizeFn = Callable[[Any], float]
+MergeFn = Callable[[list[Any]], Any]
+SplitFn = Callable[[Any, int, int], Any]
 
 
 def _constant(optimizer: Optimizer) -> LearningRateRule:
@@ -32,6 +34,7 @@ class RunOptions:
         callback: name of the callback, for messages
         decides: whether batch size and learning-rate factor are decided, instead of only measuring
         rule_for: returns the rule for an optimizer
+        split: None for ``"auto"``
     """
 
     callback: str
@@ -43,7 +46,10 @@ class RunOptions:
     total_examples: float | None = None
     max_batch_size: int | None = None
     measure_every: int
-    probe_every: int = 0
+    split: bool | None = None
+    max_micro_batch_size: int | str | None = None
+    merge_fn: MergeFn | None = None
+    split_fn: SplitFn | None = None
     memory: float
     batch_size_fn: BatchSizeFn | None
     dry_run: bool = True
@@ -117,6 +123,31 @@ def check_batch_size_fn(value: Any) -> Any:
         raise TypeError(
             f"batch_size_fn must be a function from a batch to a number of examples, or None, got {show(value)}"
         )
+    return value
+
+
+def check_function(name: str, value: Any, arguments: str) -> Any:
+    """Return a function of the user's, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a function of {arguments}, or None, got {show(value)}")
+    return value
+
+
+def check_micro_batch_size(value: object) -> int | str | None:
+    """Return the largest micro-batch: a number of examples, ``"auto"``, or None."""
+    if value is None or (isinstance(value, str) and value == "auto"):
+        return value
+    if isinstance(value, str):
+        raise TypeError(f"max_micro_batch_size must be an integer of at least 1, 'auto' or None, got {show(value)}")
+    return check_integer("max_micro_batch_size", value, at_least=1)
+
+
+def check_split(value: object) -> bool | None:
+    """Return whether loader batches are split to be measured; None for ``"auto"``."""
+    if isinstance(value, str) and value == "auto":
+        return None
+    if not isinstance(value, bool):
+        raise TypeError(f"split must be True, False or 'auto', got {show(value)} ({type(value).__name__})")
     return value
 
 

@@ -299,33 +299,28 @@ def check_plan(trainer: pl.Trainer, options: RunOptions, total_examples: float |
 
 
 def warn_short_plan(
-    trainer: pl.Trainer, options: RunOptions, total_examples: float | None, start_batch_size: int, accumulate: int
+    trainer: pl.Trainer, options: RunOptions, total_examples: float | None, start_batch_size: int, loader_batch: int
 ) -> None:
     """Warn if the averages cannot resolve a noise scale in this training, given its budget and measured windows."""
-    if total_examples is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return
-    if accumulate * trainer.world_size > 1:
-        warn_short_memory(total_examples, options.memory, start_batch_size, measure_every=options.measure_every)
-    elif options.probe_every > 0 and not options.dry_run:
-        warn_short_memory(total_examples, options.memory, start_batch_size, probe_every=options.probe_every)
+    if total_examples is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        spacing = max(start_batch_size, loader_batch * options.measure_every)
+        warn_short_memory(total_examples, options.memory, start_batch_size, spacing)
 
 
-def warn_short_memory(total_examples: float, memory: float, batch_size: int, **every: int) -> None:
+def warn_short_memory(total_examples: float, memory: float, batch_size: int, spacing: int) -> None:
     """Warn if the averages cannot hold the two windows that an interval needs.
 
     Args:
         total_examples: the budget
         memory: the option
         batch_size: the starting batch, in examples
-        every: the option that says which windows are measured; a probe window has two micro-batches instead of one
+        spacing: examples from one measured window to the next
     """
-    ((option, windows),) = every.items()
-    spacing = batch_size * (windows + 1 if option == "probe_every" else windows)
     examples = memory * total_examples
     held = math.ceil(total_examples / spacing) if memory == 1 else windows_in_memory(examples, spacing)
     if held < MIN_WINDOWS and total_examples >= MIN_STEPS * batch_size:
         better = 4 * spacing / total_examples
-        advice = f"Set a lower {option}" + (f", or memory={better:.2g}." if memory < better <= 1 else ".")
+        advice = "Set a lower measure_every" + (f", or memory={better:.2g}." if memory < better <= 1 else ".")
         rank_zero_warn(
             f"bsscale: the noise scale can hardly be resolved in this training: one window in {spacing} examples is "
             f"measured, and memory={memory:g} of {total_examples:g} examples averages over {examples:g}. These hold "
@@ -369,6 +364,34 @@ def check_maximum(max_batch_size: int, start_batch_size: int) -> None:
         )
 
 
+def check_micro_batches(trainer: pl.Trainer, largest: int | str | None) -> None:
+    """Refuse a limit for micro-batches where every forward pass waits for the other ranks.
+
+    Args:
+        trainer: the Trainer
+        largest: the option `max_micro_batch_size`
+
+    Raises:
+        MisconfigurationException: If the model is sharded: ranks may then compute different numbers of micro-batches.
+    """
+    if isinstance(largest, int) and is_sharded(trainer):
+        raise MisconfigurationException(
+            f"max_micro_batch_size={largest} cannot be used with {type(trainer.strategy).__name__} yet: a sharded "
+            "model's forward passes wait for all ranks, which may compute different numbers of them. Use "
+            "max_micro_batch_size=None, or DDP."
+        )
+
+
+def is_sharded(trainer: pl.Trainer) -> bool:
+    """Return whether the strategy shards the model over ranks."""
+    return isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+
+
+def has_batch_norm(pl_module: pl.LightningModule) -> bool:
+    """Return whether the function of the model depends on the micro-batch."""
+    return any(isinstance(module, _BatchNorm) for module in pl_module.modules())
+
+
 def warn_batch_norm(pl_module: pl.LightningModule, world_size: int) -> None:
     """Warn if the function of the model depends on the micro-batch, or on the micro-batches of all ranks."""
     layers = {type(module) for module in pl_module.modules() if isinstance(module, _BatchNorm)}
@@ -391,57 +414,31 @@ def warn_batch_norm(pl_module: pl.LightningModule, world_size: int) -> None:
 
 
 def warn_single_micro_batch(
-    options: RunOptions,
-    *,
-    accumulate: int,
-    epoch_batches: int | None,
-    samples_per_micro_batch: int,
-    is_smoke_test: bool,
+    options: RunOptions, *, accumulate: int, epoch_batches: int | None, rows: int, splits: bool
 ) -> None:
-    """Warn that nothing can be measured while a step has one micro-batch.
+    """Warn that nothing can be measured on one device while a step has one micro-batch.
 
     Args:
         options: the callback's options
-        accumulate: micro-batches per step
-        epoch_batches: micro-batches in an epoch, or None for a loader without a length
-        samples_per_micro_batch: distinguishable gradients in one micro-batch
-        is_smoke_test: whether this is `fast_dev_run`
+        accumulate: loader batches per step
+        epoch_batches: loader batches in an epoch, or None for a loader without a length
+        rows: examples by which the first one can be split
+        splits: whether loader batches are split
     """
-    if samples_per_micro_batch > 1:
+    if accumulate > 1 and epoch_batches != 1:
         return
-    if not options.decides:
-        _warn_monitor_single_micro_batch(accumulate, None if is_smoke_test else epoch_batches)
+    if splits and rows > 1:
         return
-    if is_smoke_test:
-        return
-    if epoch_batches == 1:
-        why = "an epoch has only one, after which Lightning steps. Halve the loader's batch_size"
-    elif accumulate == 1 and options.dry_run:
-        why = "dry_run=True changes nothing. Set Trainer(accumulate_grad_batches=2) or more with smaller micro-batches"
-    elif accumulate == 1 and options.probe_every == 0:
+    if splits:
+        why = "a loader batch of a single example cannot be split. Use a larger batch_size in the loader"
+    elif options.split is None:
         why = (
-            "probe_every=0 turns probe windows off. Set Trainer(accumulate_grad_batches=2) or more with smaller "
-            "micro-batches"
+            "a model with batch normalisation is not split unasked, because its output depends on the micro-batch. Set "
+            "split=True, or Trainer(accumulate_grad_batches=2) with half the loader's batch_size"
         )
     else:
-        return
+        why = "split=False keeps loader batches whole. Set Trainer(accumulate_grad_batches=2) with half their size"
     rank_zero_warn(
         "bsscale: while a step has one micro-batch on one device, the noise scale cannot be measured: " + why + ".",
         category=UserWarning,
     )
-
-
-def _warn_monitor_single_micro_batch(accumulate: int, epoch_batches: int | None) -> None:
-    if accumulate == 1:
-        rank_zero_warn(
-            "GradientNoiseScaleMonitor needs at least two micro-batches per step, but accumulate_grad_batches=1 on one "
-            "device gives only one. Halve the loader's batch_size and set "
-            "Trainer(accumulate_grad_batches=2): the training is the same.",
-            category=UserWarning,
-        )
-    elif epoch_batches == 1:
-        rank_zero_warn(
-            "GradientNoiseScaleMonitor needs at least two micro-batches per step, but an epoch has only one, after "
-            "which Lightning steps. Halve the loader's batch_size.",
-            category=UserWarning,
-        )

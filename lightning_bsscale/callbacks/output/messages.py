@@ -14,6 +14,7 @@ from lightning_bsscale.summary import describe_grounds, describe_noise, describe
 from lightning_bsscale.theory.checks import show
 from lightning_bsscale.theory.policies import Limits
 from lightning_bsscale.theory.records import DecisionRecord
+from lightning_bsscale.theory.size_search import SizeSearch
 from lightning_bsscale.theory.start import Start, describe_change
 
 
@@ -97,6 +98,11 @@ def warn_dropped_micro_batches(dropped: int, done: int, announced: int | None) -
         "the second epoch on, the real length is used.",
         category=UserWarning,
     )
+
+
+def log_micro_batches(search: SizeSearch) -> None:
+    """Log the size that the search for the largest micro-batch ended with."""
+    rank_zero_info(f"bsscale: micro-batches of up to {search.size} examples from now on; {search.ended}.")
 
 
 def log_decision(record: DecisionRecord, options: RunOptions) -> None:

@@ -72,8 +72,11 @@ class Reports:
             messages.warn_cut_window(cut.lost, window.planned if self._settings.acts else 0)
 
     def window_closed(self, window: OpenWindow, closed: Closed, *, has_gradient_scaler: bool) -> None:
-        """Check the window's size, and warn if many windows were dropped."""
+        """Check the window's size, warn if many windows were dropped, and log the micro-batch that was found."""
         self._sizes.add(window.examples, window.begun)
+        search = closed.state.search
+        if search is not None and search.ended is not None:
+            self.once(messages.log_micro_batches, search)
         if closed.state.measured.many_were_dropped:
             self.once(messages.warn_dropped_windows, MANY_DROPPED, has_scaler=has_gradient_scaler)
 

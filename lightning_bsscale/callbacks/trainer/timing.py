@@ -1,8 +1,13 @@
-"""Seconds per micro-batch and per optimizer step, measured in the loop."""
+"""Seconds per loader batch and per optimizer step, and of a row in large micro-batches, measured in the loop."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
 
 WEIGHT_OF_NEW = 0.1
 
@@ -58,17 +63,59 @@ class StepTimes:
         """Begin a micro-batch."""
         self._began = time.perf_counter()
 
-    def stop(self, *, stepped: bool) -> None:
-        """End a micro-batch, with the optimizer's step or without."""
+    def stop(self, *, stepped: bool, computed: float = 1.0) -> None:
+        """End a loader batch, with the optimizer's step or without.
+
+        Args:
+            stepped: whether the optimizer stepped
+            computed: loader batches that were computed, of those put aside and this one
+        """
         if self._began is None:
             return
         seconds = time.perf_counter() - self._began
         self._began = None
         if stepped:
-            self._stepping = self._mean(self._stepping, seconds)
-        else:
-            self.seconds_per_micro_batch = self._mean(self.seconds_per_micro_batch, seconds)
+            others = (computed - 1) * (self.seconds_per_micro_batch or 0.0)
+            self._stepping = self._mean(self._stepping, seconds - others)
+        elif computed > 0:
+            self.seconds_per_micro_batch = self._mean(self.seconds_per_micro_batch, seconds / computed)
 
     @staticmethod
     def _mean(before: float | None, seconds: float) -> float:
         return seconds if before is None else before + WEIGHT_OF_NEW * (seconds - before)
+
+
+class RowTimes:
+    """Seconds of the forward and backward passes of some micro-batches, by their device's own clock.
+
+    Args:
+        device: the device that computes
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._stream_of = device
+        self._seconds, self._rows = 0.0, 0
+        self._running: list[tuple[Any, Any, int]] = []  # sections whose end the device has not reached
+
+    @contextmanager
+    def section(self, rows: int) -> Iterator[None]:
+        """Time a section, of which so many rows are counted: a forward pass counts none, and its backward pass all."""
+        if not self._is_cuda:
+            now = time.perf_counter()
+            yield
+            self._seconds, self._rows = self._seconds + time.perf_counter() - now, self._rows + rows
+            return
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        began.record(torch.cuda.current_stream(self._stream_of))
+        yield
+        ended.record(torch.cuda.current_stream(self._stream_of))
+        self._running.append((began, ended, rows))
+
+    def take(self) -> tuple[float, int]:
+        """Return seconds and rows of the sections that have ended since the last call, without waiting."""
+        while self._running and self._running[0][1].query():
+            began, ended, rows = self._running.pop(0)
+            self._seconds, self._rows = self._seconds + began.elapsed_time(ended) / 1e3, self._rows + rows
+        taken, self._seconds, self._rows = (self._seconds, self._rows), 0.0, 0
+        return taken

@@ -60,7 +60,7 @@ def read_plan(trainer: pl.Trainer, options: RunOptions, loaders: Loaders, first:
         preflight.check_plan(trainer, options, total, first.batch_size)
         if user_total is not None or max_steps is not None:
             preflight.check_min_epochs(trainer, total, epoch_examples)
-    preflight.warn_short_plan(trainer, options, total, first.batch_size, now.accumulate)
+    preflight.warn_short_plan(trainer, options, total, first.batch_size, size)
     return ReadPlan(
         steps=UserPlan(
             accumulate=first.accumulate,

@@ -114,7 +114,7 @@ class FactorPath:
     def factor_at(
         self, rule: LearningRateRule, batch_size: float, window_batch: float, noise: NoiseScale | None
     ) -> float:
-        """Compute the factor for one window of another size (a probe, a ragged end), without changing the path.
+        """Compute the factor for one window of another size (a ragged end), without changing the path.
 
         Args:
             rule: The rule.

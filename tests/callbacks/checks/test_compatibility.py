@@ -62,7 +62,7 @@ def test_a_foreign_callback_beside_ours_is_called_as_any_other():
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             self.sizes = (*self.sizes, int(trainer.accumulate_grad_batches))
 
-    looks, scaler = Looks(), BatchSizeScaler(probe_every=0)
+    looks, scaler = Looks(), BatchSizeScaler(split=False)
     trainer = pl.Trainer(**QUIET, max_epochs=1, callbacks=[looks, scaler])
     trainer.fit(Regression(), regression_loader(40))
     assert len(looks.sizes) == 10

@@ -77,7 +77,7 @@ INTEGERS = [
     (scaler, "total_examples", [0], True),
     (scaler, "max_batch_size", [0], True),
     (scaler, "measure_every", [0], False),
-    (scaler, "probe_every", [], False),
+    (scaler, "max_micro_batch_size", [0], True),
     (monitor, "measure_every", [0], False),
 ]
 FLAGS = [(scaler, "dry_run"), (scaler, "progress_bar"), (scaler, "verbose"), (NoiseScalePolicy, "allow_shrink")]
@@ -184,7 +184,7 @@ KEPT = [
     (scaler, "memory", np.float32(0.5), 0.5),
     (scaler, "memory", 1, 1.0),
     (scaler, "total_examples", np.int64(100), 100),
-    (scaler, "probe_every", np.uint8(0), 0),
+    (scaler, "max_micro_batch_size", np.uint8(16), 16),
     (monitor, "measure_every", np.int64(2), 2),
     (BatchSizeScaler, "lr_cap", np.float32(8), 8.0),
     *((NoiseScalePolicy, name, np.float32(0.5), 0.5) for name in ("target_ratio", "confidence", "cooldown")),
@@ -210,6 +210,7 @@ def test_numbers_are_kept_as_pythons_own(make, option, given, kept):
 def test_every_number_of_the_callbacks_is_looked_at_here():
     looked_at = {option for _, option, *_ in NUMBERS + INTEGERS} | {option for _, option in FLAGS}
     looked_at |= {"policy", "lr_rule", "schedule", "batch_size_fn", "log_prefix", "record", "milestones", "rule"}
+    looked_at |= {"split", "merge_fn", "split_fn"}
     classes = [BatchSizeScaler, GradientNoiseScaleMonitor, NoiseScalePolicy, Power, Capped, WarmupCosine, WarmupStep]
     assert {name for cls in classes for name in inspect.signature(cls).parameters} <= looked_at
 
@@ -222,7 +223,7 @@ def test_every_number_of_the_callbacks_is_looked_at_here():
     [
         dict(lr_rule=Capped(Linear(), 8), lr_cap=4),
         dict(lr_rule="auto", lr_cap=1),
-        dict(warmup=0, memory=1.0, probe_every=1, measure_every=10**9),
+        dict(warmup=0, memory=1.0, measure_every=10**9),
         dict(warmup=99, total_examples=100),
         dict(warmup=0.99, total_examples=1),
         dict(max_batch_size=1, total_examples=1),

@@ -69,18 +69,18 @@ def test_windows_in_memory_is_what_the_averages_come_to(memory):
 
 TWO_EPOCHS = dict(accumulate_grad_batches=2, max_epochs=2)
 SHORT = [
-    # 800 examples, batch 4: a probe of two micro-batches in every 20 examples, so 10 examples hold too little.
-    (BatchSizeScaler, dict(memory=0.0125), dict(max_epochs=1), "20 .* 10.* probe_every.* memory=0.1"),
-    (BatchSizeScaler, dict(memory=0.0125, probe_every=1), dict(max_epochs=1), None),
+    # 800 examples, batch 4: one loader batch in 8, so 32 examples from one measured window to the next.
+    (BatchSizeScaler, dict(memory=0.02), dict(max_epochs=1), "32 .* 16.* measure_every.* memory=0.16"),
+    (BatchSizeScaler, dict(memory=0.02, measure_every=1), dict(max_epochs=1), None),
     (BatchSizeScaler, dict(memory=0.1), dict(max_epochs=1), None),
-    # Batch 8, 200 steps in two epochs: every 8th window, so 64 examples from one to the next.
-    (BatchSizeScaler, dict(memory=0.02), TWO_EPOCHS, "64 .* 32.*measure_every"),
-    (BatchSizeScaler, dict(memory=0.02, measure_every=2), TWO_EPOCHS, None),
-    (BatchSizeScaler, dict(memory=0.16), TWO_EPOCHS, None),
+    # Batch 8, 200 steps in two epochs: every 8th loader batch is in every 4th window.
+    (BatchSizeScaler, dict(memory=0.01), TWO_EPOCHS, "32 .* 16.*measure_every"),
+    (BatchSizeScaler, dict(memory=0.01, measure_every=2), TWO_EPOCHS, None),
+    (BatchSizeScaler, dict(memory=0.08), TWO_EPOCHS, None),
     (BatchSizeScaler, dict(memory=1.0, measure_every=199, warmup=0), dict(max_epochs=1), None),
-    (GradientNoiseScaleMonitor, dict(memory=0.02), TWO_EPOCHS, "64 .* 32"),
-    (GradientNoiseScaleMonitor, dict(memory=0.16), TWO_EPOCHS, None),
-    (GradientNoiseScaleMonitor, dict(memory=1.0, measure_every=200), TWO_EPOCHS, r"1\.0 windows.* measure_every"),
+    (GradientNoiseScaleMonitor, dict(memory=0.01), TWO_EPOCHS, "32 .* 16"),
+    (GradientNoiseScaleMonitor, dict(memory=0.08), TWO_EPOCHS, None),
+    (GradientNoiseScaleMonitor, dict(memory=1.0, measure_every=400), TWO_EPOCHS, r"1\.0 windows.* measure_every"),
 ]
 
 
@@ -104,10 +104,9 @@ def test_a_memory_that_holds_no_two_windows_is_said_once(cls, options, settings,
 
 def test_with_the_defaults_it_is_never_said():
     for steps in range(preflight.MIN_STEPS, 2000, 7):
-        preflight.warn_short_memory(steps * 32, 0.05, 32, measure_every=8)
-        preflight.warn_short_memory(steps * 32, 0.05, 32, probe_every=4)
+        preflight.warn_short_memory(steps * 32, 0.05, 32, 8 * 32)
     with pytest.warns(UserWarning, match=HARDLY_RESOLVED):
-        preflight.warn_short_memory(preflight.MIN_STEPS * 32, 0.04, 32, measure_every=8)
+        preflight.warn_short_memory(preflight.MIN_STEPS * 32, 0.04, 32, 8 * 32)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def test_an_untypical_first_micro_batch_is_said_once(sizes, said, recwarn):
 
 def budget_of(loader, **settings):
     policy = Scripted([])
-    fit(Regression(), loader, [BatchSizeScaler(policy=policy, warmup=0, probe_every=0)], **settings)
+    fit(Regression(), loader, [BatchSizeScaler(policy=policy, warmup=0, split=False)], **settings)
     return policy.situations[0].total_examples
 
 

@@ -1,0 +1,133 @@
+"""How a window is computed: which of its loader batches are gathered into one micro-batch, or split into several.
+
+The loss of a loader batch is a mean over its examples, and a window is the mean over its loader batches: example ``i``
+of loader batch ``j`` has the weight ``1 / (A n_j)``, where the window has ``A`` loader batches and this one ``n_j``
+examples. The micro-batches of a window must add up to the same gradient, with ``L_k`` the mean loss of micro-batch
+``k``, divided by ``A`` as always:
+
+* ``c`` loader batches of the same size, gathered: ``c L_k``, because ``c / (A c n) = 1 / (A n)``;
+* a part of ``m`` of the ``n`` examples of one loader batch: ``(m / n) L_k``, because ``m / (n A m) = 1 / (A n)``.
+
+Loader batches of different sizes are not gathered: no factor on the mean over all of their examples gives each loader
+batch the same weight. Where the loss is not a mean over examples (but over tokens, say), neither holds exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from lightning_bsscale.theory.checks import check_integer
+
+__all__ = ["Group", "Layout", "due_groups", "plan_layout"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How the loader batches of a window are computed.
+
+    Attributes:
+        gathered: Loader batches of the same size that make one micro-batch.
+        parts: Micro-batches that one loader batch is split into, at least; above 1 nothing is gathered.
+        largest: Largest micro-batch that is gathered, in rows; None to gather nothing.
+        split_above: Loader batches of more rows are split; None for none.
+    """
+
+    gathered: int = 1
+    parts: int = 1
+    largest: int | None = None
+    split_above: int | None = None
+
+
+class Group(NamedTuple):
+    """One micro-batch: consecutive loader batches, or a part of one.
+
+    Attributes:
+        loader_batches: How many; 1 for a part.
+        start: First row of the part; 0 for whole loader batches.
+        stop: Row after the last one; the rows of all of them for whole loader batches.
+        weight: What its mean loss counts, in loader batches.
+    """
+
+    loader_batches: int
+    start: int
+    stop: int
+    weight: float
+
+
+def plan_layout(
+    loader_batches: int, rows: int, *, largest: int | None, split_above: int | None = None, at_least: int
+) -> Layout:
+    """Plan a window in as few micro-batches as the limits allow.
+
+    Args:
+        loader_batches: Loader batches of the window on this rank, at least 1.
+        rows: Usual number of rows (examples, as a batch can be split) of one, at least 1.
+        largest: Largest micro-batch that is gathered, in rows; None to gather nothing.
+        split_above: Rows above which a loader batch is split; None to split only where `at_least` requires it.
+        at_least: Micro-batches needed on this rank: 2 for a measured window on one device, else 1.
+
+    Returns:
+        The layout. A window of a single loader batch of one row has one micro-batch, whatever was needed.
+
+    Example:
+        >>> plan_layout(5, 8, largest=64, at_least=2)
+        Layout(gathered=3, parts=1, largest=64, split_above=None)
+        >>> plan_layout(1, 8, largest=None, at_least=2)
+        Layout(gathered=1, parts=2, largest=None, split_above=None)
+    """
+    check_integer("loader_batches", loader_batches, at_least=1)
+    check_integer("rows", rows, at_least=1)
+    gathered = 1 if largest is None else max(1, largest // rows)
+    # As many micro-batches as that makes, or as are needed, of sizes that are as equal as possible.
+    number = max(-(-loader_batches // gathered), min(at_least, loader_batches))
+    parts = 1 if loader_batches >= at_least else min(rows, -(-at_least // loader_batches))
+    gathered = 1 if parts > 1 else -(-loader_batches // number)
+    return Layout(gathered=gathered, parts=parts, largest=largest, split_above=split_above)
+
+
+def due_groups(held: Sequence[int], rows: int, layout: Layout, *, is_last: bool) -> tuple[list[Group], bool]:
+    """Decide which micro-batches to compute now that one more loader batch has arrived.
+
+    Args:
+        held: Rows of the loader batches that were put aside, in order; all alike.
+        rows: Rows of the one that has arrived.
+        layout: The window's layout.
+        is_last: Whether no other loader batch will join the window.
+
+    Returns:
+        The micro-batches, in order, of the loader batches put aside and then this one; and whether this one is put
+        aside.
+
+    Example:
+        >>> due_groups([8, 8], 5, Layout(gathered=4), is_last=True)[0]
+        [Group(loader_batches=2, start=0, stop=16, weight=2.0), Group(loader_batches=1, start=0, stop=5, weight=1.0)]
+        >>> due_groups([8], 8, Layout(gathered=4), is_last=False)
+        ([], True)
+    """
+    groups, waiting = [], len(held)
+    if waiting and held[0] != rows:
+        groups.append(_whole(waiting, held[0]))
+        waiting = 0
+    parts = layout.parts if layout.split_above is None else max(layout.parts, -(-rows // layout.split_above))
+    if min(parts, rows) > 1:
+        return groups + _whole_if_any(waiting, rows) + _parts(rows, min(parts, rows)), False
+    gathered = layout.gathered if layout.largest is None else min(layout.gathered, layout.largest // rows)
+    if waiting + 1 < gathered and not is_last:
+        return groups, True
+    return [*groups, _whole(waiting + 1, rows)], False
+
+
+def _whole(loader_batches: int, rows: int) -> Group:
+    return Group(loader_batches, 0, loader_batches * rows, float(loader_batches))
+
+
+def _whole_if_any(loader_batches: int, rows: int) -> list[Group]:
+    return [_whole(loader_batches, rows)] if loader_batches else []
+
+
+def _parts(rows: int, parts: int) -> list[Group]:
+    bounds = [rows * part // parts for part in range(parts + 1)]
+    return [Group(1, start, stop, (stop - start) / rows) for start, stop in pairwise(bounds)]

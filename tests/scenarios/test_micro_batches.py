@@ -1,0 +1,294 @@
+"""A window computed in micro-batches of any size: the same steps as plain accumulation, to rounding."""
+
+import random
+import warnings
+from contextlib import nullcontext
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lightning_bsscale import BatchSizeScaler
+from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH
+from tests.helpers.training import (
+    ByStep,
+    KeepSteps,
+    Regression,
+    fit,
+    gradient_scaler,
+    regression_loader,
+    run_of,
+    scripted,
+)
+
+pytestmark = [
+    CANNOT_MEASURE,
+    MID_EPOCH,
+    CKPT_PATH,
+    pytest.mark.filterwarnings("ignore:.*the tensors in a batch.*"),
+    pytest.mark.filterwarnings("ignore:.*dropped the last.*"),
+    pytest.mark.filterwarnings("ignore:.*is longer than the data.*"),
+]
+
+
+class Examples(Dataset):
+    """Examples in the structure that a program asks for."""
+
+    def __init__(self, number, structure):
+        generator = torch.Generator().manual_seed(number)
+        self.x = torch.randn(number, 4, generator=generator, dtype=torch.float64)
+        self.y = self.x.sum(1, keepdim=True) + torch.randn(number, 1, generator=generator, dtype=torch.float64)
+        self.structure = structure
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        x, y = self.x[index], self.y[index]
+        return {"tuple": (x, y), "dict": {"x": x, "y": y}, "nested": {"in": [x, {"t": str(index)}], "out": y}}[
+            self.structure
+        ]
+
+
+class Stream(IterableDataset):
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __iter__(self):
+        return (self.examples[index] for index in range(len(self.examples)))
+
+
+class Net(pl.LightningModule):
+    """A small net that counts its forward passes, and returns None where a program says so."""
+
+    def __init__(self, returns="loss", none_at=()):
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
+        self.returns, self.none_at = returns, none_at
+        self.sizes, self.outputs, self.steps = [], [], []
+
+    def loss_of(self, batch):
+        if isinstance(batch, dict):
+            x, y = (batch["x"], batch["y"]) if "x" in batch else (batch["in"][0], batch["out"])
+        else:
+            x, y = batch
+        self.sizes.append(len(x))
+        return nn.functional.mse_loss(self.net(x), y)
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss_of(batch)
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        if batch_idx in self.none_at:
+            return None
+        return {"loss": loss, "half": loss.detach() / 2} if self.returns == "dict" else loss
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.outputs.append(float(outputs["loss"]) if outputs else 0.0)
+
+    def on_before_optimizer_step(self, optimizer):
+        self.steps.append(
+            torch.cat([p.grad.flatten() for p in self.parameters() if p.grad is not None] or [torch.zeros(0)])
+        )
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val", self.loss_of(batch))
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.02)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.8), "interval": "step"}]
+
+
+def program(seed):
+    """A random training, without what is about micro-batches."""
+    rng = random.Random(seed)
+    size = rng.choice([1, 2, 3, 5, 8])
+    examples = Examples(size * rng.randint(3, 16) + rng.randint(0, size - 1), rng.choice(["tuple", "dict", "nested"]))
+    is_stream = rng.random() < 0.25
+    loader = DataLoader(Stream(examples) if is_stream else examples, batch_size=size, drop_last=rng.random() < 0.2)
+    settings = dict(max_epochs=rng.randint(1, 3), precision="64-true")
+    if rng.random() < 0.4:
+        settings["gradient_clip_val"] = rng.choice([0.1, 1.0])
+        settings["gradient_clip_algorithm"] = rng.choice(["norm", "value"])
+    if rng.random() < 0.3:
+        settings["limit_train_batches"] = rng.randint(1, 12)
+    if rng.random() < 0.3 and not is_stream:
+        settings["val_check_interval"] = rng.choice([0.5, 1.0])
+    settings["accumulate_grad_batches"] = rng.choice([1, 1, 2, 3])
+    batches = [size * rng.choice([1, 2, 3, 5, 8]) * settings["accumulate_grad_batches"] for _ in range(5)]
+    options = dict(policy=ByStep(batches), warmup=0, memory=1.0, max_batch_size=size * 60, lr_rule="sqrt")
+    options |= dict(measure_every=rng.choice([1, 2, 5]), total_examples=3 * len(examples) if is_stream else None)
+    regrouped = dict(max_micro_batch_size=rng.choice([None, 1, size, 2 * size, 3 * size + 1, 1000]), split=True)
+    return loader, settings, options, regrouped, dict(returns=rng.choice(["loss", "dict"]))
+
+
+def trained(loader, settings, options, **net):
+    module = Net(**net)
+    logger = KeepSteps()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scaler = BatchSizeScaler(**options)
+        val = loader if "val_check_interval" in settings else None
+        trainer = fit(module, loader, [scaler], val=val, **{**settings, "logger": logger, "log_every_n_steps": 1})
+    return module, scaler, trainer, logger
+
+
+def assert_same_steps(regrouped, plain, rtol=1e-10):
+    module, scaler, trainer, logger = regrouped
+    expected, plain_scaler, plain_trainer, plain_logger = plain
+    assert trainer.global_step == plain_trainer.global_step
+    assert [r.batch_size for r in scaler.decisions] == [r.batch_size for r in plain_scaler.decisions]
+    for found, wanted in zip(module.steps, expected.steps, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=rtol, atol=1e-13)
+    for found, wanted in zip(module.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=rtol, atol=1e-12)
+    assert [step for step, values in logger.logged if "loss_step" in values] == [
+        step for step, values in plain_logger.logged if "loss_step" in values
+    ]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_programs_make_the_steps_of_plain_accumulation(seed):
+    loader, settings, options, regrouped, net = program(seed)
+    plain = trained(loader, settings, {**options, "split": False}, **net)
+    found = trained(loader, settings, {**options, **regrouped, "policy": ByStep(options["policy"].batches)}, **net)
+    assert_same_steps(found, plain)
+    # What an epoch's early end dropped was never computed, where it had been put aside.
+    if not run_of(plain[1]).lost_micro_batches:
+        epochs, wanted = ([v["loss_epoch"] for _, v in ran[3].logged if "loss_epoch" in v] for ran in (found, plain))
+        assert epochs == pytest.approx(wanted, rel=1e-12)
+        assert sum(found[0].sizes) == sum(plain[0].sizes)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(40, 300))
+def test_many_random_programs(seed):
+    test_random_programs_make_the_steps_of_plain_accumulation(seed)
+
+
+@pytest.mark.parametrize("returns", ["loss", "dict"])
+def test_what_is_reported_adds_up_to_the_windows_mean(returns):
+    options = dict(policy=ByStep([8, 24]), warmup=0, memory=1.0, max_batch_size=24, lr_rule="none")
+    loader = DataLoader(Examples(96, "tuple"), batch_size=8)
+    settings = dict(max_epochs=1, precision="64-true")
+    plain = trained(loader, settings, {**options, "split": False}, returns=returns)
+    options |= dict(policy=ByStep([8, 24]), max_micro_batch_size=100, measure_every=1)
+    found = trained(loader, settings, options, returns=returns)
+    windows = [1, 3, 1, 3, 1, 3]
+    assert found[0].sizes == [4, 4, 16, 8] * 3  # a window of one in halves, one of three in two and one
+    assert found[0].outputs.count(0.0) == 3
+    ends = [sum(windows[: n + 1]) for n in range(len(windows))]
+    for begin, end in zip([0, *ends], ends, strict=False):
+        assert sum(found[0].outputs[begin:end]) == pytest.approx(sum(plain[0].outputs[begin:end]))
+
+
+@pytest.mark.parametrize("none_at", [(5,), (0, 3), range(4, 20, 4)], ids=["one", "first", "half"])
+def test_none_of_a_micro_batch_leaves_out_all_of_it(none_at):
+    """As with accumulation, the window's divisor counts what was left out."""
+    options = dict(policy=ByStep([16]), warmup=0, memory=1.0, max_batch_size=16, lr_rule="none", split=False)
+    loader, settings = DataLoader(Examples(160, "tuple"), batch_size=8), dict(max_epochs=1, precision="64-true")
+    settings["accumulate_grad_batches"] = 2
+    both = {index for one in none_at for index in (one & ~1, one | 1)}  # a gathered micro-batch bears the second index
+    plain = trained(loader, settings, options, none_at=both)
+    options |= dict(policy=ByStep([16]), max_micro_batch_size=16, measure_every=10**6)
+    found = trained(loader, settings, options, none_at=both)
+    for ours, wanted in zip(found[0].parameters(), plain[0].parameters(), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-12)
+
+
+class Stops(pl.Callback):
+    def __init__(self, at, how):
+        self.at, self.how = at, how
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == self.at:
+            if self.how == "stop":
+                trainer.should_stop = True
+            else:
+                raise ZeroDivisionError("on purpose")
+
+
+@pytest.mark.parametrize("how", ["stop", "exception"])
+def test_what_was_put_aside_when_training_ends_is_dropped_and_nothing_is_left(how):
+    module, scaler = Regression(), scripted(32, max_micro_batch_size=100)
+    callbacks, loader = [scaler, Stops(4, how)], regression_loader(80)
+    with pytest.raises(ZeroDivisionError) if how == "exception" else nullcontext():
+        fit(module, loader, callbacks, max_epochs=1)
+    assert scaler.examples_seen == 4
+    assert run_of(scaler).lost_micro_batches == (4 if how == "stop" else 0)
+
+
+def test_with_a_gradient_scaler_and_in_bfloat16_the_steps_are_the_same():
+    for precision, tolerance in ((gradient_scaler(), 1e-3), (dict(precision="bf16-mixed"), 3e-2)):
+        weights = []
+        for largest in (None, 100):
+            module = Regression(lambda p: torch.optim.SGD(p, lr=0.05), hidden=5)
+            scaler = scripted(8, 16, 32, max_micro_batch_size=largest, split=largest is not None, measure_every=2)
+            fit(module, regression_loader(400), [scaler], max_epochs=1, **precision)
+            weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+        torch.testing.assert_close(*weights, rtol=tolerance, atol=tolerance)
+        assert not torch.equal(*weights)
+
+
+def test_own_functions_join_and_split():
+    calls = []
+
+    def merge(batches):
+        calls.append(("merge", len(batches)))
+        return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+
+    def split(batch, start, stop):
+        calls.append(("split", start, stop))
+        return tuple(part[start:stop] for part in batch)
+
+    functions = dict(merge_fn=merge, split_fn=split, batch_size_fn=lambda batch: 10)
+    scaler = scripted(10, 30, max_micro_batch_size=8, split=True, measure_every=1, **functions)
+    fit(Regression(), regression_loader(40), [scaler], max_epochs=1)
+    assert calls[:2] == [("split", 0, 2), ("split", 2, 4)]
+    assert ("merge", 2) in calls
+    assert [made.window_examples for made in scaler.history[:3]] == [20, 20, 30]  # each half counts 10 here
+
+
+def test_the_search_finds_a_size_and_a_resumed_run_keeps_it(tmp_path):
+    """A device on which every forward pass costs the same, whatever its size."""
+    clock = [0.0]
+
+    class Costly(Regression):
+        def training_step(self, batch, batch_idx):
+            clock[0] += 1.0
+            self.sizes.append(len(batch[0]))
+            return super().training_step(batch, batch_idx)
+
+    def run(**settings):
+        module, scaler = Costly(), scripted(64, max_micro_batch_size="auto", measure_every=1, max_batch_size=64)
+        module.sizes = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("time.perf_counter", lambda: clock[0])
+            trainer = fit(module, regression_loader(6400), [scaler], **{"max_epochs": 1, **settings})
+        return module, scaler, trainer
+
+    module, scaler, trainer = run()
+    search = run_of(scaler).search
+    assert (search.size, search.ended) == (64, None)  # measured windows are halves of 64: it waits for a larger batch
+    assert module.sizes[-4] == 32
+    path = tmp_path / "saved.ckpt"
+    trainer.save_checkpoint(path)
+    module, scaler, _ = run(ckpt_path=path, max_epochs=2)
+    assert module.sizes[0] == 32
+    assert run_of(scaler).search == search
+
+
+@pytest.mark.parametrize("why", ["deterministic", "dry run", "batch norm"])
+def test_nothing_is_searched_where_it_must_not_be(why):
+    module = Regression()
+    if why == "batch norm":
+        module.net = nn.Sequential(module.net, nn.BatchNorm1d(2))
+    options = dict(max_micro_batch_size="auto", dry_run=why == "dry run")
+    scaler = scripted(16, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(module, regression_loader(80), [scaler], max_epochs=1, deterministic=why == "deterministic")
+    torch.use_deterministic_algorithms(False)
+    assert run_of(scaler).search is None
