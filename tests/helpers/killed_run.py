@@ -95,7 +95,7 @@ def newest(folder):
 def attempt(folder):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    scaler = BatchSizeScaler(measure_every=2, max_micro_batch_size=64, record=folder / "journal.jsonl")
+    scaler = BatchSizeScaler(measure_every=2, record=folder / "journal.jsonl")
     kept = dict(dirpath=folder, save_top_k=-1)
     trainer = pl.Trainer(
         **{**QUIET, "enable_checkpointing": True},
