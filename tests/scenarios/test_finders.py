@@ -62,7 +62,7 @@ def assert_same(ours, theirs):
 
 
 class OwnHook(LearningRateFinder):
-    """Has a hook of its own before training, which is welcome."""
+    """Has its own hook before training, which is allowed."""
 
     def on_fit_start(self, trainer, pl_module):
         return super().on_fit_start(trainer, pl_module)
