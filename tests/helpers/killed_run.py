@@ -89,13 +89,19 @@ class WritesSteps(Regression):
 def newest(folder):
     # Not that of the last epoch's end: from there nothing is left to do.
     checkpoints = [path for path in folder.glob("*.ckpt") if not path.stem.endswith(f"-{EPOCHS - 1}")]
-    return max(checkpoints, key=lambda path: int(path.stem.split("-")[1]), default=None)
+    for path in sorted(checkpoints, key=lambda path: int(path.stem.split("-")[1]), reverse=True):
+        # Resumed from an epoch's very last step, Lightning counts that epoch twice (docs/resume.md): the one that is
+        # saved after the epoch has the same step.
+        progress = torch.load(path, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        if path.stem.startswith("e-") or progress["ready"] < len(StatefulLoader()):
+            return path
+    return None
 
 
 def attempt(folder):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    scaler = BatchSizeScaler(measure_every=2, record=folder / "journal.jsonl")
+    scaler = BatchSizeScaler(measure_every=2, max_micro_batch_size=64, record=folder / "journal.jsonl")
     kept = dict(dirpath=folder, save_top_k=-1)
     trainer = pl.Trainer(
         **{**QUIET, "enable_checkpointing": True},
