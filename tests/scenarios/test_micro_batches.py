@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_bsscale import BatchSizeScaler
+from lightning_bsscale.callbacks.trainer import timing
+from lightning_bsscale.theory import size_search
 from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH
 from tests.helpers.training import (
     ByStep,
@@ -120,7 +122,8 @@ def program(seed):
     batches = [size * rng.choice([1, 2, 3, 5, 8]) * settings["accumulate_grad_batches"] for _ in range(5)]
     options = dict(policy=ByStep(batches), warmup=0, memory=1.0, max_batch_size=size * 60, lr_rule="sqrt")
     options |= dict(measure_every=rng.choice([1, 2, 5]), total_examples=3 * len(examples) if is_stream else None)
-    regrouped = dict(max_micro_batch_size=rng.choice([None, 1, size, 2 * size, 3 * size + 1, 1000]), split=True)
+    regrouped = dict(max_micro_batch_size=rng.choice(["auto", None, 1, size, 2 * size, 3 * size + 1, 1000]))
+    regrouped["split"] = True
     return loader, settings, options, regrouped, dict(returns=rng.choice(["loss", "dict"]))
 
 
@@ -150,9 +153,12 @@ def assert_same_steps(regrouped, plain, rtol=1e-10):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_random_programs_make_the_steps_of_plain_accumulation(seed):
+def test_random_programs_make_the_steps_of_plain_accumulation(seed, monkeypatch):
     loader, settings, options, regrouped, net = program(seed)
-    plain = trained(loader, settings, {**options, "split": False}, **net)
+    plain = trained(loader, settings, {**options, "split": False, "max_micro_batch_size": None}, **net)
+    times = random.Random(seed)
+    monkeypatch.setattr(size_search, "TIMES_NEEDED", 2)
+    monkeypatch.setattr(timing.RowTimes, "take", lambda self: (times.random(), 1))
     found = trained(loader, settings, {**options, **regrouped, "policy": ByStep(options["policy"].batches)}, **net)
     assert_same_steps(found, plain)
     # What an epoch's early end dropped was never computed, where it had been put aside.
@@ -164,8 +170,8 @@ def test_random_programs_make_the_steps_of_plain_accumulation(seed):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(40, 300))
-def test_many_random_programs(seed):
-    test_random_programs_make_the_steps_of_plain_accumulation(seed)
+def test_many_random_programs(seed, monkeypatch):
+    test_random_programs_make_the_steps_of_plain_accumulation(seed, monkeypatch)
 
 
 @pytest.mark.parametrize("returns", ["loss", "dict"])
@@ -251,6 +257,7 @@ def test_own_functions_join_and_split():
     assert [made.window_examples for made in scaler.history[:3]] == [20, 20, 30]  # each half counts 10 here
 
 
+@pytest.mark.clock
 def test_the_search_finds_a_size_and_a_resumed_run_keeps_it(tmp_path):
     """A device on which every forward pass costs the same, whatever its size."""
     clock = [0.0]
