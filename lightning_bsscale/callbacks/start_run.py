@@ -162,4 +162,5 @@ def _warn_single_micro_batch(
         epoch_batches=loaders.batches,
         rows=rows,
         splits=settings.splits,
+        world_size=trainer.world_size,
     )

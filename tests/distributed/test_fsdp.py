@@ -7,6 +7,7 @@ import pytest
 from lightning_bsscale import GradientNoiseScaleMonitor
 from lightning_bsscale.gradients import choose as watchers
 from tests.helpers.ddp_runs import loader_of, moments_of, trainer_of
+from tests.helpers.expected_warnings import NOT_MEASURED, hearing
 from tests.helpers.processes import fit_on
 from tests.helpers.sharded_models import hooked, local
 from tests.helpers.sharded_runs import STRATEGIES, Trains, items
@@ -35,8 +36,9 @@ def monitored(rank, strategy, accumulate, sizes):
 def monitored_without_private_names(rank, accumulate):
     watchers.fsdp2_params = lambda model: None
     monitor = GradientNoiseScaleMonitor(measure_every=2 * accumulate)
-    _, trainer = fit(rank, "fsdp2", [monitor], items(44), max_epochs=2, accumulate_grad_batches=accumulate)
-    return [made.accumulate_grad_batches for made in monitor.history], trainer.global_step
+    with hearing(NOT_MEASURED) as said:
+        _, trainer = fit(rank, "fsdp2", [monitor], items(44), max_epochs=2, accumulate_grad_batches=accumulate)
+    return [made.accumulate_grad_batches for made in monitor.history], trainer.global_step, said
 
 
 @pytest.mark.parametrize("strategy", ["fsdp1", "fsdp2"])
@@ -52,9 +54,10 @@ def test_measured_as_in_one_process(strategy, sizes):
         assert len(found) == 12  # two ranks are two micro-batches, without accumulation too
 
 
-@pytest.mark.parametrize(("accumulate", "measured"), [(3, [3] * 8), (4, [4, 4, 4, 2, 4, 4, 4, 2])])
+@pytest.mark.parametrize(("accumulate", "measured"), [(1, []), (3, [3] * 8), (4, [4, 4, 4, 2, 4, 4, 4, 2])])
 def test_without_private_names_a_window_of_one_micro_batch_is_no_measurement(accumulate, measured):
-    """Epochs of 22: the last window has one micro-batch, or two."""
-    for found, steps in fit_on(2, monitored_without_private_names, accumulate):
+    """Epochs of 22: the last window has one micro-batch, or two. Where no window has more, the first rank says so."""
+    for rank, (found, steps, said) in enumerate(fit_on(2, monitored_without_private_names, accumulate)):
         assert found == measured
         assert steps == 2 * math.ceil(22 / accumulate)
+        assert ["accumulate_grad_batches=2" in text for text in said] == [True] * (accumulate == 1 and rank == 0)

@@ -414,9 +414,9 @@ def warn_batch_norm(pl_module: pl.LightningModule, world_size: int) -> None:
 
 
 def warn_single_micro_batch(
-    options: RunOptions, *, accumulate: int, epoch_batches: int | None, rows: int, splits: bool
+    options: RunOptions, *, accumulate: int, epoch_batches: int | None, rows: int, splits: bool, world_size: int
 ) -> None:
-    """Warn that nothing can be measured on one device while a step has one micro-batch.
+    """Warn that nothing can be measured while a step has one micro-batch, and so no second gradient.
 
     Args:
         options: the callback's options
@@ -424,12 +424,18 @@ def warn_single_micro_batch(
         epoch_batches: loader batches in an epoch, or None for a loader without a length
         rows: examples by which the first one can be split
         splits: whether loader batches are split
+        world_size: number of devices; with several, only the mean of their gradients can be observed
     """
     if accumulate > 1 and epoch_batches != 1:
         return
     if splits and rows > 1:
         return
-    if splits:
+    if world_size > 1:
+        why = (
+            "this version of torch shows only the mean of the devices' gradients. Set "
+            "Trainer(accumulate_grad_batches=2) with half the loader's batch_size"
+        )
+    elif splits:
         why = "a loader batch of a single example cannot be split. Use a larger batch_size in the loader"
     elif options.split is None:
         why = (
@@ -439,6 +445,6 @@ def warn_single_micro_batch(
     else:
         why = "split=False keeps loader batches whole. Set Trainer(accumulate_grad_batches=2) with half their size"
     rank_zero_warn(
-        "bsscale: while a step has one micro-batch on one device, the noise scale cannot be measured: " + why + ".",
+        "bsscale: while a step has one micro-batch, the noise scale cannot be measured: " + why + ".",
         category=UserWarning,
     )
