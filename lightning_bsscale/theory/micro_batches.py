@@ -20,7 +20,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from lightning_bsscale.theory.checks import check_integer
-from lightning_bsscale.theory.frozen import changed
 
 __all__ = ["Group", "Layout", "due_groups", "plan_layout", "regroup", "smaller_size", "smallest"]
 
@@ -40,24 +39,6 @@ class Layout:
     parts: int = 1
     largest: int | None = None
     split_above: int | None = None
-
-    def within(self, limit: int | None, *, divides: bool) -> Layout:
-        """Return the layout for a device whose memory holds micro-batches of at most so many rows.
-
-        Args:
-            limit: Most rows; None without a limit.
-            divides: Whether loader batches of more rows are split.
-
-        Returns:
-            The layout with this limit.
-        """
-        if limit is None:
-            return self
-        return changed(
-            self,
-            largest=None if self.largest is None else min(self.largest, limit),
-            split_above=smallest(self.split_above, limit) if divides else self.split_above,
-        )
 
 
 class Group(NamedTuple):

@@ -210,8 +210,9 @@ class ShortOfMemory(OneHots):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         loss = super().training_step(batch, batch_idx)
         self.log("loss", batch.float().mean(), on_step=False, on_epoch=True, sync_dist=True)
-        if fails and place == "synced log":
+        if place == "synced log":
             self.log("synced", loss, on_step=True, sync_dist=True)
+        if fails and place == "synced log":
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return FailsBackward.apply(loss) if fails and place == "backward" else loss
 
@@ -235,4 +236,12 @@ def short_of_memory(rank, ranks, windows, fails, batch_size=4, total=88, **optio
     trainer.fit(module, loader)
     run = run_of(scaler)
     logged = float(trainer.callback_metrics["loss"])
-    return module.steps, module.reductions, trainer.global_step, module.sizes, run.row_limit, len(scaler.history), logged
+    return (
+        module.steps,
+        module.reductions,
+        trainer.global_step,
+        module.sizes,
+        run.row_limit,
+        len(scaler.history),
+        logged,
+    )

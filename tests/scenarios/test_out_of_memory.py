@@ -1,12 +1,9 @@
 """Running out of memory: the step is computed again in smaller micro-batches, and nothing else changes."""
 
-import gc
-import os
 import subprocess
 import sys
 import weakref
 from dataclasses import replace
-from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -17,6 +14,7 @@ from torch.optim.lr_scheduler import StepLR
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.replay import replay
 from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH
+from tests.helpers.processes import script_environment
 from tests.helpers.training import ByStep, KeepSteps, Saves, fit, gradient_scaler, regression_loader, run_of
 
 SMALLER = "memory ran out in a micro-batch of"
@@ -26,6 +24,8 @@ pytestmark = [
     MID_EPOCH,
     pytest.mark.filterwarnings(f"ignore:.*{SMALLER}"),
     pytest.mark.filterwarnings("ignore:.*has BatchNorm1d.*"),
+    pytest.mark.filterwarnings("ignore:.*differ in their first dimension.*"),
+    pytest.mark.filterwarnings("ignore:.*cannot be split.*"),
 ]
 
 ERRORS = {
@@ -51,15 +51,19 @@ class FailsBackward(torch.autograd.Function):
 class Small(pl.LightningModule):
     """A device that holds `room` examples at a time, from the call `since` on; what does not fit fails at one place."""
 
-    def __init__(self, place="forward", room=10**6, since=0, error="cuda", returns="loss", norm=None):
+    def __init__(self, place="forward", room=10**6, since=0, error="cuda", returns="loss", norm=None, more=False):
         super().__init__()
         torch.manual_seed(1)
         self.first, self.last = nn.Linear(8, 5), nn.Sequential(nn.Tanh(), norm or nn.Identity(), nn.Linear(5, 2))
+        self.more = more  # of what is no example
         self.place, self.room, self.since, self.returns, self.make = place, room, since, returns, ERRORS[error]
         self.sizes, self.raised, self.grads, self.losses, self.rates = [], [], [], [], []
 
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return [*batch, torch.ones(3)] if self.more else batch
+
     def training_step(self, batch, batch_idx):
-        x, y = batch
+        x, y = batch[:2]
         fails = len(x) > self.room and len(self.sizes) >= self.since
         self.sizes.append(len(x))
         hidden = self.first(x)
@@ -121,7 +125,9 @@ def without_error():
 
 
 @pytest.mark.parametrize("place", ["forward", "backward", "logged"])
-@pytest.mark.parametrize("options", [{}, {"max_micro_batch_size": 32}, {"max_micro_batch_size": 20, "measure_every": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_micro_batch_size": 32}, {"max_micro_batch_size": 20, "measure_every": 1}]
+)
 @pytest.mark.parametrize(("room", "since", "limit"), [(7, 0, 4), (7, 9, 4), (1, 0, 1), (3, 20, 2)])
 def test_the_same_steps_in_smaller_micro_batches(without_error, place, options, room, since, limit):
     found = run(dict(place=place, room=room, since=since), **options)
@@ -207,22 +213,20 @@ class Other(pl.Callback):
     [
         (dict(norm=nn.BatchNorm1d(5)), {}, "split=True"),
         ({}, dict(split=False), "split='auto'"),
-        ({}, dict(split_fn=lambda batch, start, stop: batch.cannot), None),
-        ({}, dict(dry_run=True), None),
-        ({}, "monitor", None),
+        (dict(more=True), {}, "split_fn"),
+        ({}, dict(dry_run=True), "nothing"),
+        ({}, "monitor", "nothing"),
     ],
-    ids=["batch norm", "whole", "split_fn", "dry run", "monitor"],
+    ids=["batch norm", "whole", "no parts", "dry run", "monitor"],
 )
 def test_where_nothing_smaller_may_be_tried_the_error_passes(model, options, note):
-    with pytest.raises((RuntimeError, AttributeError)) as caught:
-        if options == "monitor":
-            fit(Small(room=7), regression_loader(80, batch_size=8), [GradientNoiseScaleMonitor()], max_epochs=1)
-        else:
-            run(dict(model, room=7 if "split_fn" not in options else 3), **options)
-    if "split_fn" not in options and note is None:
-        assert not getattr(caught.value, "__notes__", None)
-    elif note and sys.version_info >= (3, 11):
-        assert note in caught.value.__notes__[0]
+    monitor = [GradientNoiseScaleMonitor()]
+    with pytest.raises(RuntimeError, match="out of memory") as caught:
+        run(dict(model, room=7), **options) if options != "monitor" else fit(
+            Small(room=7), regression_loader(80, batch_size=8), monitor, max_epochs=1
+        )
+    if sys.version_info >= (3, 11):
+        assert note in "".join(getattr(caught.value, "__notes__", ["nothing"]))
 
 
 def test_batch_norm_is_split_if_that_is_asked_for():
@@ -256,10 +260,11 @@ def test_journal_and_checkpoint_hold_the_limit(tmp_path, place):
     assert replayed[-1].kind == "end" or replayed[-2].kind == "end"
     assert [one.recorded.row_limit for one in replayed if one.kind == "end"] == [2]
     resumed = run(model | dict(since=0), dict(ckpt_path=saved), **options)
+    # Lightning loads the weights before it converts the model to float64.
     assert not resumed[0].raised  # it begins with what the first run has learnt
     assert max(resumed[0].sizes) == 2
     for ours, theirs in zip(resumed[0].parameters(), whole[0].parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     states = [replace(run_of(one[1]), measured=None, decisions=None, pending=None) for one in (resumed, whole)]
     assert states[0] == replace(states[1], is_resumed=states[0].is_resumed)
 
@@ -270,7 +275,12 @@ def test_the_search_ends_where_memory_does():
         module = Small(room=20)
         # A device on which every forward pass takes a second.
         patch.setattr("time.perf_counter", lambda: float(len(module.sizes)))
-        fit(module, regression_loader(6400, batch_size=8), [scaler := BatchSizeScaler(warmup=0, **options)], max_epochs=1)
+        fit(
+            module,
+            regression_loader(6400, batch_size=8),
+            [scaler := BatchSizeScaler(warmup=0, **options)],
+            max_epochs=1,
+        )
     search = run_of(scaler).search
     assert (search.size, search.ended) == (16, "larger ones do not fit into memory")
     assert len(module.raised) == 1
@@ -309,13 +319,107 @@ def test_loader_batches_are_kept_until_the_step_and_no_longer():
             refs.append(weakref.ref(batch[0]))
 
         def on_train_batch_end(self, *args):
-            gc.collect()
             alive.append(sum(ref() is not None for ref in refs))
 
         def on_before_optimizer_step(self, *args):
-            gc.collect()
             at_step.append(sum(ref() is not None for ref in refs))
 
     run(callbacks=[Counts()], policy=ByStep([32]), settings=dict(max_epochs=1))
     assert max(alive) <= 5  # with one that Lightning has loaded ahead
     assert max(at_step) <= 2
+
+
+SCRIPT = """
+import resource, sys, warnings
+import lightning.pytorch as pl, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from lightning_bsscale import BatchSizeScaler
+
+class Wide(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+    def training_step(self, batch, batch_idx):
+        x = batch[0].expand(-1, 4096, -1)  # 64 examples of 256 KiB make activations of 16 MiB
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x.square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+torch.set_num_threads(1)
+with_scaler, more = sys.argv[1] == "with", int(sys.argv[2])
+scaler = BatchSizeScaler(warmup=0.5)
+trainer = pl.Trainer(
+    accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    enable_model_summary=False, callbacks=[scaler] if with_scaler else [],
+)
+loader = DataLoader(TensorDataset(torch.randn(256, 1, 16)), batch_size=64)
+Wide().training_step([torch.randn(1, 1, 16)], 0).backward()  # libraries load what they need at first use
+mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + more * 2**20,) * 2)
+trainer.fit(Wide(), loader)
+print("steps", trainer.global_step, "examples", scaler.examples_seen if with_scaler else 0)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS counts on Linux only")
+def test_a_script_completes_in_less_address_space_than_its_batch_needs(tmp_path):
+    def ran(scaler):
+        command = [sys.executable, "-c", SCRIPT, scaler, "100"]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=120, env=script_environment(), cwd=tmp_path
+        )
+
+    without = ran("without")
+    assert without.returncode == 1
+    assert "can't allocate memory" in without.stderr
+    completed = ran("with")
+    assert completed.returncode == 0, completed.stderr[-2000:]
+    assert "steps 4 examples 256" in completed.stdout
+    assert SMALLER in completed.stderr
+
+
+ON_A_GPU = dict(accelerator="gpu", devices=1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("place", ["forward", "backward"])
+def test_on_a_gpu_with_real_errors(place):
+    """Activations of more than the process may allocate: kept by the forward pass, or made by the backward pass."""
+
+    class Keeps(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, now):
+            ctx.rows, ctx.now = len(x), now
+            ctx.kept = torch.empty(len(x), 2**24, device=x.device) if now else None  # 64 MiB an example
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            kept = ctx.kept if ctx.now else torch.empty(ctx.rows, 2**24, device=grad.device)
+            return grad + 0 * kept[:, :1], None
+
+    class Large(Small):
+        def training_step(self, batch, batch_idx):
+            self.sizes.append(len(batch[0]))
+            hidden = Keeps.apply(self.first(batch[0]), place == "forward")
+            return nn.functional.mse_loss(self.last(hidden), batch[1])
+
+    trained, total = [], torch.cuda.get_device_properties(0).total_memory
+    for share in (1.0, 300 * 2**20 / total):  # a loader batch of 8 needs 512 MiB
+        module = Large()
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(share)
+        try:
+            fit(module, regression_loader(205, batch_size=8), [BatchSizeScaler()], max_epochs=1, **ON_A_GPU)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        trained.append(module)
+    assert max(trained[0].sizes) == 8
+    assert max(trained[1].sizes[-20:]) <= 4
+    for ours, theirs in zip(*(module.grads for module in trained), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)

@@ -182,7 +182,7 @@ class MicroBatches:
         self._forget()
         if layout.largest != self._layout.largest:
             self._times.take()
-        self._layout = layout.within(self.row_limit, divides=self.recovery.divides)
+        self._layout = layout
 
     def take_times(self) -> Computed:
         """Return what micro-batches of the largest size took since the last call."""
@@ -315,22 +315,26 @@ class MicroBatches:
         Returns:
             The micro-batches that are due, and whether they fit together in memory as the loader batch does.
         """
-        size, layout = self._loader_size, self._layout
+        layout, limit = self._layout, self.row_limit
         rows = rows_of(batch) if layout != Layout() or self.recovery.is_allowed else 0
-        if layout == Layout():
-            return [_Due(batch, size, (_Held(batch, rows, size),), Group(1, 0, rows, 1.0))], True
-        is_last = not self._is_accumulating
-        groups, _ = due_groups([held.rows for held in self._held], rows, layout, is_last=is_last)
-        waiting, due = [*self._held, _Held(batch, rows, size)], []
+        held = _Held(batch, rows, self._loader_size)
+        if layout == Layout() and limit is None:
+            return [_whole([held])._replace(batch=batch)], True
+        # All ranks compute at the same loader batches, as they wait for each other there. Only this rank's limit is
+        # its own: it divides what is due.
+        groups, _ = due_groups([one.rows for one in self._held], rows, layout, is_last=not self._is_accumulating)
+        waiting, due = [*self._held, held], []
         for group in groups:
             if group.weight >= 1:
-                due += self._joined(waiting[: group.loader_batches])
+                due += self._made(_whole(waiting[: group.loader_batches]))
                 waiting = waiting[group.loader_batches :]
         parts = [group for group in groups if group.weight < 1]
         if parts:  # of this loader batch
+            parts = [one for part in parts for one in regroup(part, rows, limit or rows, divides=self.recovery.divides)]
             due, waiting = due + self._parts(waiting[0], parts), []
         self._held = waiting
-        fit_together = self._trainer.world_size == 1 and (layout.split_above is None or rows <= layout.split_above)
+        most = smallest(layout.split_above, limit)
+        fit_together = self._trainer.world_size == 1 and (most is None or rows <= most)
         return due, fit_together and len(due) == len(parts)
 
     def _make_first(self) -> None:
@@ -413,27 +417,26 @@ class MicroBatches:
 
     def _can_begin_again(self, error: BaseException, number: int) -> bool:
         """Return whether a smaller micro-batch can be tried; if not, add to the error what would allow it."""
-        first, hint = self._due[0], ""
-        is_last = len(self._due) == 1 and not self._is_accumulating
-        if not self.recovery.is_allowed or (first.rows < 2 and number == 1):
-            can, hint = False, "" if self.recovery.is_allowed else self.recovery.hint
-        elif self._ddp_models and self._is_adding and is_last:
-            can, hint = (
-                False,
-                (
-                    "bsscale: this backward pass was exchanging gradients with the other ranks, so it cannot be computed "
-                    f"again. Set max_micro_batch_size to less than {first.rows}."
-                ),
-            )
-        elif self._ddp_models and (passed_through(error, "_pre_forward") or self._logs_wait_for_ranks):
-            can = False
-        elif number == 1 and len(first.members) == 1:
-            can, hint = self._can_split(first.members[0])
-        else:
-            can = True
+        can, hint = self._prospect(error, number)
         if hint:
             add_note(error, hint)
         return can
+
+    def _prospect(self, error: BaseException, number: int) -> tuple[bool, str]:
+        first = self._due[0]
+        if not self.recovery.is_allowed:
+            return False, self.recovery.hint
+        if number == 1 and first.rows < 2:
+            return False, ""
+        if self._ddp_models:
+            if self._is_adding and len(self._due) == 1 and not self._is_accumulating:
+                return False, (
+                    "bsscale: gradients were being exchanged with the other ranks, so this backward pass cannot be "
+                    f"repeated. Set max_micro_batch_size to less than {first.rows}."
+                )
+            if passed_through(error, "_pre_forward") or self._logs_wait_for_ranks:
+                return False, ""
+        return self._can_split(first.members[0]) if number == len(first.members) == 1 else (True, "")
 
     def _can_split(self, member: _Held) -> tuple[bool, str]:
         if not self.recovery.divides:
@@ -475,7 +478,6 @@ class MicroBatches:
 
     def _lower_limit(self, rows: int) -> None:
         self.row_limit = self.new_row_limit = smallest(self.row_limit, smaller_size(rows))
-        self._layout = self._layout.within(self.row_limit, divides=self.recovery.divides)
         self._did_not_fit = max(self._did_not_fit, rows)
 
     def _keep(self, due: _Due) -> None:
