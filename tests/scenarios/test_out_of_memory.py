@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import default_collate
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.replay import replay
@@ -327,6 +328,39 @@ def test_loader_batches_are_kept_until_the_step_and_no_longer():
     run(callbacks=[Counts()], policy=ByStep([32]), settings=dict(max_epochs=1))
     assert max(alive) <= 5  # with one that Lightning has loaded ahead
     assert max(at_step) <= 2
+
+
+class Moving(list):
+    """A batch of the user's own, which counts how often it is moved to a device."""
+
+    moved = 0
+
+    def to(self, device, **kwargs):
+        self.moved += 1
+        return self
+
+
+@pytest.mark.parametrize(
+    ("place", "room", "moved"),
+    [
+        ("forward", 8, [1, 1, 1, 1]),
+        ("backward", 8, [1, 1, 1, 1]),
+        ("forward", 7, [2, 2, 2, 1]),
+        ("backward", 7, [4, 4, 2, 1]),
+    ],
+)
+def test_once_memory_has_run_out_what_is_kept_leaves_the_device(place, room, moved):
+    """One step of four loader batches, the third of which is the first not to fit."""
+    batches, model = [], Small(place, room, since=2)
+    loader = regression_loader(32, batch_size=8)
+    loader.collate_fn = lambda items: batches.append(Moving(default_collate(items))) or batches[-1]
+    options = dict(
+        split_fn=lambda batch, start, stop: [part[start:stop] for part in batch],
+        batch_size_fn=lambda batch: len(batch[0]),
+    )
+    scaler = BatchSizeScaler(warmup=0, **options)
+    fit(model, loader, [scaler], max_epochs=1, accumulate_grad_batches=4)
+    assert [batch.moved for batch in batches] == moved
 
 
 SCRIPT = """

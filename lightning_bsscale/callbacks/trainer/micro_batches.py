@@ -21,11 +21,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
@@ -67,18 +69,31 @@ class Computed(NamedTuple):
     has_room: bool
 
 
-class _Held(NamedTuple):
+@dataclass(eq=False)
+class _Held:
     """A loader batch that was put aside, or that is kept until the step.
 
     Attributes:
-        batch: the loader's batch, on the device
+        batch: the loader's batch
         rows: examples by which it can be split
         size: its examples, as `batch_size_fn` counts them
+        is_on_host: whether it has left the device, to come back if it is computed again
     """
 
     batch: Any
     rows: int
     size: float
+    is_on_host: bool = False
+
+    def leave(self) -> None:
+        """Leave the device."""
+        if not self.is_on_host:
+            self.batch, self.is_on_host = move_data_to_device(self.batch, torch.device("cpu")), True
+
+    def come_back(self, device: torch.device) -> None:
+        """Return to the device."""
+        if self.is_on_host:
+            self.batch, self.is_on_host = move_data_to_device(self.batch, device), False
 
 
 class _Due(NamedTuple):
@@ -156,6 +171,7 @@ class MicroBatches:
         self._held: list[_Held] = []
         self._due: list[_Due] = []
         self._kept: list[_Due] = []  # computed since the window's start
+        self._current = _Held(None, 0, 0.0)  # which Lightning holds too
         self._losses: list[Tensor | None] = []
         self._output: Any = None
         self._is_adding = False  # whether a backward pass is in progress
@@ -196,6 +212,7 @@ class MicroBatches:
 
     def _forget(self) -> None:
         self._held, self._due, self._kept, self._losses, self._output, self._arguments = [], [], [], [], None, ()
+        self._current = _Held(None, 0, 0.0)
 
     # ------------------------------------------------------------------ in place of the strategy's methods
 
@@ -317,7 +334,8 @@ class MicroBatches:
         """
         layout, limit = self._layout, self.row_limit
         rows = rows_of(batch) if layout != Layout() or self.recovery.is_allowed else 0
-        held = _Held(batch, rows, self._loader_size)
+        self._current = held = _Held(batch, rows, self._loader_size)
+        self._leave_device()
         if layout == Layout() and limit is None:
             return [_whole([held])._replace(batch=batch)], True
         # All ranks compute at the same loader batches, as they wait for each other there. Only this rank's limit is
@@ -345,6 +363,8 @@ class MicroBatches:
     def _made(self, due: _Due) -> list[_Due]:
         limit, divides = self.row_limit or due.rows, self.recovery.divides
         groups, members = regroup(due.group, due.members[0].rows, limit, divides=divides), list(due.members)
+        for held in members:
+            held.come_back(self._trainer.strategy.root_device)
         made = []
         if due.weight < 1 or len(groups) > 1 == len(members):
             made = self._parts(members[0], groups)
@@ -473,6 +493,7 @@ class MicroBatches:
                 model.require_forward_param_sync = False  # the pass that failed has waited for the ranks' buffers
         self._due = [due.unmade(is_logged=due.is_logged) for due in self._due]
         self._times.take()
+        self._leave_device()
         free_memory()
         self._make_first()
 
@@ -483,6 +504,17 @@ class MicroBatches:
     def _keep(self, due: _Due) -> None:
         if self.recovery.is_allowed:
             self._kept.append(due.unmade(is_logged=True))
+            if self.row_limit is not None and due.members[0] is not self._current:
+                self._leave_device()
+
+    def _leave_device(self) -> None:
+        """Once memory has run out, what is kept need not be on the device."""
+        if self.row_limit is None:
+            return
+        for due in (*reversed(self._kept), *(due for due in self._due if due.batch is _UNMADE)):
+            for held in due.members:
+                if held is not self._current:
+                    held.leave()
 
 
 def _whole(members: list[_Held]) -> _Due:
