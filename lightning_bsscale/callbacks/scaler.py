@@ -238,4 +238,5 @@ class BatchSizeScaler(WindowCallback):
         name = self._options.callback
         if self._options.dry_run:
             return NullActuator(trainer, name, micro_batches)
+        micro_batches.recovery = preflight.recovery_of(trainer, self._options.split)
         return TrainerActuator(trainer, pl_module, name, micro_batches, self._options.schedule)

@@ -106,13 +106,15 @@ def start_run(
 def _micro_batches(trainer: pl.Trainer, options: RunOptions) -> dict[str, Any]:
     """Return the settings that say how windows are computed."""
     largest, has_batch_norm = options.max_micro_batch_size, preflight.has_batch_norm(trainer.lightning_module)
+    splits = not has_batch_norm if options.split is None else options.split
     # The gradients of a deterministic run must not depend on a clock.
     is_deterministic = torch.are_deterministic_algorithms_enabled()
     may_search = options.decides and not options.dry_run and not has_batch_norm and not is_deterministic
     return {
         "max_micro_batch_size": largest if isinstance(largest, int) else None,
         "searches_size": largest == "auto" and may_search and not preflight.is_sharded(trainer),
-        "splits": trainer.world_size == 1 and (not has_batch_norm if options.split is None else options.split),
+        "splits": trainer.world_size == 1 and splits,
+        "divides": splits,
     }
 
 

@@ -8,6 +8,7 @@ the start, and `read`, for a message that was sent a window ago.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["PendingSums", "extremes", "sums"]
+__all__ = ["PendingSums", "extremes", "smallest_power", "smallest_power_of_sum", "sums"]
 
 
 class PendingSums:
@@ -130,6 +131,28 @@ def sums(values: Sequence[float], device: torch.device, world_size: int) -> list
     if world_size == 1:
         return list(values)
     return PendingSums(torch.tensor(values, dtype=torch.float64, device=device), world_size=world_size).read()
+
+
+def smallest_power(power: int | None, world_size: int) -> float:
+    """Return a number whose sum over ranks tells the smallest of their powers of two.
+
+    Args:
+        power: this rank's power of two, at most 2**40; None for none
+        world_size: number of ranks
+
+    Example:
+        >>> smallest_power_of_sum(smallest_power(64, 2) + smallest_power(16, 2), 2)
+        16
+    """
+    # Each power below outweighs all ranks' powers above it together, and float64 holds all of them exactly.
+    return 0.0 if power is None else 2.0 ** (-(power.bit_length() - 1) * world_size.bit_length())
+
+
+def smallest_power_of_sum(total: float, world_size: int) -> int | None:
+    """Return the smallest power of two of any rank, from the sum of `smallest_power`; None if no rank has one."""
+    if total == 0:
+        return None
+    return 1 << -((math.frexp(total)[1] - 1) // world_size.bit_length())
 
 
 def _pinned_like(vector: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from lightning_bsscale.theory.checks import check_integer
 
-__all__ = ["Group", "Layout", "due_groups", "plan_layout"]
+__all__ = ["Group", "Layout", "due_groups", "plan_layout", "regroup", "smaller_size", "smallest"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +120,50 @@ def due_groups(held: Sequence[int], rows: int, layout: Layout, *, is_last: bool)
     return [*groups, _whole(waiting + 1, rows)], False
 
 
+def regroup(group: Group, rows: int, limit: int, *, divides: bool = True) -> list[Group]:
+    """Divide a micro-batch into smaller ones, which have the same gradient together.
+
+    Args:
+        group: The micro-batch.
+        rows: Rows of each of its loader batches.
+        limit: Rows of the smaller ones, at most. Whole loader batches of more rows are to be divided once more.
+        divides: Whether a loader batch is split.
+
+    Returns:
+        Whole loader batches if it has several, else parts; in order, of sizes that are as equal as possible.
+
+    Example:
+        >>> [part.stop - part.start for part in regroup(Group(3, 0, 24, 3.0), 8, 16)]
+        [16, 8]
+        >>> regroup(Group(1, 4, 7, 0.375), 8, 2)
+        [Group(loader_batches=1, start=4, stop=6, weight=0.25), Group(loader_batches=1, start=6, stop=7, weight=0.125)]
+    """
+    if group.stop - group.start <= limit:
+        return [group]
+    if group.loader_batches == 1:
+        return _parts(rows, -(-(group.stop - group.start) // limit), group.start, group.stop) if divides else [group]
+    number = -(-group.loader_batches // max(1, limit // rows))
+    bounds = [-(-group.loader_batches * part // number) for part in range(number + 1)]
+    return [_whole(end - begin, rows) for begin, end in pairwise(bounds)]
+
+
+def smaller_size(rows: int) -> int:
+    """Return the rows to try next where so many (at least 2) did not fit: the largest power of two below.
+
+    Powers of two take the fewest attempts, and the smallest of several ranks' can be told from a sum.
+
+    Example:
+        >>> [smaller_size(rows) for rows in (2, 7, 8, 48)]
+        [1, 4, 4, 32]
+    """
+    return 1 << (rows - 1).bit_length() - 1
+
+
+def smallest(*limits: int | None) -> int | None:
+    """Return the smallest limit; None if there is none."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def _whole(loader_batches: int, rows: int) -> Group:
     return Group(loader_batches, 0, loader_batches * rows, float(loader_batches))
 
@@ -128,6 +172,7 @@ def _whole_if_any(loader_batches: int, rows: int) -> list[Group]:
     return [_whole(loader_batches, rows)] if loader_batches else []
 
 
-def _parts(rows: int, parts: int) -> list[Group]:
-    bounds = [rows * part // parts for part in range(parts + 1)]
-    return [Group(1, start, stop, (stop - start) / rows) for start, stop in pairwise(bounds)]
+def _parts(rows: int, parts: int, start: int = 0, stop: int | None = None) -> list[Group]:
+    stop = rows if stop is None else stop
+    bounds = [start + -(-(stop - start) * part // parts) for part in range(parts + 1)]
+    return [Group(1, begin, end, (end - begin) / rows) for begin, end in pairwise(bounds)]

@@ -13,10 +13,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.trainer.optimizer_step import can_wrap_step, unwrapped
+from lightning_bsscale.callbacks.trainer.out_of_memory import Recovery
 from lightning_bsscale.theory.rules import LearningRateRule, resolve_rule, rule_for_optimizer
 from lightning_bsscale.theory.windows import windows_in_memory
 
@@ -385,6 +387,33 @@ def check_micro_batches(trainer: pl.Trainer, largest: int | str | None) -> None:
 def is_sharded(trainer: pl.Trainer) -> bool:
     """Return whether the strategy shards the model over ranks."""
     return isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+
+
+def recovery_of(trainer: pl.Trainer, split: bool | None) -> Recovery:
+    """Return whether a window is computed again, in smaller micro-batches, where memory runs out.
+
+    Args:
+        trainer: the Trainer
+        split: whether loader batches may be split; None unless the model has batch normalisation
+    """
+    model = trainer.strategy.model
+    if isinstance(model, DistributedDataParallel):
+        # With a static graph torch wants every backward pass of the first step to be exchanged.
+        is_possible = not model.static_graph
+    else:
+        is_possible = trainer.world_size == 1 and not is_sharded(trainer)
+    if not is_possible:
+        return Recovery()
+    if has_batch_norm(trainer.lightning_module) and not split:
+        hint = (
+            "bsscale: smaller micro-batches were not tried, because the model has batch normalisation, whose output "
+            "depends on them. Set split=True to allow it."
+        )
+        return Recovery(hint=hint)
+    if split is False:
+        hint = "bsscale: loader batches are kept whole by split=False; split='auto' would compute this one in parts."
+        return Recovery(is_allowed=True, hint=hint)
+    return Recovery(is_allowed=True, divides=True)
 
 
 def has_batch_norm(pl_module: pl.LightningModule) -> bool:
