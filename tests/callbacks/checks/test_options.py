@@ -159,7 +159,7 @@ def test_prefix_function_and_path(make, tmp_path):
     assert make(batch_size_fn=len).batch_size_fn is len
     for value in (None, 1, 0, b"x", ["x"], np.True_):
         refused(make, "record", value, TypeError)
-    for value in ("", "  ", Path(), tmp_path, str(tmp_path), "."):
+    for value in ("", "  ", Path(), tmp_path, str(tmp_path), ".", "memory://runs/j", Path("gs://bucket/j")):
         refused(make, "record", value, ValueError)
     for value in (True, False, "run.jsonl", tmp_path / "new" / "run.jsonl"):
         assert make(record=value).record == value
