@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 import weakref
 from dataclasses import replace
 
@@ -40,23 +41,25 @@ class FailsBackward(torch.autograd.Function):
     """The layers after it have their gradient by then, those before it do not."""
 
     @staticmethod
-    def forward(ctx, x, error):
-        ctx.error = error
+    def forward(ctx, x, fail):
+        ctx.fail = fail
         return x.clone()
 
     @staticmethod
     def backward(ctx, grad):
-        raise ctx.error
+        ctx.fail()
 
 
 class Small(pl.LightningModule):
     """A device that holds `room` examples at a time, from the call `since` on; what does not fit fails at one place."""
 
-    def __init__(self, place="forward", room=10**6, since=0, error="cuda", returns="loss", norm=None, more=False):
+    def __init__(
+        self, place="forward", room=10**6, since=0, error="cuda", returns="loss", norm=None, more=False, times=99
+    ):
         super().__init__()
         torch.manual_seed(1)
         self.first, self.last = nn.Linear(8, 5), nn.Sequential(nn.Tanh(), norm or nn.Identity(), nn.Linear(5, 2))
-        self.more = more  # of what is no example
+        self.more, self.times = more, times  # whether a batch holds what is no example; how often it fails
         self.place, self.room, self.since, self.returns, self.make = place, room, since, returns, ERRORS[error]
         self.sizes, self.raised, self.grads, self.losses, self.rates = [], [], [], [], []
 
@@ -65,20 +68,23 @@ class Small(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         x, y = batch[:2]
-        fails = len(x) > self.room and len(self.sizes) >= self.since
+        fails = len(x) > self.room and len(self.sizes) >= self.since and len(self.raised) < self.times
         self.sizes.append(len(x))
         hidden = self.first(x)
-        if fails:
-            self.raised.append(self.make())
-            hidden = FailsBackward.apply(hidden, self.raised[-1]) if self.place == "backward" else hidden
         if fails and self.place == "forward":
-            raise self.raised[-1]
+            self.fail()
+        if fails and self.place == "backward":
+            hidden = FailsBackward.apply(hidden, self.fail)
         loss = nn.functional.mse_loss(self.last(hidden), y)
         self.log("loss", loss, on_step=True, on_epoch=True)
         self.log("most", x.max(), on_step=False, on_epoch=True, reduce_fx="max")
         if fails and self.place == "logged":
-            raise self.raised[-1]
+            self.fail()
         return {"loss": loss, "other": x.sum()} if self.returns == "dict" else loss
+
+    def fail(self):
+        self.raised.append(self.make())
+        raise self.raised[-1]
 
     def on_before_optimizer_step(self, optimizer):
         self.grads.append(torch.cat([p.grad.flatten() for p in self.parameters()]))
@@ -166,6 +172,46 @@ def test_whatever_else_is_set(model, settings, rtol, place):
     assert_same(run(dict(model, place=place, room=6, since=5), settings), wanted, rtol, 1e-12 if rtol < 1e-5 else rtol)
 
 
+def test_halves_that_were_held_together_are_tried_apart_first(without_error):
+    """The loss that is reported is that of both, so both forward passes come before the first backward pass."""
+    found = run(dict(place="backward", room=3, times=1), measure_every=1)
+    assert found[0].sizes[:4] == [4, 4, 4, 4]
+    assert run_of(found[1]).row_limit == 4
+    assert_same(found, without_error)
+
+
+@pytest.mark.parametrize("is_measured", [True, False])
+@pytest.mark.parametrize("returns", ["loss", "dict"])
+def test_nothing_of_the_failed_attempt_is_held_when_the_next_begins(returns, is_measured):
+    graphs, alive = [], []
+
+    class Fails:
+        """Held by a graph, and by nothing else."""
+
+        def __init__(self, fail):
+            self.fail = fail
+
+        def __call__(self):
+            self.fail()
+
+    class Watched(Small):
+        def training_step(self, batch, batch_idx):
+            self.raised.clear()  # an error holds what led to it
+            alive.append(sum(graph() is not None for graph in graphs))
+            if len(batch[0]) <= self.room:
+                return super().training_step(batch, batch_idx)
+            fails = Fails(self.fail)
+            graphs.append(weakref.ref(fails))
+            loss = self.last(FailsBackward.apply(self.first(batch[0]), fails)).sum()
+            return {"loss": loss} if self.returns == "dict" else loss
+
+    options = dict(measure_every=1 if is_measured else 10**6)
+    scaler = BatchSizeScaler(warmup=0, **options)
+    fit(Watched(room=2, returns=returns), regression_loader(32, batch_size=8), [scaler], max_epochs=1)
+    assert len(graphs) >= 2
+    assert max(alive[len(graphs) :]) == 0
+
+
 def test_only_what_was_damaged_is_not_measured(without_error):
     """Forward passes that failed damage no sample; a backward pass that failed damages its window."""
     every = dict(measure_every=1, max_micro_batch_size=8)  # windows of one loader batch in halves, which fit
@@ -205,8 +251,12 @@ def test_the_error_at_size_one_is_the_same_object():
 
 
 class Other(pl.Callback):
+    has_raised = False
+
     def on_before_backward(self, *args):
-        raise RuntimeError("of another kind")
+        if not self.has_raised:
+            self.has_raised = True
+            raise RuntimeError("of another kind")
 
 
 @pytest.mark.parametrize(
@@ -240,15 +290,17 @@ def test_another_error_is_not_touched():
         run(callbacks=[Other()])
 
 
-@pytest.mark.filterwarnings("always")
-def test_it_is_said_once_and_how_to_make_it_permanent(recwarn):
-    run(dict(room=3, since=4, place="backward"))
-    said = [str(warning.message) for warning in recwarn if SMALLER in str(warning.message)]
-    assert len(said) == 1
-    assert "of 8 examples" in said[0]
-    assert "max_micro_batch_size=2" in said[0]
-    run(dict(room=3), max_micro_batch_size=2)
-    assert len([warning for warning in recwarn if SMALLER in str(warning.message)]) == 1
+def test_it_is_said_once_and_how_to_make_it_permanent():
+    said = []
+    for model, options in ((dict(room=3, since=4, place="backward"), {}), (dict(room=3), dict(max_micro_batch_size=2))):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run(model, **options)
+        said.append([str(warning.message) for warning in caught if SMALLER in str(warning.message)])
+    (first,), second = said
+    assert "of 8 examples" in first
+    assert "max_micro_batch_size=2" in first
+    assert not second
 
 
 @pytest.mark.parametrize("place", ["forward", "backward"])

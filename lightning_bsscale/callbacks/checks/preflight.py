@@ -398,8 +398,10 @@ def recovery_of(trainer: pl.Trainer, split: bool | None) -> Recovery:
     """
     model = trainer.strategy.model
     if isinstance(model, DistributedDataParallel):
-        # With a static graph torch wants every backward pass of the first step to be exchanged.
-        is_possible = not model.static_graph
+        # With a static graph torch wants every backward pass of the first step to be exchanged, and SyncBatchNorm waits
+        # for all ranks in every pass.
+        waits = any(isinstance(module, SyncBatchNorm) for module in model.modules())
+        is_possible = not model.static_graph and not waits
     else:
         is_possible = trainer.world_size == 1 and not is_sharded(trainer)
     if not is_possible:
