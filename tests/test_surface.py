@@ -22,6 +22,7 @@ CONSTRUCTORS = {
     "GradientNoiseScaleMonitor": {
         "measure_every": 8,
         "split": "auto",
+        "loss_is_mean_over": "examples",
         "split_fn": None,
         "memory": 0.05,
         "batch_size_fn": None,

@@ -79,6 +79,7 @@ class BatchSizeScaler(WindowCallback):
         split: bool | str = "auto",
         merge_fn: Callable[[list[Any]], Any] | None = None,
         split_fn: Callable[[Any, int, int], Any] | None = None,
+        loss_is_mean_over: str = "examples",
         measure_every: int = 8,
         memory: float = 0.05,
         batch_size_fn: Callable[[Any], float] | None = None,
@@ -114,6 +115,10 @@ class BatchSizeScaler(WindowCallback):
                 ``"auto"``, which is True unless the model has batch normalisation. Defaults to ``"auto"``.
             merge_fn: Joins a list of loader batches. Defaults to None: tensors in any structure.
             split_fn: Returns the examples from a first to before a last one of a batch. Defaults to None, as above.
+            loss_is_mean_over: What the loss of a loader batch is a mean over: ``"examples"``, or what `batch_size_fn`
+                counts (tokens, say), for which pass ``"batch_size_fn"``. Parts of a loader batch are weighted by it,
+                and loader batches are gathered only where it is the same in each, so that the step stays the same.
+                Defaults to ``"examples"``.
             measure_every: After warmup, measure the steps that contain one loader batch in so many. Defaults to 8.
             memory: Share of the budget over which measurements are averaged; 1.0 for all. Defaults to 0.05.
             batch_size_fn: Counts the examples (or tokens) of a batch. Defaults to None: first tensor, first dimension.
@@ -145,6 +150,7 @@ class BatchSizeScaler(WindowCallback):
                 split=options.check_split(split),
                 merge_fn=options.check_function("merge_fn", merge_fn, "a list of batches"),
                 split_fn=options.check_function("split_fn", split_fn, "a batch, a first and a last example"),
+                weighs_counts=options.check_loss_mean(loss_is_mean_over, batch_size_fn),
                 memory=options.check_memory(memory),
                 batch_size_fn=options.check_batch_size_fn(batch_size_fn),
                 dry_run=options.check_flag("dry_run", dry_run),

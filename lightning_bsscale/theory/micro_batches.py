@@ -9,7 +9,7 @@ examples. The micro-batches of a window must add up to the same gradient, with `
 * a part of ``m`` of the ``n`` examples of one loader batch: ``(m / n) L_k``, because ``m / (n A m) = 1 / (A n)``.
 
 Loader batches of different sizes are not gathered: no factor on the mean over all of their examples gives each loader
-batch the same weight. Where the loss is not a mean over examples (but over tokens, say), neither holds exactly.
+batch the same weight. Where the loss is a mean over something else, such as tokens, both hold in numbers of that.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def plan_layout(
     return Layout(gathered=gathered, parts=parts, largest=largest, split_above=split_above)
 
 
-def due_groups(held: Sequence[int], rows: int, layout: Layout, *, is_last: bool) -> tuple[list[Group], bool]:
+def due_groups(
+    held: Sequence[int], rows: int, layout: Layout, *, is_last: bool, joins: bool = True
+) -> tuple[list[Group], bool]:
     """Decide which micro-batches to compute now that one more loader batch has arrived.
 
     Args:
@@ -96,6 +98,7 @@ def due_groups(held: Sequence[int], rows: int, layout: Layout, *, is_last: bool)
         rows: Rows of the one that has arrived.
         layout: The window's layout.
         is_last: Whether no other loader batch will join the window.
+        joins: Whether it may be gathered with those put aside, if its rows are the same.
 
     Returns:
         The micro-batches, in order, of the loader batches put aside and then this one; and whether this one is put
@@ -108,7 +111,7 @@ def due_groups(held: Sequence[int], rows: int, layout: Layout, *, is_last: bool)
         ([], True)
     """
     groups, waiting = [], len(held)
-    if waiting and held[0] != rows:
+    if waiting and (held[0] != rows or not joins):
         groups.append(_whole(waiting, held[0]))
         waiting = 0
     parts = layout.parts if layout.split_above is None else max(layout.parts, -(-rows // layout.split_above))

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.callbacks.trainer import timing
@@ -255,6 +255,33 @@ def test_own_functions_join_and_split():
     assert calls[:2] == [("split", 0, 2), ("split", 2, 4)]
     assert ("merge", 2) in calls
     assert [made.window_examples for made in scaler.history[:3]] == [20, 20, 30]  # each half counts 10 here
+
+
+class TokenMean(Regression):
+    """Its loss is a mean over the rows that are not padding, whose targets are negative."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return ((self.net(x) - y) ** 2)[y[:, 0] >= 0].mean()
+
+
+@pytest.mark.parametrize("options", [dict(split=True), dict(max_micro_batch_size=3), dict(max_micro_batch_size=64)])
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_mean_over_tokens_keeps_plain_accumulations_weights(options, is_told):
+    torch.manual_seed(0)
+    x, y = torch.randn(160, 8, dtype=torch.float64), torch.rand(160, 2, dtype=torch.float64)
+    y[torch.rand(160) < 0.4] = -1
+    y[80:84] = -1  # half of a loader batch is nothing but padding
+
+    def weights(**options):
+        module = TokenMean()
+        counts = dict(batch_size_fn=lambda batch: int((batch[1][:, 0] >= 0).sum()), measure_every=1)
+        scaler = scripted(*(2 * n for n in (1, 1, 1, 2, 4, 3)), **{**counts, "max_micro_batch_size": None, **options})
+        fit(module, DataLoader(TensorDataset(x, y), batch_size=8), [scaler], max_epochs=1, precision="64-true")
+        return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+    told = dict(loss_is_mean_over="batch_size_fn") if is_told else {}
+    assert torch.allclose(weights(**options, **told), weights(), rtol=1e-12, atol=1e-14) == is_told
 
 
 @pytest.mark.clock

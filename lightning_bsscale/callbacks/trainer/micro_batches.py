@@ -36,7 +36,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_bsscale.callbacks.checks.options import BatchSizeFn, MergeFn, SplitFn
 from lightning_bsscale.callbacks.trainer.batches import CannotRegroup, join, part_of, rows_of
-from lightning_bsscale.callbacks.trainer.loaders import batch_size_of
 from lightning_bsscale.callbacks.trainer.memory import MemoryForecast, read_memory
 from lightning_bsscale.callbacks.trainer.out_of_memory import (
     LoggedValues,
@@ -139,6 +138,7 @@ class MicroBatches:
         batch_size_fn: the user's function that counts examples, or None
         merge_fn: joins a list of loader batches; None for batches of tensors in any structure
         split_fn: returns the examples from a first to before a last one of a batch; None as for `merge_fn`
+        weighs_counts: whether the loss is a mean over what `batch_size_fn` counts, instead of over examples
 
     Attributes:
         size: examples of the micro-batch in progress
@@ -156,6 +156,8 @@ class MicroBatches:
         batch_size_fn: BatchSizeFn | None = None,
         merge_fn: MergeFn | None = None,
         split_fn: SplitFn | None = None,
+        *,
+        weighs_counts: bool = False,
     ) -> None:
         self.size, self.weight, self.computed = 0.0, 1.0, 1.0
         self.recovery = Recovery()
@@ -164,6 +166,7 @@ class MicroBatches:
         self.on_discarded: Callable[[], None] = lambda: None
         self._trainer = trainer
         self._batch_size_fn = batch_size_fn
+        self._weighs_counts = weighs_counts
         self._merge: MergeFn = join if merge_fn is None else merge_fn
         self._split: SplitFn = part_of if split_fn is None else split_fn
         self._layout = Layout()
@@ -340,7 +343,10 @@ class MicroBatches:
             return [_whole([held])._replace(batch=batch)], True
         # All ranks compute at the same loader batches, as they wait for each other there. Only this rank's limit is
         # its own: it divides what is due.
-        groups, _ = due_groups([one.rows for one in self._held], rows, layout, is_last=not self._is_accumulating)
+        joins = not (self._weighs_counts and self._held) or self._held[0].size == held.size
+        groups, _ = due_groups(
+            [one.rows for one in self._held], rows, layout, is_last=not self._is_accumulating, joins=joins
+        )
         waiting, due = [*self._held, held], []
         for group in groups:
             if group.weight >= 1:
@@ -398,12 +404,13 @@ class MicroBatches:
         except CannotRegroup as problem:
             self._warn_once(problem, "split", "split_fn", "a batch, a first and a last example")
             return self._joined([member])
-        due = []
-        for part, group in zip(parts, groups, strict=True):
-            rows = group.stop - group.start
-            size = rows if self._batch_size_fn is None else batch_size_of(part, self._batch_size_fn)
-            due.append(_Due(part, size, (member,), group))
-        return due
+        rows = [group.stop - group.start for group in groups]
+        sizes = rows if self._batch_size_fn is None else [int(self._batch_size_fn(part)) for part in parts]
+        if min(sizes) < 1:  # nothing but padding in a part, of which no mean can be taken
+            return self._joined([member])
+        if self._weighs_counts:
+            groups = [group._replace(weight=size / member.size) for group, size in zip(groups, sizes, strict=True)]
+        return [_Due(part, size, (member,), group) for part, size, group in zip(parts, sizes, groups, strict=True)]
 
     def _warn_once(self, problem: CannotRegroup, verb: str, option: str, arguments: str) -> None:
         if not self._is_warned:
