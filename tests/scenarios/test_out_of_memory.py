@@ -1,10 +1,12 @@
 """Running out of memory: the step is computed again in smaller micro-batches, and nothing else changes."""
 
+import random
 import subprocess
 import sys
 import warnings
 import weakref
 from dataclasses import replace
+from functools import partial
 
 import lightning.pytorch as pl
 import pytest
@@ -14,10 +16,12 @@ from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import default_collate
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale.callbacks.trainer.batches import rows_of
 from lightning_bsscale.replay import replay
 from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH
 from tests.helpers.processes import script_environment
 from tests.helpers.training import ByStep, KeepSteps, Saves, fit, gradient_scaler, regression_loader, run_of
+from tests.scenarios import test_micro_batches
 
 SMALLER = "memory ran out in a micro-batch of"
 pytestmark = [
@@ -380,6 +384,45 @@ def test_loader_batches_are_kept_until_the_step_and_no_longer():
     run(callbacks=[Counts()], policy=ByStep([32]), settings=dict(max_epochs=1))
     assert max(alive) <= 5  # with one that Lightning has loaded ahead
     assert max(at_step) <= 2
+
+
+class FailsAtRandom(test_micro_batches.Net):
+    """Runs out of memory in some of the micro-batches of more than one example, anywhere."""
+
+    def __init__(self, seed, **options):
+        super().__init__(**options)
+        self.rng, self.often, self.failed = random.Random(seed), 0.05 + 0.25 * (seed % 2), 0
+
+    def fail(self):
+        self.failed += 1
+        raise ERRORS["cuda"]()
+
+    def training_step(self, batch, batch_idx):
+        place = self.rng.choice(["forward", "backward", "logged"]) if self.rng.random() < self.often else None
+        place = place if rows_of(batch) > 1 else None
+        if place == "forward":
+            self.fail()
+        output = super().training_step(batch, batch_idx)
+        if place == "logged":
+            self.fail()
+        if place is None:
+            return output
+        is_dict = isinstance(output, dict)
+        loss = FailsBackward.apply(output["loss"] if is_dict else output, self.fail)
+        return {**output, "loss": loss} if is_dict else loss
+
+
+@pytest.mark.parametrize("seed", [*range(8), *(pytest.param(n, marks=pytest.mark.nightly) for n in range(8, 200))])
+def test_random_programs_with_random_errors(seed, monkeypatch):
+    loader, settings, options, regrouped, net = test_micro_batches.program(seed)
+    plain = test_micro_batches.trained(loader, settings, {**options, "split": False}, **net)
+    monkeypatch.setattr(test_micro_batches, "Net", partial(FailsAtRandom, seed))
+    options = {**options, **regrouped, "policy": ByStep(options["policy"].batches)}
+    found = test_micro_batches.trained(loader, settings, options, **net)
+    test_micro_batches.assert_same_steps(found, plain)
+    if not run_of(plain[1]).lost_micro_batches:
+        epochs = [[value for _, value in ran[3].points("loss_epoch")] for ran in (found, plain)]
+        assert epochs[0] == pytest.approx(epochs[1], rel=1e-12)
 
 
 class Moving(list):
