@@ -326,6 +326,7 @@ def test_journal_and_checkpoint_hold_the_limit(tmp_path, place):
     assert states[0] == replace(states[1], is_resumed=states[0].is_resumed)
 
 
+@pytest.mark.clock
 def test_the_search_ends_where_memory_does():
     options = dict(policy=ByStep([64]), max_batch_size=64, max_micro_batch_size="auto", measure_every=1, lr_rule="none")
     with pytest.MonkeyPatch.context() as patch:
