@@ -108,8 +108,8 @@ class BatchSizeScaler(WindowCallback):
                 epoch.
             max_micro_batch_size: Largest micro-batch on one device, in examples. Up to this, the loader batches of a
                 step are gathered and computed together. ``"auto"`` doubles it while that makes an example at least 3 %
-                faster and is expected to fit into memory; it gathers nothing with batch normalisation, with FSDP, and
-                with `Trainer(deterministic=True)`, where no clock may take part. An int is a limit, above which a
+                faster and is expected to fit into memory; it gathers nothing with batch normalisation, and with
+                `Trainer(deterministic=True)`, where no clock may take part. An int is a limit, above which a
                 loader batch is split. None gathers nothing. Defaults to ``"auto"``.
             split: Whether to split a loader batch in two where a step has no other pair to compare: True, False, or
                 ``"auto"``, which is True unless the model has batch normalisation. Defaults to ``"auto"``.
@@ -223,7 +223,6 @@ class BatchSizeScaler(WindowCallback):
 
     def _check_trainer(self, trainer: pl.Trainer) -> None:
         preflight.check_trainer_for_scaler(trainer)
-        preflight.check_micro_batches(trainer, self._options.max_micro_batch_size)
         others: dict[type[Any], str] = {
             GradientNoiseScaleMonitor: "the scaler measures the same itself",
             **compatibility.INCOMPATIBLE_CALLBACKS,

@@ -2,8 +2,8 @@
 
 Numbers are sent at a window's end and read at the end of the next one, so that no step waits for its own measurement.
 Every rank must send the same messages in the same order. Whether to send is therefore decided from numbers that are the
-same on all ranks, and a rank without data sends too. Only three calls wait for other ranks: `extremes` and `sums`, at
-the start, and `read`, for a message that was sent a window ago.
+same on all ranks, and a rank without data sends too. Four calls wait for other ranks: `extremes` and `sums`, at the
+start, `read`, for a message that was sent a window ago, and `all_agree`, where a sharded model waits for them anyway.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["PendingSums", "extremes", "smallest_power", "smallest_power_of_sum", "sums"]
+__all__ = ["PendingSums", "all_agree", "extremes", "smallest_power", "smallest_power_of_sum", "sums"]
 
 
 class PendingSums:
@@ -131,6 +131,21 @@ def sums(values: Sequence[float], device: torch.device, world_size: int) -> list
     if world_size == 1:
         return list(values)
     return PendingSums(torch.tensor(values, dtype=torch.float64, device=device), world_size=world_size).read()
+
+
+def all_agree(is_true: bool, device: torch.device) -> bool:
+    """Return whether something holds on every rank. It waits for all ranks.
+
+    Args:
+        is_true: whether it holds on this rank
+        device: the device that this rank computes on
+
+    Returns:
+        The same on all ranks.
+    """
+    holds = torch.tensor(float(is_true), dtype=torch.float64, device=_device_of_sums(device))
+    dist.all_reduce(holds, op=dist.ReduceOp.MIN)
+    return bool(holds)
 
 
 def smallest_power(power: int | None, world_size: int) -> float:

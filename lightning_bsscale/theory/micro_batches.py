@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from lightning_bsscale.theory.checks import check_integer
@@ -89,38 +89,44 @@ def plan_layout(
 
 
 def due_groups(
-    held: Sequence[int], rows: int, layout: Layout, *, is_last: bool, joins: bool = True
-) -> tuple[list[Group], bool]:
+    waiting: Sequence[int], layout: Layout, *, is_last: bool, counts: Sequence[float] | None = None
+) -> list[Group]:
     """Decide which micro-batches to compute now that one more loader batch has arrived.
 
+    When depends on the number of loader batches alone, and not on their rows: ranks may have different ones, and must
+    compute at the same time.
+
     Args:
-        held: Rows of the loader batches that were put aside, in order; all alike.
-        rows: Rows of the one that has arrived.
+        waiting: Rows of the loader batches that were put aside, in order, and of the one that has arrived.
         layout: The window's layout.
         is_last: Whether no other loader batch will join the window.
-        joins: Whether it may be gathered with those put aside, if its rows are the same.
+        counts: What else must be the same for loader batches to be gathered, such as their tokens; None for nothing.
 
     Returns:
-        The micro-batches, in order, of the loader batches put aside and then this one; and whether this one is put
-        aside.
+        The micro-batches of all that wait, in order; none if all stay aside.
 
     Example:
-        >>> due_groups([8, 8], 5, Layout(gathered=4), is_last=True)[0]
+        >>> due_groups([8, 8, 5], Layout(gathered=4), is_last=True)
         [Group(loader_batches=2, start=0, stop=16, weight=2.0), Group(loader_batches=1, start=0, stop=5, weight=1.0)]
-        >>> due_groups([8], 8, Layout(gathered=4), is_last=False)
-        ([], True)
+        >>> due_groups([8, 8], Layout(gathered=4), is_last=False)
+        []
     """
-    groups, waiting = [], len(held)
-    if waiting and (held[0] != rows or not joins):
-        groups.append(_whole(waiting, held[0]))
-        waiting = 0
-    parts = layout.parts if layout.split_above is None else max(layout.parts, -(-rows // layout.split_above))
-    if min(parts, rows) > 1:
-        return groups + _whole_if_any(waiting, rows) + _parts(rows, min(parts, rows)), False
-    gathered = layout.gathered if layout.largest is None else min(layout.gathered, layout.largest // rows)
-    if waiting + 1 < gathered and not is_last:
-        return groups, True
-    return [*groups, _whole(waiting + 1, rows)], False
+    if len(waiting) < layout.gathered and not is_last:
+        return []
+    groups = []
+    for (rows, _), alike in groupby(zip(waiting, counts or [0] * len(waiting), strict=True)):
+        number = sum(1 for _ in alike)
+        parts = layout.parts if layout.split_above is None else max(layout.parts, -(-rows // layout.split_above))
+        if min(parts, rows) > 1:
+            groups += number * _parts(rows, min(parts, rows))
+        else:
+            groups += regroup(
+                _whole(number, rows),
+                rows,
+                layout.gathered * rows if layout.largest is None else layout.largest,
+                divides=False,
+            )
+    return groups
 
 
 def regroup(group: Group, rows: int, limit: int, *, divides: bool = True) -> list[Group]:
@@ -169,10 +175,6 @@ def smallest(*limits: int | None) -> int | None:
 
 def _whole(loader_batches: int, rows: int) -> Group:
     return Group(loader_batches, 0, loader_batches * rows, float(loader_batches))
-
-
-def _whole_if_any(loader_batches: int, rows: int) -> list[Group]:
-    return [_whole(loader_batches, rows)] if loader_batches else []
 
 
 def _parts(rows: int, parts: int, start: int = 0, stop: int | None = None) -> list[Group]:

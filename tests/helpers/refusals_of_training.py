@@ -177,8 +177,8 @@ CASES += [
     # test_compatibility.py does it with the other package's own Trainer, where that is installed.
     Case(lambda: BatchSizeScaler().setup(SimpleNamespace(), Regression(), "fit")),
     Case(
-        lambda: preflight.check_micro_batches(SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy)), 64),
-        "max_micro_batch_size=64 FSDPStrategy DDP",
+        lambda: preflight.check_micro_batches(SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy)), 2, 8),
+        "max_micro_batch_size=2 FSDPStrategy 8",
     ),
     Case(lambda: train(others=[GradientNoiseScaleMonitor()]), "GradientNoiseScaleMonitor"),
     Case(lambda: train(others=[FindsLate()])),

@@ -14,19 +14,19 @@ limits = st.none() | st.integers(1, 40)
 
 def computed(rows, layout):
     """The window's micro-batches, each as the (loader batch, example) pairs it holds, with its weight."""
-    held, found = [], []
-    for number, of_this in enumerate(rows):
-        groups, is_held = due_groups([rows[k] for k in held], of_this, layout, is_last=number + 1 == len(rows))
-        waiting = [*held, number]
+    waiting, found = [], []
+    for number in range(len(rows)):
+        waiting.append(number)
+        groups = due_groups([rows[k] for k in waiting], layout, is_last=number + 1 == len(rows))
+        assert bool(groups) == (len(waiting) == layout.gathered or number + 1 == len(rows))
         for group in groups:
             members = waiting[: group.loader_batches]
             examples = [(member, row) for member in members for row in range(rows[member])]
             found.append((examples[group.start : group.stop], group.weight))
             if group.stop == len(examples):
                 waiting = waiting[group.loader_batches :]
-        assert is_held == (waiting == [*held, number] and not groups) or waiting == [number]
-        held = waiting
-    assert not held
+        assert not (groups and waiting)
+    assert not waiting
     return found
 
 
@@ -89,7 +89,7 @@ def test_as_few_micro_batches_as_the_limits_allow(loader_batches, rows, largest,
 
 def test_a_loader_batch_of_another_size_is_not_gathered():
     found = computed([8, 8, 5, 8, 8, 16], Layout(gathered=4, largest=32))
-    assert [(len(examples), weight) for examples, weight in found] == [(16, 2), (5, 1), (16, 2), (16, 1)]
+    assert [(len(examples), weight) for examples, weight in found] == [(16, 2), (5, 1), (8, 1), (8, 1), (16, 1)]
 
 
 def test_larger_loader_batches_than_usual_stay_below_the_limit():

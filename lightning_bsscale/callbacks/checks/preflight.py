@@ -366,21 +366,22 @@ def check_maximum(max_batch_size: int, start_batch_size: int) -> None:
         )
 
 
-def check_micro_batches(trainer: pl.Trainer, largest: int | str | None) -> None:
-    """Refuse a limit for micro-batches where every forward pass waits for the other ranks.
+def check_micro_batches(trainer: pl.Trainer, largest: int | str | None, rows: int) -> None:
+    """Refuse a limit below the loader batch where every forward pass waits for the other ranks.
 
     Args:
         trainer: the Trainer
         largest: the option `max_micro_batch_size`
+        rows: usual rows of a loader batch on one rank
 
     Raises:
-        MisconfigurationException: If the model is sharded: ranks may then compute different numbers of micro-batches.
+        MisconfigurationException: If the model is sharded: ranks with other rows would make other numbers of parts.
     """
-    if isinstance(largest, int) and is_sharded(trainer):
+    if isinstance(largest, int) and largest < rows and is_sharded(trainer):
         raise MisconfigurationException(
-            f"max_micro_batch_size={largest} cannot be used with {type(trainer.strategy).__name__} yet: a sharded "
-            "model's forward passes wait for all ranks, which may compute different numbers of them. Use "
-            "max_micro_batch_size=None, or DDP."
+            f"max_micro_batch_size={largest} would split loader batches of {rows} examples, which cannot be done with "
+            f"{type(trainer.strategy).__name__}: a sharded model's forward passes wait for all ranks. Use at least "
+            f"{rows}, or a smaller batch_size in the loader."
         )
 
 

@@ -29,7 +29,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -47,6 +47,7 @@ from lightning_bsscale.callbacks.trainer.out_of_memory import (
     warn_smaller,
 )
 from lightning_bsscale.callbacks.trainer.timing import RowTimes
+from lightning_bsscale.gradients.reduce import all_agree
 from lightning_bsscale.theory.micro_batches import Group, Layout, due_groups, regroup, smaller_size, smallest
 
 __all__ = ["MicroBatches"]
@@ -294,6 +295,11 @@ class MicroBatches:
         return nullcontext() if due.rows != self._layout.largest or is_last else self._times.section(rows)
 
     @property
+    def _is_sharded(self) -> bool:
+        is_sharded = isinstance(self._trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+        return is_sharded and self._trainer.world_size > 1
+
+    @property
     def _is_accumulating(self) -> bool:
         return bool(self._trainer.fit_loop._should_accumulate())
 
@@ -341,25 +347,32 @@ class MicroBatches:
         self._leave_device()
         if layout == Layout() and limit is None:
             return [_whole([held])._replace(batch=batch)], True
-        # All ranks compute at the same loader batches, as they wait for each other there. Only this rank's limit is
-        # its own: it divides what is due.
-        joins = not (self._weighs_counts and self._held) or self._held[0].size == held.size
-        groups, _ = due_groups(
-            [one.rows for one in self._held], rows, layout, is_last=not self._is_accumulating, joins=joins
+        waiting, self._held = [*self._held, held], []
+        groups = due_groups(
+            [one.rows for one in waiting],
+            layout,
+            is_last=not self._is_accumulating,
+            counts=[one.size for one in waiting] if self._weighs_counts else None,
         )
-        waiting, due = [*self._held, held], []
+        if not groups:
+            self._held = waiting
+            return [], False
+        due, members, parts = [], list(waiting), []
         for group in groups:
             if group.weight >= 1:
-                due += self._made(_whole(waiting[: group.loader_batches]))
-                waiting = waiting[group.loader_batches :]
-        parts = [group for group in groups if group.weight < 1]
-        if parts:  # of this loader batch
-            parts = [one for part in parts for one in regroup(part, rows, limit or rows, divides=self.recovery.divides)]
-            due, waiting = due + self._parts(waiting[0], parts), []
-        self._held = waiting
+                due += self._made(_whole(members[: group.loader_batches]))
+                members = members[group.loader_batches :]
+                continue
+            parts += regroup(group, members[0].rows, limit or members[0].rows, divides=self.recovery.divides)
+            if group.stop == members[0].rows:
+                due, parts = due + self._parts(members.pop(0), parts), []
+        device = self._trainer.strategy.root_device
+        if self._is_sharded and layout.gathered > 1 and not all_agree(len(due) == 1, device):
+            # Each forward pass waits for the other ranks, so all must make as many of them.
+            due = [one for held in waiting for one in self._joined([held])]
         most = smallest(layout.split_above, limit)
-        fit_together = self._trainer.world_size == 1 and (most is None or rows <= most)
-        return due, fit_together and len(due) == len(parts)
+        is_whole_batch = len(waiting) == 1 and due[0].weight < 1
+        return due, is_whole_batch and self._trainer.world_size == 1 and (most is None or rows <= most)
 
     def _make_first(self) -> None:
         """Take the examples of the next micro-batch from its members, in smaller ones if it exceeds the limit."""
