@@ -37,9 +37,12 @@ def rows_of(batch: Any) -> int:
     Returns:
         The number; a batch of graphs (PyTorch Geometric's) has its graphs. 1 if there is none.
     """
-    if _holds_graphs(batch):
+    if type(batch) in (list, tuple) and batch and isinstance(batch[0], Tensor):
+        first: Any = batch[0]  # as nearly always, and asked for every loader batch
+    elif _holds_graphs(batch):
         return int(batch.num_graphs)
-    first = next(_arrays_in(batch), None)
+    else:
+        first = next(_arrays_in(batch), None)
     return 1 if first is None or first.ndim == 0 else int(first.shape[0])
 
 

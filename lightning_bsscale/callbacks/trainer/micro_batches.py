@@ -345,8 +345,9 @@ class MicroBatches:
         rows = rows_of(batch) if layout != Layout() or self.recovery.is_allowed else 0
         self._current = held = _Held(batch, rows, self._loader_size)
         self._leave_device()
-        if layout == Layout() and limit is None:
-            return [_whole([held])._replace(batch=batch)], True
+        is_whole = layout.gathered == layout.parts == 1 and (layout.split_above is None or rows <= layout.split_above)
+        if is_whole and limit is None:
+            return [_Due(batch, held.size, (held,), Group(1, 0, rows, 1.0))], True
         waiting, self._held = [*self._held, held], []
         groups = due_groups(
             [one.rows for one in waiting],
