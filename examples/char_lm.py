@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max_epochs", type=int, default=1)
     parser.add_argument("--sequences", type=int, default=None, help="number of sequences to train on (default: all)")
-    parser.add_argument("--batch_size", type=int, default=4, help="size of a micro-batch, and the starting batch size")
+    parser.add_argument("--batch_size", type=int, default=4, help="size of a loader batch, and the starting batch size")
     parser.add_argument("--fixed", action="store_true", help="train without the callback")
     options = parser.parse_args()
 

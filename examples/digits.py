@@ -21,7 +21,7 @@ from lightning_bsscale.demo import DigitsModel, digits_data
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max_epochs", type=int, default=25)
-    parser.add_argument("--batch_size", type=int, default=8, help="size of a micro-batch, and the starting batch size")
+    parser.add_argument("--batch_size", type=int, default=8, help="size of a loader batch, and the starting batch size")
     parser.add_argument("--measure_only", action="store_true")
     parser.add_argument("--progress", action="store_true", help="show Lightning's progress bar")
     options = parser.parse_args()

@@ -75,7 +75,7 @@ def describe_grounds(record: DecisionRecord) -> str:
 
 
 def describe_reason(record: DecisionRecord) -> str:
-    """Return a decision's reason, with the requested batch size if the limits or the micro-batch changed it."""
+    """Return a decision's reason, with the requested batch size if the limits or the loader batch changed it."""
     requested, reason = record.decision.batch_size, record.decision.reason
     return reason if requested == record.batch_size else f"{reason} (requested {describe_number(requested)})"
 

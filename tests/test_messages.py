@@ -28,7 +28,7 @@ EXEMPT = {
     ("theory/stored.py", "…"): "part of `…, line … is no whole …: …`",
     ("replay.py", "lacks …"): "the same",
     ("theory/windows.py", "start must be below epoch_batches (…), got …"): (
-        "Lightning gives no micro-batch after the announced last one"
+        "Lightning gives no loader batch after the announced last one"
     ),
     ("callbacks/trainer/batches.py", "…"): "part of `the loader's batches cannot be …: …`",
     ("callbacks/checks/preflight.py", "…"): "hands on the sentence of theory/rules/choose.py, as another class",

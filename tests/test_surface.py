@@ -43,8 +43,8 @@ LOGGED_KEYS = {
 }
 STATE_KEYS = {"schema", "run", "policy", "journal"}
 RUN_KEYS = {
-    *("first", "now", "is_resumed", "epoch", "micro_batches_in_epoch", "position", "windows", "window", "cut"),
-    *("batch", "decisions", "examples", "lost_examples", "lost_micro_batches", "measured", "pending"),
+    *("first", "now", "is_resumed", "epoch", "loader_batches_in_epoch", "position", "windows", "window", "cut"),
+    *("batch", "decisions", "examples", "lost_examples", "lost_loader_batches", "measured", "pending"),
     *("loader_batches", "search"),
 }
 

@@ -20,7 +20,7 @@ class Digits(pl.LightningDataModule):
     """scikit-learn's digits.
 
     Args:
-        batch_size: Size of a micro-batch, and the starting batch size.
+        batch_size: Size of a loader batch, and the starting batch size.
     """
 
     def __init__(self, batch_size: int = 8) -> None:

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1, help="processes on each node")
     parser.add_argument("--accelerator", default="cpu")
     parser.add_argument("--max_epochs", type=int, default=20)
-    parser.add_argument("--batch_size", type=int, default=8, help="size of a micro-batch, in every process")
+    parser.add_argument("--batch_size", type=int, default=8, help="size of a loader batch, in every process")
     parser.add_argument("--folder", type=Path, help="folder for checkpoints and the journal, visible to every node")
     options = parser.parse_args()
 

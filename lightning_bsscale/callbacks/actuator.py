@@ -49,14 +49,14 @@ class Actuator:
         """The user's `accumulate_grad_batches`."""
         return int(self.trainer.accumulate_grad_batches)
 
-    def place_window(self, start: int, micro_batches: int) -> None:
-        """Make the window in progress begin at index `start` of the epoch, with so many micro-batches."""
+    def place_window(self, start: int, loader_batches: int) -> None:
+        """Make the window in progress begin at index `start` of the epoch, with so many loader batches."""
 
     def skip(self, batch_idx: int, *, is_open: bool) -> None:
         """Move the window past an index for which the loader returned None."""
 
     def rescale_cut_window(self, planned: int, done: int) -> None:
-        """Make the gradient the mean over the micro-batches done, if these are fewer than planned."""
+        """Make the gradient the mean over the loader batches done, if these are fewer than planned."""
 
     def stop(self) -> None:
         """Ask for the end of training."""
@@ -139,7 +139,7 @@ class Actuator:
 
     @property
     def frequencies(self) -> list[int]:
-        """The frequencies of the schedulers that are stepped here, in micro-batches."""
+        """The frequencies of the schedulers that are stepped here, in loader batches."""
         return []
 
     def follow_schedulers(self, plan: UserPlan, position: PlanPosition) -> PlanPosition:
@@ -191,7 +191,7 @@ class TrainerActuator(Actuator):
         self._held.callback(self._accumulation.restore)
         self._stop = StopRequest()
         self._held.callback(self._stop.withdraw, trainer)
-        # From the start, because Lightning steps schedulers also for a None before the first micro-batch.
+        # From the start, because Lightning steps schedulers also for a None before the first loader batch.
         self._clock = ExampleClock(trainer, pl_module)
         self._held.callback(lambda: self._clock.release())
         self._missed = 0
@@ -202,16 +202,16 @@ class TrainerActuator(Actuator):
         """The user's `accumulate_grad_batches`."""
         return self._accumulation.original
 
-    def place_window(self, start: int, micro_batches: int) -> None:
-        """Make the window in progress begin at index `start` of the epoch, with so many micro-batches."""
-        self._accumulation.place(start, micro_batches)
+    def place_window(self, start: int, loader_batches: int) -> None:
+        """Make the window in progress begin at index `start` of the epoch, with so many loader batches."""
+        self._accumulation.place(start, loader_batches)
 
     def skip(self, batch_idx: int, *, is_open: bool) -> None:
         """Move the window past an index for which the loader returned None."""
         self._accumulation.skip(batch_idx, is_open=is_open)
 
     def rescale_cut_window(self, planned: int, done: int) -> None:
-        """Make the gradient the mean over the micro-batches done, if these are fewer than planned."""
+        """Make the gradient the mean over the loader batches done, if these are fewer than planned."""
         rescale_cut_window(watched_parameters(self._scoped.optimizer), planned, done)
 
     def stop(self) -> None:
@@ -259,7 +259,7 @@ class TrainerActuator(Actuator):
 
     @property
     def frequencies(self) -> list[int]:
-        """The frequencies of the schedulers that are stepped here, in micro-batches."""
+        """The frequencies of the schedulers that are stepped here, in loader batches."""
         return self._clock.frequencies
 
     def follow_schedulers(self, plan: UserPlan, position: PlanPosition) -> PlanPosition:

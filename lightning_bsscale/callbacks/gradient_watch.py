@@ -145,7 +145,7 @@ class GradientWatch:
         arrived = self.peek() if pending is None or pending.arrived is None else pending.arrived
         self._in_flight = None
         if arrived is not None:
-            self.times.share((arrived.seconds_per_micro_batch, arrived.seconds_per_step))
+            self.times.share((arrived.seconds_per_loader_batch, arrived.seconds_per_step))
         return arrived
 
     def peek(self) -> Arrived | None:
@@ -167,9 +167,9 @@ class GradientWatch:
         )
         if ranks == 1:
             return arrived
-        per_micro_batch, per_step = (None if math.isnan(value) else value / ranks for value in seconds)
+        per_loader_batch, per_step = (None if math.isnan(value) else value / ranks for value in seconds)
         return changed(
-            arrived, examples=round(examples), seconds_per_micro_batch=per_micro_batch, seconds_per_step=per_step
+            arrived, examples=round(examples), seconds_per_loader_batch=per_loader_batch, seconds_per_step=per_step
         )
 
     @property

@@ -51,7 +51,7 @@ class BatchSizeScaler(WindowCallback):
                                   influence on the averages was limited
     ``batch_size``                the current batch size, from the next window on, in examples; in a dry run, the
                                   hypothetical one
-    ``accumulate_grad_batches``   micro-batches of this window
+    ``accumulate_grad_batches``   loader batches of this window
     ``lr_scale``                  the factor on the learning rate applied in this step; in a dry run, the one that
                                   `batch_size` would have
     ``lr``                        the learning rate of this step (first parameter group), factor included; both are
@@ -88,7 +88,7 @@ class BatchSizeScaler(WindowCallback):
         progress_bar: bool = False,
         verbose: bool = False,
     ) -> None:
-        """Check the options; the run starts at the first micro-batch.
+        """Check the options; the run starts at the first loader batch.
 
         Args:
             policy: When to grow and to what: ``"noise_scale"`` or a policy object. Defaults to ``"noise_scale"``.

@@ -1,4 +1,4 @@
-"""The start of a run, at its first micro-batch: read and check the plan, and create the loop."""
+"""The start of a run, at its first loader batch: read and check the plan, and create the loop."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def start_run(
     actuator: Actuator,
     checkpoint: dict[str, Any] | None,
     *,
-    micro_batch_size: int,
+    size: int,
     rows: int,
     batch_idx: int,
 ) -> WindowLoop:
     """Read the user's plan, begin or resume the run, and attach to the optimizer.
 
     Args:
-        trainer: the Trainer, before its first micro-batch
+        trainer: the Trainer, before its first loader batch
         options: the callback's options
         actuator: writes to the Trainer
         checkpoint: the callback's state of a resumed run, or None
-        micro_batch_size: examples in the first micro-batch of this rank
+        size: examples in the first loader batch of this rank
         rows: examples by which it can be split
         batch_idx: its index in the epoch
 
@@ -55,7 +55,7 @@ def start_run(
     stored = None if checkpoint is None else read_run(checkpoint, options.callback)
     optimizer = unwrapped(trainer.optimizers[0])
     rule = options.rule_for(optimizer)
-    loaders = read_loaders(trainer, micro_batch_size, options.batch_size_fn)
+    loaders = read_loaders(trainer, size, options.batch_size_fn)
     first = None if stored is None else stored.first
     now = Start(
         granularity=read_unit(loaders.first_size, loaders.batch_size, trainer.world_size, first),
@@ -79,7 +79,7 @@ def start_run(
         warmup_examples=plan.warmup_examples,
         memory=math.inf if total is None or options.memory == 1 else options.memory * total,
         measure_every=options.measure_every,
-        rows=max(1, round(now.micro_batch_size * rows / micro_batch_size)),
+        rows=max(1, round(now.granularity_per_rank * rows / size)),
         **_micro_batches(trainer, options),
         samples_per_micro_batch=gradients.samples_per_micro_batch,
         decides=options.decides,
@@ -96,8 +96,8 @@ def start_run(
     with journal.closed_on_error():
         # Last, so that an error above leaves nothing attached.
         _warn_single_micro_batch(trainer, options, settings, state, loaders, rows)
-        # The first micro-batch of a resumed run may be a short one.
-        usual_size = micro_batch_size if stored is None else now.own_micro_batch_size
+        # The first loader batch of a resumed run may be a short one.
+        usual_size = size if stored is None else now.own_granularity
         sizes = SizeCheck(usual_size if options.decides else None)
         actuator.attach(optimizer, settings.plan, state.position)
         return WindowLoop(settings, state, actuator, gradients, loaders, Reports(options, settings, journal, sizes))

@@ -123,7 +123,7 @@ class WindowCallback(pl.Callback):
         if self._checkpoint is not None:
             run = read_run(self._checkpoint, self._options.callback)
             self._actuator.place_window(*run.window_at_restart())
-            # A loaded micro-batch is trained on, so a finished run must not load one.
+            # A loaded loader batch is trained on, so a finished run must not load one.
             if run.is_over(trainer.max_steps, self._options.total_examples):
                 self._actuator.stop()
 
@@ -132,7 +132,7 @@ class WindowCallback(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin a micro-batch, and possibly a window."""
+        """Begin a loader batch, and possibly a window."""
         size = batch_size_of(batch, self._options.batch_size_fn)
         assert self._actuator is not None
         self._actuator.micro_batches.begin_loader_batch(size)
@@ -142,11 +142,11 @@ class WindowCallback(pl.Callback):
                 self._options,
                 self._actuator,
                 self._checkpoint,
-                micro_batch_size=size,
+                size=size,
                 rows=rows_of(batch),
                 batch_idx=batch_idx,
             )
-        self._loop.begin_micro_batch(size, batch_idx)
+        self._loop.begin_loader_batch(size, batch_idx)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         """Start watching; gradients computed within the training step do not count."""
@@ -169,15 +169,15 @@ class WindowCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End a micro-batch, and possibly a window."""
+        """End a loader batch, and possibly a window."""
         if self._loop is None:
             # Lightning applies the window that `on_train_start` placed to this index.
             if batch is None and self._checkpoint is not None and self._actuator is not None:
                 self._actuator.skip(batch_idx, is_open=False)
         elif batch is None:
-            self._loop.skip_micro_batch(batch_idx)
+            self._loop.skip_loader_batch(batch_idx)
         else:
-            self._loop.end_micro_batch(batch_idx)
+            self._loop.end_loader_batch(batch_idx)
 
     # ------------------------------------------------------------------ the end
 

@@ -1,6 +1,6 @@
 """The life of a window in order, shared by the scaler, its dry run, and the monitor.
 
-    begin_micro_batch → before_backward → after_backward → … → before_step → end_micro_batch
+    begin_loader_batch → before_backward → after_backward → … → before_step → end_loader_batch
 
 `theory.run` decides, the `GradientWatch` observes, the `Actuator` acts, the `Reports` show. Here is only the order.
 """
@@ -35,16 +35,16 @@ class WindowLoop:
     gradients: GradientWatch
     loaders: Loaders
     reports: Reports
-    _in_progress: int | None = None  # index of the micro-batch in progress
+    _in_progress: int | None = None  # index of the loader batch in progress
     _ended: int | None = None  # index of one that has ended and is not yet counted as ended in the state
 
     # ------------------------------------------------------------------ a window's life
 
-    def begin_micro_batch(self, size: int, batch_idx: int) -> None:
-        """Begin a micro-batch of `size` examples, and possibly an epoch or a window."""
+    def begin_loader_batch(self, size: int, batch_idx: int) -> None:
+        """Begin a loader batch of `size` examples, and possibly an epoch or a window."""
         self._in_progress, trainer, position = batch_idx, self.actuator.trainer, self.state.position
         # An epoch may begin with None, and a stopped run's checkpoint counts its unfinished epoch as the next one.
-        if batch_idx == 0 or (trainer.current_epoch != self.state.epoch and batch_idx < position.micro_batches):
+        if batch_idx == 0 or (trainer.current_epoch != self.state.epoch and batch_idx < position.loader_batches):
             self._start_epoch(size)
         elif self.state.is_resumed and position.is_last:
             self._start_epoch(size, first=batch_idx)
@@ -83,8 +83,8 @@ class WindowLoop:
         self.gradients.open(window)
         return window
 
-    def _scale_learning_rate(self, micro_batches: int, *, has_usual_size: bool) -> None:
-        factors = run.learning_rate_factors(self.settings, self.state, micro_batches, has_usual_size=has_usual_size)
+    def _scale_learning_rate(self, loader_batches: int, *, has_usual_size: bool) -> None:
+        factors = run.learning_rate_factors(self.settings, self.state, loader_batches, has_usual_size=has_usual_size)
         self.actuator.scale_learning_rate(*factors)
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -104,15 +104,15 @@ class WindowLoop:
         window = self.state.window
         return window is not None and self.actuator.trainer.global_step > window.steps_before
 
-    def end_micro_batch(self, batch_idx: int) -> None:
-        """End a micro-batch and, if the optimizer has stepped, its window."""
+    def end_loader_batch(self, batch_idx: int) -> None:
+        """End a loader batch and, if the optimizer has stepped, its window."""
         window, has_stepped, self._ended = self.state.window, self._has_stepped, batch_idx
         self.gradients.times.stop(stepped=has_stepped, computed=self.actuator.micro_batches.computed)
         if window is not None and has_stepped:
             self._close_window(window, batch_idx)
 
     def _catch_up(self) -> None:
-        # Only where somebody looks, as most micro-batches are followed by another one that counts it too.
+        # Only where somebody looks, as most loader batches are followed by another one that counts it too.
         if self._ended is not None:
             self.state, self._ended = self.state.with_ended(self._ended), None
 
@@ -179,7 +179,7 @@ class WindowLoop:
         if window is not None:
             self._scale_learning_rate(window.planned, has_usual_size=window.has_usual_size)
 
-    def skip_micro_batch(self, batch_idx: int) -> None:
+    def skip_loader_batch(self, batch_idx: int) -> None:
         """Skip an index for which the loader returned None, which Lightning counts all the same."""
         if batch_idx == 0:
             self._start_epoch(0)
@@ -194,9 +194,9 @@ class WindowLoop:
         self.reports.window_dropped(before, self.state, dropped)
 
     def close_stepped(self) -> None:
-        """Close a window whose step was made, if another callback saves or raised before the micro-batch's end."""
+        """Close a window whose step was made, if another callback saves or raised before the loader batch's end."""
         if self._in_progress is not None and self._has_stepped:
-            self.end_micro_batch(self._in_progress)
+            self.end_loader_batch(self._in_progress)
 
     @property
     def planned_steps(self) -> int:

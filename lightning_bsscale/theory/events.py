@@ -37,12 +37,12 @@ class WindowEvent:
     """A window that ended with an optimizer step.
 
     Attributes:
-        start: Index in the epoch of its first micro-batch.
-        length: Its micro-batches.
-        planned: Micro-batches that it should have had; None for the same.
-        ready: Micro-batches of the epoch at its end; None for start + length, where the loader gave no None.
+        start: Index in the epoch of its first loader batch.
+        length: Its loader batches.
+        planned: Loader batches that it should have had; None for the same.
+        ready: Loader batches of the epoch at its end; None for start + length, where the loader gave no None.
         accumulate: The Trainer's `accumulate_grad_batches`; None where it is that of the start, or has no effect.
-        examples: Its examples on one rank; None where they are `length` micro-batches of the usual size. On several
+        examples: Its examples on one rank; None where they are `length` loader batches of the usual size. On several
             ranks a message brings them.
         is_last: Whether the epoch ends with it.
         lr: The learning rate of the step (first parameter group), of a window to measure; else None.
@@ -55,7 +55,7 @@ class WindowEvent:
         arrived: What has arrived of an earlier window.
         is_asked: Whether the policy could be asked: not where an exception ended the run before.
         relative_lr: Where the user's scheduler has taken the learning rate, 1 at its start.
-        seconds: Of a micro-batch, and of a step beyond its micro-batches; None while unknown.
+        seconds: Of a loader batch, and of a step beyond its loader batches; None while unknown.
     """
 
     start: int
@@ -88,10 +88,10 @@ class Progress:
     """How far a window is that no step has ended.
 
     Attributes:
-        start: Index in the epoch of its first micro-batch.
+        start: Index in the epoch of its first loader batch.
         accumulate: The Trainer's `accumulate_grad_batches`; None where it is that of the start, or has no effect.
-        begun: Micro-batches so far, the one in progress included.
-        ended: Micro-batches that have ended.
+        begun: Loader batches so far, the one in progress included.
+        ended: Loader batches that have ended.
     """
 
     start: int
@@ -106,9 +106,9 @@ class EpochEvent:
 
     Attributes:
         epoch: The Trainer's number of it.
-        batches: Micro-batches that Lightning announces, or None.
+        batches: Loader batches that Lightning announces, or None.
         examples: Examples in it, or None where they are not known.
-        first: Index of the micro-batch with which a resumed run begins it.
+        first: Index of the loader batch with which a resumed run begins it.
         ready: Indices of the last epoch so far, those for which the loader gave None included.
         window: The window that the last epoch left open, or None.
     """
@@ -139,7 +139,7 @@ class SchedulersEvent:
     """Other schedulers are followed.
 
     Attributes:
-        frequencies: All that are counted, in micro-batches.
+        frequencies: All that are counted, in loader batches.
     """
 
     frequencies: tuple[int, ...]
@@ -174,8 +174,8 @@ class Opened(NamedTuple):
     """What a window is opened with.
 
     Attributes:
-        start: Index in the epoch of its first micro-batch.
-        planned: Micro-batches that it should have.
+        start: Index in the epoch of its first loader batch.
+        planned: Loader batches that it should have.
         factor: What multiplies the learning rate of its step, for the batch size.
         scheduled: The same, for the callback's own schedule.
     """
@@ -218,7 +218,7 @@ def apply(settings: RunSettings, state: RunState, event: StepEvent) -> Applied:
 
 def _window(settings: RunSettings, state: RunState, event: WindowEvent) -> Applied:
     # In one process an epoch's indices only rise; a resumed run may repeat some.
-    start = event.start if state.is_resumed else max(event.start, state.position.micro_batches)
+    start = event.start if state.is_resumed else max(event.start, state.position.loader_batches)
     state, window = _opened(settings, state, event.start, event.accumulate)
     opened = Opened(start, window.planned, *_factors(settings, state, window, event.length))
     usual = event.length * settings.now.granularity
@@ -257,7 +257,7 @@ def _at(settings: RunSettings, state: RunState, ready: int, progress: Progress |
     if progress is not None:
         state, window = _opened(settings, state, progress.start, progress.accumulate)
         state = changed(state, window=changed(window, begun=progress.begun, ended=progress.ended))
-    return changed(state, micro_batches_in_epoch=ready)
+    return changed(state, loader_batches_in_epoch=ready)
 
 
 def _epoch(settings: RunSettings, state: RunState, event: EpochEvent) -> Applied:

@@ -1,6 +1,6 @@
 """Change fields of a frozen record, at the price of a few assignments.
 
-A run takes several such changes in every micro-batch. `dataclasses.replace` looks every field up again and calls the
+A run takes several such changes in every loader batch. `dataclasses.replace` looks every field up again and calls the
 constructor, which takes two to three times as long.
 """
 

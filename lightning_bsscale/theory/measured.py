@@ -74,7 +74,7 @@ class Arrived:
         explained: Whether rounding explains the difference between `.grad` and the observed gradients; None if it was
             not compared.
         examples: Examples over all ranks since the previous message; None on one rank, which counts exactly.
-        seconds_per_micro_batch: Mean over ranks; None on one rank, or if a rank has not timed one yet.
+        seconds_per_loader_batch: Mean over ranks; None on one rank, or if a rank has not timed one yet.
         seconds_per_step: The same for a step.
         seconds_per_row: Seconds of a row in the largest micro-batches, over all ranks; None if there were none.
         has_room: Whether twice their size is expected to fit into the memory of every rank.
@@ -83,7 +83,7 @@ class Arrived:
     sums: WindowSums
     explained: bool | None = None
     examples: int | None = None
-    seconds_per_micro_batch: float | None = None
+    seconds_per_loader_batch: float | None = None
     seconds_per_step: float | None = None
     seconds_per_row: float | None = None
     has_room: bool = True
@@ -97,7 +97,7 @@ class ClosedWindow:
         examples_seen: Examples of all windows including this one, as counted at its end.
         optimizer_steps: Optimizer steps including this one.
         batch_size: The current batch size, in examples.
-        micro_batches: Micro-batches of one rank.
+        loader_batches: Loader batches of one rank.
         lr: The learning rate of this step.
         lr_scale: The factor on it.
         largest: Largest micro-batch that it was computed in, in rows; None without a limit.
@@ -107,7 +107,7 @@ class ClosedWindow:
     examples_seen: int
     optimizer_steps: int
     batch_size: int
-    micro_batches: int
+    loader_batches: int
     lr: float
     lr_scale: float
     largest: int | None = None
@@ -180,7 +180,7 @@ class MeasuredWindows:
             examples_seen=window.examples_seen,
             optimizer_steps=window.optimizer_steps,
             batch_size=window.batch_size,
-            accumulate_grad_batches=window.micro_batches,
+            accumulate_grad_batches=window.loader_batches,
             window_examples=round(sums.examples),
             trace=moments.trace,
             grad_sq=moments.grad_sq,

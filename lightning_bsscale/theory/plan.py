@@ -1,8 +1,8 @@
 """The user's plan of optimizer steps: where it would be by now, and where it ends.
 
-The plan is that of the first start, counted in that start's micro-batches. A run that is resumed with other
-micro-batches or on another number of devices covers the plan at another pace. Arguments and results are counted in
-loader batches of the current start.
+The plan is that of the first start, counted in that start's loader batches. A run that is resumed with
+loader batches of another size or on another number of devices covers the plan at another pace. Arguments and results
+are counted in loader batches of the current start.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ class PlanPosition:
     Attributes:
         before: (scheduler frequency, steps of the plan before this epoch); the first has frequency 1: all steps
         reached: (scheduler frequency, steps of the plan when Lightning began to repeat an epoch)
-        ready: the plan's micro-batches of this epoch so far
+        ready: the plan's loader batches of this epoch so far
         is_last: whether the last window ended the epoch; False where the plan ended earlier in it
-        micro_batches: loader batches of this epoch so far
+        loader_batches: loader batches of this epoch so far
         expected: loader batches expected in this epoch: fewer than announced where the last epoch ended early; None for
             a loader without a length
         epoch_batches: loader batches that Lightning announced for this epoch, or None
         epoch_examples: examples in this epoch, or None where unknown
-        origin: where the current pace began in this epoch: (the plan's micro-batches, loader batches)
+        origin: where the current pace began in this epoch: (the plan's loader batches, this start's)
     """
 
     before: tuple[tuple[int, int], ...]
     reached: tuple[tuple[int, int], ...]
     ready: int
     is_last: bool
-    micro_batches: int
+    loader_batches: int
     expected: int | None
     epoch_batches: int | None
     epoch_examples: int | None
@@ -49,7 +49,7 @@ def steps_made(position: PlanPosition, accumulate: int, frequency: int = 1) -> i
 
     Args:
         position: Where the plan is.
-        accumulate: Micro-batches of one step of the plan.
+        accumulate: Loader batches of one step of the plan.
         frequency: Count only the steps at which Lightning steps a scheduler of this frequency.
 
     Returns:
@@ -79,18 +79,18 @@ def _counted(position: PlanPosition, accumulate: int, frequency: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserPlan:
-    """The user's plan: `accumulate` micro-batches per step, and one step at an epoch's ragged end.
+    """The user's plan: `accumulate` loader batches per step, and one step at an epoch's ragged end.
 
     The plan ends after `total_examples` if the user set them, otherwise after `max_steps` of its steps. Lightning
     itself ends training after `max_epochs`.
 
-    After resuming within an epoch with other micro-batches, Lightning continues at the same index of an epoch of
-    another length: it skips a part of the epoch, repeats a part, or begins it again. If epochs end the training, the
-    plan follows the position in the epoch, so that both end together. If a number of steps or examples does, the plan
-    follows the examples that are trained on.
+    After resuming within an epoch with loader batches of another size, Lightning continues at the same index of an
+    epoch of another length: it skips a part of the epoch, repeats a part, or begins it again. If epochs end the
+    training, the plan follows the position in the epoch, so that both end together. If a number of steps or examples
+    does, the plan follows the examples that are trained on.
 
     Attributes:
-        accumulate: micro-batches of one step of the plan
+        accumulate: loader batches of one step of the plan
         max_steps: steps of the plan, or None
         total_examples: the budget that the user set, or None
         granularity: examples of one loader batch on all devices, at this start
@@ -108,12 +108,12 @@ class UserPlan:
     def begin(
         self, *, epoch_batches: int | None, epoch_examples: int | None, frequencies: Iterable[int] = ()
     ) -> PlanPosition:
-        """Return the position before the first micro-batch.
+        """Return the position before the first loader batch.
 
         Args:
             epoch_batches: loader batches in an epoch, or None for a loader without a length
             epoch_examples: examples in an epoch, or None where unknown
-            frequencies: of the user's schedulers, in micro-batches as Lightning counts them
+            frequencies: of the user's schedulers, in loader batches as Lightning counts them
         """
         none = tuple(dict.fromkeys((1, *frequencies), 0).items())
         return PlanPosition(
@@ -121,7 +121,7 @@ class UserPlan:
             reached=none,
             ready=0,
             is_last=False,
-            micro_batches=0,
+            loader_batches=0,
             expected=epoch_batches,
             epoch_batches=epoch_batches,
             epoch_examples=epoch_examples,
@@ -137,7 +137,7 @@ class UserPlan:
             steps: optimizer steps so far
         """
         before = max(0, steps - planned_steps(batch_idx, self.accumulate, is_last=False))
-        return changed(position, before=((1, before), *position.before[1:]), ready=batch_idx, micro_batches=batch_idx)
+        return changed(position, before=((1, before), *position.before[1:]), ready=batch_idx, loader_batches=batch_idx)
 
     def resumed(
         self,
@@ -158,7 +158,7 @@ class UserPlan:
         Returns:
             the adapted position
         """
-        done, expected, origin = position.micro_batches, epoch_batches, (position.ready, position.micro_batches)
+        done, expected, origin = position.loader_batches, epoch_batches, (position.ready, position.loader_batches)
         if self._pace == 1:
             if position.expected is not None and epoch_batches is not None:
                 expected = min(epoch_batches, position.expected)
@@ -184,7 +184,7 @@ class UserPlan:
         position: PlanPosition,
         epoch_batches: int | None,
         *,
-        micro_batches: int,
+        loader_batches: int,
         epoch_examples: int | None = None,
         first: int = 0,
         is_repeated: bool = False,
@@ -194,14 +194,14 @@ class UserPlan:
         Args:
             position: at the end of the last epoch, or before the first
             epoch_batches: loader batches that Lightning announces, or None
-            micro_batches: loader batches received in the last epoch; 0 before the first
+            loader_batches: loader batches received in the last epoch; 0 before the first
             epoch_examples: examples in this epoch, or None where unknown
             first: index of the loader batch at which a resumed run begins
             is_repeated: whether Lightning starts the epoch in progress again
         """
         # Expect an early end only if the last epoch ended early; a loader may also have become longer.
-        ended_early = 0 < micro_batches < (position.epoch_batches or 0)
-        expected = min(micro_batches, epoch_batches) if ended_early and epoch_batches is not None else epoch_batches
+        ended_early = 0 < loader_batches < (position.epoch_batches or 0)
+        expected = min(loader_batches, epoch_batches) if ended_early and epoch_batches is not None else epoch_batches
         before, reached = position.before, position.reached
         if is_repeated and self.ends_with_epochs:
             reached = tuple((frequency, self.steps(position, frequency)) for frequency, _ in before)
@@ -214,7 +214,7 @@ class UserPlan:
             reached=reached,
             ready=ready,
             is_last=False,
-            micro_batches=first,
+            loader_batches=first,
             expected=expected,
             epoch_batches=epoch_batches,
             epoch_examples=epoch_examples,
@@ -233,7 +233,7 @@ class UserPlan:
         planned = self._in_plan(position, ready, is_last=is_last)
         # The plan stops at its end: with an explicit budget training may continue, but schedulers stay there.
         reached = planned if end is None else min(planned, end)
-        return changed(position, micro_batches=ready, ready=reached, is_last=is_last and reached == planned)
+        return changed(position, loader_batches=ready, ready=reached, is_last=is_last and reached == planned)
 
     def steps(self, position: PlanPosition, frequency: int = 1) -> int:
         """Count the steps of the plan up to the position; see `steps_made`."""
@@ -303,11 +303,11 @@ class UserPlan:
 
     @property
     def _pace(self) -> Fraction:
-        """The plan's micro-batches in one loader batch."""
+        """The plan's loader batches in one of this start."""
         return Fraction(self.granularity, self.plan_granularity)
 
     def _in_plan(self, position: PlanPosition, batches: int, *, is_last: bool) -> int:
-        """Return loader batches of this epoch as micro-batches of the plan."""
+        """Return this epoch's loader batches so far, counted in those of the plan."""
         planned, done = position.origin
         if self._pace == 1 and planned == done:
             return batches
@@ -317,7 +317,7 @@ class UserPlan:
         return length if is_last else min(passed, length)
 
     def _planned_epoch_batches(self, position: PlanPosition) -> int | None:
-        """Return the plan's micro-batches in this epoch, or None for a loader without a length."""
+        """Return the plan's loader batches in this epoch, or None for a loader without a length."""
         if position.epoch_batches is None:
             return None
         planned, done = position.origin
@@ -332,7 +332,7 @@ class UserPlan:
         return planned + math.ceil(min(left, position.epoch_examples or left) / self.plan_granularity)
 
     def _end_in_epoch(self, position: PlanPosition) -> int | None:
-        """Return the number of the plan's micro-batches in this epoch after which `max_steps` ends it, or None."""
+        """Return the number of the plan's loader batches in this epoch after which `max_steps` ends it, or None."""
         if self.max_steps is None:
             return None
         left = max(0, self.max_steps - dict(position.before)[1])

@@ -23,7 +23,7 @@ class Measurement:
         optimizer_steps: optimizer steps up to and including this one
         batch_size: the current batch size, in examples (an epoch's last window may have another size);
             in a dry run, the hypothetical one
-        accumulate_grad_batches: micro-batches of this window on one device
+        accumulate_grad_batches: loader batches of this window on one device
         window_examples: examples of this window
         trace: this window's estimate of tr Σ, gradient units squared; nan where the window was dropped
         grad_sq: this window's estimate of ‖G‖², gradient units squared; may be negative

@@ -1,6 +1,6 @@
 """The pure functions that take a run from window to window.
 
-A *window* opens at its first micro-batch (`open_window`) and closes when the optimizer has stepped (`close_window`).
+A *window* opens at its first loader batch (`open_window`) and closes when the optimizer has stepped (`close_window`).
 Then the policy is asked (`ask_policy`). Each function returns a new `RunState` and the actions to take. Nothing here
 touches a Trainer, a tensor or a clock.
 """
@@ -45,7 +45,7 @@ class WindowEnd(NamedTuple):
     """The host's knowledge of a window after the optimizer's step.
 
     Attributes:
-        ready: Micro-batches of the epoch so far.
+        ready: Loader batches of the epoch so far.
         is_last: Whether the epoch ends here.
         lr: The learning rate of the step (first parameter group).
         lr_scale: The factor on it.
@@ -66,12 +66,12 @@ class Conditions(NamedTuple):
 
     Attributes:
         relative_lr: The user's learning rate relative to its initial value.
-        seconds_per_micro_batch: None while unknown.
-        seconds_per_step: Seconds of a step beyond its micro-batches; None while unknown.
+        seconds_per_loader_batch: None while unknown.
+        seconds_per_step: Seconds of a step beyond its loader batches; None while unknown.
     """
 
     relative_lr: float
-    seconds_per_micro_batch: float | None
+    seconds_per_loader_batch: float | None
     seconds_per_step: float | None
 
 
@@ -108,7 +108,7 @@ class EpochStarted(NamedTuple):
 
     Attributes:
         state: The new state.
-        dropped: Micro-batches dropped with the window that the last epoch left open.
+        dropped: Loader batches dropped with the window that the last epoch left open.
         state_at_end: The state at the end of the last epoch.
         is_repeated: Whether it is the epoch in progress, which Lightning repeats.
     """
@@ -144,12 +144,12 @@ def begin_run(settings: RunSettings, position: PlanPosition, *, epoch: int) -> R
 
 
 def resume_run(settings: RunSettings, stored: RunState, position: PlanPosition, *, epoch: int) -> RunState:
-    """Resume a run, perhaps with other micro-batches, or on another number of ranks.
+    """Resume a run, perhaps with loader batches of another size, or on another number of ranks.
 
     Args:
         settings: The settings from now on.
         stored: What the checkpoint holds.
-        position: Where the plan is, counted in this start's micro-batches.
+        position: Where the plan is, counted in this start's loader batches.
         epoch: The Trainer's epoch.
 
     Returns:
@@ -178,9 +178,9 @@ def resume_run(settings: RunSettings, stored: RunState, position: PlanPosition, 
         pending=pending,
         window=None,
         cut=cut,
-        lost_micro_batches=stored.lost_micro_batches + lost,
+        lost_loader_batches=stored.lost_loader_batches + lost,
         lost_examples=stored.lost_examples + lost * before.granularity,
-        micro_batches_in_epoch=stored.micro_batches_in_epoch if same_unit and stored.epoch != epoch else 0,
+        loader_batches_in_epoch=stored.loader_batches_in_epoch if same_unit and stored.epoch != epoch else 0,
         # The size that was found stays, whatever the loader's batch is now.
         search=stored.search or (SizeSearch(size=settings.rows) if settings.searches_size else None),
         is_resumed=True,
@@ -199,33 +199,33 @@ def start_epoch(
     epoch_examples: int | None,
     first: int = 0,
 ) -> EpochStarted:
-    """Start an epoch, at its first micro-batch.
+    """Start an epoch, at its first loader batch.
 
     Args:
         settings: The settings of the run.
         state: The state at the end of the last epoch.
         epoch: The Trainer's epoch.
-        epoch_batches: Micro-batches that Lightning announces, or None.
+        epoch_batches: Loader batches that Lightning announces, or None.
         epoch_examples: Examples in it; None if unknown.
-        first: Index of the micro-batch with which a resumed run begins the epoch.
+        first: Index of the loader batch with which a resumed run begins the epoch.
 
     Returns:
         The new state.
     """
     position = state.position
     # A second fit after an exception repeats its epoch too.
-    is_repeated = epoch == state.epoch and position.micro_batches > 0 and not position.is_last
+    is_repeated = epoch == state.epoch and position.loader_batches > 0 and not position.is_last
     at_end, dropped = drop_window(settings, state)
     started = settings.plan.start_epoch(
         at_end.position,
         epoch_batches,
-        micro_batches=at_end.micro_batches_in_epoch,
+        loader_batches=at_end.loader_batches_in_epoch,
         epoch_examples=epoch_examples,
         first=first,
         is_repeated=is_repeated,
     )
     return EpochStarted(
-        changed(at_end, position=started, epoch=epoch, micro_batches_in_epoch=0), dropped, at_end, is_repeated
+        changed(at_end, position=started, epoch=epoch, loader_batches_in_epoch=0), dropped, at_end, is_repeated
     )
 
 
@@ -237,7 +237,7 @@ def drop_window(settings: RunSettings, state: RunState) -> tuple[RunState, int]:
         state: The state.
 
     Returns:
-        The new state, and how many micro-batches were dropped.
+        The new state, and how many loader batches were dropped.
     """
     window, state = state.window, changed(state, window=None, cut=None)
     if window is None or window.ended == 0:
@@ -245,9 +245,9 @@ def drop_window(settings: RunSettings, state: RunState) -> tuple[RunState, int]:
     return (
         changed(
             state,
-            lost_micro_batches=state.lost_micro_batches + window.ended,
+            lost_loader_batches=state.lost_loader_batches + window.ended,
             lost_examples=state.lost_examples + window.ended * settings.now.granularity,
-            position=settings.plan.advance(state.position, state.micro_batches_in_epoch, is_last=False),
+            position=settings.plan.advance(state.position, state.loader_batches_in_epoch, is_last=False),
         ),
         window.ended,
     )
@@ -261,7 +261,7 @@ def open_window(
     Args:
         settings: The settings of the run.
         state: The state.
-        batch_idx: Index in the epoch of the window's first micro-batch.
+        batch_idx: Index in the epoch of the window's first loader batch.
         accumulate: The Trainer's `accumulate_grad_batches`, which makes the windows if none are placed.
         steps_before: The Trainer's optimizer steps.
 
@@ -272,11 +272,11 @@ def open_window(
     # If windows are not placed, one that does not begin at a multiple contains an old gradient.
     is_clear = settings.acts or batch_idx % accumulate == 0
     at_least = -(-2 // settings.samples_per_micro_batch)
-    has_pair = plan.num_micro_batches >= at_least
+    has_pair = plan.num_loader_batches >= at_least
     # In the warmup every window, but for those that would have to be split, which takes time.
     in_warmup = has_pair and state.examples.total < settings.warmup_examples
     # Counted in loader batches: however long windows are, the averages are fed at the same pace.
-    is_due = in_warmup or -state.loader_batches % settings.measure_every < plan.num_micro_batches
+    is_due = in_warmup or -state.loader_batches % settings.measure_every < plan.num_loader_batches
     # On several ranks an epoch's last window too: what it sends makes the count of examples exact.
     is_due = is_due or (settings.now.world_size > 1 and _is_last(settings, state, plan))
     is_measured = is_due and is_clear and (has_pair or (settings.splits and settings.rows > 1))
@@ -286,15 +286,15 @@ def open_window(
         measured = changed(measured, agreement=agreement)
     window = OpenWindow(
         start=plan.start,
-        planned=plan.num_micro_batches,
-        loss_divisor=plan.num_micro_batches if settings.acts else accumulate,
+        planned=plan.num_loader_batches,
+        loss_divisor=plan.num_loader_batches if settings.acts else accumulate,
         steps_before=steps_before,
         is_measured=is_measured,
         is_watched=is_watched,
         is_compared=is_compared,
         has_usual_size=not plan.is_short,
         layout=plan_layout(
-            plan.num_micro_batches,
+            plan.num_loader_batches,
             settings.rows,
             largest=_largest(settings, state),
             split_above=settings.max_micro_batch_size,
@@ -328,24 +328,24 @@ def _is_last(settings: RunSettings, state: RunState, plan: WindowPlan) -> bool:
     length = settings.plan.epoch_length(state.position, plan.start)
     left = settings.plan.batches_left(state.position, plan.start, state.used_examples)
     ends = [left, None if length is None else length - plan.start]
-    return any(end is not None and plan.num_micro_batches >= end for end in ends)
+    return any(end is not None and plan.num_loader_batches >= end for end in ends)
 
 
 def learning_rate_factors(
-    settings: RunSettings, state: RunState, micro_batches: int, *, has_usual_size: bool
+    settings: RunSettings, state: RunState, loader_batches: int, *, has_usual_size: bool
 ) -> tuple[float, float]:
     """Compute the learning-rate factors of the open window's step.
 
     Args:
         settings: The settings of the run.
         state: The state.
-        micro_batches: Micro-batches of the window on one rank.
+        loader_batches: Loader batches of the window on one rank.
         has_usual_size: Whether it has the current batch size.
 
     Returns:
         The factor for its size, and that of the callback's own schedule at its middle (1 without one).
     """
-    examples = micro_batches * settings.now.granularity
+    examples = loader_batches * settings.now.granularity
     factor = state.batch.lr_scale
     if not has_usual_size:
         factor = state.batch.window_factor(examples, settings.rule, state.noise)
@@ -372,7 +372,7 @@ def close_window(settings: RunSettings, state: RunState, end: WindowEnd, arrived
         examples_seen=state.examples.total,
         optimizer_steps=state.windows,
         batch_size=state.batch.batch_size,
-        micro_batches=window.begun,
+        loader_batches=window.begun,
         lr=end.lr,
         lr_scale=end.lr_scale,
         largest=window.layout.largest,
@@ -468,7 +468,7 @@ def _counted(settings: RunSettings, state: RunState, window: OpenWindow, end: Wi
         loader_batches=state.loader_batches + window.begun,
         examples=examples,
         position=settings.plan.advance(state.position, end.ready, is_last=end.is_last),
-        micro_batches_in_epoch=end.ready,
+        loader_batches_in_epoch=end.ready,
         # Where nothing is decided, the current batch size is that of the window.
         batch=state.batch if settings.decides else changed(state.batch, batch_size=counted),
     )
@@ -486,6 +486,6 @@ def _situation(settings: RunSettings, state: RunState, conditions: Conditions) -
         schedule_factor=conditions.relative_lr if scheduled is None else scheduled,
         examples_at_last_change=state.batch.examples_at_last_change,
         noise=state.noise,
-        seconds_per_micro_batch=conditions.seconds_per_micro_batch,
+        seconds_per_loader_batch=conditions.seconds_per_loader_batch,
         seconds_per_step=conditions.seconds_per_step,
     )

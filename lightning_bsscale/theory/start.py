@@ -25,13 +25,13 @@ class Start:
     accumulate: int
 
     @property
-    def micro_batch_size(self) -> float:
+    def granularity_per_rank(self) -> float:
         """Examples of one loader batch on one rank, on average over the ranks."""
         whole, rest = divmod(self.granularity, self.world_size)
         return self.granularity / self.world_size if rest else whole
 
     @property
-    def own_micro_batch_size(self) -> int | None:
+    def own_granularity(self) -> int | None:
         """Examples of one loader batch on this rank; None with several ranks, where they may differ."""
         return self.granularity if self.world_size == 1 else None
 
@@ -56,7 +56,7 @@ def read_unit(first_size: int, loader_batch_size: int | None, world_size: int, f
     """
     if first is None:
         return first_size
-    size = first.micro_batch_size
+    size = first.granularity_per_rank
     if loader_batch_size is not None and first.loader_batch_size is not None:
         size *= (loader_batch_size / world_size) / (first.loader_batch_size / first.world_size)
     return max(world_size, round(size * world_size))
@@ -65,7 +65,7 @@ def read_unit(first_size: int, loader_batch_size: int | None, world_size: int, f
 def describe_change(before: Start, now: Start) -> str:
     """Describe in a phrase how two starts differ; empty if they are alike."""
     names = {
-        "micro_batch_size": "micro-batches of {} instead of {} examples",
+        "granularity_per_rank": "loader batches of {} instead of {} examples",
         "world_size": "{} instead of {} devices",
         "accumulate": "accumulate_grad_batches={} instead of {}",
     }

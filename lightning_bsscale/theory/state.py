@@ -94,8 +94,8 @@ class OpenWindow:
     """The window in progress on this rank.
 
     Attributes:
-        start: Index of its first micro-batch in the epoch.
-        planned: Planned micro-batches.
+        start: Index of its first loader batch in the epoch.
+        planned: Planned loader batches.
         loss_divisor: What Lightning divides each loss by.
         steps_before: The Trainer's optimizer steps when it began.
         is_measured: Whether it is to be measured. On several ranks it then sends a message.
@@ -105,8 +105,8 @@ class OpenWindow:
         layout: The micro-batches in which it is computed.
         is_rest: Whether it is the rest of a window that a checkpoint cut.
         skipped: Indices since its start for which the loader returned None.
-        begun: Micro-batches so far, the one in progress included.
-        ended: Micro-batches that have ended.
+        begun: Loader batches so far, the one in progress included.
+        ended: Loader batches that have ended.
         examples: Examples of this rank so far.
     """
 
@@ -131,7 +131,7 @@ class CutWindow:
     """A window that a checkpoint cut.
 
     Attributes:
-        lost: Its micro-batches before the checkpoint, whose gradient no checkpoint holds.
+        lost: Its loader batches before the checkpoint, whose gradient no checkpoint holds.
         rest: Those after it, which make the next window.
     """
 
@@ -156,11 +156,11 @@ class RunState:
         window: The window in progress, or None.
         windows: Windows so far; each ended with an optimizer step.
         loader_batches: Loader batches of one rank in them.
-        lost_micro_batches: Dropped micro-batches, which entered no step.
+        lost_loader_batches: Dropped loader batches, which entered no step.
         lost_examples: Their examples.
         epoch: The Trainer's epoch.
-        micro_batches_in_epoch: Micro-batches of the epoch so far.
-        is_resumed: Whether no micro-batch has begun since a checkpoint was loaded.
+        loader_batches_in_epoch: Loader batches of the epoch so far.
+        is_resumed: Whether no loader batch has begun since a checkpoint was loaded.
         cut: The window that the checkpoint cut, until the next one opens; else None.
     """
 
@@ -176,10 +176,10 @@ class RunState:
     window: OpenWindow | None = None
     windows: int = 0
     loader_batches: int = 0
-    lost_micro_batches: int = 0
+    lost_loader_batches: int = 0
     lost_examples: int = 0
     epoch: int = 0
-    micro_batches_in_epoch: int = 0
+    loader_batches_in_epoch: int = 0
     is_resumed: bool = False
     cut: CutWindow | None = None
 
@@ -206,7 +206,7 @@ class RunState:
             total_examples: The user's budget, or None.
 
         Returns:
-            True if no micro-batch is left.
+            True if no loader batch is left.
         """
         if total_examples is not None:
             return self.used_examples >= total_examples
@@ -215,28 +215,28 @@ class RunState:
     def window_at_restart(self) -> tuple[int, int]:
         """Return start and length of the window that Lightning must see when it restores its position.
 
-        Lightning checks whether the last micro-batch before the checkpoint ended a window, to count the loggers' steps.
-        After an exception within a micro-batch the answer must be no, because the previous step was counted.
+        Lightning checks whether the last loader batch before the checkpoint ended a window, to count the loggers'
+        steps. After an exception within a loader batch the answer must be no, because the previous step was counted.
         """
         window = self.window
         if window is None:
-            return self.position.micro_batches, max(1, self.batch.batch_size // self.now.granularity)
+            return self.position.loader_batches, max(1, self.batch.batch_size // self.now.granularity)
         return window.start + window.skipped, window.planned + (window.begun > window.ended)
 
     def with_begun(self, window: OpenWindow, size: int, batch_idx: int) -> RunState:
-        """Return the state when a micro-batch of `size` examples has begun in a window, and those before have ended."""
+        """Return the state when a loader batch of `size` examples has begun in a window, and any before has ended."""
         window = changed(window, begun=window.begun + 1, ended=window.begun, examples=window.examples + size)
-        return changed(self, window=window, micro_batches_in_epoch=batch_idx, is_resumed=False)
+        return changed(self, window=window, loader_batches_in_epoch=batch_idx, is_resumed=False)
 
     def with_ended(self, batch_idx: int) -> RunState:
-        """Return the state when a micro-batch has ended, that of the open window if there is one."""
+        """Return the state when a loader batch has ended, that of the open window if there is one."""
         window = self.window if self.window is None else changed(self.window, ended=self.window.begun)
-        return changed(self, window=window, micro_batches_in_epoch=batch_idx + 1)
+        return changed(self, window=window, loader_batches_in_epoch=batch_idx + 1)
 
     def with_skipped(self, batch_idx: int) -> RunState:
         """Return the state past an index for which the loader returned None."""
         window = self.window if self.window is None else changed(self.window, skipped=self.window.skipped + 1)
-        return changed(self, window=window, micro_batches_in_epoch=batch_idx + 1)
+        return changed(self, window=window, loader_batches_in_epoch=batch_idx + 1)
 
     def without_history(self) -> RunState:
         """Return the state with the last measurement and the last decision alone, which is all that a run needs."""

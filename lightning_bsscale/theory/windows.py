@@ -1,6 +1,6 @@
-"""Plans in micro-batches: the next window, the user's plan of steps, the budget, the default maximum.
+"""Plans in loader batches: the next window, the user's plan of steps, the budget, the default maximum.
 
-A *window* is the sequence of micro-batches between two optimizer steps. Micro-batches are counted per rank and per
+A *window* is the sequence of loader batches between two optimizer steps. Loader batches are counted per rank and per
 epoch, as Lightning counts batches.
 """
 
@@ -28,13 +28,13 @@ class WindowPlan:
     """The next window.
 
     Attributes:
-        start: Index of its first micro-batch in the epoch.
-        num_micro_batches: Micro-batches of one rank, at least 1.
+        start: Index of its first loader batch in the epoch.
+        num_loader_batches: Loader batches of one rank, at least 1.
         is_short: Whether the end of the epoch or the budget made it shorter than wanted.
     """
 
     start: int
-    num_micro_batches: int
+    num_loader_batches: int
     is_short: bool
 
 
@@ -42,21 +42,21 @@ def plan_window(*, start: int, wanted: int, epoch_batches: int | None, budget_ba
     """Plan one window: the wanted length, cut at the end of the epoch and of the budget.
 
     Args:
-        start: Index of the next micro-batch in this epoch, from 0.
-        wanted: Micro-batches that the batch requires, at least 1.
-        epoch_batches: Micro-batches in this epoch, more than ``start``; None for a loader without a length.
-        budget_batches: Micro-batches left in the budget; None for no budget. At least one is always planned,
-            since a micro-batch that is loaded is trained on.
+        start: Index of the next loader batch in this epoch, from 0.
+        wanted: Loader batches that the batch requires, at least 1.
+        epoch_batches: Loader batches in this epoch, more than ``start``; None for a loader without a length.
+        budget_batches: Loader batches left in the budget; None for no budget. At least one is always planned,
+            since one that is loaded is trained on.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: If the epoch has no micro-batch left.
+        ValueError: If the epoch has no loader batch left.
 
     Example:
         >>> plan_window(start=8, wanted=4, epoch_batches=10, budget_batches=None)
-        WindowPlan(start=8, num_micro_batches=2, is_short=True)
+        WindowPlan(start=8, num_loader_batches=2, is_short=True)
     """
     check_integer("start", start, at_least=0)
     check_integer("wanted", wanted, at_least=1)
@@ -67,20 +67,20 @@ def plan_window(*, start: int, wanted: int, epoch_batches: int | None, budget_ba
         length = min(length, epoch_batches - start)
     if budget_batches is not None:
         length = min(length, max(1, budget_batches))
-    return WindowPlan(start=start, num_micro_batches=length, is_short=length < wanted)
+    return WindowPlan(start=start, num_loader_batches=length, is_short=length < wanted)
 
 
 def planned_steps(ready: int, accumulate: int, *, is_last: bool, frequency: int = 1) -> int:
     """Count the steps of the user's plan in this epoch.
 
-    Lightning steps after every ``accumulate`` micro-batches and after an epoch's last one. It steps a scheduler at
-    those steps whose number of micro-batches is a multiple of the scheduler's frequency.
+    Lightning steps after every ``accumulate`` loader batches and after an epoch's last one. It steps a scheduler at
+    those steps whose number of loader batches is a multiple of the scheduler's frequency.
 
     Args:
-        ready: Micro-batches done in this epoch.
+        ready: Loader batches done in this epoch.
         accumulate: The user's ``accumulate_grad_batches``, at least 1.
-        is_last: Whether ``ready`` is the epoch's last micro-batch.
-        frequency: The scheduler's frequency, in micro-batches as Lightning counts it; 1 counts optimizer steps.
+        is_last: Whether ``ready`` is the epoch's last loader batch.
+        frequency: The scheduler's frequency, in loader batches as Lightning counts it; 1 counts optimizer steps.
 
     Returns:
         The count.
@@ -103,7 +103,7 @@ def step_of_scheduler_step(number: int, accumulate: int, frequency: int) -> int:
     Args:
         number: Index of the scheduler step in this epoch, from 1; 0 or less for one of an earlier epoch.
         accumulate: The user's ``accumulate_grad_batches``, at least 1.
-        frequency: The scheduler's frequency, in micro-batches as Lightning counts it.
+        frequency: The scheduler's frequency, in loader batches as Lightning counts it.
 
     Returns:
         Index of the optimizer step, from 1; 0 for an earlier epoch. It may exceed the number of steps at an epoch's
@@ -120,15 +120,15 @@ def step_of_scheduler_step(number: int, accumulate: int, frequency: int) -> int:
 
 
 def batches_until_step(step: int, accumulate: int, epoch_batches: int | None) -> int | None:
-    """Compute the number of micro-batches of an epoch after which the user's plan has made ``step`` steps.
+    """Compute the number of loader batches of an epoch after which the user's plan has made ``step`` steps.
 
     Args:
         step: Steps within this epoch, from 0.
         accumulate: The user's ``accumulate_grad_batches``, at least 1.
-        epoch_batches: Micro-batches in this epoch; None for a loader without a length.
+        epoch_batches: Loader batches in this epoch; None for a loader without a length.
 
     Returns:
-        The count of micro-batches, or None when the epoch has fewer steps.
+        The count of loader batches, or None when the epoch has fewer steps.
 
     Example:
         >>> [batches_until_step(step, 4, 10) for step in (0, 2, 3, 4)]
@@ -147,7 +147,7 @@ def planned_examples(
     epoch_batches: int | None,
     epoch_examples: float | None,
     accumulate: int,
-    micro_batch_size: float,
+    granularity: float,
 ) -> float | None:
     """Compute the budget: the examples of the user's plan, or of the smaller one if there are two.
 
@@ -157,10 +157,10 @@ def planned_examples(
     Args:
         max_epochs: Epochs planned; None for no limit.
         max_steps: Optimizer steps planned; None for no limit.
-        epoch_batches: Micro-batches of one rank in an epoch; None for a loader without a length.
-        epoch_examples: Examples in an epoch over all ranks; None to assume ``epoch_batches`` full micro-batches.
+        epoch_batches: Loader batches of one rank in an epoch; None for a loader without a length.
+        epoch_examples: Examples in an epoch over all ranks; None to assume ``epoch_batches`` full loader batches.
         accumulate: The user's ``accumulate_grad_batches``, at least 1.
-        micro_batch_size: Examples of one micro-batch over all ranks, above 0.
+        granularity: Examples of one loader batch over all ranks, above 0.
 
     Returns:
         The budget in examples, or None if no plan can be computed. (If one of two plans cannot be computed, the other
@@ -168,11 +168,11 @@ def planned_examples(
 
     Example:
         >>> planned_examples(
-        ...     max_epochs=3, max_steps=7, epoch_batches=10, epoch_examples=None, accumulate=4, micro_batch_size=8
+        ...     max_epochs=3, max_steps=7, epoch_batches=10, epoch_examples=None, accumulate=4, granularity=8
         ... )  # two epochs of three steps, 80 examples each, and one step of 32
         192.0
     """
-    size = check_number("micro_batch_size", micro_batch_size, above=0)
+    size = check_number("granularity", granularity, above=0)
     window = check_integer("accumulate", accumulate, at_least=1) * size
     if epoch_examples is None and epoch_batches is not None:
         epoch_examples = epoch_batches * size
@@ -201,7 +201,7 @@ def default_max_batch_size(
 
     Args:
         start_batch: The starting batch, in examples.
-        granularity: The unit of batch sizes: examples of one micro-batch over all ranks.
+        granularity: The unit of batch sizes: examples of one loader batch over all ranks.
         epoch_examples: Examples in an epoch; None when unknown.
         total_examples: The budget in examples; None when unknown.
 

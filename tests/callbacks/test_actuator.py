@@ -87,7 +87,7 @@ def found(trainer):
     }
 
 
-def call_everything(actuator, trainer, *, micro_batches=4):
+def call_everything(actuator, trainer, *, loader_batches=4):
     """Call every method that may write, and leave it in the middle of an update."""
     for parameter in trainer.lightning_module.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -97,7 +97,7 @@ def call_everything(actuator, trainer, *, micro_batches=4):
     actuator.scale_learning_rate(4.0, 0.5)
     actuator.rescale_cut_window(4, 2)
     actuator.skip(1, is_open=True)
-    actuator.step_schedulers(PLAN, PLAN.advance(POSITION, micro_batches, is_last=False))
+    actuator.step_schedulers(PLAN, PLAN.advance(POSITION, loader_batches, is_last=False))
     actuator.stop()
     actuator.before_step(is_late=True)
 
@@ -146,7 +146,7 @@ def test_everything_is_given_back_whatever_happens_to_one_of_it(broken, give_bac
         optimizer.param_groups = [Group(group) for group in optimizer.param_groups]
         before = found(trainer)
         actuator = TrainerActuator(trainer, module, "test", MicroBatches(trainer), None)
-        call_everything(actuator, trainer, micro_batches=0)
+        call_everything(actuator, trainer, loader_batches=0)
         armed.add(broken)
         with pytest.raises(Broken, match=broken):
             give_back(actuator)

@@ -94,7 +94,7 @@ def test_total_examples_replaces_the_plan_of_max_steps():
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_dry_run_leaves_the_weights_bit_identical(accumulate):
-    """51 micro-batches: no multiple of 4, so Lightning's last window has the wrong divisor, and keeps it."""
+    """51 loader batches: no multiple of 4, so Lightning's last window has the wrong divisor, and keeps it."""
     bare = weights_after([], accumulate_grad_batches=accumulate)
     options = dict(policy=Scripted([16, 32]), max_batch_size=32)
     scaler = BatchSizeScaler(dry_run=True, measure_every=1, split=False, **options)
@@ -255,7 +255,7 @@ def test_resumed_at_a_windows_end_it_decides_as_if_never_stopped(tmp_path):
     whole, module = run(callbacks=[keep])
     resumed, again = run(tmp_path / "epoch=1.ckpt")
     assert any(record.is_change for record in whole.decisions)
-    untimed = dict(seconds_per_micro_batch=None, seconds_per_step=None)
+    untimed = dict(seconds_per_loader_batch=None, seconds_per_step=None)
     ours, theirs = (
         [replace(record, situation=replace(record.situation, **untimed)) for record in callback.decisions]
         for callback in (resumed, whole)

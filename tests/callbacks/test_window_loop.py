@@ -19,7 +19,6 @@ from tests.helpers.training import QUIET, Broken, KeepSteps, Scripted, Watched, 
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*noise scale cannot be measured.*"),
-    pytest.mark.filterwarnings("ignore:.*at least two micro-batches.*"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
     pytest.mark.filterwarnings("ignore:.*lr_scheduler_step is overridden.*"),
@@ -42,7 +41,7 @@ STEPS = "watch.before_step actuator.before_step"
 CLOSES = "actuator.end_step watch.receive run.close_window run.take_arrived watch.end_window reports.window_closed"
 CLOSES += " actuator.step_schedulers run.ask_policy reports.decided"
 ENDS = "run.drop_window actuator.release watch.stop actuator.end_step watch.receive run.take_arrived journal.end"
-# An epoch of three micro-batches: one alone, then two, with which the budget ends.
+# An epoch of three loader batches: one alone, then two, with which the budget ends.
 STORY = f"""
     run.start_epoch run.drop_window reports.epoch_started {OPENS} {BACKWARD} {STEPS} {CLOSES} reports.log
     {OPENS} {BACKWARD} {BACKWARD} {STEPS} {CLOSES} actuator.stop reports.log

@@ -89,7 +89,7 @@ def test_loaders_of_different_length_are_refused_on_every_rank(callback):
     results = fit_on(2, ddp_runs.of_other_length, callback)
     for rank, (error, message) in enumerate(results):
         assert error == "MisconfigurationException"
-        assert "10 micro-batches" in message
+        assert "10 loader batches" in message
         assert f"rank {rank}" in message
 
 

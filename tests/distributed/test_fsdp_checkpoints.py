@@ -22,8 +22,8 @@ from tests.helpers.training import ByStep, run_of
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
 
-MICRO_BATCHES, SIZE = 36, 4  # an epoch over all ranks; examples of each
-WINDOWS = [8, 4, 8, 12]  # micro-batches over all ranks: 1, 2 and 4 ranks can make each of them
+LOADER_BATCHES, SIZE = 36, 4  # an epoch over all ranks; examples of each
+WINDOWS = [8, 4, 8, 12]  # loader batches over all ranks: 1, 2 and 4 ranks can make each of them
 
 
 class FsdpToOneFile(FsdpOnCpu):
@@ -114,7 +114,7 @@ def trained(rank, ranks, kind, policy, folder=None, ckpt=None, epochs=2):
         ]
     settings = dict(enable_checkpointing=bool(keep), max_epochs=epochs)
     trainer = trainer_of(ranks, [scaler, *keep], KINDS[kind](ranks), **settings)
-    loader = FromPosition(items(MICRO_BATCHES, (SIZE,))[rank::ranks], batch_size=None)
+    loader = FromPosition(items(LOADER_BATCHES, (SIZE,))[rank::ranks], batch_size=None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.fit(WithMomentum(), loader, ckpt_path=ckpt)
@@ -160,7 +160,7 @@ def check_goes_on(again, ended, *, lost=()):
     """Each window as in the run that was never stopped, so weights, momentum, data and batch are too."""
     assert again.decisions == ended.decisions
     assert again.steps == ended.steps
-    assert again.examples == ended.examples == 2 * MICRO_BATCHES * SIZE
+    assert again.examples == ended.examples == 2 * LOADER_BATCHES * SIZE
     assert set(again.measured) == set(ended.measured) - set(lost)
     for step, measured in again.measured.items():
         assert measured == pytest.approx(ended.measured[step], rel=1e-4), step
@@ -189,7 +189,7 @@ def test_the_state_is_plain_and_with_lightnings_own(whole, kind):
     saved = torch.load(path / "meta.pt" if path.is_dir() else path, weights_only=True)
     state = saved["callbacks"]["BatchSizeScaler"]
     assert run_of(state).windows == saved["global_step"]
-    assert run_of(state).examples.total == MICRO_BATCHES * SIZE
+    assert run_of(state).examples.total == LOADER_BATCHES * SIZE
     assert run_of(state).batch.batch_size == dict(ended.decisions)[saved["global_step"]]
 
 
@@ -210,7 +210,7 @@ def test_what_a_checkpoint_did_not_bring_back_would_be_seen(whole, kind):
     ],
 )
 def test_on_another_number_of_ranks_the_batch_stays(whole, kind, before, after):
-    """The micro-batches are the same, so all windows are. The message on its way was for other ranks, and is lost."""
+    """The loader batches are the same, so all windows are. The message on its way was for other ranks, and is lost."""
     ended, path = whole(kind, before)
     at = step_of(path)
     batch = dict(ended.decisions)[at]
@@ -219,7 +219,7 @@ def test_on_another_number_of_ranks_the_batch_stays(whole, kind, before, after):
         check_goes_on(again, ended, lost={at})
     (said,) = results[0].said
     windows = batch // SIZE // after
-    assert re.search(rf"\b{after} .*\b{before} devices.*\b{batch} examples.*\b{windows} micro-batches", said)
+    assert re.search(rf"\b{after} .*\b{before} devices.*\b{batch} examples.*\b{windows} loader batches", said)
 
 
 def test_of_a_batch_that_the_ranks_cannot_make_the_nearest_is_taken_and_said(tmp_path):
@@ -229,7 +229,7 @@ def test_of_a_batch_that_the_ranks_cannot_make_the_nearest_is_taken_and_said(tmp
     path = after_first_epoch(tmp_path / "two")
     results = on(3, kind, tmp_path / "three", path, policy=policy)
     (said,) = results[0].said
-    assert re.search("3 .*2 devices.*32 examples.*36.*3 micro-batches", said)
+    assert re.search("3 .*2 devices.*32 examples.*36.*3 loader batches", said)
     for again in results:
         assert again.batch_size == 36
         assert [measured[2] for step, measured in again.measured.items() if step > step_of(path)] == [36] * 4

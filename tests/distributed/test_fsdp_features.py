@@ -15,7 +15,7 @@ from tests.helpers.sharded_runs import STRATEGIES, Trains, items
 
 pytestmark = pytest.mark.timeout(180)
 
-WINDOWS, MICRO_BATCHES, SIZE = 3, 4, 4  # micro-batches of a window over all ranks; examples of each
+WINDOWS, LOADER_BATCHES, SIZE = 3, 4, 4  # loader batches of a window over all ranks; examples of each
 CLIPPED = {"gradient_clip_val": 0.1}
 CLIPPED_BY_VALUE = {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}
 
@@ -75,10 +75,10 @@ class ClipsItself(Made):
 def monitored(rank, ranks, kind, case):
     """Of each window trace and |G|² as measured, and the squared norm of this rank's part of what was stepped with."""
     monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
-    settings = dict(max_epochs=1, accumulate_grad_batches=MICRO_BATCHES // ranks, **case.trainer)
+    settings = dict(max_epochs=1, accumulate_grad_batches=LOADER_BATCHES // ranks, **case.trainer)
     trainer = trainer_of(ranks, [monitor], STRATEGIES[kind]() if kind else None, **settings)
     module = (ClipsItself if case.clips_itself else Made)(frozen=False, shard=case.shard)
-    trainer.fit(module, loader_of(items(WINDOWS * MICRO_BATCHES, (SIZE,)), rank, ranks))
+    trainer.fit(module, loader_of(items(WINDOWS * LOADER_BATCHES, (SIZE,)), rank, ranks))
     found = [(made.trace, made.grad_sq) for made in monitor.history]
     return found, trainer.optimizers[0].sq_norms
 
@@ -101,7 +101,7 @@ def test_measured_as_on_one_process_without_it(kind, name):
         for (trace, grad_sq), (true_trace, true_grad_sq) in zip(found, measured, strict=True):
             assert trace == pytest.approx(true_trace, rel=case.rel)
             # It is what is left of the mean's squared norm once its noise is taken away: as wrong as that is.
-            assert grad_sq == pytest.approx(true_grad_sq, abs=case.rel * true_trace / (MICRO_BATCHES * SIZE))
+            assert grad_sq == pytest.approx(true_grad_sq, abs=case.rel * true_trace / (LOADER_BATCHES * SIZE))
     stepped = [sum(shares) for shares in zip(*(sq_norms for _, sq_norms in results), strict=True)]
     if "gradient_clip_val" in case.trainer:
         assert all(after < 0.2 * before for after, before in zip(stepped, stepped_with, strict=True))

@@ -34,7 +34,7 @@ STRATEGIES = ["ddp", "ddp_fork", "ddp_spawn"]  # ddp_notebook is another name of
 # The first starts the script again, so it has one of its own.
 SCRIPTS = [["ddp"], ["ddp_fork", "ddp_spawn", "ddp_fork-monitor"]]
 RUNS = [*STRATEGIES, "ddp_fork-monitor"]
-WITHOUT_TIMES = {"seconds_per_micro_batch": None, "seconds_per_step": None}
+WITHOUT_TIMES = {"seconds_per_loader_batch": None, "seconds_per_step": None}
 
 
 def started(folder, runs, script=launched_worker):

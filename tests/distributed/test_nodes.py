@@ -74,7 +74,7 @@ def two_nodes(folder, name, *how):
 def without_times(told):
     agreed = json.loads(told["agreed"])
     for record in agreed["decisions"]:
-        record["situation"] |= {"seconds_per_micro_batch": None, "seconds_per_step": None}
+        record["situation"] |= {"seconds_per_loader_batch": None, "seconds_per_step": None}
     return agreed
 
 

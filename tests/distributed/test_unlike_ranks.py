@@ -62,7 +62,7 @@ def trained(rank, loaders, folder=None, ckpt=None, epochs=4, **options):
     ids=str,
 )
 def test_with_loaders_of_their_own_all_ranks_plan_and_step_alike(loaders, options):
-    """As many micro-batches, but not as many examples."""
+    """As many loader batches, but not as many examples."""
     first, second = fit_on(2, trained, loaders, **options)
     assert first == second
     assert first["examples_seen"] == 4 * sum(examples for examples, _ in loaders)

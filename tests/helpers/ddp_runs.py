@@ -18,7 +18,7 @@ from tests.helpers.training import QUIET, ByStep, KeepsRates, KeepSteps, scripte
 
 
 def loader_of(items, rank=0, ranks=1):
-    """Each item is a micro-batch; item i goes to rank i modulo ranks (Lightning's own sampler would shuffle)."""
+    """Each item is a loader batch; item i goes to rank i modulo ranks (Lightning's own sampler would shuffle)."""
     return DataLoader(items[rank::ranks], batch_size=None)
 
 

@@ -29,7 +29,7 @@ def hearing(pattern):
 # Ours, by their key words.
 NOT_MEASURED = ".*noise scale cannot be measured"
 HARDLY_RESOLVED = "noise scale .*resolved"
-DROPPED = r"last \d+ micro-batches"
+DROPPED = r"last \d+ loader batches"
 OTHER_START = "bsscale. resuming with"
 NOT_THE_MEAN = ".*is not the mean"
 CANNOT_MEASURE = ignored(NOT_MEASURED)

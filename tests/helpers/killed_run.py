@@ -24,7 +24,7 @@ from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.theory.stored import as_plain
 from tests.helpers.training import QUIET, KeepsRates, Regression, one_cycle, regression_loader
 
-EXAMPLES, MICRO_BATCH, EPOCHS = 1204, 4, 3
+EXAMPLES, LOADER_BATCH_SIZE, EPOCHS = 1204, 4, 3
 
 
 class StatefulLoader:
@@ -36,14 +36,14 @@ class StatefulLoader:
         self.position = 0
 
     def __len__(self):
-        return -(-EXAMPLES // MICRO_BATCH)
+        return -(-EXAMPLES // LOADER_BATCH_SIZE)
 
     def __iter__(self):
         self.position %= len(self)
         # Lightning restores the loader's state within an epoch, and begins anew at an epoch's end.
         order = torch.randperm(EXAMPLES, generator=torch.Generator().manual_seed(self.trainer.current_epoch))
         while self.position < len(self):
-            rows = order[self.position * MICRO_BATCH : (self.position + 1) * MICRO_BATCH]
+            rows = order[self.position * LOADER_BATCH_SIZE : (self.position + 1) * LOADER_BATCH_SIZE]
             self.position += 1
             yield self.data[rows]
 
@@ -59,7 +59,7 @@ class WritesSteps(Regression):
 
     def __init__(self, path):
         # Not trainer.estimated_stepping_batches: asked there, it keeps Lightning from restoring the loader's state.
-        total = EPOCHS * -(-EXAMPLES // MICRO_BATCH)
+        total = EPOCHS * -(-EXAMPLES // LOADER_BATCH_SIZE)
         super().__init__(lambda p: KeepsRates(p, lr=0.01, momentum=0.9), one_cycle(total))
         self.path = path
         self.examples, self.made = [], 0
@@ -120,7 +120,7 @@ def attempt(folder):
         "decisions": [as_plain(record) for record in scaler.decisions],
         "history": [as_plain(made) for made in scaler.history],
         "global_step": trainer.global_step,
-        **{key: state["run"][key] for key in ("examples", "windows", "position", "lost_micro_batches", "batch")},
+        **{key: state["run"][key] for key in ("examples", "windows", "position", "lost_loader_batches", "batch")},
     }
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "journal.txt").write_text(scaler.journal_path.name)

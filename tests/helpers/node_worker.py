@@ -28,7 +28,7 @@ from tests.helpers.training import QUIET, KeepsRates
 TIME_OUT = 10  # seconds, of the process group
 LIFE = 60  # seconds
 EPOCHS = 3
-LAST_WINDOW = 88  # in epoch 1; windows have four micro-batches by then
+LAST_WINDOW = 88  # in epoch 1; windows have four loader batches by then
 
 
 class Worker(DigitsModel):

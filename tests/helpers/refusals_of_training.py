@@ -230,7 +230,7 @@ class FitsWithin(pl.Callback):
         train(trainer.callbacks[0])
 
 
-# ---------------------------------------------------------------- at the first micro-batch
+# ---------------------------------------------------------------- at the first loader batch
 
 
 class TakesTheIterator(Regression):

@@ -15,13 +15,13 @@ from lightning_bsscale.theory.state import RunSettings, RunState
 from lightning_bsscale.theory.stored import FRACTIONS, as_plain, check_stored, from_plain
 from tests.helpers.simulated import equal_sums
 
-SIZE = 4  # examples of a usual micro-batch of one rank
+SIZE = 4  # examples of a usual loader batch of one rank
 
 
 def user_plan(
     accumulate=1, *, size=1, plan_size=None, max_steps=None, total_examples=None, ends_with_epochs=True
 ) -> UserPlan:
-    """The user's plan, in micro-batches of `size` examples; its steps may be counted in others."""
+    """The user's plan, in loader batches of `size` examples; its steps may be counted in others."""
     return UserPlan(
         accumulate=accumulate,
         max_steps=max_steps,
@@ -35,11 +35,11 @@ def user_plan(
 class ByStep:
     """Asks for a batch by the number of steps made, so a resumed run needs no state of it."""
 
-    def __init__(self, micro_batches):
-        self.micro_batches = micro_batches
+    def __init__(self, loader_batches):
+        self.loader_batches = loader_batches
 
     def decide(self, situation, limits):
-        wanted = self.micro_batches[situation.optimizer_steps % len(self.micro_batches)] * limits.granularity
+        wanted = self.loader_batches[situation.optimizer_steps % len(self.loader_batches)] * limits.granularity
         return Decision(batch_size=wanted, reason="by step", code="hold" if wanted == situation.batch_size else "move")
 
 
@@ -52,7 +52,7 @@ def stored_again(state):
 
 @dataclass(frozen=True)
 class Program:
-    """A training: micro-batches of each epoch, what the loader announces, and what is asked for."""
+    """A training: loader batches of each epoch, what the loader announces, and what is asked for."""
 
     epochs: tuple[int, ...] = (10,)
     announced: int | None = 10
@@ -102,7 +102,7 @@ class Program:
         )
 
     def sizes(self, epoch, index):
-        """Examples of a micro-batch on each rank: an epoch's last one is short, and on the last rank by one more."""
+        """Examples of a loader batch on each rank: an epoch's last one is short, and on the last rank by one more."""
         if index + 1 < self.epochs[epoch]:
             return [SIZE] * self.ranks
         return [max(1, self.last_size - (rank > 0 and rank == self.ranks - 1)) for rank in range(self.ranks)]
@@ -162,10 +162,10 @@ class Host:
         for epoch, index in places:
             if self.is_over:
                 break
-            self.micro_batch(epoch, index)
+            self.loader_batch(epoch, index)
         return self
 
-    def micro_batch(self, epoch, index):
+    def loader_batch(self, epoch, index):
         program = self.program
         is_last = index + 1 == program.epochs[epoch]
         pending = self.state.pending
@@ -177,7 +177,7 @@ class Host:
             is_full = window.begun == window.planned if self.settings.acts else (index + 1) % program.accumulate == 0
             has_stepped = is_full or is_last
             self.unsent[rank] += window.examples if has_stepped else 0
-            state = replace(state, window=replace(window, ended=window.ended + 1), micro_batches_in_epoch=index + 1)
+            state = replace(state, window=replace(window, ended=window.ended + 1), loader_batches_in_epoch=index + 1)
             self.states[rank] = self._closed(state, rank, (epoch, index), arrived) if has_stepped else state
         if has_stepped:
             self._send()
@@ -185,7 +185,7 @@ class Host:
     def _begun(self, state, epoch, index, size):
         settings, position, accumulate = self.settings, state.position, self.program.accumulate
         lengths = self.lengths(self.program)
-        if index == 0 or (epoch != state.epoch and index < position.micro_batches):
+        if index == 0 or (epoch != state.epoch and index < position.loader_batches):
             state = run.start_epoch(settings, state, epoch=epoch, **lengths).state
         elif state.is_resumed and position.is_last:
             state = run.start_epoch(settings, state, epoch=epoch, first=index, **lengths).state

@@ -97,7 +97,7 @@ class Unsized(IterableDataset):
 
 
 class OneHot(pl.LightningModule):
-    """Micro-batch i of the whole training has gradient e_i, so the gradient at a step reads off every weight."""
+    """Loader batch i of the whole training has gradient e_i, so the gradient at a step reads off every weight."""
 
     def __init__(self, total, epoch_length):
         super().__init__()
@@ -124,7 +124,7 @@ class OneHot(pl.LightningModule):
 
 
 def assert_measured_right(one):
-    """Micro-batches with orthogonal gradients of length one: whatever the window, tr Σ = 1 and ‖G‖² = 0."""
+    """Loader batches with orthogonal gradients of length one: whatever the window, tr Σ = 1 and ‖G‖² = 0."""
     for made in one.history:
         assert abs(made.trace - 1) < 1e-6
         assert abs(made.grad_sq) < 1e-6
@@ -252,7 +252,7 @@ class Watched(Regression):
     """Validates, keeps the examples seen by each step, and fails on demand."""
 
     breaks_at = None
-    clock = 0.0  # in which every micro-batch takes a second
+    clock = 0.0  # in which every loader batch takes a second
 
     def __init__(self, **options):
         super().__init__(
@@ -278,7 +278,7 @@ class Watched(Regression):
 
 
 class Saves(pl.Callback):
-    """Stands where the user put it, and saves after one micro-batch, or at an epoch's end (None)."""
+    """Stands where the user put it, and saves after one loader batch, or at an epoch's end (None)."""
 
     def __init__(self, path, batch_idx, epoch=0):
         self.path, self.at = path, (epoch, batch_idx)
@@ -322,7 +322,7 @@ class UnsizedRegression(IterableDataset):
 
 
 def weights_after(callbacks, **settings):
-    """Weights of a training with shuffled data and ragged epochs: 51 micro-batches of 4 (the last of 3)."""
+    """Weights of a training with shuffled data and ragged epochs: 51 loader batches of 4 (the last of 3)."""
     module = Regression(lambda p: torch.optim.AdamW(p, lr=0.01), hidden=5)
     torch.manual_seed(0)
     fit(module, regression_loader(203, shuffle=True), callbacks, max_epochs=3, **settings)

@@ -16,7 +16,7 @@ from tests.helpers.simulated_run import SIZE, Program
 TRACE, GRAD_SQ = 200.0, 4.0
 
 
-def settings_of(micro_batches, *, measure_every=1, policy=None, rule=None, schedule=None, memory=1000.0):
+def settings_of(loader_batches, *, measure_every=1, policy=None, rule=None, schedule=None, memory=1000.0):
     """The settings of one epoch on one device."""
     rule = rule or Sqrt()
     return replace(
@@ -26,7 +26,7 @@ def settings_of(micro_batches, *, measure_every=1, policy=None, rule=None, sched
         rule=rule,
         rule_for=lambda optimizer: rule,
         schedule=schedule,
-        total_examples=float(micro_batches * SIZE),
+        total_examples=float(loader_batches * SIZE),
         memory=memory,
     )
 
@@ -37,10 +37,10 @@ def sums_of(length, dice):
     return equal_sums(length * micro * dice.uniform(0.8, 1.2), mean * dice.uniform(0.8, 1.2), length, SIZE)
 
 
-def write_run(path, micro_batches=400, *, journal=None, **options):
+def write_run(path, loader_batches=400, *, journal=None, **options):
     """Write the journal of a run of one epoch; return its path."""
-    settings, dice = settings_of(micro_batches, **options), random.Random(0)
-    lengths = dict(epoch_batches=micro_batches, epoch_examples=micro_batches * SIZE)
+    settings, dice = settings_of(loader_batches, **options), random.Random(0)
+    lengths = dict(epoch_batches=loader_batches, epoch_examples=loader_batches * SIZE)
     state = run.begin_run(settings, settings.plan.begin(**lengths), epoch=0)
     journal = journal or Journal(path, run_header(settings, state))
 
@@ -53,9 +53,9 @@ def write_run(path, micro_batches=400, *, journal=None, **options):
             if record is not None:
                 journal.write(record)
 
-    write(EpochEvent(epoch=0, batches=micro_batches, examples=micro_batches * SIZE, ready=0))
+    write(EpochEvent(epoch=0, batches=loader_batches, examples=loader_batches * SIZE, ready=0))
     done, arrived = 0, None
-    while done < micro_batches:
+    while done < loader_batches:
         window = run.open_window(settings, state, done, accumulate=2, steps_before=0).window
         factor, scheduled = run.learning_rate_factors(
             settings, state, window.planned, has_usual_size=window.has_usual_size
@@ -64,13 +64,13 @@ def write_run(path, micro_batches=400, *, journal=None, **options):
             WindowEvent(
                 start=done,
                 length=window.planned,
-                is_last=done + window.planned == micro_batches,
-                lr=0.1 * (1 + math.cos(math.pi * done / micro_batches)) * factor if window.is_measured else None,
+                is_last=done + window.planned == loader_batches,
+                lr=0.1 * (1 + math.cos(math.pi * done / loader_batches)) * factor if window.is_measured else None,
                 factor=factor,
                 scheduled=scheduled,
                 has_sums=window.is_watched,
                 arrived=arrived,
-                relative_lr=(1 + math.cos(math.pi * done / micro_batches)) / 2,
+                relative_lr=(1 + math.cos(math.pi * done / loader_batches)) / 2,
                 seconds=(round(dice.uniform(1e-3, 2e-3), 9), round(dice.uniform(1e-4, 2e-4), 9)),
             )
         )

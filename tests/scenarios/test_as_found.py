@@ -248,15 +248,15 @@ def test_after_training(name):
     assert trainer.global_step > 3
 
 
-OF_A_MICRO_BATCH = ["on_train_batch_start", "training_step", "on_after_backward"]
+OF_A_LOADER_BATCH = ["on_train_batch_start", "training_step", "on_after_backward"]
 # Those who only look have no schedulers and no windows of their own.
-OF_A_WINDOW = [*OF_A_MICRO_BATCH, "the update", "on_train_batch_end", "teardown"]
+OF_A_WINDOW = [*OF_A_LOADER_BATCH, "the update", "on_train_batch_end", "teardown"]
 # After two steps: in the middle of windows that have grown and are measured.
 PLACES = [("scaler", where, 0 if where == "on_train_start" else 2, Broken) for where in [*HOOKS, *OF_THE_MODULE]]
 PLACES += [(name, where, 2, Broken) for name in ("dry run", "monitor") for where in OF_A_WINDOW]
 STOPPED = ["training_step", "on_before_optimizer_step", "validation_step", "on_train_batch_end"]
 for name in CALLBACKS:
-    PLACES += [(name, where, 0, Broken) for where in ["on_train_start", *OF_A_MICRO_BATCH]]
+    PLACES += [(name, where, 0, Broken) for where in ["on_train_start", *OF_A_LOADER_BATCH]]
     PLACES += [(name, where, 2, KeyboardInterrupt) for where in STOPPED]
 
 
@@ -342,7 +342,7 @@ def test_after_a_warning_of_ours_that_is_an_error(name, recwarn):
 @MID_EPOCH
 @pytest.mark.parametrize("where", ["on_train_start", "on_train_batch_start", "training_step", "the update"])
 def test_after_a_resumed_run_broke(where, tmp_path):
-    """A window is placed before the first micro-batch then, for Lightning's own restart."""
+    """A window is placed before the first loader batch then, for Lightning's own restart."""
     path = tmp_path / "saved.ckpt"
     train(Fragile(), scaler()).save_checkpoint(path)
     module, trainer = Fragile(where), make_trainer(scaler(), max_epochs=4)

@@ -24,10 +24,10 @@ def test_learning_rate_monitor_keeps_logging_the_users_rate(interval, order):
         return logger, trainer.optimizers[0].used
 
     logger, used = trained([scripted(8, 16)])
-    # Windows of 1, 2, 4, 4, 4 and 1 micro-batches, then four of 4.
+    # Windows of 1, 2, 4, 4, 4 and 1 loader batches, then four of 4.
     windows = [1, 2, 4, 4, 4, 1, 4, 4, 4, 4]
     users = [0.1 * 0.9 ** sum(windows[:step]) for step in range(10)]
-    # It logs at every micro-batch, also within a window, at the step that is being made.
+    # It logs at every loader batch, also within a window, at the step that is being made.
     by_step = dict(logger.points("lr-KeepsRates"))
     steps = [0, 6] if interval == "epoch" else list(range(10))
     assert by_step == {step: pytest.approx(users[step]) for step in steps}

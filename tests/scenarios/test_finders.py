@@ -15,7 +15,7 @@ pytestmark = CANNOT_MEASURE
 
 
 class Tunable(Regression):
-    """What the finders change: `lr` and `batch_size`. Keeps the size of every micro-batch."""
+    """What the finders change: `lr` and `batch_size`. Keeps the size of every loader batch."""
 
     def __init__(self, lr=0.05, batch_size=4):
         super().__init__(
@@ -41,7 +41,7 @@ def monitor():
 
 
 def train(module, watch, trainer=None):
-    """Two epochs, two micro-batches a step; what was measured, and the weights."""
+    """Two epochs, two loader batches a step; what was measured, and the weights."""
     trainer = trainer or make_trainer(watch)
     before = trainer.callbacks
     trainer.fit(module)
@@ -127,7 +127,7 @@ class SizeInEachEpoch(BatchSizeFinder):
 
 
 @pytest.mark.parametrize(
-    ("cls", "why"), [(RateInEachEpoch, "epoch_start.*factor"), (SizeInEachEpoch, "epoch_end.*micro-batch")]
+    ("cls", "why"), [(RateInEachEpoch, "epoch_start.*factor"), (SizeInEachEpoch, "epoch_end.*loader batch")]
 )
 def test_a_finder_in_mid_training_is_refused(cls, why):
     module = Tunable()
@@ -143,6 +143,6 @@ def test_the_monitor_may_stay_beside_a_finder_of_rates_in_mid_training(tmp_path)
     watch, module = monitor(), Tunable()
     finder = RateInEachEpoch(1e-4, 1e-2, num_training_steps=20, update_attr=False)
     with_finder = train(module, watch, make_trainer(finder, watch, max_epochs=3, default_root_dir=tmp_path))
-    assert len(module.sizes) > 120  # its own micro-batches, and those of three epochs
+    assert len(module.sizes) > 120  # its own loader batches, and those of three epochs
     bare = monitor()
     assert_same(with_finder, train(Tunable(), bare, make_trainer(bare, max_epochs=3)))

@@ -53,22 +53,22 @@ def from_another_start(tmp_path, before, after, match, batches=(24,), **settings
 
 
 @pytest.mark.parametrize("settings", [{"max_epochs": 3}, {"max_steps": 120}])
-def test_a_changed_micro_batch_keeps_the_batch(tmp_path, settings):
-    match = r"8 .*4 examples.*24 examples.*3 micro-batches"
+def test_a_changed_loader_batch_keeps_the_batch(tmp_path, settings):
+    match = r"8 .*4 examples.*24 examples.*3 loader batches"
     scaler, module = from_another_start(tmp_path, (4, 1), (8, 1), match, **settings)
     assert scaler.batch_size == 24
     assert scaler.decisions[-1].situation.start_batch_size == 4
     if "max_epochs" in settings:
         assert module.windows == [*[24] * 8, 12] * 2
     else:
-        # Lightning itself takes one micro-batch more when it is resumed at an epoch's end without max_epochs, which
+        # Lightning itself takes one loader batch more when it is resumed at an epoch's end without max_epochs, which
         # counts. The plan is 120 steps of 4, of which the first epoch made 51.
         assert module.windows == [8, *[24] * 8, 12, 24, 24, 16]
         assert scaler.examples_seen == 120 * 4
 
 
-def test_a_batch_that_the_new_micro_batch_cannot_make_becomes_the_nearest(tmp_path):
-    match = r"16 .*4.*24 examples.*32.*2 micro-batches"
+def test_a_batch_that_the_new_loader_batch_cannot_make_becomes_the_nearest(tmp_path):
+    match = r"16 .*4.*24 examples.*32.*2 loader batches"
     scaler, module = from_another_start(tmp_path, (4, 1), (16, 1), match, max_epochs=3)
     assert scaler.batch_size == 32
     assert module.windows[:6] == [32] * 6
@@ -76,7 +76,7 @@ def test_a_batch_that_the_new_micro_batch_cannot_make_becomes_the_nearest(tmp_pa
     assert scaler.lr_scale == pytest.approx((32 / 4) ** 0.5)
 
 
-def test_a_smaller_micro_batch_and_another_accumulation(tmp_path):
+def test_a_smaller_loader_batch_and_another_accumulation(tmp_path):
     match = r"4 .*12 examples.*accumulate_grad_batches=3 .*2"
     scaler, module = from_another_start(tmp_path, (12, 2), (4, 3), match, batches=(48,), max_epochs=3)
     assert module.windows[:4] == [48] * 4

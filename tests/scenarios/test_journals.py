@@ -398,8 +398,8 @@ def dry(**options):
 
 DATA, SHORT = regression_loader(1203, noise=3.0), regression_loader(83)
 UNSIZED = DataLoader(Unsized(), batch_size=4)
-MICRO_BATCHES = [None if k in {0, 3, 4, 11, 12, 13, 29} else batch for k, batch in enumerate(regression_loader(120))]
-WITH_NONE = DataLoader(MICRO_BATCHES, batch_size=None, collate_fn=lambda batch: batch)
+LOADER_BATCHES = [None if k in {0, 3, 4, 11, 12, 13, 29} else batch for k, batch in enumerate(regression_loader(120))]
+WITH_NONE = DataLoader(LOADER_BATCHES, batch_size=None, collate_fn=lambda batch: batch)
 # The callback and its options, the data, and the Trainer's settings.
 RUNS = {
     "a growing batch": (built_in, {}, DATA, dict(max_epochs=3)),
@@ -443,7 +443,7 @@ def test_a_run_replays_whole(tmp_path, name):
 
 
 class SavesWithin(pl.Callback):
-    """Saves after some micro-batches, whatever the window."""
+    """Saves after some loader batches, whatever the window."""
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.current_epoch == 1 and batch_idx in {6, 7, 8, 9}:
@@ -454,7 +454,7 @@ class SavesWithin(pl.Callback):
 @pytest.mark.parametrize("at", [6, 7, 8, 9])
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 2), (8, 2), (2, 2), (4, 3)])
 def test_a_resumed_run_replays_whole(tmp_path, at, batch_size, accumulate):
-    """From within an epoch and a window, also with other micro-batches: in its own journal, and in a new one."""
+    """From within an epoch and a window, also with other loader batches: in its own journal, and in a new one."""
     settings = dict(max_epochs=3, default_root_dir=tmp_path)
     first = own(record=tmp_path / "run.jsonl")
     module = Regression(scheduler=cosine)

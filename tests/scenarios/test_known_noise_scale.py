@@ -47,7 +47,7 @@ def test_unequal_parts_are_weighted():
 
 
 def test_ragged_end_of_every_epoch_is_corrected():
-    """Epochs of three micro-batches under a divisor of four: every window has the wrong divisor; none may show it."""
+    """Epochs of three loader batches under a divisor of four: every window has the wrong divisor; none may show it."""
     windows = 300
     monitor = GradientNoiseScaleMonitor(measure_every=1, memory=1.0)
     parts = iter(gradients(12 * windows, seed=4).split(4))

@@ -95,9 +95,9 @@ def test_no_callback_of_lightning_is_forgotten():
 # ---------------------------------------------------------------- checkpoints
 
 
-# Windows of 1, 2, 4, 3, 3, 3, 3 and 1 micro-batches, then of 3, 3, 3, 3, 3, 3 and 2: 15 steps.
+# Windows of 1, 2, 4, 3, 3, 3, 3 and 1 loader batches, then of 3, 3, 3, 3, 3, 3 and 2: 15 steps.
 GROWTH = (8, 16, 12)
-AT_VALIDATIONS = [2, 4, 5, 8, 9, 11, 13, 15]  # after each 5 micro-batches, and often within a window, as after each 6
+AT_VALIDATIONS = [2, 4, 5, 8, 9, 11, 13, 15]  # after each 5 loader batches, and often within a window, as after each 6
 TRIGGERS = {
     "every_n_train_steps": (dict(every_n_train_steps=2), [2, 4, 6, 8, 10, 12, 14]),
     "train_time_interval of 0": (dict(train_time_interval=timedelta(0)), list(range(1, 16))),
@@ -129,13 +129,13 @@ def test_every_trigger_saves_a_state_that_fits_its_step(name, tmp_path, monkeypa
         steps = made["global_step"]
         assert run_of(state).windows == steps
         assert run_of(state).examples.total == module.examples_at[steps]
-        planned = module.examples_at[steps] // 4  # of the user's plan: one micro-batch each
+        planned = module.examples_at[steps] // 4  # of the user's plan: one loader batch each
         assert made["lr_schedulers"][0]["last_epoch"] == planned
         assert made["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.05 * 0.9 ** (planned // 3))
         resumed = scripted()
         fit(Watched(), regression_loader(80), [resumed], ckpt_path=path, **settings)
         end = resumed.state_dict()  # of a run that had nothing left to do, it is what was loaded
-        lost = run_of(end).lost_micro_batches
+        lost = run_of(end).lost_loader_batches
         assert run_of(end).examples.total == 160 - 4 * lost
         came = made["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
         assert lost == (0 if run_of(state).window is None else came - planned % 20)
@@ -145,7 +145,7 @@ def test_every_trigger_saves_a_state_that_fits_its_step(name, tmp_path, monkeypa
 
 
 def test_early_stopping_in_mid_window_loses_what_it_loses_without_us(recwarn):
-    """Validation after 6 and 12 micro-batches, windows of 5: training stops two micro-batches into the third."""
+    """Validation after 6 and 12 loader batches, windows of 5: training stops two loader batches into the third."""
     modules, settings = [], dict(val_check_interval=6, accumulate_grad_batches=5, max_epochs=4)
     scaler = scripted()
     for others in ([], [scaler]):
@@ -154,7 +154,7 @@ def test_early_stopping_in_mid_window_loses_what_it_loses_without_us(recwarn):
         assert (trainer.global_step, module.seen) == (2, 48)
         modules.append(module)
     assert_same_weights(*modules)
-    assert (scaler.examples_seen, run_of(scaler).lost_micro_batches) == (40, 2)
+    assert (scaler.examples_seen, run_of(scaler).lost_loader_batches) == (40, 2)
     (said,) = said_of(DROPPED, recwarn)
     assert "2" in said
     assert "EarlyStopping" in said
@@ -165,14 +165,14 @@ def test_early_stopping_at_an_epochs_end_loses_nothing(recwarn):
     stop = EarlyStopping("val_loss", patience=1)
     trainer = fit(module, regression_loader(80), [stop, scaler], val=regression_loader(8), max_epochs=9)
     assert (trainer.current_epoch, scaler.examples_seen) == (2, 160)
-    assert run_of(scaler).lost_micro_batches == 0
+    assert run_of(scaler).lost_loader_batches == 0
     assert not said_of(DROPPED, recwarn)
 
 
 @pytest.mark.parametrize(("last", "lost"), [(11, 2), (12, 0)])
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_timer_stops_where_it_would(last, lost, order, recwarn):
-    """The timer is told of an hour, in the middle of a window and in its last micro-batch."""
+    """The timer is told of an hour, in the middle of a window and in its last loader batch."""
     timer, scaler = Timer(timedelta(minutes=30)), scripted(*GROWTH)
 
     class Waits(Watched):
@@ -185,7 +185,7 @@ def test_a_timer_stops_where_it_would(last, lost, order, recwarn):
     assert trainer.should_stop
     assert module.seen == 4 * (last + 1)
     assert scaler.examples_seen == 4 * (last + 1 - lost)
-    assert run_of(scaler).lost_micro_batches == lost
+    assert run_of(scaler).lost_loader_batches == lost
     assert len(said_of(DROPPED, recwarn)) == (lost > 0)
 
 
@@ -220,7 +220,7 @@ def test_throughput():
     throughput = callbacks.ThroughputMonitor(batch_size_fn=lambda batch: len(batch[0]), window_size=4)
     logged, trainer = logged_beside(throughput)
     seen = [(step, m["train/samples"], m["train/batches"]) for step, m in logged if "train/samples" in m]
-    # Once a step, whatever the window; micro-batches and examples are counted, not steps.
+    # Once a step, whatever the window; loader batches and examples are counted, not steps.
     assert [step for step, _, _ in seen] == list(range(trainer.global_step))
     assert seen[-1] == (trainer.global_step - 1, 160, 40)
 

@@ -1,4 +1,4 @@
-"""Loaders and batches of every shape: each micro-batch in exactly one step, examples counted right."""
+"""Loaders and batches of every shape: each loader batch in exactly one step, examples counted right."""
 
 import dataclasses
 import itertools
@@ -26,7 +26,7 @@ pytestmark = [
 
 
 class ByIndex(OneHot):
-    """Micro-batch i of an epoch is known by its index, whatever it holds."""
+    """Loader batch i of an epoch is known by its index, whatever it holds."""
 
     def __init__(self, epochs, epoch_length):
         super().__init__(epochs * epoch_length, epoch_length)
@@ -35,9 +35,9 @@ class ByIndex(OneHot):
         return self.weight[self.epoch * self.epoch_length + batch_idx]
 
 
-def windows_of(*micro_batches, size=3, **options):
-    """Windows of so many micro-batches of `size` examples, one after the other, each measured."""
-    return scripted(*(size * n for n in micro_batches), **{"measure_every": 1, "lr_rule": "none", **options})
+def windows_of(*loader_batches, size=3, **options):
+    """Windows of so many loader batches of `size` examples, one after the other, each measured."""
+    return scripted(*(size * n for n in loader_batches), **{"measure_every": 1, "lr_rule": "none", **options})
 
 
 def watching_all(**options):
@@ -45,7 +45,7 @@ def watching_all(**options):
 
 
 def check_exact(loader, sizes, *, epochs=2, callback=None):
-    """Trains with windows of 2, 1, 3, 4, 2, 5 … micro-batches of so many examples, and looks at every step."""
+    """Trains with windows of 2, 1, 3, 4, 2, 5 … loader batches of so many examples, and looks at every step."""
     module, logger = ByIndex(epochs, len(sizes)), KeepSteps()
     scaler = callback or windows_of(1, 3, 4, 2, 5, 3, size=sizes[0])
     settings = dict(max_epochs=epochs, accumulate_grad_batches=2, logger=logger, log_every_n_steps=1)
@@ -89,7 +89,7 @@ UNEQUAL = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
 
 
 class Shaped:
-    """No DataLoader at all: micro-batches of these sizes and of any shape."""
+    """No DataLoader at all: loader batches of these sizes and of any shape."""
 
     def __init__(self, shape=lambda x: x, sizes=UNEQUAL):
         self.shape, self.sizes = shape, sizes
@@ -129,7 +129,7 @@ def test_every_loader_gives_exact_windows(name):
 
 
 def combined(mode):
-    """Loaders of 4 and of 11 micro-batches, of 3 and of 2 examples."""
+    """Loaders of 4 and of 11 loader batches, of 3 and of 2 examples."""
     return CombinedLoader({"a": DataLoader(Numbers(33), batch_size=3), "b": DataLoader(Numbers(8), batch_size=2)}, mode)
 
 
@@ -154,7 +154,7 @@ def test_combined_loaders(mode, length, given):
 
 
 class Moves(ByIndex):
-    """Each weight ends at minus the weight with which its micro-batch entered a step."""
+    """Each weight ends at minus the weight with which its loader batch entered a step."""
 
     def __init__(self, fused):
         super().__init__(2, 11)
@@ -282,13 +282,13 @@ def test_what_lightning_cannot_count_is_refused_and_a_function_counts_it(make):
 
 
 def test_tokens():
-    """Micro-batches of so many tokens: budget, limits and the noise scale are counted in them."""
+    """Loader batches of so many tokens: budget, limits and the noise scale are counted in them."""
     loader = Shaped(lambda x: {"ids": torch.ones(4, len(x)), "mask": torch.ones(4, len(x))})
     scaler = windows_of(1, 3, 4, 2, 5, 3, size=12, batch_size_fn=lambda batch: int(batch["mask"].sum()))
     scaler = check_exact(loader, [4 * size for size in UNEQUAL], callback=scaler)
     assert scaler.examples_seen == 8 * sum(UNEQUAL)
     assert scaler.decisions[0].limits.granularity == 12
-    # 11 micro-batches of the first one's size: the loader's own sizes say nothing about tokens.
+    # 11 loader batches of the first one's size: the loader's own sizes say nothing about tokens.
     assert scaler.decisions[0].situation.total_examples == 2 * 11 * 12
 
 
@@ -313,11 +313,11 @@ def test_an_exception_in_batch_size_fn_comes_through_unchanged(make, fails_at):
     assert len(calls) == fails_at
 
 
-# ---------------------------------------------------------------- unequal micro-batches
+# ---------------------------------------------------------------- unequal loader batches
 
 
 @pytest.mark.parametrize("callback", ["scaler", "monitor"])
-def test_unequal_micro_batches_are_unbiased(callback):
+def test_unequal_loader_batches_are_unbiased(callback):
     """Sizes 2 to 8 at random, windows of 2, 3 and 5, and a loader that ends by surprise: within 3 standard errors."""
     truth, windows = 64.0, 400
     sizes = torch.randint(2, 9, (3 * windows + 1,), generator=torch.Generator().manual_seed(11)).tolist()
@@ -329,7 +329,7 @@ def test_unequal_micro_batches_are_unbiased(callback):
 
     one = windows_of(*[3, 5, 2, 2, 3] * windows, size=sizes[0]) if callback == "scaler" else watching_all()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*first micro-batch")
+        warnings.filterwarnings("ignore", ".*first loader batch")
         fit(KnownNoise(), DataLoader(Unequal(), batch_size=None), [one], max_epochs=1, accumulate_grad_batches=3)
     noise = one.noise_scale
     counts = {made.accumulate_grad_batches for made in one.history}

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*PyType_Spec with a metaclass.*:DeprecationWarning"),
 ]
 
-# 3 epochs of 15 micro-batches: windows of 1, 2, 4, 4, 4, then of 4, 4, 4 and 3, twice.
+# 3 epochs of 15 loader batches: windows of 1, 2, 4, 4, 4, then of 4, 4, 4 and 3, twice.
 GROWTH = (8, 16)
 WINDOWS = [1, 2, 4, 4, 4] + [4, 4, 4, 3] * 2
 EXAMPLES = {step: 4 * sum(WINDOWS[: step + 1]) for step in range(13)}

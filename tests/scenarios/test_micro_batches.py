@@ -156,7 +156,7 @@ def test_random_programs_make_the_steps_of_plain_accumulation(seed):
     found = trained(loader, settings, {**options, **regrouped, "policy": ByStep(options["policy"].batches)}, **net)
     assert_same_steps(found, plain)
     # What an epoch's early end dropped was never computed, where it had been put aside.
-    if not run_of(plain[1]).lost_micro_batches:
+    if not run_of(plain[1]).lost_loader_batches:
         epochs, wanted = ([v["loss_epoch"] for _, v in ran[3].logged if "loss_epoch" in v] for ran in (found, plain))
         assert epochs == pytest.approx(wanted, rel=1e-12)
         assert sum(found[0].sizes) == sum(plain[0].sizes)
@@ -217,7 +217,7 @@ def test_what_was_put_aside_when_training_ends_is_dropped_and_nothing_is_left(ho
     with pytest.raises(ZeroDivisionError) if how == "exception" else nullcontext():
         fit(module, loader, callbacks, max_epochs=1)
     assert scaler.examples_seen == 4
-    assert run_of(scaler).lost_micro_batches == (4 if how == "stop" else 0)
+    assert run_of(scaler).lost_loader_batches == (4 if how == "stop" else 0)
 
 
 def test_with_a_gradient_scaler_and_in_bfloat16_the_steps_are_the_same():

@@ -34,7 +34,7 @@ def run(callback, length, none, sized, epochs=2, start=2):
 
 
 def check(length, none, sized, windows, epochs=2, start=2):
-    """Every micro-batch in one step with weight 1/K, but for an unfinished window before a None that ends the epoch."""
+    """Each loader batch in one step with weight 1/K, but for an unfinished window before a None that ends the epoch."""
     scaler = scripted(*windows, measure_every=1, lr_rule="none")
     steps, trainer, logger, said = run(scaler, length, none, sized, epochs, start)
     came = [length * epoch + i for epoch in range(epochs) for i in range(length) if i not in none]
@@ -47,14 +47,14 @@ def check(length, none, sized, windows, epochs=2, start=2):
         own = range(epoch * length, (epoch + 1) * length)
         indices, all_of_it = [i for i in lost if i in own], [i for i in came if i in own]
         assert not indices or (length - 1 in none and indices == all_of_it[-len(indices) :])
-    assert (run_of(scaler).lost_micro_batches if scaler.state_dict() else 0) == len(lost)
+    assert (run_of(scaler).lost_loader_batches if scaler.state_dict() else 0) == len(lost)
     assert len(said) == (len(lost) > 0)
     assert all("None" in text for text in said)
     assert trainer.global_step == len(steps)
     assert scaler.examples_seen == len(entered)
     assert [step for step, _ in logger.logged] == [*range(len(steps))]
     assert_measured_right(scaler)
-    # As the loggers count, but for None before the first micro-batch of all, and for one that ends an epoch.
+    # As the loggers count, but for None before the first loader batch of all, and for one that ends an epoch.
     counted = trainer.fit_loop.epoch_loop._batches_that_stepped
     leading = came[0] if came else epochs * length
     assert len(steps) <= counted <= len(steps) + leading + epochs * (length - 1 in none)
@@ -90,7 +90,7 @@ def test_a_checkpoint_knows_where_the_moved_window_would_begin():
             places.append(run_of(scaler).window_at_restart())
 
     fit(ByIndex(12, 12), as_loader(12, {2}, True), [scaler, Looks()], max_epochs=1, accumulate_grad_batches=4)
-    # Within the first window, from the second micro-batch after the None on; then within the next one.
+    # Within the first window, from the second loader batch after the None on; then within the next one.
     assert places[3] == (1, 4)
     assert places[5] == (5, 4)
 

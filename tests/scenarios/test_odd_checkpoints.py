@@ -29,7 +29,7 @@ pytestmark = [
 
 
 def by_step(*windows, **options):
-    """Windows of so many micro-batches of four, by the number of steps made."""
+    """Windows of so many loader batches of four, by the number of steps made."""
     return scripted(**{"policy": ByStep([4 * n for n in windows]), **options})
 
 
@@ -88,21 +88,21 @@ def test_saved_by_a_callback_before_the_scaler(tmp_path, saves):
     assert whole.windows[:4] == [4, 12, 16, 16]
     module, scaler = CountsWindows(scheduler=one_cycle(50)), by_step(1, 3, 4, 4)
     trainer = fit(module, regression_loader(200), [scaler], max_epochs=1, ckpt_path=path)
-    assert run_of(scaler).lost_micro_batches == 0
+    assert run_of(scaler).lost_loader_batches == 0
     assert scaler.examples_seen == 200
     assert sum(module.windows) == 200 - 4 * at
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 50
 
 
 @WITHIN_A_WINDOW
-def test_lost_micro_batches_are_gone_from_the_budget_too(tmp_path):
+def test_lost_loader_batches_are_gone_from_the_budget_too(tmp_path):
     """A OneCycleLR as long as the budget would otherwise be stepped once too often, and raise."""
     path, options = tmp_path / "mid.ckpt", {"total_examples": 400}
     callbacks = [by_step(4, **options), Saves(path, 6)]
     fit(Regression(scheduler=one_cycle(100)), regression_loader(2000), callbacks, max_epochs=9)
     module, scaler = Regression(scheduler=one_cycle(100)), by_step(4, **options)
     trainer = fit(module, regression_loader(2000), [scaler], max_epochs=9, ckpt_path=path)
-    lost = run_of(scaler).lost_micro_batches
+    lost = run_of(scaler).lost_loader_batches
     assert lost == 2
     assert scaler.examples_seen + 4 * lost == 400
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 100
@@ -110,18 +110,18 @@ def test_lost_micro_batches_are_gone_from_the_budget_too(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:bsscale")
 @pytest.mark.parametrize("size", [2, 4, 8])
-def test_lost_micro_batches_keep_their_examples_when_a_micro_batch_has_others(tmp_path, size):
-    """The budget is 400, and two micro-batches of 4 are lost."""
+def test_lost_loader_batches_keep_their_examples_when_a_loader_batch_has_others(tmp_path, size):
+    """The budget is 400, and two loader batches of 4 are lost."""
     path, options = tmp_path / "mid.ckpt", {"total_examples": 400}
     fit(Regression(), regression_loader(2000), [by_step(4, **options), Saves(path, 6)], max_epochs=9)
     scaler = by_step(4, **options)
     fit(Regression(), regression_loader(2000, batch_size=size), [scaler], max_epochs=9, ckpt_path=path)
-    assert run_of(scaler).lost_micro_batches == 2
+    assert run_of(scaler).lost_loader_batches == 2
     assert 0 <= scaler.examples_seen - (400 - 2 * 4) < size
 
 
 class GrowsAfterAStepless(CountsWindows):
-    """Its first epoch ends with None before the first step; the others have ten micro-batches."""
+    """Its first epoch ends with None before the first step; the others have ten loader batches."""
 
     def train_dataloader(self):
         batch = next(iter(regression_loader(4)))
@@ -135,7 +135,7 @@ def test_loaders_that_were_made_anew_count_also_before_the_first_step():
     settings = dict(max_epochs=3, accumulate_grad_batches=4, reload_dataloaders_every_n_epochs=1)
     trainer = pl.Trainer(**QUIET, **settings, callbacks=[by_step(4)])
     trainer.fit(module)
-    assert module.windows == [4 + 16, 16, 8, 16, 16, 8], "with the first epoch's one micro-batch, which was lost"
+    assert module.windows == [4 + 16, 16, 8, 16, 16, 8], "with the first epoch's one loader batch, which was lost"
 
 
 class BreaksInStep(torch.optim.SGD):
@@ -169,7 +169,7 @@ def test_interrupted_within_a_step_the_checkpoint_has_the_users_rate(tmp_path):
 
 
 @NONE_BATCH
-def test_none_before_the_first_micro_batch():
+def test_none_before_the_first_loader_batch():
     """Lightning steps schedulers for it, so their clock is held from the start of training."""
     loader = DataLoader([None, None, *regression_loader(232)], batch_size=None)
     trainer = fit(Regression(scheduler=one_cycle(60)), loader, [by_step(2, 3)], max_epochs=1)
@@ -180,5 +180,5 @@ def test_a_dry_run_says_of_a_cut_window_what_is_true(tmp_path):
     path = tmp_path / "mid.ckpt"
     settings = dict(max_epochs=1, accumulate_grad_batches=4)
     fit(Regression(), regression_loader(80), [by_step(4, dry_run=True), Saves(path, 5)], **settings)
-    with pytest.warns(UserWarning, match="2 micro-batches"):
+    with pytest.warns(UserWarning, match="2 loader batches"):
         fit(Regression(), regression_loader(80), [by_step(4, dry_run=True)], ckpt_path=path, **settings)

@@ -31,7 +31,7 @@ from tests.helpers.training import (
 pytestmark = CANNOT_MEASURE
 
 LR = 0.05
-# Windows of 1, 2, 2, 4, 4 and 3 micro-batches of 4, each with its own factor (the linear rule).
+# Windows of 1, 2, 2, 4, 4 and 3 loader batches of 4, each with its own factor (the linear rule).
 FACTORS = [1, 2, 2, 4, 4, 3]
 
 
@@ -40,7 +40,7 @@ def logged_by(logger):
 
 
 def train(module, callback=None, *, examples=64, **settings):
-    """One epoch of micro-batches of 4; what was logged of the learning rate and its factor, and the Trainer."""
+    """One epoch of loader batches of 4; what was logged of the learning rate and its factor, and the Trainer."""
     logger = KeepSteps()
     settings = {"max_epochs": 1, "log_every_n_steps": 1, "logger": logger, **settings}
     trainer = fit(module, regression_loader(examples), [callback or scripted(8, 8, 16)], **settings)
@@ -263,7 +263,7 @@ def test_weights_that_something_else_updates_are_refused_and_the_log_never_claim
 
 
 def test_a_module_that_leaves_steps_out_on_purpose_is_no_error():
-    # Windows of 1 and then 2 micro-batches: a step is made at every fourth of them.
+    # Windows of 1 and then 2 loader batches: a step is made at every fourth of them.
     fit(LeavesStepsOut(sgd), regression_loader(400), [scripted(8, max_batch_size=8)], max_epochs=1)
 
 
@@ -271,9 +271,9 @@ def test_a_module_that_leaves_steps_out_on_purpose_is_no_error():
 
 
 class SetsUpAnew(Regression):
-    """Sets its optimizers and schedulers up once more, at micro-batch 6 of an epoch of 16, in the hook that is given.
+    """Sets its optimizers and schedulers up once more, at loader batch 6 of an epoch of 16, in the hook that is given.
 
-    The windows are 1, 2, 4 and 4 micro-batches, so that is within the third one.
+    The windows are 1, 2, 4 and 4 loader batches, so that is within the third one.
     """
 
     def __init__(self, where, make=sgd, then=None):
@@ -546,5 +546,5 @@ def test_an_exception_in_an_update_keeps_what_the_optimizer_had_changed():
     module = Regression(lambda p: Breaks(p, lr=0.1, momentum=0.9))
     with pytest.raises(RuntimeError, match="broken on purpose"):
         train(module, scripted(8))
-    # The second window has two micro-batches, and a factor of 2.
+    # The second window has two loader batches, and a factor of 2.
     assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05)

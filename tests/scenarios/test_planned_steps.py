@@ -58,7 +58,7 @@ class Timm(Regression):
 
 
 def train(module, *callbacks, **settings):
-    """Two epochs of 31 micro-batches: the numbers of updates that the scheduler got, and the last learning rate."""
+    """Two epochs of 31 loader batches: the numbers of updates that the scheduler got, and the last learning rate."""
     settings = {"max_epochs": 2, **settings}
     trainer = fit(module, regression_loader(124), callbacks, **settings)
     scheduler = trainer.lr_scheduler_configs[0].scheduler

@@ -40,7 +40,7 @@ LARGEST = 12
 
 @dataclass(frozen=True)
 class Training:
-    """One drawn training, and what should happen in it. Examples are micro-batches of one."""
+    """One drawn training, and what should happen in it. Examples are loader batches of one."""
 
     length: int
     epochs: int
@@ -119,7 +119,7 @@ class Probe(OneHot):
 
 
 class SaveThenKill(ModelCheckpoint):
-    """Comes last; saves after one micro-batch, and kills after a later one."""
+    """Comes last; saves after one loader batch, and kills after a later one."""
 
     def __init__(self, path, save_at, kill_at):
         super().__init__(save_top_k=0)
@@ -207,7 +207,7 @@ class Programs(RuleBasedStateMachine):
             self.states.append((position, steps, counted_to))
 
     def goes_on_from(self, done):
-        """The state of a checkpoint after `done` micro-batches of the whole training."""
+        """The state of a checkpoint after `done` loader batches of the whole training."""
         before = max(state for state in self.states if state[0] <= done)
         at_start = before == self.states[0]
         unfinished = done - before[0]
@@ -222,7 +222,7 @@ class Programs(RuleBasedStateMachine):
         """Where no other rule may act."""
 
     # Resumed, a loader without a length begins anew, and Lightning cannot know that its epoch was over. And once it was
-    # resumed from an exception's checkpoint, Lightning repeats the last micro-batch before any later checkpoint.
+    # resumed from an exception's checkpoint, Lightning repeats the last loader batch before any later checkpoint.
     @precondition(lambda self: self.training.sized and not self.has_failed)
     @rule(save_after=st.floats(0, 0.99), kill_after=st.floats(0, 0.99))
     def is_killed(self, save_after, kill_after):
@@ -231,7 +231,7 @@ class Programs(RuleBasedStateMachine):
             return
         save_at = self.position + int(save_after * (left - 1))
         if self.training.max_steps is not None and (save_at + 1) % self.training.length == 0:
-            return  # with max_steps, Lightning resumed at an epoch's end takes one micro-batch more in that epoch
+            return  # with max_steps, Lightning resumed at an epoch's end takes one loader batch more in that epoch
         kill_at = save_at + 1 + int(kill_after * (self.training.end - save_at - 1))
         event("killed")
         path = Path(self.folder.name) / f"{self.position}-{save_at}.ckpt"
@@ -243,7 +243,7 @@ class Programs(RuleBasedStateMachine):
     @rule(after=st.floats(0, 0.99))
     def fails(self, after):
         fails_at = self.position + int(after * (self.training.end - self.position))
-        # In an epoch's last micro-batch Lightning itself counts a step too many for the loggers.
+        # In an epoch's last loader batch Lightning itself counts a step too many for the loggers.
         if fails_at >= self.training.end or (fails_at + 1) % self.training.length == 0:
             return
         event("failed")
@@ -262,7 +262,7 @@ class Programs(RuleBasedStateMachine):
         assert position == self.training.end
         assert [*self.logged, *self.new_steps] == list(range(steps))
         state = scaler.state_dict()
-        assert run_of(state).lost_micro_batches == self.lost
+        assert run_of(state).lost_loader_batches == self.lost
         assert scaler.examples_seen == self.training.end - self.lost
         records = read_journal(Path(self.folder.name) / "journal.jsonl")[1]
         decisions = [record for record in records if isinstance(record, DecisionRecord)]

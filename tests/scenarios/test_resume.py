@@ -29,7 +29,7 @@ WINDOWS = [1, 3, 2, 5, 4, 3, 1, 6, 2, 4, 3]
 
 
 class ByIndex(pl.LightningModule):
-    """Micro-batch i of the training has gradient e_i, by Lightning's own count: the data's order does not matter."""
+    """Loader batch i of the training has gradient e_i, by Lightning's own count: the data's order does not matter."""
 
     def __init__(self, breaks_at=None):
         super().__init__()
@@ -54,7 +54,7 @@ class ByIndex(pl.LightningModule):
 
 
 def windows_from(first, interrupted=0, steps=0):
-    """What should enter each step, from micro-batch `first` on; `interrupted` are to come of an unfinished window."""
+    """What should enter each step, from loader batch `first` on; `interrupted` are to come of an unfinished window."""
     planned, position = [], first
     while position < EPOCHS * LENGTH:
         wanted = interrupted or (WINDOWS[steps % len(WINDOWS)] if steps else 1)
@@ -78,7 +78,7 @@ def train(module, callbacks=(), **settings):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder with a checkpoint after every micro-batch."""
+    """A folder with a checkpoint after every loader batch."""
     folder, module = tmp_path_factory.mktemp("saved"), ByIndex()
     train(module, [Saves(folder / f"{i + 1}.ckpt", i % LENGTH, i // LENGTH) for i in range(EPOCHS * LENGTH)])
     assert [entered for _, entered in module.steps] == windows_from(0)
@@ -93,7 +93,7 @@ def expect_going_on(path, stopped, position, *, counted=True):
     scaler = train(module, ckpt_path=path)
     expected = windows_from(position, interrupted=len(window) - lost if lost else 0, steps=steps)
     assert module.steps == list(enumerate(expected, start=steps))
-    assert run_of(scaler).lost_micro_batches == lost
+    assert run_of(scaler).lost_loader_batches == lost
     # The loggers' steps go on where the optimizer's do, and none comes twice.
     assert not counted or stopped.logged + module.logged == list(range(steps + len(expected)))
     assert expected[-1] == whole[-1]
@@ -101,15 +101,15 @@ def expect_going_on(path, stopped, position, *, counted=True):
 
 @WITHIN_A_WINDOW
 @pytest.mark.parametrize("position", range(1, EPOCHS * LENGTH))
-def test_from_every_micro_batch_on(saved, position):
+def test_from_every_loader_batch_on(saved, position):
     stopped = ByIndex()
     stopped.steps = [step for step in enumerate(windows_from(0)) if max(step[1]) < position]
     stopped.logged = list(range(len(stopped.steps)))
     expect_going_on(saved / f"{position}.ckpt", stopped, position)
 
 
-def test_lost_micro_batches_are_said_once(saved):
-    with hearing("checkpoint.*2 micro-batches.*1") as said:
+def test_lost_loader_batches_are_said_once(saved):
+    with hearing("checkpoint.*2 loader batches.*1") as said:
         train(ByIndex(), ckpt_path=saved / "3.ckpt")
     assert len(said) == 1
 
@@ -117,16 +117,16 @@ def test_lost_micro_batches_are_said_once(saved):
 @WITHIN_A_WINDOW
 @pytest.mark.parametrize("position", range(1, EPOCHS * LENGTH, 3))
 def test_after_an_exception_in_every_window(tmp_path, position):
-    """Lightning repeats the micro-batch that failed."""
+    """Lightning repeats the loader batch that failed."""
     broken = ByIndex(breaks_at=position)
     with pytest.raises(RuntimeError, match="on purpose"):
         train(broken, [OnExceptionCheckpoint(tmp_path)], enable_checkpointing=True)
-    # In an epoch's last micro-batch Lightning itself then counts a step too many for the loggers.
+    # In an epoch's last loader batch Lightning itself then counts a step too many for the loggers.
     expect_going_on(tmp_path / "on_exception.ckpt", broken, position, counted=(position + 1) % LENGTH != 0)
 
 
 class Terminated(ByIndex):
-    """Gets SIGTERM, as from a cluster's scheduler, in the given micro-batch: Lightning ends it, and stops."""
+    """Gets SIGTERM, as from a cluster's scheduler, in the given loader batch: Lightning ends it, and stops."""
 
     def training_step(self, batch, batch_idx):
         if self.current_epoch * LENGTH + batch_idx == self.breaks_at:
@@ -191,4 +191,4 @@ def lines_of(path):
 
 
 def without_seconds(path):
-    return re.sub(r'"seconds_per_(micro_batch|step)": ?[^,}]+|,"seconds":\[[^]]*\]', "", path.read_text())
+    return re.sub(r'"seconds_per_(loader_batch|step)": ?[^,}]+|,"seconds":\[[^]]*\]', "", path.read_text())

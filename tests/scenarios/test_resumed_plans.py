@@ -1,6 +1,6 @@
-"""Checkpoints within an epoch, resumed with other micro-batches: plan, schedulers and examples end together.
+"""Checkpoints within an epoch, resumed with other loader batches: plan, schedulers and examples end together.
 
-Lightning restores the index in the epoch, whatever the micro-batch. Beyond the new length it begins the epoch anew;
+Lightning restores the index in the epoch, whatever the loader batch. Beyond the new length it begins the epoch anew;
 below it, it leaves out a part of the data, or takes a part of it again.
 """
 
@@ -21,11 +21,11 @@ pytestmark = [
 ]
 
 EXAMPLES, EPOCHS = 84, 3
-LENGTH = EXAMPLES // 4  # micro-batches of 4
+LENGTH = EXAMPLES // 4  # loader batches of 4
 STARTS = {"epochs": [1, 2], "steps": [1, 2]}
-# Index of the micro-batch (None: at the epoch's end), and epoch.
+# Index of the loader batch (None: at the epoch's end), and epoch.
 POSITIONS = {"0-16": (15, 0), "0-21": (20, 0), "1-20": (19, 1), "1-end": (None, 1), "2-7": (6, 2)}
-# Micro-batch and accumulate_grad_batches of the resumed run; None keeps the number.
+# Loader batch and accumulate_grad_batches of the resumed run; None keeps the number.
 SIZES = [(2, None), (3, None), (8, None), (40, None), (8, 3)]
 
 
@@ -67,11 +67,11 @@ def assert_all_end_together(path, ends_with, accumulate, size, now, others=()):
     before = state_in(path).examples.total
     settings = limits(ends_with, accumulate) | {"accumulate_grad_batches": now or accumulate}
     scaler, seen, trainer = train([12, 16, 12, 20], size, others, ckpt_path=path, **settings)
-    case = f"{path.stem}, micro-batches of {size}, accumulate_grad_batches={now or accumulate}"
+    case = f"{path.stem}, loader batches of {size}, accumulate_grad_batches={now or accumulate}"
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == planned(accumulate), case
     assert run_of(scaler).planned_steps == planned(accumulate), case
     assert scaler.examples_seen == before + seen, case
-    if ends_with == "steps":  # whatever Lightning leaves out of an epoch: to a micro-batch at either end
+    if ends_with == "steps":  # whatever Lightning leaves out of an epoch: to a loader batch at either end
         lost = run_of(scaler).lost_examples
         assert abs(scaler.examples_seen + lost - EPOCHS * EXAMPLES) <= 2 * max(size, 4 * accumulate), case
     return scaler
@@ -87,7 +87,7 @@ def test_plan_scheduler_and_examples_end_together(saved, ends_with, accumulate, 
 
 
 def test_the_schedule_waits_while_an_epoch_is_repeated_and_does_so_after_another_resume(saved, tmp_path):
-    """16 of 21 micro-batches of 4, then 11 of 8: Lightning begins the epoch anew."""
+    """16 of 21 loader batches of 4, then 11 of 8: Lightning begins the epoch anew."""
     saves = [Saves(tmp_path / f"{index}.ckpt", index) for index in (0, 2, 5, 7, 9)]
     assert_all_end_together(saved["epochs", 1] / "0-16.ckpt", "epochs", 1, 8, None, saves)
     steps = []

@@ -61,7 +61,7 @@ def two_groups(parameters):
 
 
 class Traced(Regression):
-    """Keeps what the user sees of the rate: at each micro-batch, and after each step of a scheduler."""
+    """Keeps what the user sees of the rate: at each loader batch, and after each step of a scheduler."""
 
     def __init__(self, scheduler, optimizer=two_groups):
         super().__init__(optimizer, scheduler)
@@ -79,7 +79,7 @@ class Traced(Regression):
         self.path.append(self.rates())
 
 
-# 2 epochs of 31 micro-batches of 4. Windows of 1, 2, 2, 4, 4, 8, 8 and the 2 that are left; then 8, 8, 8 and 7.
+# 2 epochs of 31 loader batches of 4. Windows of 1, 2, 2, 4, 4, 8, 8 and the 2 that are left; then 8, 8, 8 and 7.
 WINDOWS = [1, 2, 2, 4, 4, 8, 8, 2, 8, 8, 8, 7]
 STARTS = [sum(WINDOWS[:number]) for number in range(len(WINDOWS))]
 BATCHES = [8, 8, 16, 16, 32]
@@ -121,7 +121,7 @@ def test_a_scheduler_goes_its_own_way_to_the_last_digit(name):
     [("LambdaLR", 2, 1), ("ExponentialLR", 3, 2), ("CyclicLR", 2, 3), ("SequentialLR", 5, 2), ("LambdaLR", 5, 2)],
 )
 def test_a_scheduler_with_a_frequency_goes_where_the_plan_takes_it(name, frequency, accumulate):
-    """Lightning counts the frequency in micro-batches; so does the plan."""
+    """Lightning counts the frequency in loader batches; so does the plan."""
     config = {"interval": "step", "frequency": frequency}
     plan, _, _ = compare_with_plan(MAKERS[name], config, accumulate=accumulate)
     assert 0 < len(plan.path) < 62 / accumulate
@@ -145,7 +145,7 @@ def test_dry_run_leaves_the_clock_alone():
 def test_one_cycle_ends_exactly_though_fewer_steps_were_made(settings, accumulate):
     module = Regression(scheduler=one_cycle())
     scaler = scripted(20, 8, 32, 12, 64)
-    # 25 micro-batches of 4 and one of 2: the last window of an epoch is ragged.
+    # 25 loader batches of 4 and one of 2: the last window of an epoch is ragged.
     settings = {**settings, "accumulate_grad_batches": accumulate}
     trainer = fit(module, regression_loader(102), [scaler], **settings)
     scheduler = trainer.lr_scheduler_configs[0].scheduler
@@ -201,11 +201,11 @@ def count(module, name):
     return [(step, metric) for step, stepped, metric in module.stepped if stepped == name]
 
 
-ENDS = [1, 2, 4, 6, 9, 12, 15, 18, 20]  # of the windows, in micro-batches of the plan's 20 steps
+ENDS = [1, 2, 4, 6, 9, 12, 15, 18, 20]  # of the windows, in loader batches of the plan's 20 steps
 
 
 class Looks(pl.Callback):
-    """Keeps each micro-batch's loss."""
+    """Keeps each loader batch's loss."""
 
     def __init__(self):
         self.losses = []
@@ -229,7 +229,7 @@ def test_plateau_on_steps_is_stepped_with_its_windows_loss_as_often_as_the_plan_
 
 
 def test_two_schedulers_keep_their_own_clocks():
-    """One on steps, one on every third micro-batch of the plan, one on epochs, one with a metric."""
+    """One on steps, one on every third loader batch of the plan, one on epochs, one with a metric."""
     makers = (
         step_lr(),
         lambda o: {"scheduler": lr_scheduler.ExponentialLR(o, 0.99), "interval": "step", "frequency": 3},

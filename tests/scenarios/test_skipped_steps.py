@@ -32,7 +32,7 @@ def loader_of(length, sized=True):
 
 
 class WithNone(OneHot):
-    """training_step returns None for chosen micro-batches, counted over the whole training."""
+    """training_step returns None for chosen loader batches, counted over the whole training."""
 
     def __init__(self, total, epoch_length, none):
         super().__init__(total, epoch_length)
@@ -52,7 +52,7 @@ class WithNone(OneHot):
 @pytest.mark.parametrize("sized", [True, False])
 @pytest.mark.parametrize("none", [{4}, {7}, {5, 6, 7}, {4, 5, 6, 7}, {0, 1, 2, 3}, {12, 13}, {13, 14, 15, 27}])
 def test_the_others_keep_their_weight(none, sized):
-    """Windows 4, 4, 4, 2 of 14: K is the number of micro-batches that came, as in Lightning's own divisor."""
+    """Windows 4, 4, 4, 2 of 14: K is the number of loader batches that came, as in Lightning's own divisor."""
     module, scaler, logger = WithNone(28, 14, none), scripted(measure_every=1), KeepSteps()
     settings = dict(max_epochs=2, accumulate_grad_batches=4, logger=logger, log_every_n_steps=1)
     trainer = fit(module, loader_of(14, sized), [scaler], **settings)
@@ -63,7 +63,7 @@ def test_the_others_keep_their_weight(none, sized):
     assert scaler.examples_seen == 28
     assert [step for step, _ in logger.logged] == [*range(8)]
     assert_measured_right(scaler)
-    # A window with such a micro-batch is no measurement, and none that was dropped either.
+    # A window with such a loader batch is no measurement, and none that was dropped either.
     assert len(scaler.history) == sum(not none & set(window) for window in windows)
     assert trainer.callback_metrics["bsscale/dropped_windows"] == 0
 
@@ -92,7 +92,7 @@ def test_under_a_gradient_scaler_a_last_none_skips_the_step(callback, none):
 
 
 class Leaves(OneHot):
-    """Leaves its epochs at chosen micro-batches."""
+    """Leaves its epochs at chosen loader batches."""
 
     def __init__(self, total, epoch_length, leave):
         super().__init__(total, epoch_length)
@@ -115,7 +115,7 @@ def test_an_epoch_that_is_left_drops_its_window_and_the_next_is_exact(leave, siz
     expected = [10 * epoch + i for epoch in range(3) for i in range(leave.get(epoch, 10))]
     entered = [i for step in module.steps for i in step]
     assert entered == sorted(set(entered))
-    lost = run_of(scaler).lost_micro_batches
+    lost = run_of(scaler).lost_loader_batches
     assert len(expected) - len(entered) == lost
     assert scaler.examples_seen == len(entered)
     assert trainer.global_step == len(module.steps)

@@ -11,25 +11,25 @@ from tests.helpers.known_noise import KnownNoise
 from tests.helpers.training import fit
 
 DIMENSIONS = 4096
-MICRO_BATCH = 4
-MICRO_BATCHES = 1500
-TOTAL = MICRO_BATCHES * MICRO_BATCH
+LOADER_BATCH_SIZE = 4
+LOADER_BATCHES = 1500
+TOTAL = LOADER_BATCHES * LOADER_BATCH_SIZE
 NOISE_SCALE = 400.0
-MEASURED = 56  # the micro-batch is in a measured window, in warmup (5 %: 75 micro-batches)
+MEASURED = 56  # the loader batch is in a measured window, in warmup (5 %: 75 loader batches)
 
 
 class Gradients(Dataset):
-    """Gaussian gradients of known noise scale; micro-batch `at` is multiplied by `factor`."""
+    """Gaussian gradients of known noise scale; loader batch `at` is multiplied by `factor`."""
 
     def __init__(self, at=None, factor=1.0):
         self.at, self.factor = at, factor
 
     def __len__(self):
-        return MICRO_BATCHES
+        return LOADER_BATCHES
 
     def __getitem__(self, index):
         generator = torch.Generator().manual_seed(index)
-        noise = torch.randn(MICRO_BATCH, DIMENSIONS, generator=generator) * (NOISE_SCALE / DIMENSIONS) ** 0.5
+        noise = torch.randn(LOADER_BATCH_SIZE, DIMENSIONS, generator=generator) * (NOISE_SCALE / DIMENSIONS) ** 0.5
         noise[:, 0] += 1
         return [noise * self.factor if index == self.at else noise]
 

@@ -60,7 +60,7 @@ WITHIN = ["on_fit_start", "on_train_start", "on_train_batch_start", "on_before_o
 
 
 class Within(pl.Callback):
-    """Calls `run` once, in a hook of the outer training; of those that come with a micro-batch, in the 7th."""
+    """Calls `run` once, in a hook of the outer training; of those that come with a loader batch, in the 7th."""
 
     def __init__(self, hook, run):
         self.calls, self.run, self.errors = 0, run, []

@@ -1,4 +1,4 @@
-"""Limits of the Trainer, and epochs of every length: each micro-batch in exactly one step, the budget kept."""
+"""Limits of the Trainer, and epochs of every length: each loader batch in exactly one step, the budget kept."""
 
 import lightning.pytorch as pl
 import pytest
@@ -16,7 +16,7 @@ MEASURED = dict(measure_every=1, lr_rule="none")
 
 
 class Probe(OneHot):
-    """Counts micro-batches, over epochs of any length, and validations."""
+    """Counts loader batches, over epochs of any length, and validations."""
 
     def __init__(self, total=200):
         super().__init__(total, 0)
@@ -36,7 +36,7 @@ def loader(length, sized=True):
 
 
 def run(source, callback=None, **settings):
-    """A training of micro-batches of one example, from windows of two on; looks at every step."""
+    """A training of loader batches of one example, from windows of two on; looks at every step."""
     module, logger = Probe(), KeepSteps()
     scaler = callback or scripted(*WINDOWS, **MEASURED)
     settings = {"max_epochs": 3, "accumulate_grad_batches": 2, "log_every_n_steps": 1, "logger": logger, **settings}
@@ -192,7 +192,7 @@ def test_a_budget_ends_an_endless_training_exactly(settings, sized, total):
 @pytest.mark.parametrize("sized", [True, False])
 @pytest.mark.parametrize(("least", "steps"), [(1, 7), (2, 12), (2, 13)])
 def test_min_epochs_within_the_budget(sized, least, steps):
-    """12 micro-batches an epoch, 6 steps of the plan: the budget ends training where it would have ended without it."""
+    """12 loader batches an epoch, 6 steps of the plan: the budget ends training where it would end without it."""
     module, _, _ = run(loader(12, sized), min_epochs=least, max_epochs=9, max_steps=steps)
     assert module.came == 2 * steps
 
@@ -221,7 +221,7 @@ def test_max_steps_and_max_epochs_the_smaller_one_holds():
 @pytest.mark.parametrize("make", [BatchSizeScaler, GradientNoiseScaleMonitor])
 @pytest.mark.filterwarnings("ignore:Total length of `.*` across ranks is zero")
 @pytest.mark.filterwarnings("ignore:The `num_workers`|`.*` is 0")
-def test_without_a_micro_batch_nothing_breaks(source, settings, make, tmp_path):
+def test_without_a_loader_batch_nothing_breaks(source, settings, make, tmp_path):
     module, one = Probe(), make(record=tmp_path / "journal.jsonl")
     trainer = fit(module, source, [one], val=loader(2), **{"max_epochs": 2, "accumulate_grad_batches": 2, **settings})
     assert module.came == trainer.global_step == 0

@@ -13,7 +13,7 @@ from tests.helpers.simulated import equal_sums
 
 def window(number, examples=16):
     return ClosedWindow(
-        examples_seen=number * examples, optimizer_steps=number, batch_size=16, micro_batches=4, lr=0.1, lr_scale=2.0
+        examples_seen=number * examples, optimizer_steps=number, batch_size=16, loader_batches=4, lr=0.1, lr_scale=2.0
     )
 
 

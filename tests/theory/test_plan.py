@@ -22,14 +22,14 @@ def by_hand(epochs, size, accumulate, frequency, max_steps=None):
     """For every epoch, (steps, scheduler steps) after 0, 1, 2, … examples of it, by Lightning's own rules."""
     steps = scheduler_steps = 0
     for examples in epochs:
-        after, micro_batches = [(steps, scheduler_steps)], 0
+        after, loader_batches = [(steps, scheduler_steps)], 0
         for number in range(1, examples + 1):
             if number % size == 0 or number == examples:
-                micro_batches += 1
-                has_stepped = micro_batches % accumulate == 0 or number == examples
+                loader_batches += 1
+                has_stepped = loader_batches % accumulate == 0 or number == examples
                 if has_stepped and (max_steps is None or steps < max_steps):
                     steps += 1
-                    scheduler_steps += micro_batches % frequency == 0
+                    scheduler_steps += loader_batches % frequency == 0
             after.append((steps, scheduler_steps))
         yield after
 
@@ -47,7 +47,7 @@ def walk(plan, epochs, windows, frequency, truth, *, is_sized=True, reload=False
         last, batches = batches, -(-examples // size)
         loader = {"epoch_batches": batches, "epoch_examples": examples} if is_sized else NO_LENGTH
         position = position or plan.begin(**loader, frequencies=[frequency])
-        position = plan.start_epoch(position, micro_batches=last, **loader)
+        position = plan.start_epoch(position, loader_batches=last, **loader)
         at, ready = [after[min(index * size, examples)] for index in range(batches + 1)], 0
         while ready < batches:
             check_end(plan, position, ready, [steps for steps, _ in at], is_sized)
@@ -103,7 +103,7 @@ def test_a_plan_of_another_pace_or_accumulation_is_found_out(wrong):
 
 
 @given(st.data(), EPOCHS, SIZES, SIZES, ACCUMULATE, FREQUENCY, st.booleans())
-def test_resumed_within_an_epoch_with_other_micro_batches(
+def test_resumed_within_an_epoch_with_other_loader_batches(
     data, epochs, size, now, accumulate, frequency, ends_with_epochs
 ):
     """Epochs end the training: the plan is where the epoch is. Steps do: it counts on from what it has made."""
@@ -112,7 +112,7 @@ def test_resumed_within_an_epoch_with_other_micro_batches(
     examples = data.draw(st.integers(1, 40), label="examples of the epoch in progress")
     batches, batches_now = -(-examples // size), -(-examples // now)
     done = data.draw(st.integers(0, min(batches, batches_now) - 1), label="loader batches before the checkpoint")
-    position = first.start_epoch(position, batches, micro_batches=position.micro_batches, epoch_examples=examples)
+    position = first.start_epoch(position, batches, loader_batches=position.loader_batches, epoch_examples=examples)
     if done:
         position = first.advance(position, done, is_last=False)
     plan = make(accumulate, size=now, plan_size=size, ends_with_epochs=ends_with_epochs)
@@ -132,7 +132,7 @@ def test_resumed_within_an_epoch_with_other_micro_batches(
 
 
 def test_a_repeated_part_of_an_epoch_makes_no_more_steps_than_the_epoch_has():
-    """9 of 10 micro-batches of 4, then from index 9 on those of 1: most of the epoch is trained on again."""
+    """9 of 10 loader batches of 4, then from index 9 on those of 1: most of the epoch is trained on again."""
     first, plan, loader = make(size=4), make(size=1, plan_size=4), {"epoch_batches": 40, "epoch_examples": 40}
     position = first.advance(first.begin(epoch_batches=10, epoch_examples=40), 9, is_last=False)
     position = plan.resumed(position, **loader)
@@ -150,7 +150,7 @@ def test_steps_never_fall_while_an_epoch_is_repeated(size, now, accumulate, freq
     position = first.advance(position, done, is_last=False)
     plan = make(accumulate, size=now, plan_size=size)
     position = plan.resumed(position, epoch_batches=batches_now, **loader, frequencies=[frequency])
-    position = plan.start_epoch(position, batches_now, micro_batches=done, **loader, is_repeated=True)
+    position = plan.start_epoch(position, batches_now, loader_batches=done, **loader, is_repeated=True)
     for ready in range(1, batches_now + 1):
         position = plan.advance(position, ready, is_last=ready == batches_now)
         made = (plan.steps(position), plan.steps(position, frequency))
@@ -160,7 +160,7 @@ def test_steps_never_fall_while_an_epoch_is_repeated(size, now, accumulate, freq
 def test_steps_count_on_in_a_repeated_epoch_where_they_end_the_training():
     plan = make(2, ends_with_epochs=False)
     position = plan.advance(plan.begin(epoch_batches=8, epoch_examples=8), 4, is_last=False)
-    position = plan.start_epoch(position, 8, micro_batches=4, epoch_examples=8, is_repeated=True)
+    position = plan.start_epoch(position, 8, loader_batches=4, epoch_examples=8, is_repeated=True)
     assert [plan.steps_after(position, ready, is_last=False) for ready in (0, 2, 7)] == [2, 3, 5]
 
 
@@ -181,7 +181,7 @@ def test_another_scheduler_counts_from_where_it_joins():
     position = plan.advance(plan.begin(epoch_batches=8, epoch_examples=8), 8, is_last=True)
     with pytest.raises(KeyError):
         plan.steps(position, 4)
-    position = plan.start_epoch(position, 8, micro_batches=8)
+    position = plan.start_epoch(position, 8, loader_batches=8)
     position = plan.count_for(position, [4, 1])
     position = plan.advance(position, 8, is_last=True)
     assert (plan.steps(position), plan.steps(position, 4)) == (8, 2)
@@ -189,12 +189,12 @@ def test_another_scheduler_counts_from_where_it_joins():
 
 
 def test_a_resumed_run_may_begin_an_epoch_within_it():
-    """Micro-batches of 4 in the plan, of 2 now: what lies before the first one counts where epochs end the training."""
+    """Loader batches of 4 in the plan, of 2 now: what lies before the first one counts where epochs end training."""
     for ends_with_epochs, steps in ((True, 5), (False, 3)):
         plan = make(size=2, plan_size=4, ends_with_epochs=ends_with_epochs)
         position = plan.begin(epoch_batches=10, epoch_examples=20)
-        position = plan.start_epoch(position, 10, micro_batches=10, epoch_examples=20, first=5)
-        assert (position.micro_batches, position.origin) == (5, (2 if ends_with_epochs else 0, 5))
+        position = plan.start_epoch(position, 10, loader_batches=10, epoch_examples=20, first=5)
+        assert (position.loader_batches, position.origin) == (5, (2 if ends_with_epochs else 0, 5))
         assert plan.steps(plan.advance(position, 10, is_last=True)) == steps
 
 
@@ -203,7 +203,7 @@ def test_one_loader_batch_after_the_end_of_an_epoch_without_max_epochs():
     position = plan.advance(plan.begin(epoch_batches=3, epoch_examples=3), 3, is_last=True)
     position = plan.resumed(position, epoch_batches=3, epoch_examples=3)
     assert plan.batches_left(position, 3, 0) == 1
-    position = plan.start_epoch(position, 3, micro_batches=3, epoch_examples=3, first=3)
+    position = plan.start_epoch(position, 3, loader_batches=3, epoch_examples=3, first=3)
     assert plan.epoch_length(position, 3) == 4
     assert plan.steps(plan.advance(position, 4, is_last=True)) == 4
 
@@ -211,17 +211,17 @@ def test_one_loader_batch_after_the_end_of_an_epoch_without_max_epochs():
 def test_the_length_of_an_epoch_is_what_the_last_one_showed():
     plan = make()
     position = plan.begin(epoch_batches=30, epoch_examples=None)
-    position = plan.start_epoch(position, 30, micro_batches=0)
+    position = plan.start_epoch(position, 30, loader_batches=0)
     assert plan.epoch_length(position, 0) == 30
-    position = plan.start_epoch(position, 30, micro_batches=18)
+    position = plan.start_epoch(position, 30, loader_batches=18)
     assert [plan.epoch_length(position, index) for index in (0, 17, 18)] == [18, 18, 30]
     # A checkpoint keeps it, unless loader batches are of another size.
     loader = {"epoch_batches": 30, "epoch_examples": None}
     assert plan.resumed(stored(position), **loader).expected == 18
     assert make(size=2, plan_size=1).resumed(stored(position), **loader).expected == 30
-    position = plan.start_epoch(position, 12, micro_batches=30)
+    position = plan.start_epoch(position, 12, loader_batches=30)
     assert plan.epoch_length(position, 0) == 12
-    position = plan.start_epoch(position, 40, micro_batches=12)
+    position = plan.start_epoch(position, 40, loader_batches=12)
     assert plan.epoch_length(position, 0) == 40, "not shorter than announced: the loader has grown"
 
 

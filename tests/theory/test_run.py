@@ -37,7 +37,7 @@ def programs(draw, most_ranks):
     )
 
 
-def check_walk(program, step=Host.micro_batch):
+def check_walk(program, step=Host.loader_batch):
     """Train it, and check every state on the way."""
     host = Host.begin(program)
     for place in program.places():
@@ -52,13 +52,13 @@ def check_walk(program, step=Host.micro_batch):
 
 
 def check_counts(host):
-    """Every micro-batch entered one step or was dropped, once; examples are exact as far as messages have arrived."""
+    """Every loader batch entered one step or was dropped, once; examples are exact as far as messages have arrived."""
     state, places = host.state, host.program.places()
-    trained = state.micro_batches_in_epoch + sum(host.program.epochs[: state.epoch])
+    trained = state.loader_batches_in_epoch + sum(host.program.epochs[: state.epoch])
     in_steps = [(epoch, index) for epoch, start, begun, *_ in host.steps for index in range(start, start + begun)]
     is_open = 0 if state.window is None else state.window.ended
     assert in_steps == [place for place in places[:trained] if place in set(in_steps)], "twice, or out of order"
-    assert len(in_steps) + state.lost_micro_batches + is_open == trained
+    assert len(in_steps) + state.lost_loader_batches + is_open == trained
     assert state.windows == len(host.steps)
     for made in state.measured.history:
         assert made.examples_seen == host.truth[made.optimizer_steps], "examples after a message"
@@ -67,30 +67,30 @@ def check_counts(host):
 
 
 @given(program=programs(most_ranks=3))
-def test_every_micro_batch_is_counted_once_and_alike_on_all_ranks(program):
+def test_every_loader_batch_is_counted_once_and_alike_on_all_ranks(program):
     check_walk(program)
 
 
 def sends_twice(host, epoch, index):
     unsent = list(host.unsent)
-    host.micro_batch(epoch, index)
+    host.loader_batch(epoch, index)
     host.unsent = [now or before for now, before in zip(host.unsent, unsent, strict=True)]
 
 
 def with_own_message(host, epoch, index):
-    host.micro_batch(epoch, index)
+    host.loader_batch(epoch, index)
     pending = host.states[1].pending
     if pending is not None:
         own = replace(host.in_flight, examples=host.in_flight.examples + 1)
         host.states[1] = replace(host.states[1], pending=replace(pending, arrived=own))
 
 
-def skips_a_micro_batch(host, epoch, index):
+def skips_a_loader_batch(host, epoch, index):
     if index != 1:
-        host.micro_batch(epoch, index)
+        host.loader_batch(epoch, index)
 
 
-@pytest.mark.parametrize("wrong", [sends_twice, with_own_message, skips_a_micro_batch])
+@pytest.mark.parametrize("wrong", [sends_twice, with_own_message, skips_a_loader_batch])
 def test_a_host_that_does_it_wrong_is_found(wrong):
     program = Program(epochs=(10, 10), ranks=2, batches=(2, 3), last_size=2, measure_every=7)
     check_walk(program)
@@ -140,7 +140,7 @@ def test_resumed_at_any_windows_end_it_has_the_future_of_a_run_without_a_break(p
         {"pending": None},
         {"decisions": run.RunState.__dataclass_fields__["decisions"].default_factory()},
         {"measured": run.RunState.__dataclass_fields__["measured"].default_factory()},
-        {"micro_batches_in_epoch": 0},
+        {"loader_batches_in_epoch": 0},
     ],
     ids=lambda forgets: next(iter(forgets)),
 )
@@ -161,8 +161,8 @@ def test_resumed_within_a_window_what_is_left_of_it_makes_a_window(program):
             continue
         stored, _, again = resumed_at(program, place)
         assert stored.window == window
-        assert again.state.lost_micro_batches >= window.ended
-        lost = stored.lost_micro_batches + window.ended
+        assert again.state.lost_loader_batches >= window.ended
+        lost = stored.lost_loader_batches + window.ended
         if program.settings.acts and again.steps:
             rest = window.planned - window.ended
             assert again.steps[0][:2] == places[place]
@@ -170,9 +170,9 @@ def test_resumed_within_a_window_what_is_left_of_it_makes_a_window(program):
             assert again.steps[0][2] == rest or again.state.lost_examples or again.is_over or program.announced is None
         in_steps = sum(step[2] for step in [*host.steps, *again.steps])
         open_now = 0 if again.state.window is None else again.state.window.ended
-        trained = again.state.micro_batches_in_epoch + sum(program.epochs[: again.state.epoch])
-        assert in_steps + again.state.lost_micro_batches + open_now == trained
-        assert again.state.lost_micro_batches >= lost
+        trained = again.state.loader_batches_in_epoch + sum(program.epochs[: again.state.epoch])
+        assert in_steps + again.state.lost_loader_batches + open_now == trained
+        assert again.state.lost_loader_batches >= lost
 
 
 def test_resumed_again_before_anything_is_trained_nothing_is_lost_twice():
@@ -180,23 +180,23 @@ def test_resumed_again_before_anything_is_trained_nothing_is_lost_twice():
     stored, _, again = resumed_at(program, 2)
     once = Host.resume(program, stored, epoch=0).state
     twice = Host.resume(program, stored_again(once), epoch=0)
-    assert (once.cut.lost, once.cut.rest, once.lost_micro_batches) == (2, 3, 2)
+    assert (once.cut.lost, once.cut.rest, once.lost_loader_batches) == (2, 3, 2)
     assert twice.state == once
     assert twice.train(program.places()[2:]).steps == again.steps
     assert again.steps[0][1:3] == (2, 3)
 
 
-@pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 6), (2, 3), (3, 2)])
-def test_resumed_on_other_ranks_batch_and_examples_stay(ranks, micro_batches):
+@pytest.mark.parametrize(("ranks", "loader_batches"), [(1, 6), (2, 3), (3, 2)])
+def test_resumed_on_other_ranks_batch_and_examples_stay(ranks, loader_batches):
     stored = stored_again(Host.begin(Program(ranks=3, batches=(2,))).train([(0, 0), (0, 1), (0, 2)]).snapshot())
     again = Host.resume(Program(ranks=ranks), stored, epoch=0).state
     assert (again.batch.batch_size, again.examples.total) == (24, 36)
-    assert again.batch.batch_size // again.now.granularity == micro_batches
+    assert again.batch.batch_size // again.now.granularity == loader_batches
     assert (again.pending is None) == (ranks != 3)
 
 
 @pytest.mark.parametrize(("granularity", "rest"), [(4, 3), (2, 6), (1, 12), (6, 2), (100, 1)])
-def test_with_another_micro_batch_the_rest_of_a_window_keeps_its_examples(granularity, rest):
+def test_with_another_loader_batch_the_rest_of_a_window_keeps_its_examples(granularity, rest):
     program = Program(batches=(5,), accumulate=5)
     stored = stored_again(Host.begin(program).train(program.places()[:2]).snapshot())
     now = replace(program.settings.now, granularity=granularity)

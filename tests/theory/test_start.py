@@ -10,10 +10,10 @@ FIRST = Start(granularity=12, loader_batch_size=12, world_size=3, accumulate=2)
 
 
 def test_sizes_of_a_start():
-    assert (FIRST.batch_size, FIRST.micro_batch_size, FIRST.own_micro_batch_size) == (24, 4, None)
+    assert (FIRST.batch_size, FIRST.granularity_per_rank, FIRST.own_granularity) == (24, 4, None)
     uneven = replace(FIRST, granularity=13)
-    assert uneven.micro_batch_size == pytest.approx(13 / 3)
-    assert replace(FIRST, world_size=1).own_micro_batch_size == 12
+    assert uneven.granularity_per_rank == pytest.approx(13 / 3)
+    assert replace(FIRST, world_size=1).own_granularity == 12
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,8 @@ def test_the_unit_of_a_resumed_run_is_kept_unless_the_loaders_say_otherwise(
         ({}, ""),
         ({"loader_batch_size": None}, ""),
         ({"accumulate": 1}, "accumulate_grad_batches=1 instead of 2"),
-        ({"granularity": 13}, "micro-batches of 4.3 instead of 4 examples"),
-        ({"world_size": 2}, "micro-batches of 6 instead of 4 examples, 2 instead of 3 devices"),
+        ({"granularity": 13}, "loader batches of 4.3 instead of 4 examples"),
+        ({"world_size": 2}, "loader batches of 6 instead of 4 examples, 2 instead of 3 devices"),
     ],
 )
 def test_a_change_is_described(changes, words):

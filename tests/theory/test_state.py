@@ -11,21 +11,21 @@ from tests.helpers.simulated_run import Host, Program
 PLACES = Program(batches=(4,)).places()
 
 
-def state_after(micro_batches, **changes):
-    return replace(Host.begin(Program(batches=(4,))).train(PLACES[:micro_batches]).state, **changes)
+def state_after(loader_batches, **changes):
+    return replace(Host.begin(Program(batches=(4,))).train(PLACES[:loader_batches]).state, **changes)
 
 
 @pytest.mark.parametrize(
-    ("micro_batches", "begun_more", "expected"),
+    ("loader_batches", "begun_more", "expected"),
     [
         (0, 0, (0, 1)),  # before the first: the current batch size
         (1, 0, (1, 4)),  # at a window's end: the next one's place
         (3, 0, (1, 4)),  # within a window: its own
-        (3, 1, (1, 5)),  # within a micro-batch, after an exception: no window may end there
+        (3, 1, (1, 5)),  # within a loader batch, after an exception: no window may end there
     ],
 )
-def test_window_at_restart(micro_batches, begun_more, expected):
-    state = state_after(micro_batches)
+def test_window_at_restart(loader_batches, begun_more, expected):
+    state = state_after(loader_batches)
     if begun_more:
         state = replace(state, window=replace(state.window, begun=state.window.begun + 1))
     assert state.window_at_restart() == expected

@@ -17,7 +17,7 @@ maybe_counts = st.none() | counts
 
 
 def steps_of_lightning(epoch_batches, accumulate):
-    """After which micro-batches of an epoch Lightning steps, by its own two conditions."""
+    """After which loader batches of an epoch Lightning steps, by its own two conditions."""
     return [ready for ready in range(1, epoch_batches + 1) if ready % accumulate == 0 or ready == epoch_batches]
 
 
@@ -33,22 +33,22 @@ def steps_of_lightning(epoch_batches, accumulate):
     ],
 )
 def test_a_window_is_cut_at_the_epochs_and_the_budgets_end(arguments, length, is_short):
-    expected = WindowPlan(start=arguments["start"], num_micro_batches=length, is_short=is_short)
+    expected = WindowPlan(start=arguments["start"], num_loader_batches=length, is_short=is_short)
     assert plan_window(**arguments) == expected
 
 
 @given(st.lists(counts, min_size=1, max_size=60), counts, maybe_counts)
-def test_plans_cover_each_micro_batch_of_an_epoch_once(wanted, epoch_batches, budget):
+def test_plans_cover_each_loader_batch_of_an_epoch_once(wanted, epoch_batches, budget):
     covered, start = [], 0
     for size in wanted * epoch_batches:
         left = None if budget is None else budget - start
         if start >= epoch_batches or left == 0:
             break
         plan = plan_window(start=start, wanted=size, epoch_batches=epoch_batches, budget_batches=left)
-        assert 1 <= plan.num_micro_batches <= size
-        assert plan.is_short == (plan.num_micro_batches < size)
-        covered += range(plan.start, plan.start + plan.num_micro_batches)
-        start += plan.num_micro_batches
+        assert 1 <= plan.num_loader_batches <= size
+        assert plan.is_short == (plan.num_loader_batches < size)
+        covered += range(plan.start, plan.start + plan.num_loader_batches)
+        start += plan.num_loader_batches
     assert covered == list(range(min(epoch_batches, budget or epoch_batches)))
 
 
@@ -73,7 +73,7 @@ def test_batches_until_step_inverts_planned_steps(accumulate):
 
 
 def examples_of_a_run(max_epochs, max_steps, epoch_batches, epoch_examples, accumulate, size):
-    """Run the plan micro-batch by micro-batch; the epoch's last one holds what is left of its examples."""
+    """Run the plan loader batch by loader batch; the epoch's last one holds what is left of its examples."""
     examples = steps = 0
     for _ in range(max_epochs if max_epochs is not None else 10**6):
         for ready in range(1, epoch_batches + 1):
@@ -93,7 +93,7 @@ def test_the_budget_is_what_the_plan_would_see(max_epochs, max_steps, epoch_batc
         epoch_batches=epoch_batches,
         epoch_examples=epoch_examples,
         accumulate=accumulate,
-        micro_batch_size=size,
+        granularity=size,
     )
     assert found == examples_of_a_run(max_epochs, max_steps, epoch_batches, epoch_examples, accumulate, size)
 
@@ -113,7 +113,7 @@ def test_the_budget_is_what_the_plan_would_see(max_epochs, max_steps, epoch_batc
 )
 def test_what_is_known_gives_the_budget(changes, expected):
     unknown = dict.fromkeys(("max_epochs", "max_steps", "epoch_batches", "epoch_examples"))
-    assert planned_examples(**(unknown | changes), accumulate=4, micro_batch_size=8) == expected
+    assert planned_examples(**(unknown | changes), accumulate=4, granularity=8) == expected
 
 
 @pytest.mark.parametrize(

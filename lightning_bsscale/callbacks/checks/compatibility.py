@@ -72,13 +72,13 @@ INCOMPATIBLE_CALLBACKS: dict[type[Any], str] = {
 }
 if hasattr(callbacks, "SpikeDetection"):
     INCOMPATIBLE_CALLBACKS[callbacks.SpikeDetection] = (
-        "it compares losses that Lightning has divided by the number of micro-batches of its window, and mistakes a "
+        "it compares losses that Lightning has divided by the number of loader batches of its window, and mistakes a "
         "short window after long ones for a spike"
     )
 
 FINDERS: dict[type[Any], str] = {
     LearningRateFinder: "it would search with the window and the factor of the last step",
-    BatchSizeFinder: "it would change the micro-batch size, in which the batch and the budget are counted",
+    BatchSizeFinder: "it would change the loader batch, in which the batch and the budget are counted",
 }
 
 

@@ -276,7 +276,7 @@ def check_plan(trainer: pl.Trainer, options: RunOptions, total_examples: float |
         trainer: the Trainer
         options: the callback's options
         total_examples: the budget, or None
-        start_batch_size: micro-batch × accumulation × devices, in examples
+        start_batch_size: loader batch × accumulation × devices, in examples
 
     Raises:
         MisconfigurationException: If the user's budget is below one batch.
@@ -284,7 +284,7 @@ def check_plan(trainer: pl.Trainer, options: RunOptions, total_examples: float |
     user_total, warmup = options.total_examples, options.warmup
     if user_total is not None and user_total < start_batch_size:
         raise MisconfigurationException(
-            f"total_examples={user_total} is less than one starting batch of {start_batch_size} examples (micro-batch "
+            f"total_examples={user_total} is less than one starting batch of {start_batch_size} examples (loader batch "
             "× accumulate_grad_batches × devices). It counts examples, not steps or epochs; omit it to use the "
             "Trainer's own limits."
         )
@@ -352,14 +352,14 @@ def check_maximum(max_batch_size: int, start_batch_size: int) -> None:
 
     Args:
         max_batch_size: the user's maximum, in examples
-        start_batch_size: micro-batch × accumulation × devices, in examples
+        start_batch_size: loader batch × accumulation × devices, in examples
 
     Raises:
         MisconfigurationException: If it is below the start.
     """
     if max_batch_size < start_batch_size:
         raise MisconfigurationException(
-            f"max_batch_size={max_batch_size} is below the starting batch of {start_batch_size} examples (micro-batch "
+            f"max_batch_size={max_batch_size} is below the starting batch of {start_batch_size} examples (loader batch "
             f"× accumulate_grad_batches × devices). Use at least {start_batch_size}, or a smaller start."
         )
 

@@ -146,8 +146,8 @@ class RecordedRun(RunJournal):
             epoch=now.epoch,
             batches=position.epoch_batches,
             examples=position.epoch_examples,
-            first=position.micro_batches,
-            ready=before.micro_batches_in_epoch,
+            first=position.loader_batches,
+            ready=before.loader_batches_in_epoch,
             window=self._progress(before.window),
         )
         self._write(event)
@@ -155,7 +155,7 @@ class RecordedRun(RunJournal):
     def drop_window(self, before: RunState) -> None:
         """Record that a window is dropped, or the rest of one that a checkpoint cut, if there is either."""
         if before.window is not None or before.cut is not None:
-            self._write(DropEvent(ready=before.micro_batches_in_epoch, window=self._progress(before.window)))
+            self._write(DropEvent(ready=before.loader_batches_in_epoch, window=self._progress(before.window)))
 
     def close_window(
         self,
@@ -211,7 +211,7 @@ class RecordedRun(RunJournal):
     def end(self, before: RunState, now: RunState, arrived: Arrived | None, measurement: Measurement | None) -> None:
         """Record the run's end, from the states around it."""
         event = EndEvent(
-            ready=before.micro_batches_in_epoch,
+            ready=before.loader_batches_in_epoch,
             window=self._progress(before.window),
             arrived=arrived,
             state=replace(now.without_history(), window=None),

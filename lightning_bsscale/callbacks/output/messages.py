@@ -44,23 +44,23 @@ def warn_changed_start(first: Start, before: Start, now: Start, batch_before: in
         stays = "stays" if batch_size == batch_before else f"becomes {batch_size}, the nearest possible one"
         rank_zero_warn(
             f"bsscale: resuming with {changes}. The batch of {batch_before} examples {stays}: "
-            f"{batch_size // now.granularity} micro-batches per step. Planned steps are still those of the first "
+            f"{batch_size // now.granularity} loader batches per step. Planned steps are still those of the first "
             f"start, {first.batch_size} examples each.",
             category=UserWarning,
         )
 
 
 def warn_cut_window(lost: int, rest: int) -> None:
-    """Warn that a checkpoint within a window lacks the gradient of its first micro-batches.
+    """Warn that a checkpoint within a window lacks the gradient of its first loader batches.
 
     Args:
-        lost: micro-batches of the unfinished window before the checkpoint
-        rest: its remaining micro-batches, as a window; 0 in a dry run, where Lightning steps with them unchanged
+        lost: loader batches of the unfinished window before the checkpoint
+        rest: its remaining loader batches, as a window; 0 in a dry run, where Lightning steps with them unchanged
     """
     then = f"the other {rest} form a window" if rest else "the step is made with the others, with the usual divisor"
     rank_zero_warn(
-        f"bsscale: the checkpoint was saved within a window. The gradients of the window's first {lost} micro-batches "
-        f"are lost, and {then}. To lose nothing, save at a window's end with "
+        f"bsscale: the checkpoint was saved within a window. The gradients of the window's first {lost} loader "
+        f"batches are lost, and {then}. To lose nothing, save at a window's end with "
         "ModelCheckpoint(every_n_train_steps=...), or at an epoch's end.",
         category=UserWarning,
     )
@@ -70,31 +70,31 @@ def warn_repeated_epoch(done: int, announced: int | None, *, waits: bool) -> Non
     """Warn that a resumed run restarts an epoch, because its checkpoint lies beyond the epoch's new length.
 
     Args:
-        done: micro-batches of the epoch before the checkpoint
-        announced: micro-batches of the epoch now
+        done: loader batches of the epoch before the checkpoint
+        announced: loader batches of the epoch now
         waits: whether schedulers wait, because epochs end the training
     """
     then = "Step-wise schedulers wait until it reaches their position" if waits else "Its examples count again"
     rank_zero_warn(
-        f"bsscale: the checkpoint was saved after {done} micro-batches of an epoch that now has {announced}, so "
+        f"bsscale: the checkpoint was saved after {done} loader batches of an epoch that now has {announced}, so "
         f"Lightning restarts that epoch. {then}. To repeat nothing, save at an epoch's end.",
         category=UserWarning,
     )
 
 
-def warn_dropped_micro_batches(dropped: int, done: int, announced: int | None) -> None:
+def warn_dropped_loader_batches(dropped: int, done: int, announced: int | None) -> None:
     """Warn that an epoch ended within a window.
 
     Args:
-        dropped: micro-batches of the window, which Lightning drops
-        done: micro-batches of the epoch
-        announced: announced micro-batches of the epoch, or None
+        dropped: loader batches of the window, which Lightning drops
+        done: loader batches of the epoch
+        announced: announced loader batches of the epoch, or None
     """
-    of_epoch = f"{done} micro-batches" if announced is None else f"{done} of {announced} micro-batches"
+    of_epoch = f"{done} loader batches" if announced is None else f"{done} of {announced} loader batches"
     rank_zero_warn(
-        f"bsscale: dropped the last {dropped} micro-batches: the epoch ended after {of_epoch}, and Lightning drops an "
+        f"bsscale: dropped the last {dropped} loader batches: the epoch ended after {of_epoch}, and Lightning drops an "
         "unfinished window. If you did not stop training early (EarlyStopping, max_time, on_train_batch_start "
-        "returning -1), and the last micro-batch was not None, fix the loader's length or limit_train_batches. From "
+        "returning -1), and the last loader batch was not None, fix the loader's length or limit_train_batches. From "
         "the second epoch on, the real length is used.",
         category=UserWarning,
     )

@@ -22,7 +22,7 @@ class Reports:
         options: the callback's options
         settings: the settings of the run
         journal: receives the records
-        sizes: checks the sizes of micro-batches
+        sizes: checks the sizes of loader batches
     """
 
     def __init__(
@@ -48,21 +48,21 @@ class Reports:
         """Record an epoch's start, and say what it lost or repeats."""
         self.journal.start_epoch(before, started.state)
         self._warn_dropped(started.state_at_end, started.dropped)
-        received, announced = started.state_at_end.position.micro_batches, started.state.position.epoch_batches
+        received, announced = started.state_at_end.position.loader_batches, started.state.position.epoch_batches
         if self._settings.decides and started.is_repeated and announced is not None and received >= announced:
             messages.warn_repeated_epoch(received, announced, waits=self._settings.plan.ends_with_epochs)
 
-    def window_dropped(self, before: RunState, state: RunState, micro_batches: int) -> None:
+    def window_dropped(self, before: RunState, state: RunState, loader_batches: int) -> None:
         """Record that a window without a step was dropped, and warn once."""
         self.journal.drop_window(before)
-        self._warn_dropped(state, micro_batches)
+        self._warn_dropped(state, loader_batches)
 
-    def _warn_dropped(self, state: RunState, micro_batches: int) -> None:
-        if micro_batches and self._settings.acts:
+    def _warn_dropped(self, state: RunState, loader_batches: int) -> None:
+        if loader_batches and self._settings.acts:
             self.once(
-                messages.warn_dropped_micro_batches,
-                micro_batches,
-                state.micro_batches_in_epoch,
+                messages.warn_dropped_loader_batches,
+                loader_batches,
+                state.loader_batches_in_epoch,
                 state.position.epoch_batches,
             )
 

@@ -1,6 +1,6 @@
-"""The only writer of `trainer.accumulate_grad_batches`: exact windows of any size, from any micro-batch on.
+"""The only writer of `trainer.accumulate_grad_batches`: exact windows of any size, from any loader batch on.
 
-Lightning decides with two remainders whether a micro-batch is the first of a window (``batch_idx % A == 0``: clear the
+Lightning decides with two remainders whether a loader batch is the first of a window (``batch_idx % A == 0``: clear the
 gradient) or the last (``(batch_idx + 1) % A == 0``: step), and divides each loss by ``A``. All three read the Trainer's
 public attribute each time. An integer that counts its remainders from the start of the window therefore makes the
 window begin and end as planned. A plain integer, changed where the index is not a multiple of it, would apply an old
@@ -19,13 +19,13 @@ from torch import Tensor
 
 
 class _Window(int):
-    """The number of micro-batches of a window that begins at `start`: ``x % window`` is ``(x - start) % n``."""
+    """The number of loader batches of a window that begins at `start`: ``x % window`` is ``(x - start) % n``."""
 
     start: int
 
-    def __new__(cls, num_micro_batches: int, start: int) -> _Window:
+    def __new__(cls, num_loader_batches: int, start: int) -> _Window:
         """Create the number, with the start of its window."""
-        window = super().__new__(cls, num_micro_batches)
+        window = super().__new__(cls, num_loader_batches)
         window.start = start
         return window
 
@@ -63,17 +63,17 @@ class Accumulation:
         self._trainer = trainer
         self.original = int(trainer.accumulate_grad_batches)
 
-    def place(self, start: int, num_micro_batches: int) -> None:
-        """Make the window in progress begin at index `start` of the epoch, with so many micro-batches.
+    def place(self, start: int, num_loader_batches: int) -> None:
+        """Make the window in progress begin at index `start` of the epoch, with so many loader batches.
 
-        Correct only in `on_train_batch_start`, before Lightning decides about the micro-batch.
+        Correct only in `on_train_batch_start`, before Lightning decides about the loader batch.
         """
-        self._trainer.accumulate_grad_batches = _Window(num_micro_batches, start)
+        self._trainer.accumulate_grad_batches = _Window(num_loader_batches, start)
 
     def skip(self, batch_idx: int, *, is_open: bool) -> None:
         """Move the window past an index for which the loader returned None, which Lightning counts all the same.
 
-        If that was the window's last index, no step is made, and the next micro-batch would clear the gradient of all
+        If that was the window's last index, no step is made, and the next loader batch would clear the gradient of all
         the others. Correct only in `on_train_batch_end` of that index.
 
         Args:
@@ -91,15 +91,15 @@ class Accumulation:
 
 
 def rescale_cut_window(parameters: Iterable[Tensor], planned: int, done: int) -> None:
-    """Make the gradient of a window that the loader cut short the mean over the micro-batches done.
+    """Make the gradient of a window that the loader cut short the mean over the loader batches done.
 
     Each loss was divided by the planned number, so the gradient is multiplied by planned/done. Only a loader without a
     length can end unexpectedly.
 
     Args:
         parameters: the parameters of the optimizer
-        planned: micro-batches planned
-        done: micro-batches done
+        planned: loader batches planned
+        done: loader batches done
     """
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if grads and done != planned:

@@ -41,10 +41,10 @@ def _tensors_in(batch: Any) -> Iterator[Tensor]:
 
 
 def batch_size_of(batch: Any, batch_size_fn: BatchSizeFn | None) -> int:
-    """Return the number of examples in one micro-batch.
+    """Return the number of examples in a loader batch, or in a part of one.
 
     Args:
-        batch: the loader's batch
+        batch: the batch or the part
         batch_size_fn: the user's function; None uses the first tensor's first dimension, as Lightning does
 
     Returns:
@@ -91,38 +91,38 @@ def _size_of_first_tensor(batch: Any) -> int:
 
 
 class SizeCheck:
-    """Warns once if the mean size of the first micro-batches differs from the first one's, the unit of all counts.
+    """Warns once if the mean size of the first loader batches differs from the first one's, the unit of all counts.
 
     Args:
-        micro_batch_size: the unit of this device's batches; None disables the check
+        unit: examples of one loader batch of this device; None disables the check
     """
 
-    MICRO_BATCHES = 50
+    LOADER_BATCHES = 50
     TOLERANCE = 0.25
 
-    def __init__(self, micro_batch_size: int | None) -> None:
-        self._unit = micro_batch_size
+    def __init__(self, unit: int | None) -> None:
+        self._unit = unit
         self._count = 0
         self._examples = 0
 
-    def add(self, examples: int, micro_batches: int) -> None:
+    def add(self, examples: int, loader_batches: int) -> None:
         """Add a window."""
-        if self._unit is None or self._count >= self.MICRO_BATCHES:
+        if self._unit is None or self._count >= self.LOADER_BATCHES:
             return
-        self._count += micro_batches
+        self._count += loader_batches
         self._examples += examples
         mean = self._examples / self._count
-        if self._count >= self.MICRO_BATCHES and abs(mean / self._unit - 1) > self.TOLERANCE:
+        if self._count >= self.LOADER_BATCHES and abs(mean / self._unit - 1) > self.TOLERANCE:
             rank_zero_warn(
-                f"bsscale: the first micro-batch had {self._unit} examples, the first {self._count} have {mean:.4g} "
-                "on average. Batches, limits and the budget are counted in micro-batches of the first one's size. Let "
+                f"bsscale: the first loader batch had {self._unit} examples, the first {self._count} have {mean:.4g} "
+                "on average. Batches, limits and the budget are counted in loader batches of the first one's size. Let "
                 "the loader start with a typical batch.",
                 category=UserWarning,
             )
 
 
 def epoch_batches(trainer: pl.Trainer) -> int | None:
-    """Return the micro-batches in an epoch on this device, or None for a loader without a length."""
+    """Return the loader batches in an epoch on this device, or None for a loader without a length."""
     batches = trainer.num_training_batches
     return int(batches) if math.isfinite(batches) else None
 
@@ -132,8 +132,8 @@ class Loaders:
     """Sizes and lengths of the loaders of all ranks; the same on every rank, also if ranks have different loaders.
 
     Attributes:
-        batches: micro-batches in an epoch on each rank, or None for loaders without a length
-        first_size: sum of the examples in the ranks' first micro-batches
+        batches: loader batches in an epoch on each rank, or None for loaders without a length
+        first_size: sum of the examples in the ranks' first loader batches
         batch_size: sum of the loaders' `batch_size` as users set it; None if a loader has none
         examples: examples in an epoch if plain loaders state them exactly, else None
         epoch: the epoch in which they were read
@@ -153,9 +153,9 @@ class Loaders:
         every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         return bool(every) and self.epoch != now and trainer.fit_loop._last_train_dl_reload_epoch == now
 
-    def read_again(self, trainer: pl.Trainer, micro_batch_size: int) -> Loaders:
-        """Read the new loaders at their first micro-batch, of `micro_batch_size` examples; it waits for all ranks."""
-        return read_loaders(trainer, micro_batch_size, self.batch_size_fn)
+    def read_again(self, trainer: pl.Trainer, size: int) -> Loaders:
+        """Read the new loaders at their first loader batch, of `size` examples on this rank; it waits for all ranks."""
+        return read_loaders(trainer, size, self.batch_size_fn)
 
     def epoch_examples(self, granularity: int) -> int | None:
         """Return the examples in an epoch over all devices, or None for loaders without a length.
@@ -168,14 +168,14 @@ class Loaders:
         return None if self.batches is None else self.batches * granularity
 
 
-def read_loaders(trainer: pl.Trainer, micro_batch_size: int, batch_size_fn: BatchSizeFn | None) -> Loaders:
+def read_loaders(trainer: pl.Trainer, size: int, batch_size_fn: BatchSizeFn | None) -> Loaders:
     """Combine the loaders of all ranks, and check that they have the same length.
 
     It waits for all ranks: for the start of training, and for new loaders.
 
     Args:
         trainer: a Trainer whose fit has begun
-        micro_batch_size: examples in this rank's first micro-batch
+        size: examples in this rank's first loader batch
         batch_size_fn: the user's function that counts examples; with one, the loader's own sizes are not used
 
     Returns:
@@ -187,14 +187,14 @@ def read_loaders(trainer: pl.Trainer, micro_batch_size: int, batch_size_fn: Batc
     device, ranks, batches = trainer.strategy.root_device, trainer.world_size, epoch_batches(trainer)
     least, most = extremes([-1 if batches is None else batches], device, ranks)
     if least != most:
-        names = ["no length" if number < 0 else f"{number:g} micro-batches" for number in (*least, *most)]
+        names = ["no length" if number < 0 else f"{number:g} loader batches" for number in (*least, *most)]
         raise MisconfigurationException(
             f"The train dataloaders differ between the ranks: one has {names[0]}, another {names[1]} (rank "
             f"{trainer.global_rank}: {batches}). The ranks would wait for each other forever at the end of the "
             "shorter one. Give every rank the same number, with a DistributedSampler "
             "(Trainer(use_distributed_sampler=True)), or set Trainer(limit_train_batches=...)."
         )
-    own = [micro_batch_size, _batch_size(trainer), _epoch_examples(trainer, batch_size_fn)]
+    own = [size, _batch_size(trainer), _epoch_examples(trainer, batch_size_fn)]
     first_size, batch_size, examples = sums([math.nan if number is None else number for number in own], device, ranks)
     return Loaders(
         batches=batches,
@@ -238,9 +238,9 @@ def examples_in_plan(
     Args:
         trainer: a Trainer whose fit has begun
         loaders: the loaders of all ranks
-        granularity: examples of one micro-batch on all devices
+        granularity: examples of one loader batch on all devices
         with_max_steps: whether `max_steps` limits the plan
-        plan: micro-batches of a step, and examples of one on all devices, of the start in whose steps `max_steps` is
+        plan: loader batches of a step, and examples of one on all devices, of the start in whose steps `max_steps` is
             counted; None for this one
 
     Returns:
@@ -256,5 +256,5 @@ def examples_in_plan(
         epoch_batches=batches,
         epoch_examples=examples,
         accumulate=accumulate,
-        micro_batch_size=size,
+        granularity=size,
     )

@@ -15,7 +15,7 @@ Seconds = tuple[float | None, float | None]
 
 
 class StepTimes:
-    """Running means over the micro-batches that only accumulate, and over those that step.
+    """Running means over the loader batches that only accumulate, and over those that step.
 
     On an accelerator the loop runs ahead of the device, so single values are not device times. Their means are, once
     the loop has to wait for the device.
@@ -24,11 +24,11 @@ class StepTimes:
         world_size: number of ranks
 
     Attributes:
-        seconds_per_micro_batch: of this rank, or None
+        seconds_per_loader_batch: of this rank, or None
     """
 
     def __init__(self, *, world_size: int) -> None:
-        self.seconds_per_micro_batch: float | None = None
+        self.seconds_per_loader_batch: float | None = None
         self._world_size = world_size
         self._of_all_ranks: Seconds = (None, None)
         self._stepping: float | None = None
@@ -36,17 +36,17 @@ class StepTimes:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Seconds of a step of this rank beyond its last micro-batch, or None while unknown."""
-        if self._stepping is None or self.seconds_per_micro_batch is None:
+        """Seconds of a step of this rank beyond its last loader batch, or None while unknown."""
+        if self._stepping is None or self.seconds_per_loader_batch is None:
             return None
-        return max(0.0, self._stepping - self.seconds_per_micro_batch)
+        return max(0.0, self._stepping - self.seconds_per_loader_batch)
 
     @property
     def own(self) -> Seconds:
-        """Seconds per micro-batch and per step of this rank, to nanoseconds: a journal has them for every window."""
-        per_micro_batch, per_step = self.seconds_per_micro_batch, self.seconds_per_step
+        """Seconds per loader batch and per step of this rank, to nanoseconds: a journal has them for every window."""
+        per_loader_batch, per_step = self.seconds_per_loader_batch, self.seconds_per_step
         return (
-            None if per_micro_batch is None else round(per_micro_batch, 9),
+            None if per_loader_batch is None else round(per_loader_batch, 9),
             None if per_step is None else round(per_step, 9),
         )
 
@@ -60,7 +60,7 @@ class StepTimes:
         self._of_all_ranks = seconds
 
     def start(self) -> None:
-        """Begin a micro-batch."""
+        """Begin a loader batch."""
         self._began = time.perf_counter()
 
     def stop(self, *, stepped: bool, computed: float = 1.0) -> None:
@@ -75,10 +75,10 @@ class StepTimes:
         seconds = time.perf_counter() - self._began
         self._began = None
         if stepped:
-            others = (computed - 1) * (self.seconds_per_micro_batch or 0.0)
+            others = (computed - 1) * (self.seconds_per_loader_batch or 0.0)
             self._stepping = self._mean(self._stepping, seconds - others)
         elif computed > 0:
-            self.seconds_per_micro_batch = self._mean(self.seconds_per_micro_batch, seconds / computed)
+            self.seconds_per_loader_batch = self._mean(self.seconds_per_loader_batch, seconds / computed)
 
     @staticmethod
     def _mean(before: float | None, seconds: float) -> float:

@@ -38,7 +38,7 @@ def read_plan(trainer: pl.Trainer, options: RunOptions, loaders: Loaders, first:
     """Read the plan, and raise MisconfigurationException for what cannot be planned.
 
     Args:
-        trainer: the Trainer, before its first micro-batch
+        trainer: the Trainer, before its first loader batch
         options: the callback's options
         loaders: the loaders of all ranks
         first: the start whose steps `max_steps` counts

@@ -72,7 +72,7 @@ class NoiseScalePolicy(Policy):
     Args:
         target_ratio: Target batch size as a share of the noise scale, above 0.
         confidence: Confidence of the one-sided bound, from 0.5 (the point estimate) to below 1.
-        max_growth: Largest ratio of one change, above 1; one more micro-batch per rank is always allowed.
+        max_growth: Largest ratio of one change, above 1; one more loader batch per rank is always allowed.
         hysteresis: Smallest ratio of target and current batch size for a change, at least 1.
         cooldown: Smallest distance between two changes, and from the last change to the end, as a share of the budget,
             from 0 to below 1; needs a budget unless it is 0.

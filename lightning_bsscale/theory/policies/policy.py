@@ -41,8 +41,8 @@ class Situation:
         schedule_factor: The schedule's current factor on the learning rate (1 at its peak), without the rule's.
         examples_at_last_change: Examples seen when the batch size last changed; None if it never did.
         noise: The current estimate, or None.
-        seconds_per_micro_batch: Measured seconds of one micro-batch; None if unknown.
-        seconds_per_step: Measured seconds of one optimizer step beyond its micro-batches; None if unknown.
+        seconds_per_loader_batch: Measured seconds of one loader batch; None if unknown.
+        seconds_per_step: Measured seconds of one optimizer step beyond its loader batches; None if unknown.
     """
 
     batch_size: int
@@ -54,7 +54,7 @@ class Situation:
     schedule_factor: float = 1.0
     examples_at_last_change: float | None = None
     noise: NoiseScale | None = None
-    seconds_per_micro_batch: float | None = None
+    seconds_per_loader_batch: float | None = None
     seconds_per_step: float | None = None
 
 
@@ -63,7 +63,7 @@ class Limits:
     """The possible batch sizes: multiples of ``granularity`` within the bounds.
 
     Attributes:
-        granularity: Examples of one micro-batch over all ranks, at least 1.
+        granularity: Examples of one loader batch over all ranks, at least 1.
         min_batch_size: Smallest batch size, in examples, at least 1.
         max_batch_size: Largest batch size, in examples.
     """

@@ -27,9 +27,9 @@ class Other(Keeps):
     pass
 
 
-@pytest.mark.parametrize("micro_batches", range(len(PROGRAM.places()) + 1))
-def test_a_file_gives_the_same_run_again(micro_batches, tmp_path):
-    state = Host.begin(PROGRAM).train(PROGRAM.places()[:micro_batches]).snapshot()
+@pytest.mark.parametrize("loader_batches", range(len(PROGRAM.places()) + 1))
+def test_a_file_gives_the_same_run_again(loader_batches, tmp_path):
+    state = Host.begin(PROGRAM).train(PROGRAM.places()[:loader_batches]).snapshot()
     torch.save(to_checkpoint(state, None, {"id": "a"}), tmp_path / "state.ckpt")
     checkpoint = torch.load(tmp_path / "state.ckpt", weights_only=True)
     assert read_run(checkpoint, "BatchSizeScaler") == state

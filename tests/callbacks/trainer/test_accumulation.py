@@ -1,4 +1,4 @@
-"""Windows: every micro-batch enters exactly one step, with weight 1/K of its window."""
+"""Windows: every loader batch enters exactly one step, with weight 1/K of its window."""
 
 import copy
 import pickle
@@ -17,7 +17,7 @@ from tests.helpers.training import Numbers, OneHot, UnsizedNumbers, fit, scripte
 def test_windows_of_other_sizes_begin_where_the_last_one_ended(monkeypatch, has_offset):
     """The twin: placed by a plain integer, they begin at its multiples, and old gradients are applied again."""
     if not has_offset:
-        monkeypatch.setattr(accumulation, "_Window", lambda micro_batches, start: micro_batches)
+        monkeypatch.setattr(accumulation, "_Window", lambda loader_batches, start: loader_batches)
         monkeypatch.setattr(accumulation, "check_offset_windows", lambda: None)
     module, scaler = OneHot(30, 30), scripted(2, 5, 3, 4, lr_rule="none")
     fit(module, DataLoader(Numbers(30)), [scaler], val=DataLoader(Numbers(1)), max_epochs=1)
@@ -25,7 +25,7 @@ def test_windows_of_other_sizes_begin_where_the_last_one_ended(monkeypatch, has_
 
 
 def test_the_probe_sees_an_unsized_end_without_rescaling():
-    """The twin: without the scaler, Lightning divides the last two micro-batches of ten by four."""
+    """The twin: without the scaler, Lightning divides the last two loader batches of ten by four."""
     module, val = OneHot(10, 10), DataLoader(Numbers(1))
     fit(module, DataLoader(UnsizedNumbers(10)), val=val, max_epochs=1, accumulate_grad_batches=4)
     assert [len(step) for step in module.steps] == [4, 4, 2]

@@ -12,11 +12,11 @@ from tests.helpers.training import Regression, Scripted, UnsizedRegression, fit,
 @pytest.mark.parametrize(
     ("sizes", "said"), [([4] * 60, 0), ([1] + [4] * 60, 1), ([4] + [5] * 60, 0), ([9] + [4] * 60, 1)]
 )
-def test_an_untypical_first_micro_batch_is_said_once(sizes, said, recwarn):
+def test_an_untypical_first_loader_batch_is_said_once(sizes, said, recwarn):
     check = SizeCheck(sizes[0])
     for size in sizes:
         check.add(size, 1)
-    assert len(said_of("first micro-batch", recwarn)) == said
+    assert len(said_of("first loader batch", recwarn)) == said
 
 
 def budget_of(loader, **settings):

@@ -46,8 +46,8 @@ def clock_of(module, *frequencies, plateau=False):
     return module.clock, trainer
 
 
-def advance(clock, micro_batches):
-    return clock.advance(lambda frequency: micro_batches // frequency, lambda frequency, number: number * frequency)
+def advance(clock, loader_batches):
+    return clock.advance(lambda frequency: loader_batches // frequency, lambda frequency, number: number * frequency)
 
 
 def test_each_is_stepped_as_often_as_planned_and_knows_for_which_step():
@@ -86,8 +86,8 @@ def test_a_step_that_broke_is_not_made_again():
 def test_a_plateau_stays_with_lightning_and_is_let_through_where_it_is_due():
     clock, trainer = clock_of(Module(), plateau=True)
     plateau = trainer.lr_scheduler_configs[-1]
-    for micro_batches, is_due in [(0, False), (1, True), (1, False), (4, True)]:
-        advance(clock, micro_batches)
+    for loader_batches, is_due in [(0, False), (1, True), (1, False), (4, True)]:
+        advance(clock, loader_batches)
         assert (plateau.frequency == 1) is is_due
     clock.release()
     assert plateau.frequency == 1

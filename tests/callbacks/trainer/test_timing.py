@@ -1,4 +1,4 @@
-"""Seconds per micro-batch and per step, by a clock that the test turns."""
+"""Seconds per loader batch and per step, by a clock that the test turns."""
 
 import time
 
@@ -9,22 +9,22 @@ from lightning_bsscale.callbacks.trainer.timing import WEIGHT_OF_NEW, StepTimes
 
 @pytest.fixture
 def run(monkeypatch):
-    """Let micro-batches take so many seconds, with a step or without."""
+    """Let loader batches take so many seconds, with a step or without."""
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
-    def run(times, *micro_batches):
-        for seconds, stepped in micro_batches:
+    def run(times, *loader_batches):
+        for seconds, stepped in loader_batches:
             times.start()
             now[0] += seconds
             times.stop(stepped=stepped)
-            now[0] += 100  # between micro-batches nothing is timed
+            now[0] += 100  # between loader batches nothing is timed
         return times
 
     return run
 
 
-def test_a_step_costs_what_its_micro_batch_takes_longer(run):
+def test_a_step_costs_what_its_loader_batch_takes_longer(run):
     times = run(StepTimes(world_size=1), (2.0, False), (5.0, True))
     assert times.own == times.shared == (2.0, 3.0)
     run(times, (3.0, False))
@@ -32,14 +32,14 @@ def test_a_step_costs_what_its_micro_batch_takes_longer(run):
 
 
 @pytest.mark.parametrize(
-    ("micro_batches", "own"),
+    ("loader_batches", "own"),
     [
         *(([], (None, None)), ([(5.0, True)], (None, None)), ([(5.0, False)], (5.0, None))),
         ([(5.0, False), (1.0, True)], (5.0, 0.0)),
     ],
 )
-def test_what_is_unknown_is_none_and_a_step_never_costs_less_than_nothing(run, micro_batches, own):
-    assert run(StepTimes(world_size=1), *micro_batches).own == own
+def test_what_is_unknown_is_none_and_a_step_never_costs_less_than_nothing(run, loader_batches, own):
+    assert run(StepTimes(world_size=1), *loader_batches).own == own
 
 
 def test_many_ranks_decide_by_their_means_alone(run):
@@ -49,7 +49,7 @@ def test_many_ranks_decide_by_their_means_alone(run):
     assert (times.shared, times.own) == ((1.5, None), (2.0, 3.0))
 
 
-def test_a_micro_batch_that_never_began_is_not_timed(run):
+def test_a_loader_batch_that_never_began_is_not_timed(run):
     times = run(StepTimes(world_size=1), (2.0, False))
     times.stop(stepped=True)
     assert times.own == (2.0, None)

@@ -89,7 +89,7 @@ def test_the_edges_of_the_gates(change, reason):
         (200, 10**6, {}, 256, Reason.GROW),  # cut by the limit
         (32, 64, {"target_ratio": 1}, 64, Reason.GROW),
         (32, 10, {}, 32, Reason.CLOSE_ENOUGH),  # never shrinks by itself
-        (8, 100, {"max_growth": 1.2}, 16, Reason.GROW),  # one micro-batch more is always allowed
+        (8, 100, {"max_growth": 1.2}, 16, Reason.GROW),  # one loader batch more is always allowed
         (64, 16, {"allow_shrink": True}, 32, Reason.SHRINK),
         (64, 80, {"allow_shrink": True}, 64, Reason.CLOSE_ENOUGH),
         (256, 20, {"allow_shrink": True}, 128, Reason.SHRINK),  # also at the limit
