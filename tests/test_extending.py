@@ -28,7 +28,8 @@ import json
 import lightning_bsscale
 from tests.helpers.training import Regression, fit, regression_loader
 
-scaler = lightning_bsscale.BatchSizeScaler(policy="double_every", lr_rule="logarithmic", warmup=0)
+options = dict(policy="double_every", lr_rule="logarithmic", warmup=0, max_micro_batch_size=None)
+scaler = lightning_bsscale.BatchSizeScaler(**options)
 fit(Regression(), regression_loader(800), [scaler], max_epochs=1)
 changes = [record.batch_size for record in scaler.decisions if record.is_change]
 sums = [(one.trace, one.grad_sq) for one in scaler.history]

@@ -22,6 +22,7 @@ CONSTRUCTORS = {
     "GradientNoiseScaleMonitor": {
         "measure_every": 8,
         "split": "auto",
+        "loss_is_mean_over": "examples",
         "split_fn": None,
         "memory": 0.05,
         "batch_size_fn": None,
@@ -44,7 +45,7 @@ LOGGED_KEYS = {
 STATE_KEYS = {"schema", "run", "policy", "journal"}
 RUN_KEYS = {
     *("first", "now", "is_resumed", "epoch", "loader_batches_in_epoch", "position", "windows", "window", "cut"),
-    *("batch", "decisions", "examples", "lost_examples", "lost_loader_batches", "measured", "pending"),
+    *("batch", "decisions", "examples", "lost_examples", "lost_loader_batches", "measured", "row_limit", "pending"),
     *("loader_batches", "search"),
 }
 

@@ -21,7 +21,7 @@ from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
 from lightning_bsscale.callbacks.trainer.timing import StepTimes
 from lightning_bsscale.gradients.choose import UnsupportedSharding, choose_watcher
 from lightning_bsscale.gradients.comparison import Difference, not_compared
-from lightning_bsscale.gradients.reduce import PendingSums
+from lightning_bsscale.gradients.reduce import PendingSums, smallest_power, smallest_power_of_sum
 from lightning_bsscale.gradients.watcher import WindowShare, share_of_sums
 from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.measured import Arrived, ClosedWindow
@@ -30,7 +30,7 @@ from lightning_bsscale.theory.state import OpenWindow
 
 # A message holds the sums, the host's numbers, and the comparison.
 _SUMS = len(WindowSums.__dataclass_fields__)
-_OF_HOST = 6
+_OF_HOST = 7
 
 
 def watched_parameters(optimizer: Optimizer) -> list[Tensor]:
@@ -49,6 +49,8 @@ class GradientWatch:
         self.unsent_examples = 0.0
         self._trainer = trainer
         self._micro_batches = micro_batches
+        # Gradients that are computed again were seen before, and the last of them in part.
+        micro_batches.on_discarded = self.stop
         with self._explain_unsupported():
             self._watcher = choose_watcher(
                 trainer.strategy.model or trainer.lightning_module,
@@ -157,7 +159,7 @@ class GradientWatch:
         difference = Difference.from_numbers(compared)
         self._worst = difference.parameter
         ranks = self._trainer.world_size
-        examples, *seconds, row_seconds, rows, without_room = of_host
+        examples, *seconds, row_seconds, rows, without_room, limits = of_host
         arrived = Arrived(
             sums=WindowSums.from_numbers(sums),
             explained=difference.is_explained,
@@ -169,7 +171,11 @@ class GradientWatch:
             return arrived
         per_loader_batch, per_step = (None if math.isnan(value) else value / ranks for value in seconds)
         return changed(
-            arrived, examples=round(examples), seconds_per_loader_batch=per_loader_batch, seconds_per_step=per_step
+            arrived,
+            examples=round(examples),
+            seconds_per_loader_batch=per_loader_batch,
+            seconds_per_step=per_step,
+            row_limit=smallest_power_of_sum(limits, ranks),
         )
 
     @property
@@ -178,6 +184,11 @@ class GradientWatch:
         watched = self._watcher.watched
         named = {id(p): name for name, p in self._trainer.lightning_module.named_parameters()}
         return named.get(id(watched[int(self._worst)])) if self._worst < len(watched) else None
+
+    def take_row_limit(self) -> int | None:
+        """Return the most rows in a micro-batch if one rank alone ran out of memory in this window, else None."""
+        limit, self._micro_batches.new_row_limit = self._micro_batches.new_row_limit, None
+        return limit if self._trainer.world_size == 1 else None
 
     def discard(self) -> None:
         """Discard the sums of the window that just ended, whose gradients cannot be trusted."""
@@ -192,7 +203,8 @@ class GradientWatch:
         share = share or self._empty_share(window)
         seconds, rows, has_room = self._micro_batches.take_times()
         of_host = [self.unsent_examples, *(math.nan if value is None else value for value in self.times.own)]
-        of_host += [seconds, rows, not has_room]
+        limit = smallest_power(self._micro_batches.row_limit, self._trainer.world_size)
+        of_host += [seconds, rows, not has_room, limit]
         self.unsent_examples = 0.0
         sums, difference = share.sums, share.difference.to(share.sums)
         host = torch.tensor(of_host, dtype=sums.dtype).to(sums.device, non_blocking=True)

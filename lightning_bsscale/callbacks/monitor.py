@@ -40,6 +40,7 @@ class GradientNoiseScaleMonitor(WindowCallback):
         measure_every: int = 8,
         split: bool | str = "auto",
         split_fn: Callable[[Any, int, int], Any] | None = None,
+        loss_is_mean_over: str = "examples",
         memory: float = 0.05,
         batch_size_fn: Callable[[Any], float] | None = None,
         log_prefix: str = "bsscale/",
@@ -54,6 +55,9 @@ class GradientNoiseScaleMonitor(WindowCallback):
                 to rounding; with dropout, equal in law. Defaults to ``"auto"``.
             split_fn: Returns the examples from a first to before a last one of a batch. Defaults to None: tensors in
                 any structure.
+            loss_is_mean_over: What the loss of a loader batch is a mean over: ``"examples"``, or what `batch_size_fn`
+                counts (tokens, say), for which pass ``"batch_size_fn"``. Parts of a loader batch are weighted by it.
+                Defaults to ``"examples"``.
             memory: Share of the training's examples over which measurements are averaged; 1.0, or an unknown number
                 of examples, averages over all. Defaults to 0.05.
             batch_size_fn: Counts the examples (or tokens) of a batch. Defaults to None: first tensor, first dimension.
@@ -69,6 +73,7 @@ class GradientNoiseScaleMonitor(WindowCallback):
                 measure_every=check_integer("measure_every", measure_every, at_least=1),
                 split=options.check_split(split),
                 split_fn=options.check_function("split_fn", split_fn, "a batch, a first and a last example"),
+                weighs_counts=options.check_loss_mean(loss_is_mean_over, batch_size_fn),
                 memory=options.check_memory(memory),
                 batch_size_fn=options.check_batch_size_fn(batch_size_fn),
                 log_prefix=options.check_prefix(log_prefix),

@@ -31,9 +31,9 @@ class BatchSizeScaler(WindowCallback):
     """Measures the gradient noise scale, grows the batch towards it, and rescales the learning rate.
 
     The batch grows by gradient accumulation, at optimizer steps, from the loader's batch and the Trainer's
-    ``accumulate_grad_batches``; with `max_micro_batch_size`, what is accumulated is computed together. Warmup, memory
-    and budget are counted in examples (or in what `batch_size_fn` counts). The user's ``interval: step`` schedulers are
-    stepped as often as the user's plan would have stepped them, so a schedule built from
+    ``accumulate_grad_batches``; what is accumulated is computed in larger micro-batches where that is faster. Warmup,
+    memory and budget are counted in examples (or in what `batch_size_fn` counts). The user's ``interval: step``
+    schedulers are stepped as often as the user's plan would have stepped them, so a schedule built from
     ``trainer.estimated_stepping_batches`` ends where it should.
 
     Logged at optimizer steps, under `log_prefix`:
@@ -75,10 +75,11 @@ class BatchSizeScaler(WindowCallback):
         warmup: int | float = 0.05,
         total_examples: int | None = None,
         max_batch_size: int | None = None,
-        max_micro_batch_size: int | str | None = None,
+        max_micro_batch_size: int | str | None = "auto",
         split: bool | str = "auto",
         merge_fn: Callable[[list[Any]], Any] | None = None,
         split_fn: Callable[[Any, int, int], Any] | None = None,
+        loss_is_mean_over: str = "examples",
         measure_every: int = 8,
         memory: float = 0.05,
         batch_size_fn: Callable[[Any], float] | None = None,
@@ -106,14 +107,18 @@ class BatchSizeScaler(WindowCallback):
             max_batch_size: Largest batch in examples. Defaults to None: 32 × the start, with at least 8 steps per
                 epoch.
             max_micro_batch_size: Largest micro-batch on one device, in examples. Up to this, the loader batches of a
-                step are gathered and computed together. An int is a limit, above which a loader batch is split. None
-                gathers nothing. ``"auto"`` doubles it while that makes an example at least 3 % faster and is expected
-                to fit into memory; it gathers nothing with batch normalisation, with FSDP, and with
-                `Trainer(deterministic=True)`, where no clock may take part. Defaults to None.
+                step are gathered and computed together. ``"auto"`` doubles it while that makes an example at least 3 %
+                faster and is expected to fit into memory; it gathers nothing with batch normalisation, and with
+                `Trainer(deterministic=True)`, where no clock may take part. An int is a limit, above which a
+                loader batch is split. None gathers nothing. Defaults to ``"auto"``.
             split: Whether to split a loader batch in two where a step has no other pair to compare: True, False, or
                 ``"auto"``, which is True unless the model has batch normalisation. Defaults to ``"auto"``.
             merge_fn: Joins a list of loader batches. Defaults to None: tensors in any structure.
             split_fn: Returns the examples from a first to before a last one of a batch. Defaults to None, as above.
+            loss_is_mean_over: What the loss of a loader batch is a mean over: ``"examples"``, or what `batch_size_fn`
+                counts (tokens, say), for which pass ``"batch_size_fn"``. Parts of a loader batch are weighted by it,
+                and loader batches are gathered only where it is the same in each, so that the step stays the same.
+                Defaults to ``"examples"``.
             measure_every: After warmup, measure the steps that contain one loader batch in so many. Defaults to 8.
             memory: Share of the budget over which measurements are averaged; 1.0 for all. Defaults to 0.05.
             batch_size_fn: Counts the examples (or tokens) of a batch. Defaults to None: first tensor, first dimension.
@@ -145,6 +150,7 @@ class BatchSizeScaler(WindowCallback):
                 split=options.check_split(split),
                 merge_fn=options.check_function("merge_fn", merge_fn, "a list of batches"),
                 split_fn=options.check_function("split_fn", split_fn, "a batch, a first and a last example"),
+                weighs_counts=options.check_loss_mean(loss_is_mean_over, batch_size_fn),
                 memory=options.check_memory(memory),
                 batch_size_fn=options.check_batch_size_fn(batch_size_fn),
                 dry_run=options.check_flag("dry_run", dry_run),
@@ -217,7 +223,6 @@ class BatchSizeScaler(WindowCallback):
 
     def _check_trainer(self, trainer: pl.Trainer) -> None:
         preflight.check_trainer_for_scaler(trainer)
-        preflight.check_micro_batches(trainer, self._options.max_micro_batch_size)
         others: dict[type[Any], str] = {
             GradientNoiseScaleMonitor: "the scaler measures the same itself",
             **compatibility.INCOMPATIBLE_CALLBACKS,
@@ -238,4 +243,5 @@ class BatchSizeScaler(WindowCallback):
         name = self._options.callback
         if self._options.dry_run:
             return NullActuator(trainer, name, micro_batches)
+        micro_batches.recovery = preflight.recovery_of(trainer, self._options.split)
         return TrainerActuator(trainer, pl_module, name, micro_batches, self._options.schedule)

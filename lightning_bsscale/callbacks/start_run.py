@@ -55,7 +55,7 @@ def start_run(
     stored = None if checkpoint is None else read_run(checkpoint, options.callback)
     optimizer = unwrapped(trainer.optimizers[0])
     rule = options.rule_for(optimizer)
-    loaders = read_loaders(trainer, size, options.batch_size_fn)
+    loaders = read_loaders(trainer, size, rows, options.batch_size_fn)
     first = None if stored is None else stored.first
     now = Start(
         granularity=read_unit(loaders.first_size, loaders.batch_size, trainer.world_size, first),
@@ -66,6 +66,9 @@ def start_run(
     plan = read_plan(trainer, options, loaders, first or now, now)
     gradients = GradientWatch(trainer, optimizer, actuator.micro_batches)
     total = plan.total_examples
+    # The same on all ranks, which must compute at the same time.
+    usual_rows = max(1, round(now.granularity_per_rank * loaders.first_rows / loaders.first_size))
+    preflight.check_micro_batches(trainer, options.max_micro_batch_size, usual_rows)
     settings = RunSettings(
         first=first or now,
         now=now,
@@ -79,7 +82,7 @@ def start_run(
         warmup_examples=plan.warmup_examples,
         memory=math.inf if total is None or options.memory == 1 else options.memory * total,
         measure_every=options.measure_every,
-        rows=max(1, round(now.granularity_per_rank * rows / size)),
+        rows=usual_rows,
         **_micro_batches(trainer, options),
         samples_per_micro_batch=gradients.samples_per_micro_batch,
         decides=options.decides,
@@ -106,13 +109,15 @@ def start_run(
 def _micro_batches(trainer: pl.Trainer, options: RunOptions) -> dict[str, Any]:
     """Return the settings that say how windows are computed."""
     largest, has_batch_norm = options.max_micro_batch_size, preflight.has_batch_norm(trainer.lightning_module)
+    splits = not has_batch_norm if options.split is None else options.split
     # The gradients of a deterministic run must not depend on a clock.
     is_deterministic = torch.are_deterministic_algorithms_enabled()
     may_search = options.decides and not options.dry_run and not has_batch_norm and not is_deterministic
     return {
         "max_micro_batch_size": largest if isinstance(largest, int) else None,
-        "searches_size": largest == "auto" and may_search and not preflight.is_sharded(trainer),
-        "splits": trainer.world_size == 1 and (not has_batch_norm if options.split is None else options.split),
+        "searches_size": largest == "auto" and may_search,
+        "splits": trainer.world_size == 1 and splits,
+        "divides": splits,
     }
 
 
@@ -162,4 +167,5 @@ def _warn_single_micro_batch(
         epoch_batches=loaders.batches,
         rows=rows,
         splits=settings.splits,
+        world_size=trainer.world_size,
     )

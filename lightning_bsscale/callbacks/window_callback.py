@@ -114,7 +114,13 @@ class WindowCallback(pl.Callback):
         """Create the actuator, and place the resumed window, which Lightning inspects next."""
         self._open_run.is_training = True
         options = self._options
-        micro_batches = MicroBatches(trainer, options.batch_size_fn, options.merge_fn, options.split_fn)
+        micro_batches = MicroBatches(
+            trainer,
+            options.batch_size_fn,
+            options.merge_fn,
+            options.split_fn,
+            weighs_counts=options.weighs_counts,
+        )
         try:
             self._actuator = self._make_actuator(trainer, pl_module, micro_batches)
         except BaseException:

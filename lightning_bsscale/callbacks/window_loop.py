@@ -126,6 +126,7 @@ class WindowLoop:
             lr_scale=self.actuator.lr_scale,
             has_sums=self.gradients.has_sums,
             sends=self.gradients.sends,
+            row_limit=self.gradients.take_row_limit(),
         )
         closed = run.close_window(self.settings, self.state, end, arrived)
         self.state, self._in_progress, self._ended = closed.state, None, None

@@ -2,12 +2,13 @@
 
 Numbers are sent at a window's end and read at the end of the next one, so that no step waits for its own measurement.
 Every rank must send the same messages in the same order. Whether to send is therefore decided from numbers that are the
-same on all ranks, and a rank without data sends too. Only three calls wait for other ranks: `extremes` and `sums`, at
-the start, and `read`, for a message that was sent a window ago.
+same on all ranks, and a rank without data sends too. Four calls wait for other ranks: `extremes` and `sums`, at the
+start, `read`, for a message that was sent a window ago, and `all_agree`, where a sharded model waits for them anyway.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["PendingSums", "extremes", "sums"]
+__all__ = ["PendingSums", "all_agree", "extremes", "smallest_power", "smallest_power_of_sum", "sums"]
 
 
 class PendingSums:
@@ -130,6 +131,43 @@ def sums(values: Sequence[float], device: torch.device, world_size: int) -> list
     if world_size == 1:
         return list(values)
     return PendingSums(torch.tensor(values, dtype=torch.float64, device=device), world_size=world_size).read()
+
+
+def all_agree(is_true: bool, device: torch.device) -> bool:
+    """Return whether something holds on every rank. It waits for all ranks.
+
+    Args:
+        is_true: whether it holds on this rank
+        device: the device that this rank computes on
+
+    Returns:
+        The same on all ranks.
+    """
+    holds = torch.tensor(float(is_true), dtype=torch.float64, device=_device_of_sums(device))
+    dist.all_reduce(holds, op=dist.ReduceOp.MIN)
+    return bool(holds)
+
+
+def smallest_power(power: int | None, world_size: int) -> float:
+    """Return a number whose sum over ranks tells the smallest of their powers of two.
+
+    Args:
+        power: this rank's power of two, at most 2**40; None for none
+        world_size: number of ranks
+
+    Example:
+        >>> smallest_power_of_sum(smallest_power(64, 2) + smallest_power(16, 2), 2)
+        16
+    """
+    # Each power below outweighs all ranks' powers above it together, and float64 holds all of them exactly.
+    return 0.0 if power is None else 2.0 ** (-(power.bit_length() - 1) * world_size.bit_length())
+
+
+def smallest_power_of_sum(total: float, world_size: int) -> int | None:
+    """Return the smallest power of two of any rank, from the sum of `smallest_power`; None if no rank has one."""
+    if total == 0:
+        return None
+    return 1 << -((math.frexp(total)[1] - 1) // world_size.bit_length())
 
 
 def _pinned_like(vector: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ class WindowEvent:
             optimizer made no update.
         has_sums: Whether its gradients were seen.
         sends: Whether messages are still sent, on several ranks.
+        row_limit: Most rows in a micro-batch, where memory ran out in this window on a single rank; else None.
         arrived: What has arrived of an earlier window.
         is_asked: Whether the policy could be asked: not where an exception ended the run before.
         relative_lr: Where the user's scheduler has taken the learning rate, 1 at its start.
@@ -71,6 +72,7 @@ class WindowEvent:
     lr_scale: float | None = None
     has_sums: bool = False
     sends: bool = True
+    row_limit: int | None = None
     arrived: Arrived | None = None
     is_asked: bool = True
     relative_lr: float = 1.0
@@ -231,6 +233,7 @@ def _window(settings: RunSettings, state: RunState, event: WindowEvent) -> Appli
         lr_scale=event.factor if event.lr_scale is None else event.lr_scale,
         has_sums=event.has_sums,
         sends=event.sends,
+        row_limit=event.row_limit,
     )
     state, measurement, _ = run.close_window(settings, state, end, event.arrived)
     if not event.is_asked:

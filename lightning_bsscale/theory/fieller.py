@@ -16,8 +16,8 @@ def student_t_quantile(probability: float, degrees_of_freedom: float) -> float:
     """Compute a quantile of Student's t distribution, for real degrees of freedom.
 
     With ``t = sqrt(nu) tan(theta)`` the density becomes ``C cos(theta)^(nu - 1)``, so the quantile's angle solves
-    ``C * integral_0^theta cos^(nu - 1) = probability - 1/2``. The left side is concave, so Newton's method converges from
-    any angle below; it starts at the first terms of the expansion in ``1 / nu`` (Abramowitz and Stegun, 26.7.5).
+    ``C * integral_0^theta cos^(nu - 1) = probability - 1/2``. The left side is concave, so Newton's method converges
+    from any angle below; it starts at the first terms of the expansion in ``1 / nu`` (Abramowitz and Stegun, 26.7.5).
 
     Args:
         probability: Probability below the quantile, from 0.5 to below 1.

@@ -78,6 +78,8 @@ class Arrived:
         seconds_per_step: The same for a step.
         seconds_per_row: Seconds of a row in the largest micro-batches, over all ranks; None if there were none.
         has_room: Whether twice their size is expected to fit into the memory of every rank.
+        row_limit: Most rows in a micro-batch that the memory of every rank holds; None if none has run out of it. One
+            rank does not need it: `WindowEnd` has it.
     """
 
     sums: WindowSums
@@ -87,6 +89,7 @@ class Arrived:
     seconds_per_step: float | None = None
     seconds_per_row: float | None = None
     has_room: bool = True
+    row_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,19 +9,19 @@ examples. The micro-batches of a window must add up to the same gradient, with `
 * a part of ``m`` of the ``n`` examples of one loader batch: ``(m / n) L_k``, because ``m / (n A m) = 1 / (A n)``.
 
 Loader batches of different sizes are not gathered: no factor on the mean over all of their examples gives each loader
-batch the same weight. Where the loss is not a mean over examples (but over tokens, say), neither holds exactly.
+batch the same weight. Where the loss is a mean over something else, such as tokens, both hold in numbers of that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from lightning_bsscale.theory.checks import check_integer
 
-__all__ = ["Group", "Layout", "due_groups", "plan_layout"]
+__all__ = ["Group", "Layout", "due_groups", "plan_layout", "regroup", "smaller_size", "smallest"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,46 +88,96 @@ def plan_layout(
     return Layout(gathered=gathered, parts=parts, largest=largest, split_above=split_above)
 
 
-def due_groups(held: Sequence[int], rows: int, layout: Layout, *, is_last: bool) -> tuple[list[Group], bool]:
+def due_groups(
+    waiting: Sequence[int], layout: Layout, *, is_last: bool, counts: Sequence[float] | None = None
+) -> list[Group]:
     """Decide which micro-batches to compute now that one more loader batch has arrived.
 
+    When depends on the number of loader batches alone, and not on their rows: ranks may have different ones, and must
+    compute at the same time.
+
     Args:
-        held: Rows of the loader batches that were put aside, in order; all alike.
-        rows: Rows of the one that has arrived.
+        waiting: Rows of the loader batches that were put aside, in order, and of the one that has arrived.
         layout: The window's layout.
         is_last: Whether no other loader batch will join the window.
+        counts: What else must be the same for loader batches to be gathered, such as their tokens; None for nothing.
 
     Returns:
-        The micro-batches, in order, of the loader batches put aside and then this one; and whether this one is put
-        aside.
+        The micro-batches of all that wait, in order; none if all stay aside.
 
     Example:
-        >>> due_groups([8, 8], 5, Layout(gathered=4), is_last=True)[0]
+        >>> due_groups([8, 8, 5], Layout(gathered=4), is_last=True)
         [Group(loader_batches=2, start=0, stop=16, weight=2.0), Group(loader_batches=1, start=0, stop=5, weight=1.0)]
-        >>> due_groups([8], 8, Layout(gathered=4), is_last=False)
-        ([], True)
+        >>> due_groups([8, 8], Layout(gathered=4), is_last=False)
+        []
     """
-    groups, waiting = [], len(held)
-    if waiting and held[0] != rows:
-        groups.append(_whole(waiting, held[0]))
-        waiting = 0
-    parts = layout.parts if layout.split_above is None else max(layout.parts, -(-rows // layout.split_above))
-    if min(parts, rows) > 1:
-        return groups + _whole_if_any(waiting, rows) + _parts(rows, min(parts, rows)), False
-    gathered = layout.gathered if layout.largest is None else min(layout.gathered, layout.largest // rows)
-    if waiting + 1 < gathered and not is_last:
-        return groups, True
-    return [*groups, _whole(waiting + 1, rows)], False
+    if len(waiting) < layout.gathered and not is_last:
+        return []
+    groups = []
+    for (rows, _), alike in groupby(zip(waiting, counts or [0] * len(waiting), strict=True)):
+        number = sum(1 for _ in alike)
+        parts = layout.parts if layout.split_above is None else max(layout.parts, -(-rows // layout.split_above))
+        if min(parts, rows) > 1:
+            groups += number * _parts(rows, min(parts, rows))
+        else:
+            groups += regroup(
+                _whole(number, rows),
+                rows,
+                layout.gathered * rows if layout.largest is None else layout.largest,
+                divides=False,
+            )
+    return groups
+
+
+def regroup(group: Group, rows: int, limit: int, *, divides: bool = True) -> list[Group]:
+    """Divide a micro-batch into smaller ones, which have the same gradient together.
+
+    Args:
+        group: The micro-batch.
+        rows: Rows of each of its loader batches.
+        limit: Rows of the smaller ones, at most. Whole loader batches of more rows are to be divided once more.
+        divides: Whether a loader batch is split.
+
+    Returns:
+        Whole loader batches if it has several, else parts; in order, of sizes that are as equal as possible.
+
+    Example:
+        >>> [part.stop - part.start for part in regroup(Group(3, 0, 24, 3.0), 8, 16)]
+        [16, 8]
+        >>> regroup(Group(1, 4, 7, 0.375), 8, 2)
+        [Group(loader_batches=1, start=4, stop=6, weight=0.25), Group(loader_batches=1, start=6, stop=7, weight=0.125)]
+    """
+    if group.stop - group.start <= limit:
+        return [group]
+    if group.loader_batches == 1:
+        return _parts(rows, -(-(group.stop - group.start) // limit), group.start, group.stop) if divides else [group]
+    number = -(-group.loader_batches // max(1, limit // rows))
+    bounds = [-(-group.loader_batches * part // number) for part in range(number + 1)]
+    return [_whole(end - begin, rows) for begin, end in pairwise(bounds)]
+
+
+def smaller_size(rows: int) -> int:
+    """Return the rows to try next where so many (at least 2) did not fit: the largest power of two below.
+
+    Powers of two take the fewest attempts, and the smallest of several ranks' can be told from a sum.
+
+    Example:
+        >>> [smaller_size(rows) for rows in (2, 7, 8, 48)]
+        [1, 4, 4, 32]
+    """
+    return 1 << (rows - 1).bit_length() - 1
+
+
+def smallest(*limits: int | None) -> int | None:
+    """Return the smallest limit; None if there is none."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _whole(loader_batches: int, rows: int) -> Group:
     return Group(loader_batches, 0, loader_batches * rows, float(loader_batches))
 
 
-def _whole_if_any(loader_batches: int, rows: int) -> list[Group]:
-    return [_whole(loader_batches, rows)] if loader_batches else []
-
-
-def _parts(rows: int, parts: int) -> list[Group]:
-    bounds = [rows * part // parts for part in range(parts + 1)]
-    return [Group(1, start, stop, (stop - start) / rows) for start, stop in pairwise(bounds)]
+def _parts(rows: int, parts: int, start: int = 0, stop: int | None = None) -> list[Group]:
+    stop = rows if stop is None else stop
+    bounds = [start + -(-(stop - start) * part // parts) for part in range(parts + 1)]
+    return [Group(1, begin, end, (end - begin) / rows) for begin, end in pairwise(bounds)]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from lightning_bsscale.theory.controller import BatchState, Decided
 from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.measured import Arrived, ClosedWindow
-from lightning_bsscale.theory.micro_batches import plan_layout
+from lightning_bsscale.theory.micro_batches import plan_layout, smallest
 from lightning_bsscale.theory.plan import PlanPosition
 from lightning_bsscale.theory.policies import Situation
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
@@ -51,6 +51,8 @@ class WindowEnd(NamedTuple):
         lr_scale: The factor on it.
         has_sums: Whether the window's gradients were seen.
         sends: Whether messages are still sent, on several ranks.
+        row_limit: Most rows in a micro-batch if one rank alone ran out of memory in this window; else None. Several
+            ranks learn it from their messages.
     """
 
     ready: int
@@ -59,6 +61,7 @@ class WindowEnd(NamedTuple):
     lr_scale: float
     has_sums: bool
     sends: bool
+    row_limit: int | None = None
 
 
 class Conditions(NamedTuple):
@@ -168,6 +171,9 @@ def resume_run(settings: RunSettings, stored: RunState, position: PlanPosition, 
     if cut is not None:
         cut = changed(cut, rest=max(1, round(cut.rest * before.granularity / now.granularity)))
     same_unit = before.granularity == now.granularity
+    begun = SizeSearch(size=settings.rows) if settings.searches_size else None
+    if begun is not None and stored.row_limit is not None:
+        begun = begun.limited(stored.row_limit)
     return changed(
         stored,
         now=now,
@@ -182,7 +188,7 @@ def resume_run(settings: RunSettings, stored: RunState, position: PlanPosition, 
         lost_examples=stored.lost_examples + lost * before.granularity,
         loader_batches_in_epoch=stored.loader_batches_in_epoch if same_unit and stored.epoch != epoch else 0,
         # The size that was found stays, whatever the loader's batch is now.
-        search=stored.search or (SizeSearch(size=settings.rows) if settings.searches_size else None),
+        search=stored.search or begun,
         is_resumed=True,
     )
 
@@ -297,7 +303,7 @@ def open_window(
             plan.num_loader_batches,
             settings.rows,
             largest=_largest(settings, state),
-            split_above=settings.max_micro_batch_size,
+            split_above=smallest(settings.max_micro_batch_size, state.row_limit if settings.divides else None),
             at_least=at_least if is_measured else 1,
         ),
         is_rest=settings.acts and state.cut is not None,
@@ -306,7 +312,9 @@ def open_window(
 
 
 def _largest(settings: RunSettings, state: RunState) -> int | None:
-    return state.search.size if settings.searches_size and state.search is not None else settings.max_micro_batch_size
+    searched = state.search.size if settings.searches_size and state.search is not None else None
+    largest = settings.max_micro_batch_size if searched is None else searched
+    return None if largest is None else smallest(largest, state.row_limit)
 
 
 def _planned_window(settings: RunSettings, state: RunState, batch_idx: int, accumulate: int) -> WindowPlan:
@@ -378,6 +386,7 @@ def close_window(settings: RunSettings, state: RunState, end: WindowEnd, arrived
         largest=window.layout.largest,
     )
     state, measurement, found_changed = take_arrived(settings, state, arrived)
+    state = _limited(state, end.row_limit)
     on_ranks = settings.now.world_size > 1
     # Every rank sends for every window to be measured, also if it saw no gradients.
     if window.is_measured and (end.sends if on_ranks else end.has_sums and not found_changed):
@@ -427,6 +436,7 @@ def take_arrived(
         state, window = changed(state, examples=examples), changed(window, examples_seen=examples.known)
     if state.search is not None and window.largest == state.search.size:
         state = changed(state, search=state.search.timed(arrived.seconds_per_row, has_room=arrived.has_room))
+    state = _limited(state, arrived.row_limit)
     measured, found_changed = state.measured.compared(arrived.explained)
     measurement = None
     if measured.agreement.is_good:
@@ -434,6 +444,13 @@ def take_arrived(
         if added is not measured:
             measured, measurement = added, added.history[-1]
     return changed(state, measured=measured), measurement, found_changed
+
+
+def _limited(state: RunState, row_limit: int | None) -> RunState:
+    limit = smallest(state.row_limit, row_limit)
+    if limit is None or limit == state.row_limit:
+        return state
+    return changed(state, row_limit=limit, search=None if state.search is None else state.search.limited(limit))
 
 
 def settle_unsent(state: RunState) -> RunState:

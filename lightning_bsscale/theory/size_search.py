@@ -68,3 +68,7 @@ class SizeSearch:
         if not has_room:
             return SizeSearch(size=self.size, ended=f"{2 * self.size} may not fit into memory")
         return SizeSearch(size=2 * self.size, before=now)
+
+    def limited(self, limit: int) -> SizeSearch:
+        """End the search, because memory holds no micro-batch of more rows than this."""
+        return SizeSearch(size=min(self.size, limit), ended="larger ones do not fit into memory")

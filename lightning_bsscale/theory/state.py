@@ -44,6 +44,7 @@ class RunNumbers:
         max_micro_batch_size: Most of them in a micro-batch; None to gather nothing, or as the search finds.
         searches_size: Whether the largest micro-batch is searched for.
         splits: Whether a loader batch is split where a measurement needs two micro-batches.
+        divides: Whether a loader batch is split that does not fit into memory.
         samples_per_micro_batch: Gradients that can be distinguished in one micro-batch of all ranks.
         decides: Whether the policy is asked; a monitor does not ask.
         acts: Whether windows are placed and the learning rate is scaled; false for a dry run and a monitor.
@@ -61,6 +62,7 @@ class RunNumbers:
     max_micro_batch_size: int | None
     searches_size: bool
     splits: bool
+    divides: bool
     samples_per_micro_batch: int
     decides: bool
     acts: bool
@@ -152,6 +154,7 @@ class RunState:
         measured: The measured windows and their averages.
         decisions: The decisions that are kept.
         search: The search for the largest micro-batch; None without one.
+        row_limit: Most rows in a micro-batch since a device ran out of memory; None if none did.
         pending: The closed window whose sums have not arrived, or None.
         window: The window in progress, or None.
         windows: Windows so far; each ended with an optimizer step.
@@ -172,6 +175,7 @@ class RunState:
     measured: MeasuredWindows = field(default_factory=MeasuredWindows)
     decisions: DecisionLog = field(default_factory=DecisionLog)
     search: SizeSearch | None = None
+    row_limit: int | None = None
     pending: ClosedWindow | None = None
     window: OpenWindow | None = None
     windows: int = 0

@@ -3,28 +3,21 @@
 import json
 import logging
 import re
-from dataclasses import replace
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from lightning_bsscale import BatchSizeScaler, NoiseScalePolicy
-from lightning_bsscale.journal import read_journal
-from lightning_bsscale.replay import replay
-from lightning_bsscale.theory.records import DecisionRecord, Measurement
+from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.theory.schedules import WarmupCosine
 from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH
 from tests.helpers.training import (
     CountsWindows,
     KeepsRates,
-    KeepSteps,
     Regression,
     Scripted,
     UnsizedRegression,
     fit,
-    one_cycle,
     regression_loader,
     scripted,
     weights_after,
@@ -33,22 +26,15 @@ from tests.helpers.training import (
 pytestmark = CANNOT_MEASURE
 
 
-def grow(**options):
-    """A run that grows."""
-    scaler = BatchSizeScaler(**options)
-    trainer = fit(Regression(), regression_loader(2000, noise=3.0), [scaler], max_epochs=4)
-    return scaler, trainer
-
-
 @pytest.fixture(scope="module")
-def grown(tmp_path_factory):
-    """A run of the defaults that grew, and its journal."""
-    path = tmp_path_factory.mktemp("grown") / "deep" / "journal.jsonl"
-    return *grow(record=path), path
+def grown():
+    """A run of the defaults that grew."""
+    scaler = BatchSizeScaler()
+    return scaler, fit(Regression(), regression_loader(2000, noise=3.0), [scaler], max_epochs=4)
 
 
 def test_without_arguments_it_grows_the_batch_and_scales_the_rate(grown):
-    scaler, trainer, _ = grown
+    scaler, trainer = grown
     changes = [record for record in scaler.decisions if record.is_change]
     assert changes
     assert scaler.batch_size > 4
@@ -144,18 +130,6 @@ def test_the_estimate_lags_by_one_window():
     assert [situation.noise is None for situation in situations[:4]] == [True, True, False, False]
 
 
-@pytest.mark.parametrize("every", [1, 7])
-def test_logged_keys_at_optimizer_steps_only(every):
-    logger, scaler = KeepSteps(), BatchSizeScaler(log_prefix="gns/", max_batch_size=8)
-    settings = dict(max_epochs=2, accumulate_grad_batches=2, log_every_n_steps=every)
-    trainer = fit(Regression(), regression_loader(400), [scaler], logger=logger, **settings)
-    ours = [(step, metrics) for step, metrics in logger.logged if "gns/batch_size" in metrics]
-    assert len({step for step, _ in ours}) == len(ours)
-    assert {step for step, _ in ours} >= {n - 1 for n in range(1, trainer.global_step + 1) if n % every == 0}
-    # The log's examples are those that had been seen at that step.
-    assert all(metrics["gns/examples_seen"] == 8 * (step + 1) for step, metrics in ours)
-
-
 def test_progress_bar_shows_the_batch_only_when_asked():
     for asked in (False, True):
         scaler = scripted(8, progress_bar=asked)
@@ -164,39 +138,11 @@ def test_progress_bar_shows_the_batch_only_when_asked():
         assert shown == ({"bsscale/batch_size"} if asked else set())
 
 
-@pytest.mark.parametrize("verbose", [False, True])
-def test_one_info_line_a_growth(caplog, verbose):
-    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
-        scaler = scripted(8, 8, 16, verbose=verbose)
-        fit(Regression(), regression_loader(80), [scaler], max_epochs=1)
-    lines = [record.message for record in caplog.records if record.message.startswith("bsscale: after")]
-    growths = [line for line in lines if re.search(r"from \d+ to \d+", line)]
-    assert len(growths) == 2
-    assert re.search("4 examples .*4 to 8.* 2 ", growths[0])
-    assert growths[0].endswith("as scripted")
-    assert (len(lines) > 2) == verbose
-
-
 def test_default_maximum_is_said_once(caplog):
     with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         fit(Regression(), regression_loader(800), [BatchSizeScaler()], max_epochs=1)
     (said,) = [record.message for record in caplog.records if "max_batch_size" in record.message]
     assert re.search(r"\b4 examples.*\b100\b", said)
-
-
-def test_a_journal_is_written_where_asked_and_replays(grown):
-    scaler, _, path = grown
-    header, records = read_journal(path)
-    assert header["schema"] == 2
-    assert header["policy"]["class"] == "NoiseScalePolicy"
-    assert [record for record in records if isinstance(record, DecisionRecord)] == scaler.decisions
-    assert [record for record in records if isinstance(record, Measurement)] == scaler.history
-    replayed = list(replay(path))
-    assert sum(again.kind == "decision" for again in replayed) == len(scaler.decisions) > 3
-    assert [again.replayed for again in replayed if again.kind == "measurement"] == scaler.history
-    assert all(again.agrees for again in replayed)
-    # The twin: another policy does not agree.
-    assert not all(again.agrees for again in replay(path, NoiseScalePolicy(target_ratio=0.01)))
 
 
 def test_record_true_writes_into_the_log_folder(tmp_path):
@@ -209,7 +155,7 @@ def test_record_true_writes_into_the_log_folder(tmp_path):
 
 
 def test_summary_and_plot(grown, tmp_path):
-    scaler, _, _ = grown
+    scaler, _ = grown
     lines = scaler.summary().splitlines()
     words = "examples step batch lr factor noise scale [90 %] bound (90 %) target needed reason"
     assert lines[0].split() == words.split()
@@ -238,32 +184,6 @@ def test_lr_cap_is_a_ceiling():
     scaler = scripted(8, 16, 32, lr_cap=3)
     fit(Regression(), regression_loader(400), [scaler], max_epochs=1)
     assert scaler.lr_scale == 3
-
-
-@CKPT_PATH
-def test_resumed_at_a_windows_end_it_decides_as_if_never_stopped(tmp_path):
-    """The data order is fixed and the stop is at an epoch's end, so everything after it must be the same."""
-
-    def run(path=None, callbacks=()):
-        scaler = BatchSizeScaler(measure_every=2)
-        module = Regression(lambda p: torch.optim.SGD(p, lr=0.05), one_cycle())
-        settings = dict(max_epochs=4, ckpt_path=path, enable_checkpointing=bool(callbacks))
-        fit(module, regression_loader(600, noise=3.0), [scaler, *callbacks], **settings)
-        return scaler, module
-
-    keep = ModelCheckpoint(dirpath=tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
-    whole, module = run(callbacks=[keep])
-    resumed, again = run(tmp_path / "epoch=1.ckpt")
-    assert any(record.is_change for record in whole.decisions)
-    untimed = dict(seconds_per_loader_batch=None, seconds_per_step=None)
-    ours, theirs = (
-        [replace(record, situation=replace(record.situation, **untimed)) for record in callback.decisions]
-        for callback in (resumed, whole)
-    )
-    assert ours == theirs
-    assert resumed.history == whole.history
-    assert resumed.examples_seen == whole.examples_seen
-    assert all(map(torch.equal, again.parameters(), module.parameters()))
 
 
 @CKPT_PATH

@@ -111,16 +111,3 @@ def test_a_copy_shows_the_same_at_every_moment_and_the_run_does_not_notice(made,
         fit(Regression(), regression_loader(38), callbacks, max_epochs=2, accumulate_grad_batches=2)
     assert len(copies) > 50
     assert copies[-1].history == ours.history == alone.history
-
-
-def test_a_second_fit_of_a_monitor_continues_as_the_trainers_counters_do():
-    monitor, module = GradientNoiseScaleMonitor(measure_every=1, memory=1.0), Regression()
-    trainer = trainer_with(monitor)
-    trainer.fit(module, regression_loader(40))
-    first = monitor.history
-    trainer.fit_loop.max_epochs = 2
-    trainer.fit(module, regression_loader(40))
-    assert monitor.history[:5] == first
-    assert [made.optimizer_steps for made in monitor.history] == [*range(1, 11)]
-    fit(Regression(), regression_loader(40), [monitor], max_epochs=1, accumulate_grad_batches=2)
-    assert [made.optimizer_steps for made in monitor.history] == [*range(1, 6)]  # another Trainer's

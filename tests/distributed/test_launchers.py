@@ -94,7 +94,10 @@ def test_every_launcher_trains_as_processes_of_our_own_do(folders, expected, nam
     for part in ("shown", "windows", "weights"):
         assert first[part] == second[part] == own[part], part
     # The first process is the user's own, or all are new.
-    assert (told(folders[name], "main")["process"] == first["process"]) == (name == "ddp")
+    main = told(folders[name], "main")
+    assert (main["process"] == first["process"]) == (name == "ddp")
+    assert main["shown"] == first["shown"]
+    assert main["shown"]["history"]
 
 
 def test_the_callback_made_a_difference_to_those_trainings(tmp_path, expected):
@@ -111,13 +114,6 @@ def test_weights_metrics_and_checkpoint_come_back_to_the_process_that_called_fit
     assert main["weights"] == first["weights"]
     assert main["metrics"]["bsscale/batch_size"] == first["shown"]["batch_size"] == 32
     assert main["best_model_path"] == str(folders[strategy] / "last.ckpt")
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_what_the_callback_has_to_show_comes_back_too(folders, name):
-    first, main = told(folders[name], "rank-0"), told(folders[name], "main")
-    assert main["shown"] == first["shown"]
-    assert main["shown"]["history"]
 
 
 def letter_to(callback, outcome, folder):

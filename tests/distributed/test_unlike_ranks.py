@@ -6,6 +6,7 @@ from datetime import timedelta
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
@@ -157,7 +158,9 @@ def test_loaders_are_asked_for_where_they_are_new(make, every, asked):
 
 
 def watched(rank, ranks, epochs, folder=None, ckpt=None):
-    monitor, keep = GradientNoiseScaleMonitor(measure_every=1), keeping_epochs(folder)
+    monitor, keep = GradientNoiseScaleMonitor(measure_every=1000), keeping_epochs(folder)
+    if folder is not None:
+        keep.append(ModelCheckpoint(folder, every_n_train_steps=4, save_top_k=-1, filename="{step}"))
     settings = dict(max_epochs=epochs, accumulate_grad_batches=2, enable_checkpointing=bool(keep))
     trainer = trainer_of(ranks, [monitor, *keep], **settings)
     trainer.fit(Linear(lr=0.01), loader_of(regression_items(48, [4]), rank, ranks), ckpt_path=ckpt)
@@ -165,7 +168,11 @@ def watched(rank, ranks, epochs, folder=None, ckpt=None):
 
 
 @in_every_place
-@pytest.mark.parametrize(("before", "after"), [(4, 2), (1, 2)])
-def test_the_monitor_counts_every_example_also_on_another_number_of_ranks(tmp_path, before, after):
+@pytest.mark.parametrize(
+    ("before", "after", "saved", "total"),
+    [(4, 2, "epoch=0", 384), (1, 2, "epoch=0", 384), (2, 2, "step=4", 384), (2, 3, "step=4", 64 + 96 + 192)],
+)
+def test_every_example_is_counted_also_on_another_number_of_ranks(tmp_path, before, after, saved, total):
+    """Within an epoch, three windows are counted that no message had brought when the checkpoint was saved."""
     assert fit_on(before, watched, before, 1, str(tmp_path)) == [192] * before
-    assert fit_on(after, watched, after, 2, None, str(tmp_path / "epoch=0.ckpt")) == [384] * after
+    assert fit_on(after, watched, after, 2, None, str(tmp_path / f"{saved}.ckpt")) == [total] * after

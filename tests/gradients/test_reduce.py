@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import distributed
 
-from lightning_bsscale.gradients.reduce import PendingSums, _device_of_sums, extremes, sums
+from lightning_bsscale.gradients.reduce import (
+    PendingSums,
+    _device_of_sums,
+    extremes,
+    smallest_power,
+    smallest_power_of_sum,
+    sums,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int64])
@@ -65,3 +72,13 @@ def test_after_a_failure_nothing_has_arrived(part):
     vector._arrived = vector._work = None
     setattr(vector, part, Broken())
     assert not vector.has_arrived
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8, 1000, 2**16])
+@pytest.mark.parametrize("smallest", [1, 2, 64, 2**20, 2**40])
+def test_the_smallest_power_of_two_is_told_from_the_sum(ranks, smallest):
+    for others in (smallest, 2 * smallest, 2**40, None):
+        for number in {1, ranks // 2 or 1, ranks}:
+            one, other = smallest_power(smallest, ranks), smallest_power(others, ranks)
+            assert smallest_power_of_sum(number * one + (ranks - number) * other, ranks) == smallest
+    assert smallest_power_of_sum(ranks * smallest_power(None, ranks), ranks) is None

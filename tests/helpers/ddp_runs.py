@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.theory.stored import as_plain
 from tests.helpers.places import here
-from tests.helpers.training import QUIET, ByStep, KeepsRates, KeepSteps, scripted
+from tests.helpers.training import QUIET, ByStep, KeepsRates, KeepSteps, run_of, scripted
 
 
 def loader_of(items, rank=0, ranks=1):
@@ -191,3 +191,57 @@ def of_other_length(rank, callback):
     except Exception as error:
         return type(error).__name__, str(error)
     return None
+
+
+class ShortOfMemory(OneHots):
+    """One rank runs out of memory in micro-batches of more than two examples, at its n-th pass."""
+
+    def __init__(self, total, epochs, fails):
+        super().__init__(total, epochs)
+        self.register_buffer("passes", torch.zeros(()))  # so DDP waits for all ranks at the first pass of a window
+        self.fails, self.sizes = fails, []
+
+    def training_step(self, batch, batch_idx):
+        rank, place, since = self.fails
+        fails = self.global_rank == rank and len(batch) > 2 and len(self.sizes) >= since
+        self.sizes.append(len(batch))
+        self.passes += 1
+        if fails and place == "forward":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", batch.float().mean(), on_step=False, on_epoch=True, sync_dist=True)
+        if place == "synced log":
+            self.log("synced", loss, on_step=True, sync_dist=True)
+        if fails and place == "synced log":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return FailsBackward.apply(loss) if fails and place == "backward" else loss
+
+
+class FailsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+
+def short_of_memory(rank, ranks, windows, fails, batch_size=4, total=88, **options):
+    """The weight of every example in every step, and what the ranks know."""
+    scaler = scripted(policy=ByStep([ranks * batch_size * n for n in windows]), **{"lr_rule": "none", **options})
+    module = ShortOfMemory(total, 1, fails)
+    loader = DataLoader(torch.arange(rank, total, ranks), batch_size=batch_size)
+    trainer = trainer_of(ranks, [scaler], max_epochs=1)
+    trainer.fit(module, loader)
+    run = run_of(scaler)
+    logged = float(trainer.callback_metrics["loss"])
+    return (
+        module.steps,
+        module.reductions,
+        trainer.global_step,
+        module.sizes,
+        run.row_limit,
+        len(scaler.history),
+        logged,
+    )

@@ -75,6 +75,8 @@ CASES += [
     Case(lambda: BatchSizeScaler(total_examples=1e6)),
     Case(lambda: BatchSizeScaler(max_batch_size=0)),
     Case(lambda: BatchSizeScaler(measure_every=0)),
+    Case(lambda: BatchSizeScaler(loss_is_mean_over="tokens")),
+    Case(lambda: GradientNoiseScaleMonitor(loss_is_mean_over="batch_size_fn")),
     Case(lambda: BatchSizeScaler(max_micro_batch_size=0)),
     Case(lambda: BatchSizeScaler(max_micro_batch_size="large")),
     *(Case(lambda cls=cls: cls(split="half")) for cls in (BatchSizeScaler, GradientNoiseScaleMonitor)),

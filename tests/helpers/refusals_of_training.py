@@ -177,8 +177,8 @@ CASES += [
     # test_compatibility.py does it with the other package's own Trainer, where that is installed.
     Case(lambda: BatchSizeScaler().setup(SimpleNamespace(), Regression(), "fit")),
     Case(
-        lambda: preflight.check_micro_batches(SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy)), 64),
-        "max_micro_batch_size=64 FSDPStrategy DDP",
+        lambda: preflight.check_micro_batches(SimpleNamespace(strategy=FSDPStrategy.__new__(FSDPStrategy)), 2, 8),
+        "max_micro_batch_size=2 FSDPStrategy 8",
     ),
     Case(lambda: train(others=[GradientNoiseScaleMonitor()]), "GradientNoiseScaleMonitor"),
     Case(lambda: train(others=[FindsLate()])),
@@ -304,6 +304,7 @@ CASES += [
         ),
         "gathered batch[2] 7 4 merge_fn",
     ),
+    Case(lambda: train(module=HoldsOne()), "4 1 max_micro_batch_size=1"),
     Case(lambda: none_on_several_devices(), "None several"),
     Case(lambda: train(BatchSizeScaler(warmup=40))),
     Case(lambda: train(BatchSizeScaler(memory=0.005), max_epochs=15)),
@@ -351,6 +352,15 @@ class WithExtra(Regression):
 
     def training_step(self, batch, batch_idx):
         return super().training_step(batch[:2], batch_idx)
+
+
+class HoldsOne(Regression):
+    """A model of which the device holds one example at a time."""
+
+    def training_step(self, batch, batch_idx):
+        if len(batch[0]) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return super().training_step(batch, batch_idx)
 
 
 def none_on_several_devices():

@@ -96,6 +96,7 @@ class Program:
             max_micro_batch_size=None,
             searches_size=False,
             splits=self.splits,
+            divides=self.splits,
             samples_per_micro_batch=self.ranks,
             decides=self.decides,
             acts=self.acts and self.decides,

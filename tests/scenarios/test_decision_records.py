@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_bsscale import BatchSizeScaler, Decision, NoiseScalePolicy
+from lightning_bsscale import BatchSizeScaler, Decision
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.replay import replay
 from lightning_bsscale.summary import describe_grounds, describe_number, summary_table
@@ -188,8 +188,6 @@ def test_a_policy_is_described_in_bounded_size():
         said = json.dumps(describe(Odd(held=held)))
         assert len(said) < 500
     assert describe(Breaks())["options"]["share"] == "unreadable"
-    policy = NoiseScalePolicy(target_ratio=0.3, allow_shrink=True)
-    assert NoiseScalePolicy(**describe(policy)["options"]) == policy
 
 
 def test_an_answer_without_a_repr_is_still_named():
@@ -210,13 +208,15 @@ def test_a_growth_follows_from_the_numbers_shown(caplog, tmp_path):
     assert changes
     table = scaler.summary()
     assert max(map(len, table.splitlines())) <= 120
-    said = [one.message for one in caplog.records if "the batch changed" in one.message]
+    said = [one.message for one in caplog.records if one.message.startswith("bsscale: after")]
     for change, line in zip(changes, said, strict=True):
         decision, batch = change.decision, change.situation.batch_size
         assert decision.bound == change.situation.noise.lower_bound(0.9)
         assert decision.target == 0.5 * decision.bound >= decision.needed == 2 * batch
         assert f"lower bound (90 %) {describe_number(decision.bound)} x 0.5 = target " in line
         assert f", needed at least {2 * batch}: grow: " in line
+        factor = describe_number(change.lr_scale)
+        assert f" from {batch} to {change.batch_size}, the learning-rate factor to {factor} (" in line
         (row,) = [row for row in table.splitlines() if f" {batch} -> " in row]
         assert f"  {describe_number(decision.bound)}  " in row
         assert f"  >= {2 * batch}  " in row

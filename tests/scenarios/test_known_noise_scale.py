@@ -7,24 +7,6 @@ from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from tests.helpers.known_noise import DIMENSIONS, NOISE_SCALE, KnownNoise, gradients
 from tests.helpers.training import Scripted, fit
 
-WINDOWS = 400
-
-
-def assert_close_to_truth(noise):
-    assert noise is not None
-    assert noise.effective_windows == pytest.approx(WINDOWS, rel=0.02)
-    assert noise.noise_scale == pytest.approx(NOISE_SCALE, rel=0.15)
-    assert noise.low < noise.noise_scale < noise.high
-
-
-@pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
-def test_accumulation_of_four(callback):
-    scaler_only = dict(max_batch_size=16) if callback is BatchSizeScaler else {}
-    watching = callback(measure_every=1, memory=1.0, **scaler_only)
-    data = DataLoader(TensorDataset(gradients(16 * WINDOWS)), batch_size=4)
-    fit(KnownNoise(), data, [watching], max_epochs=1, accumulate_grad_batches=4)
-    assert_close_to_truth(watching.noise_scale)
-
 
 @pytest.mark.parametrize("callback", [BatchSizeScaler, GradientNoiseScaleMonitor])
 def test_one_loader_batch_a_step_split_in_two(callback):

@@ -84,11 +84,11 @@ def test_one_point_a_step_at_the_optimizer_step(every, tmp_path):
     """In several loggers at once."""
     loggers, readers = loggers_and_readers(tmp_path)
     settings = dict(max_epochs=3, logger=loggers, log_every_n_steps=every)
-    fit(Logs(), regression_loader(60), [scripted(*GROWTH)], **settings)
+    fit(Logs(), regression_loader(60), [scripted(*GROWTH, log_prefix="gns/")], **settings)
     for read in readers:
-        assert read("bsscale/examples_seen") == [(step, EXAMPLES[step]) for step in due(every)]
+        assert read("gns/examples_seen") == [(step, EXAMPLES[step]) for step in due(every)]
         for key in ("batch_size", "lr", "lr_scale", "accumulate_grad_batches"):
-            assert [step for step, _ in read(f"bsscale/{key}")] == due(every)
+            assert [step for step, _ in read(f"gns/{key}")] == due(every)
         # Lightning's own metrics of a step have the same x: it logs the steps made before this one.
         assert read("own_step") == [(step, step) for step in EXAMPLES if (step + 1) % every == 0]
 

@@ -8,9 +8,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler
+from lightning_bsscale.callbacks.trainer import timing
+from lightning_bsscale.theory import size_search
 from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH
 from tests.helpers.training import (
     ByStep,
@@ -120,7 +122,8 @@ def program(seed):
     batches = [size * rng.choice([1, 2, 3, 5, 8]) * settings["accumulate_grad_batches"] for _ in range(5)]
     options = dict(policy=ByStep(batches), warmup=0, memory=1.0, max_batch_size=size * 60, lr_rule="sqrt")
     options |= dict(measure_every=rng.choice([1, 2, 5]), total_examples=3 * len(examples) if is_stream else None)
-    regrouped = dict(max_micro_batch_size=rng.choice([None, 1, size, 2 * size, 3 * size + 1, 1000]), split=True)
+    regrouped = dict(max_micro_batch_size=rng.choice(["auto", None, 1, size, 2 * size, 3 * size + 1, 1000]))
+    regrouped["split"] = True
     return loader, settings, options, regrouped, dict(returns=rng.choice(["loss", "dict"]))
 
 
@@ -150,9 +153,12 @@ def assert_same_steps(regrouped, plain, rtol=1e-10):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_random_programs_make_the_steps_of_plain_accumulation(seed):
+def test_random_programs_make_the_steps_of_plain_accumulation(seed, monkeypatch):
     loader, settings, options, regrouped, net = program(seed)
-    plain = trained(loader, settings, {**options, "split": False}, **net)
+    plain = trained(loader, settings, {**options, "split": False, "max_micro_batch_size": None}, **net)
+    times = random.Random(seed)
+    monkeypatch.setattr(size_search, "TIMES_NEEDED", 2)
+    monkeypatch.setattr(timing.RowTimes, "take", lambda self: (times.random(), 1))
     found = trained(loader, settings, {**options, **regrouped, "policy": ByStep(options["policy"].batches)}, **net)
     assert_same_steps(found, plain)
     # What an epoch's early end dropped was never computed, where it had been put aside.
@@ -164,8 +170,8 @@ def test_random_programs_make_the_steps_of_plain_accumulation(seed):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(40, 300))
-def test_many_random_programs(seed):
-    test_random_programs_make_the_steps_of_plain_accumulation(seed)
+def test_many_random_programs(seed, monkeypatch):
+    test_random_programs_make_the_steps_of_plain_accumulation(seed, monkeypatch)
 
 
 @pytest.mark.parametrize("returns", ["loss", "dict"])
@@ -251,6 +257,34 @@ def test_own_functions_join_and_split():
     assert [made.window_examples for made in scaler.history[:3]] == [20, 20, 30]  # each half counts 10 here
 
 
+class TokenMean(Regression):
+    """Its loss is a mean over the rows that are not padding, whose targets are negative."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return ((self.net(x) - y) ** 2)[y[:, 0] >= 0].mean()
+
+
+@pytest.mark.parametrize("options", [dict(split=True), dict(max_micro_batch_size=3), dict(max_micro_batch_size=64)])
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_mean_over_tokens_keeps_plain_accumulations_weights(options, is_told):
+    torch.manual_seed(0)
+    x, y = torch.randn(160, 8, dtype=torch.float64), torch.rand(160, 2, dtype=torch.float64)
+    y[torch.rand(160) < 0.4] = -1
+    y[80:84] = -1  # half of a loader batch is nothing but padding
+
+    def weights(**options):
+        module = TokenMean()
+        counts = dict(batch_size_fn=lambda batch: int((batch[1][:, 0] >= 0).sum()), measure_every=1)
+        scaler = scripted(*(2 * n for n in (1, 1, 1, 2, 4, 3)), **{**counts, "max_micro_batch_size": None, **options})
+        fit(module, DataLoader(TensorDataset(x, y), batch_size=8), [scaler], max_epochs=1, precision="64-true")
+        return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+    told = dict(loss_is_mean_over="batch_size_fn") if is_told else {}
+    assert torch.allclose(weights(**options, **told), weights(), rtol=1e-12, atol=1e-14) == is_told
+
+
+@pytest.mark.clock
 def test_the_search_finds_a_size_and_a_resumed_run_keeps_it(tmp_path):
     """A device on which every forward pass costs the same, whatever its size."""
     clock = [0.0]

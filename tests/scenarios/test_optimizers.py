@@ -511,17 +511,6 @@ def test_one_that_multiplies_is_not_taken_for_it(decay):
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * decay)
 
 
-def test_what_is_not_changed_in_the_step_comes_back_to_the_bit():
-    rates = [0.1, 1 / 3, 7e-5, 2.5e-310]
-
-    def groups(parameters):
-        members = [*parameters, *(torch.nn.Parameter(torch.zeros(1)) for _ in range(2))]
-        return SGD([{"params": [one], "lr": lr} for one, lr in zip(members, rates, strict=True)], lr=0.1)
-
-    _, trainer = train(Regression(groups))
-    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == rates
-
-
 def test_a_group_that_is_added_in_the_step_keeps_its_learning_rate():
     class Grows(SGD):
         def step(self, closure=None):

@@ -68,7 +68,10 @@ def train(module, *callbacks, **settings):
 GROWS = (8, 8, 16, 16, 32)
 
 
-@pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 2}, {"max_steps": 40, "max_epochs": -1}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"accumulate_grad_batches": 2}, {"max_steps": 40, "max_epochs": -1}, {"max_steps": 500}, {"max_steps": 40}],
+)
 @pytest.mark.parametrize("frequency", [1, 3])
 def test_planned_steps_take_the_schedule_where_plain_training_takes_it(settings, frequency):
     plan = train(Timm(asks=False, frequency=frequency), **settings)

@@ -10,7 +10,7 @@ from torch.optim import SGD, lr_scheduler, swa_utils
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION
-from tests.helpers.training import KeepsRates, Regression, fit, one_cycle, regression_loader, scripted
+from tests.helpers.training import KeepsRates, Regression, fit, regression_loader, scripted
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -61,11 +61,11 @@ def two_groups(parameters):
 
 
 class Traced(Regression):
-    """Keeps what the user sees of the rate: at each loader batch, and after each step of a scheduler."""
+    """Keeps what the user sees of the rate: at each loader batch, before each step, and after a scheduler's."""
 
     def __init__(self, scheduler, optimizer=two_groups):
         super().__init__(optimizer, scheduler)
-        self.seen, self.path, self.starts = [], [], {}
+        self.seen, self.path, self.starts, self.before_steps = [], [], {}, []
 
     def rates(self):
         return [(group["lr"], group["momentum"]) for group in self.trainer.optimizers[0].param_groups]
@@ -73,6 +73,9 @@ class Traced(Regression):
     def on_train_batch_start(self, batch, batch_idx):
         self.starts.setdefault(self.global_step, len(self.seen))
         self.seen.append(self.rates())
+
+    def on_before_optimizer_step(self, optimizer):
+        self.before_steps.append(self.rates())
 
     def lr_scheduler_step(self, scheduler, metric):
         super().lr_scheduler_step(scheduler, metric)
@@ -112,6 +115,7 @@ def test_a_scheduler_goes_its_own_way_to_the_last_digit(name):
     # In the update the rate is the user's at the window's start times the factor, and nobody sees it elsewhere.
     expected = [[rate * window for rate, _ in plan.seen[start]] for start, window in zip(STARTS, WINDOWS, strict=True)]
     assert trainer.optimizers[0].used == expected
+    assert ours.before_steps == [plan.seen[start] for start in STARTS]
     for start, window in zip(STARTS, WINDOWS, strict=True):
         assert ours.seen[start : start + window] == [plan.seen[start]] * window
 
@@ -138,22 +142,6 @@ def test_dry_run_leaves_the_clock_alone():
     config = {"interval": "step", "frequency": 2}
     plan, dry, _ = compare_with_plan(MAKERS["LinearLR"], config, dry_run=True)
     assert dry.seen == plan.seen
-
-
-@pytest.mark.parametrize("settings", [{"max_epochs": 4}, {"max_steps": 37}, {"max_epochs": 3, "max_steps": 500}])
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_one_cycle_ends_exactly_though_fewer_steps_were_made(settings, accumulate):
-    module = Regression(scheduler=one_cycle())
-    scaler = scripted(20, 8, 32, 12, 64)
-    # 25 loader batches of 4 and one of 2: the last window of an epoch is ragged.
-    settings = {**settings, "accumulate_grad_batches": accumulate}
-    trainer = fit(module, regression_loader(102), [scaler], **settings)
-    scheduler = trainer.lr_scheduler_configs[0].scheduler
-    assert trainer.global_step < scheduler.total_steps / 2
-    assert scheduler.last_epoch == scheduler.total_steps
-    plan = fit(Regression(scheduler=one_cycle()), regression_loader(102), **settings)
-    assert plan.global_step == scheduler.total_steps
-    assert trainer.optimizers[0].param_groups[0]["lr"] == plan.optimizers[0].param_groups[0]["lr"]
 
 
 # ---------------------------------------------------------------- schedulers with a metric

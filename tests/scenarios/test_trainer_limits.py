@@ -197,12 +197,6 @@ def test_min_epochs_within_the_budget(sized, least, steps):
     assert module.came == 2 * steps
 
 
-def test_max_steps_and_max_epochs_the_smaller_one_holds():
-    assert run(loader(12), max_epochs=2, max_steps=50)[0].came == 24
-    assert run(loader(12), max_epochs=9, max_steps=7)[0].came == 14
-    assert run(loader(12, False), max_epochs=9, max_steps=7)[0].came == 14
-
-
 # ---------------------------------------------------------------- nothing to train on
 
 

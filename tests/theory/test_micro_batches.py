@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_bsscale.theory.micro_batches import Group, Layout, due_groups, plan_layout
+from lightning_bsscale.theory.micro_batches import Group, Layout, due_groups, plan_layout, regroup, smaller_size
 
 sizes = st.lists(st.integers(1, 12), min_size=1, max_size=12)
 limits = st.none() | st.integers(1, 40)
@@ -14,19 +14,19 @@ limits = st.none() | st.integers(1, 40)
 
 def computed(rows, layout):
     """The window's micro-batches, each as the (loader batch, example) pairs it holds, with its weight."""
-    held, found = [], []
-    for number, of_this in enumerate(rows):
-        groups, is_held = due_groups([rows[k] for k in held], of_this, layout, is_last=number + 1 == len(rows))
-        waiting = [*held, number]
+    waiting, found = [], []
+    for number in range(len(rows)):
+        waiting.append(number)
+        groups = due_groups([rows[k] for k in waiting], layout, is_last=number + 1 == len(rows))
+        assert bool(groups) == (len(waiting) == layout.gathered or number + 1 == len(rows))
         for group in groups:
             members = waiting[: group.loader_batches]
             examples = [(member, row) for member in members for row in range(rows[member])]
             found.append((examples[group.start : group.stop], group.weight))
             if group.stop == len(examples):
                 waiting = waiting[group.loader_batches :]
-        assert is_held == (waiting == [*held, number] and not groups) or waiting == [number]
-        held = waiting
-    assert not held
+        assert not (groups and waiting)
+    assert not waiting
     return found
 
 
@@ -68,7 +68,7 @@ def test_a_wrong_micro_batch_is_found(name, wrong, layout, monkeypatch):
     [
         (1, 8, None, 1, [8]),
         (1, 8, None, 2, [4, 4]),
-        (1, 7, None, 2, [3, 4]),
+        (1, 7, None, 2, [4, 3]),
         (1, 1, None, 2, [1]),
         (3, 8, None, 2, [8, 8, 8]),  # without a limit nothing is gathered
         (4, 8, 64, 1, [32]),
@@ -78,7 +78,7 @@ def test_a_wrong_micro_batch_is_found(name, wrong, layout, monkeypatch):
         (7, 8, 24, 1, [24, 24, 8]),
         (8, 8, 24, 1, [24, 24, 16]),
         (2, 8, 64, 2, [8, 8]),
-        (2, 8, 3, 1, [2, 3, 3, 2, 3, 3]),  # split where the limit is below the loader batch
+        (2, 8, 3, 1, [3, 3, 2, 3, 3, 2]),  # split where the limit is below the loader batch
         (1, 8, 8, 2, [4, 4]),
     ],
 )
@@ -89,10 +89,45 @@ def test_as_few_micro_batches_as_the_limits_allow(loader_batches, rows, largest,
 
 def test_a_loader_batch_of_another_size_is_not_gathered():
     found = computed([8, 8, 5, 8, 8, 16], Layout(gathered=4, largest=32))
-    assert [(len(examples), weight) for examples, weight in found] == [(16, 2), (5, 1), (16, 2), (16, 1)]
+    assert [(len(examples), weight) for examples, weight in found] == [(16, 2), (5, 1), (8, 1), (8, 1), (16, 1)]
 
 
 def test_larger_loader_batches_than_usual_stay_below_the_limit():
     assert [len(examples) for examples, _ in computed([16] * 4, Layout(gathered=4, largest=32))] == [32, 32]
     assert [len(examples) for examples, _ in computed([33], Layout(gathered=4, largest=32))] == [33]
-    assert [len(examples) for examples, _ in computed([33], Layout(largest=32, split_above=32))] == [16, 17]
+    assert [len(examples) for examples, _ in computed([33], Layout(largest=32, split_above=32))] == [17, 16]
+
+
+@given(
+    loader_batches=st.integers(1, 9),
+    rows=st.integers(1, 40),
+    limit=st.integers(1, 400),
+    bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    divides=st.booleans(),
+)
+def test_smaller_groups_have_the_same_rows_and_the_weight_of_each(loader_batches, rows, limit, bounds, divides):
+    if loader_batches > 1:
+        group = Group(loader_batches, 0, loader_batches * rows, float(loader_batches))
+    else:
+        start = int(min(bounds) * rows)
+        stop = max(start + 1, int(max(bounds) * rows))
+        group = Group(1, start, stop, (stop - start) / rows)
+    parts = regroup(group, rows, limit, divides=divides)
+    sizes = [part.stop - part.start for part in parts]
+    assert sum(sizes) == group.stop - group.start
+    assert all(part.weight == pytest.approx(size / rows) for part, size in zip(parts, sizes, strict=True))
+    if loader_batches == 1:
+        assert [part.start for part in parts] == [group.start + sum(sizes[:n]) for n in range(len(parts))]
+        assert divides <= (max(sizes) <= limit)
+        assert divides or parts == [group]
+    else:
+        assert sum(part.loader_batches for part in parts) == loader_batches
+        assert max(sizes) <= max(limit, rows)
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) - min(sizes) <= (rows if loader_batches > 1 else 1)
+
+
+def test_the_next_size_is_at_least_half_and_at_last_one():
+    for rows in range(2, 300):
+        assert rows / 2 <= smaller_size(rows) < rows
+    assert smaller_size(2) == 1

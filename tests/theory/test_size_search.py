@@ -55,3 +55,10 @@ def test_the_first_time_at_a_size_does_not_count(first):
 def test_what_has_ended_stays_as_it_is():
     search = SizeSearch(size=8, ended="done")
     assert search.timed(1.0) is search
+
+
+@pytest.mark.parametrize(("limit", "size"), [(8, 8), (64, 16)])
+def test_it_ends_where_memory_ran_out(limit, size):
+    search = SizeSearch(size=16, before=1.0, times=(1.0,)).limited(limit)
+    assert search == SizeSearch(size=size, ended="larger ones do not fit into memory")
+    assert search.timed(0.1) is search

@@ -35,6 +35,7 @@ class RunOptions:
         decides: whether batch size and learning-rate factor are decided, instead of only measuring
         rule_for: returns the rule for an optimizer
         split: None for ``"auto"``
+        weighs_counts: whether the loss is a mean over what `batch_size_fn` counts, instead of over examples
     """
 
     callback: str
@@ -50,6 +51,7 @@ class RunOptions:
     max_micro_batch_size: int | str | None = None
     merge_fn: MergeFn | None = None
     split_fn: SplitFn | None = None
+    weighs_counts: bool = False
     memory: float
     batch_size_fn: BatchSizeFn | None
     dry_run: bool = True
@@ -149,6 +151,18 @@ def check_split(value: object) -> bool | None:
     if not isinstance(value, bool):
         raise TypeError(f"split must be True, False or 'auto', got {show(value)} ({type(value).__name__})")
     return value
+
+
+def check_loss_mean(value: object, batch_size_fn: BatchSizeFn | None) -> bool:
+    """Return whether the loss is a mean over what `batch_size_fn` counts, instead of over examples."""
+    if value not in ("examples", "batch_size_fn"):
+        raise ValueError(f"loss_is_mean_over must be 'examples' or 'batch_size_fn', got {show(value)}")
+    if value == "batch_size_fn" and batch_size_fn is None:
+        raise ValueError(
+            "loss_is_mean_over='batch_size_fn' needs batch_size_fn, which was not given. Pass the function that counts "
+            "what your loss is a mean over, tokens for example."
+        )
+    return value == "batch_size_fn"
 
 
 def check_record(value: object) -> bool | str | Path:

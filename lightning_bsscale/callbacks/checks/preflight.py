@@ -13,10 +13,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.trainer.optimizer_step import can_wrap_step, unwrapped
+from lightning_bsscale.callbacks.trainer.out_of_memory import Recovery
 from lightning_bsscale.theory.rules import LearningRateRule, resolve_rule, rule_for_optimizer
 from lightning_bsscale.theory.windows import windows_in_memory
 
@@ -364,27 +366,57 @@ def check_maximum(max_batch_size: int, start_batch_size: int) -> None:
         )
 
 
-def check_micro_batches(trainer: pl.Trainer, largest: int | str | None) -> None:
-    """Refuse a limit for micro-batches where every forward pass waits for the other ranks.
+def check_micro_batches(trainer: pl.Trainer, largest: int | str | None, rows: int) -> None:
+    """Refuse a limit below the loader batch where every forward pass waits for the other ranks.
 
     Args:
         trainer: the Trainer
         largest: the option `max_micro_batch_size`
+        rows: usual rows of a loader batch on one rank
 
     Raises:
-        MisconfigurationException: If the model is sharded: ranks may then compute different numbers of micro-batches.
+        MisconfigurationException: If the model is sharded: ranks with other rows would make other numbers of parts.
     """
-    if isinstance(largest, int) and is_sharded(trainer):
+    if isinstance(largest, int) and largest < rows and is_sharded(trainer):
         raise MisconfigurationException(
-            f"max_micro_batch_size={largest} cannot be used with {type(trainer.strategy).__name__} yet: a sharded "
-            "model's forward passes wait for all ranks, which may compute different numbers of them. Use "
-            "max_micro_batch_size=None, or DDP."
+            f"max_micro_batch_size={largest} would split loader batches of {rows} examples, which cannot be done with "
+            f"{type(trainer.strategy).__name__}: a sharded model's forward passes wait for all ranks. Use at least "
+            f"{rows}, or a smaller batch_size in the loader."
         )
 
 
 def is_sharded(trainer: pl.Trainer) -> bool:
     """Return whether the strategy shards the model over ranks."""
     return isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+
+
+def recovery_of(trainer: pl.Trainer, split: bool | None) -> Recovery:
+    """Return whether a window is computed again, in smaller micro-batches, where memory runs out.
+
+    Args:
+        trainer: the Trainer
+        split: whether loader batches may be split; None unless the model has batch normalisation
+    """
+    model = trainer.strategy.model
+    if isinstance(model, DistributedDataParallel):
+        # With a static graph torch wants every backward pass of the first step to be exchanged, and SyncBatchNorm waits
+        # for all ranks in every pass.
+        waits = any(isinstance(module, SyncBatchNorm) for module in model.modules())
+        is_possible = not model.static_graph and not waits
+    else:
+        is_possible = trainer.world_size == 1 and not is_sharded(trainer)
+    if not is_possible:
+        return Recovery()
+    if has_batch_norm(trainer.lightning_module) and not split:
+        hint = (
+            "bsscale: smaller micro-batches were not tried, because the model has batch normalisation, whose output "
+            "depends on them. Set split=True to allow it."
+        )
+        return Recovery(hint=hint)
+    if split is False:
+        hint = "bsscale: loader batches are kept whole by split=False; split='auto' would compute this one in parts."
+        return Recovery(is_allowed=True, hint=hint)
+    return Recovery(is_allowed=True, divides=True)
 
 
 def has_batch_norm(pl_module: pl.LightningModule) -> bool:
@@ -414,9 +446,9 @@ def warn_batch_norm(pl_module: pl.LightningModule, world_size: int) -> None:
 
 
 def warn_single_micro_batch(
-    options: RunOptions, *, accumulate: int, epoch_batches: int | None, rows: int, splits: bool
+    options: RunOptions, *, accumulate: int, epoch_batches: int | None, rows: int, splits: bool, world_size: int
 ) -> None:
-    """Warn that nothing can be measured on one device while a step has one micro-batch.
+    """Warn that nothing can be measured while a step has one micro-batch, and so no second gradient.
 
     Args:
         options: the callback's options
@@ -424,12 +456,18 @@ def warn_single_micro_batch(
         epoch_batches: loader batches in an epoch, or None for a loader without a length
         rows: examples by which the first one can be split
         splits: whether loader batches are split
+        world_size: number of devices; with several, only the mean of their gradients can be observed
     """
     if accumulate > 1 and epoch_batches != 1:
         return
     if splits and rows > 1:
         return
-    if splits:
+    if world_size > 1:
+        why = (
+            "this version of torch shows only the mean of the devices' gradients. Set "
+            "Trainer(accumulate_grad_batches=2) with half the loader's batch_size"
+        )
+    elif splits:
         why = "a loader batch of a single example cannot be split. Use a larger batch_size in the loader"
     elif options.split is None:
         why = (
@@ -439,6 +477,6 @@ def warn_single_micro_batch(
     else:
         why = "split=False keeps loader batches whole. Set Trainer(accumulate_grad_batches=2) with half their size"
     rank_zero_warn(
-        "bsscale: while a step has one micro-batch on one device, the noise scale cannot be measured: " + why + ".",
+        "bsscale: while a step has one micro-batch, the noise scale cannot be measured: " + why + ".",
         category=UserWarning,
     )

@@ -183,6 +183,7 @@ class RecordedRun(RunJournal):
             lr_scale=end.lr_scale if window.is_measured and end.lr_scale != factors[0] else None,
             has_sums=end.has_sums and window.is_measured and is_alone,
             sends=end.sends,
+            row_limit=end.row_limit,
             arrived=arrived,
             is_asked=False,
         )

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_bsscale.callbacks.trainer.out_of_memory import is_out_of_memory
+
 __all__ = ["CannotRegroup", "join", "part_of", "rows_of"]
 
 
@@ -93,6 +95,8 @@ class _Joined:
         try:
             return torch.cat(arrays) if isinstance(arrays[0], Tensor) else np.concatenate(arrays)
         except (RuntimeError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             raise CannotRegroup(place, f"cannot be concatenated: {error}") from error
 
     def listed(self, lists: list[Any]) -> Any:

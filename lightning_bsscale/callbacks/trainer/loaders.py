@@ -134,6 +134,7 @@ class Loaders:
     Attributes:
         batches: loader batches in an epoch on each rank, or None for loaders without a length
         first_size: sum of the examples in the ranks' first loader batches
+        first_rows: sum of the rows by which these can be split
         batch_size: sum of the loaders' `batch_size` as users set it; None if a loader has none
         examples: examples in an epoch if plain loaders state them exactly, else None
         epoch: the epoch in which they were read
@@ -142,6 +143,7 @@ class Loaders:
 
     batches: int | None
     first_size: int
+    first_rows: int
     batch_size: int | None
     examples: int | None
     epoch: int
@@ -155,7 +157,7 @@ class Loaders:
 
     def read_again(self, trainer: pl.Trainer, size: int) -> Loaders:
         """Read the new loaders at their first loader batch, of `size` examples on this rank; it waits for all ranks."""
-        return read_loaders(trainer, size, self.batch_size_fn)
+        return read_loaders(trainer, size, size, self.batch_size_fn)
 
     def epoch_examples(self, granularity: int) -> int | None:
         """Return the examples in an epoch over all devices, or None for loaders without a length.
@@ -168,7 +170,7 @@ class Loaders:
         return None if self.batches is None else self.batches * granularity
 
 
-def read_loaders(trainer: pl.Trainer, size: int, batch_size_fn: BatchSizeFn | None) -> Loaders:
+def read_loaders(trainer: pl.Trainer, size: int, rows: int, batch_size_fn: BatchSizeFn | None) -> Loaders:
     """Combine the loaders of all ranks, and check that they have the same length.
 
     It waits for all ranks: for the start of training, and for new loaders.
@@ -176,6 +178,7 @@ def read_loaders(trainer: pl.Trainer, size: int, batch_size_fn: BatchSizeFn | No
     Args:
         trainer: a Trainer whose fit has begun
         size: examples in this rank's first loader batch
+        rows: rows by which it can be split
         batch_size_fn: the user's function that counts examples; with one, the loader's own sizes are not used
 
     Returns:
@@ -194,11 +197,15 @@ def read_loaders(trainer: pl.Trainer, size: int, batch_size_fn: BatchSizeFn | No
             "shorter one. Give every rank the same number, with a DistributedSampler "
             "(Trainer(use_distributed_sampler=True)), or set Trainer(limit_train_batches=...)."
         )
-    own = [size, _batch_size(trainer), _epoch_examples(trainer, batch_size_fn)]
-    first_size, batch_size, examples = sums([math.nan if number is None else number for number in own], device, ranks)
+    own = [
+        math.nan if number is None else number
+        for number in (_batch_size(trainer), _epoch_examples(trainer, batch_size_fn))
+    ]
+    first_size, first_rows, batch_size, examples = sums([size, rows, *own], device, ranks)
     return Loaders(
         batches=batches,
         first_size=round(first_size),
+        first_rows=round(first_rows),
         batch_size=None if math.isnan(batch_size) else round(batch_size),
         examples=None if math.isnan(examples) else round(examples),
         epoch=trainer.current_epoch,

@@ -79,10 +79,10 @@ class NoiseScalePolicy(Policy):
         allow_shrink: Whether the batch may also shrink (by the upper bound, with the same hysteresis and ratio).
     """
 
-    target_ratio: float = 0.5
+    target_ratio: float = 1.0
     confidence: float = 0.9
     max_growth: float = 2.0
-    hysteresis: float = 2.0
+    hysteresis: float = 1.25
     cooldown: float = 0.01
     allow_shrink: bool = False
 

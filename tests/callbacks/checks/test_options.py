@@ -159,7 +159,7 @@ def test_prefix_function_and_path(make, tmp_path):
     assert make(batch_size_fn=len).batch_size_fn is len
     for value in (None, 1, 0, b"x", ["x"], np.True_):
         refused(make, "record", value, TypeError)
-    for value in ("", "  ", Path(), tmp_path, str(tmp_path), "."):
+    for value in ("", "  ", Path(), tmp_path, str(tmp_path), ".", "memory://runs/j", Path("gs://bucket/j")):
         refused(make, "record", value, ValueError)
     for value in (True, False, "run.jsonl", tmp_path / "new" / "run.jsonl"):
         assert make(record=value).record == value
@@ -210,7 +210,7 @@ def test_numbers_are_kept_as_pythons_own(make, option, given, kept):
 def test_every_number_of_the_callbacks_is_looked_at_here():
     looked_at = {option for _, option, *_ in NUMBERS + INTEGERS} | {option for _, option in FLAGS}
     looked_at |= {"policy", "lr_rule", "schedule", "batch_size_fn", "log_prefix", "record", "milestones", "rule"}
-    looked_at |= {"split", "merge_fn", "split_fn"}
+    looked_at |= {"split", "merge_fn", "split_fn", "loss_is_mean_over"}
     classes = [BatchSizeScaler, GradientNoiseScaleMonitor, NoiseScalePolicy, Power, Capped, WarmupCosine, WarmupStep]
     assert {name for cls in classes for name in inspect.signature(cls).parameters} <= looked_at
 

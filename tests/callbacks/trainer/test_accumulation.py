@@ -1,4 +1,4 @@
-"""Windows: every loader batch enters exactly one step, with weight 1/K of its window."""
+"""The number that places windows; that each is exact is in scenarios/test_loader_shapes.py."""
 
 import copy
 import pickle
@@ -7,29 +7,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 from lightning_bsscale.callbacks.trainer import accumulation
-from tests.helpers.expected_warnings import DROPPED, NOT_MEASURED, NOT_THE_MEAN, ignored, said_of
+from tests.helpers.expected_warnings import DROPPED, said_of
 from tests.helpers.training import Numbers, OneHot, UnsizedNumbers, fit, scripted
-
-
-@ignored(NOT_THE_MEAN)  # the callback sees it, too
-@ignored(NOT_MEASURED)
-@pytest.mark.parametrize("has_offset", [True, False])
-def test_windows_of_other_sizes_begin_where_the_last_one_ended(monkeypatch, has_offset):
-    """The twin: placed by a plain integer, they begin at its multiples, and old gradients are applied again."""
-    if not has_offset:
-        monkeypatch.setattr(accumulation, "_Window", lambda loader_batches, start: loader_batches)
-        monkeypatch.setattr(accumulation, "check_offset_windows", lambda: None)
-    module, scaler = OneHot(30, 30), scripted(2, 5, 3, 4, lr_rule="none")
-    fit(module, DataLoader(Numbers(30)), [scaler], val=DataLoader(Numbers(1)), max_epochs=1)
-    assert ([len(step) for step in module.steps][:5] == [1, 2, 5, 3, 4]) == has_offset
-
-
-def test_the_probe_sees_an_unsized_end_without_rescaling():
-    """The twin: without the scaler, Lightning divides the last two loader batches of ten by four."""
-    module, val = OneHot(10, 10), DataLoader(Numbers(1))
-    fit(module, DataLoader(UnsizedNumbers(10)), val=val, max_epochs=1, accumulate_grad_batches=4)
-    assert [len(step) for step in module.steps] == [4, 4, 2]
-    assert {*module.steps[-1].values()} == {1 / 4}
 
 
 def test_a_loader_shorter_than_announced_loses_once_and_says_so():

@@ -12,36 +12,8 @@ from tests.helpers.training import KeepsRates, Regression, UnsizedRegression, fi
 pytestmark = CANNOT_MEASURE
 
 
-class Rates(Regression):
-    """Keeps the rates that the user sees, wherever they look."""
-
-    def on_fit_start(self):
-        self.rates = []
-
-    def look(self):
-        self.rates.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
-
-    def training_step(self, batch, batch_idx):
-        self.look()
-        return super().training_step(batch, batch_idx)
-
-    def on_train_batch_start(self, *args):
-        self.look()
-
-    on_before_optimizer_step = on_train_batch_end = on_train_batch_start
-
-
-def test_the_rate_is_scaled_in_the_update_and_nowhere_else():
-    module = Rates(lambda p: KeepsRates([{"params": [next(p)]}, {"params": [next(p)], "lr": 1.0}], lr=0.1))
-    trainer = fit(module, regression_loader(64), [scripted(8, 8, 16)], max_epochs=1)
-    used = trainer.optimizers[0].used
-    assert module.rates == [[0.1, 1.0]] * len(module.rates)
-    assert [rates[0] for rates in used][:5] == pytest.approx([0.1, 0.2, 0.2, 0.4, 0.4])
-    assert all(rates[1] == pytest.approx(10 * rates[0]) for rates in used)
-
-
 def test_a_rate_that_the_user_changes_by_hand_is_the_users():
-    class Decays(Rates):
+    class Decays(Regression):
         def training_step(self, batch, batch_idx):
             if batch_idx == 0:
                 self.optimizers().param_groups[0]["lr"] = 0.2

@@ -23,7 +23,7 @@ READY = Situation(
 
 
 def decide(situation=READY, limits=LIMITS, **options):
-    return NoiseScalePolicy(**options).decide(situation, limits)
+    return NoiseScalePolicy(**{"target_ratio": 0.5, "hysteresis": 2.0, **options}).decide(situation, limits)
 
 
 BLOCKS = [

@@ -1,0 +1,93 @@
+"""Recognise that a device ran out of memory, free what the failed computation held, and undo what it logged."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from typing import NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+
+__all__ = ["LoggedValues", "Recovery", "add_note", "free_memory", "is_out_of_memory", "passed_through", "warn_smaller"]
+
+# What `is_oom_error` does not know: other accelerators, C++'s own allocator, libraries that allocate beside torch's.
+PHRASES = ("backend out of memory", "not enough memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+class Recovery(NamedTuple):
+    """Whether a window is computed again where memory ran out.
+
+    Attributes:
+        is_allowed: whether it is, in smaller micro-batches
+        divides: whether a loader batch is split for that
+        hint: what would allow it, or allow more of it; empty if nothing would
+    """
+
+    is_allowed: bool = False
+    divides: bool = False
+    hint: str = ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there was not enough memory, on an accelerator or on the host."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and (is_oom_error(error) or any(words in str(error) for words in PHRASES))
+
+
+def free_memory() -> None:
+    """Free what nobody refers to any more; to be called outside of `except`, whose traceback refers to tensors."""
+    garbage_collection_cuda()
+
+
+def passed_through(error: BaseException, function: str) -> bool:
+    """Return whether an error was raised within a function of this name."""
+    return any(frame.f_code.co_name == function for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an error that is raised again, where Python can (from 3.11 on)."""
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+
+
+def warn_smaller(rows: int, limit: int) -> None:
+    """Warn that micro-batches are smaller from now on; on the rank that ran out of memory."""
+    warnings.warn(
+        f"bsscale: memory ran out in a micro-batch of {rows} examples. It was computed again in smaller ones, with the "
+        f"same gradient, and from now on at most {limit} examples are computed at once. To begin with that, set "
+        f"max_micro_batch_size={limit}.",
+        category=UserWarning,
+        stacklevel=2,
+    )
+
+
+class LoggedValues:
+    """The logged values as they are now, to return to.
+
+    Args:
+        trainer: the Trainer, within a training step
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._trainer = trainer
+        self._results = trainer._results
+        assert self._results is not None
+        # A value that is added to is replaced by a new tensor, so the attributes are all there is to keep.
+        self._values = {key: dict(vars(value)) for key, value in self._results.items()}
+        self._logged_in = trainer._logger_connector._current_fx
+        self._called_in = trainer.lightning_module._current_fx_name
+
+    def restore(self) -> None:
+        """Make the logged values what they were."""
+        assert self._results is not None
+        for key in self._results.keys() - self._values.keys():
+            del self._results[key]
+        for key, attributes in self._values.items():
+            vars(self._results[key]).clear()
+            vars(self._results[key]).update(attributes)
+        self._trainer._logger_connector._current_fx = self._logged_in
+        self._trainer.lightning_module._current_fx_name = self._called_in
