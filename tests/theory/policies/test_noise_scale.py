@@ -177,7 +177,7 @@ def test_every_decision_keeps_the_promises(situation, policy):
 
 @pytest.mark.parametrize("options", [{}, {"max_growth": 8}, {"allow_shrink": True}], ids=str)
 def test_the_same_estimate_leads_to_rest(options):
-    policy = NoiseScalePolicy(**options)
+    policy = NoiseScalePolicy(target_ratio=0.5, hysteresis=2, **options)
     for start in range(8, 257, 8):
         path = [start]
         for _ in range(8):
