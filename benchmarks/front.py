@@ -167,21 +167,23 @@ class Block(nn.Module):
 class ByteModel(pl.LightningModule):
     """The language model, its optimizer, and its own warmup and cosine schedule on steps."""
 
+    task = TASK
+
     def __init__(self, rate: float) -> None:
         super().__init__()
-        width = TASK["width"]
+        width = self.task["width"]
         self.rate = rate
         self.examples = 0
         self.embed = nn.Embedding(256, width)
-        self.position = nn.Parameter(torch.empty(TASK["context"], width))
-        self.blocks = nn.Sequential(*(Block(width, TASK["heads"]) for _ in range(TASK["layers"])))
+        self.position = nn.Parameter(torch.empty(self.task["context"], width))
+        self.blocks = nn.Sequential(*(Block(width, self.task["heads"]) for _ in range(self.task["layers"])))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 256, bias=False)
         for name, weight in self.named_parameters():
             if name.startswith("blocks") and weight.ndim == 2:
                 residual = name.endswith(("out.weight", "feed.2.weight"))
                 nn.init.normal_(
-                    weight, std=weight.shape[1] ** -0.5 / (math.sqrt(2 * TASK["layers"]) if residual else 1)
+                    weight, std=weight.shape[1] ** -0.5 / (math.sqrt(2 * self.task["layers"]) if residual else 1)
                 )
         nn.init.normal_(self.embed.weight, std=0.1)
         nn.init.normal_(self.position, std=0.02)
@@ -206,19 +208,35 @@ class ByteModel(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.rate, betas=TASK["betas"], weight_decay=TASK["weight_decay"], fused=True
+            self.parameters(),
+            lr=self.rate,
+            betas=self.task["betas"],
+            weight_decay=self.task["weight_decay"],
+            fused=True,
         )
-        total = int(self.trainer.estimated_stepping_batches)
-        warmup = max(1, round(TASK["warmup"] * total))
+        return warmup_and_cosine(optimizer, int(self.trainer.estimated_stepping_batches))
 
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            progress = min(1.0, (step - warmup) / max(1, total - warmup))
-            return float(TASK["final"] + (1 - TASK["final"]) * 0.5 * (1 + math.cos(math.pi * progress)))
 
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+def warmup_and_cosine(optimizer: torch.optim.Optimizer, steps: int) -> dict[str, Any]:
+    """Add the task's schedule.
+
+    Args:
+        optimizer: The optimizer.
+        steps: Steps of the training.
+
+    Returns:
+        What `configure_optimizers` returns.
+    """
+    warmup = max(1, round(TASK["warmup"] * steps))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return float(TASK["final"] + (1 - TASK["final"]) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def key_of(job: dict[str, Any]) -> str:

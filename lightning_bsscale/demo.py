@@ -12,7 +12,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,9 +111,13 @@ class DigitsModel(pl.LightningModule):
         self.log("val_loss", F.cross_entropy(logits, labels))
         self.log("val_accuracy", (logits.argmax(1) == labels).float().mean())
 
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer, without its scheduler."""
+        return torch.optim.SGD(self.parameters(), lr=self.rate, momentum=0.9)
+
     def configure_optimizers(self) -> Any:
         """Return the optimizer and an ordinary scheduler on steps, which the scaler keeps in pace."""
-        optimizer = torch.optim.SGD(self.parameters(), lr=self.rate, momentum=0.9)
+        optimizer = self.make_optimizer()
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, round(self.warmup * total))
 
@@ -144,7 +148,14 @@ def quiet() -> Iterator[None]:
 
 
 def train(
-    name: str, *, batch_size: int, rate: float, seed: int, epochs: int, callbacks: Sequence[pl.Callback] = ()
+    name: str,
+    *,
+    batch_size: int,
+    rate: float,
+    seed: int,
+    epochs: int,
+    callbacks: Sequence[pl.Callback] = (),
+    model: Callable[[float], DigitsModel] = DigitsModel,
 ) -> Result:
     """Train once. Runs with one seed share the initial weights and the order of the examples, whatever the batch.
 
@@ -155,6 +166,7 @@ def train(
         seed: seed of the weights and of the order
         epochs: passes over the data
         callbacks: the Trainer's callbacks
+        model: makes the module, given the learning rate
 
     Returns:
         The result after the last step.
@@ -165,7 +177,7 @@ def train(
         torch.manual_seed(seed)
         torch.set_num_threads(1)  # with tiny layers a second thread costs more than it saves
         try:
-            model = DigitsModel(rate)
+            module = model(rate)
             order = torch.Generator().manual_seed(seed)
             loader = DataLoader(train_data, batch_size=batch_size, shuffle=True, generator=order)
             trainer = pl.Trainer(
@@ -178,16 +190,16 @@ def train(
                 enable_model_summary=False,
             )
             started = time.perf_counter()
-            trainer.fit(model, loader)
+            trainer.fit(module, loader)
             seconds = time.perf_counter() - started
             steps = trainer.global_step
-            scores = trainer.validate(model, DataLoader(val_data, batch_size=len(val_data)), verbose=False)[0]
+            scores = trainer.validate(module, DataLoader(val_data, batch_size=len(val_data)), verbose=False)[0]
         finally:
             torch.set_num_threads(threads)
     return Result(
         name=name,
         optimizer_steps=steps,
-        examples=model.examples_seen,
+        examples=module.examples_seen,
         seconds=seconds,
         val_loss=scores["val_loss"],
         val_accuracy=scores["val_accuracy"],
