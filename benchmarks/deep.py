@@ -1,10 +1,10 @@
 """Where a small batch wastes the processor: does the scaler save time?
 
 A deep, narrow network: 30 residual blocks of width 32 on scikit-learn's digits (1,347 images to train on, 450 to
-validate on), AdamW with warmup and cosine, 25 epochs. Each of its many layers is a small operation, whose cost hardly depends
-on the batch: an example in a batch of 64 takes about a seventh of its time in a batch of 8. Fixed batch 8, fixed batch
-64 at the learning rate scaled by the square root, and `BatchSizeScaler()` at its defaults from batch 8. A seed fixes the
-initial weights and the order of the examples. No learning rate is tuned.
+validate on), AdamW with warmup and cosine, 25 epochs. Each of its many layers is a small operation, whose cost hardly
+depends on the batch: an example in a batch of 64 takes about a seventh of its time in a batch of 8. Fixed batch 8,
+fixed batch 64 at the learning rate scaled by the square root, and `BatchSizeScaler()` at its defaults from batch 8. A
+seed fixes the initial weights and the order of the examples. No learning rate is tuned.
 
     python benchmarks/deep.py                    # 8 seeds, about a minute each
 """

@@ -375,21 +375,21 @@ def close_window(settings: RunSettings, state: RunState, end: WindowEnd, arrived
     """
     window = state.window
     assert window is not None
-    state = _counted(settings, state, window, end)
-    closed = ClosedWindow(
-        examples_seen=state.examples.total,
-        optimizer_steps=state.windows,
-        batch_size=state.batch.batch_size,
-        loader_batches=window.begun,
-        lr=end.lr,
-        lr_scale=end.lr_scale,
-        largest=window.layout.largest,
-    )
-    state, measurement, found_changed = take_arrived(settings, state, arrived)
+    counted = _counted(settings, state, window, end)
+    state, measurement, found_changed = take_arrived(settings, counted, arrived)
     state = _limited(state, end.row_limit)
     on_ranks = settings.now.world_size > 1
     # Every rank sends for every window to be measured, also if it saw no gradients.
     if window.is_measured and (end.sends if on_ranks else end.has_sums and not found_changed):
+        closed = ClosedWindow(
+            examples_seen=counted.examples.total,
+            optimizer_steps=state.windows,
+            batch_size=state.batch.batch_size,
+            loader_batches=window.begun,
+            lr=end.lr,
+            lr_scale=end.lr_scale,
+            largest=window.layout.largest,
+        )
         state = changed(state, pending=closed, examples=state.examples.sent() if on_ranks else state.examples)
     return Closed(state, measurement, found_changed)
 
@@ -428,8 +428,11 @@ def take_arrived(
     Returns:
         The new state, the measurement if there is one, and whether changed gradients were detected.
     """
-    window, state = state.pending, changed(state, pending=None)
-    if window is None or arrived is None:
+    window = state.pending
+    if window is None:
+        return state, None, False
+    state = changed(state, pending=None)
+    if arrived is None:
         return state, None, False
     if arrived.examples is not None:
         examples = state.examples.arrived(arrived.examples)

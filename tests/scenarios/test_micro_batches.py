@@ -257,6 +257,31 @@ def test_own_functions_join_and_split():
     assert [made.window_examples for made in scaler.history[:3]] == [20, 20, 30]  # each half counts 10 here
 
 
+class Counts(Regression):
+    """Counts its forward passes."""
+
+    def training_step(self, batch, batch_idx):
+        self.sizes = [*getattr(self, "sizes", []), len(batch[0])]
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_compiled_model_is_compiled_a_few_times_for_many_sizes():
+    compiled = []
+
+    def backend(graph, examples):
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    module = Counts()
+    module.net = torch.compile(module.net, backend=backend)
+    scaler = scripted(*range(8, 200, 8), max_micro_batch_size=72, split=True, measure_every=4)
+    fit(module, regression_loader(4096, batch_size=8), [scaler], max_epochs=1)
+    torch._dynamo.reset()
+    assert len(set(module.sizes)) > 6
+    assert len(compiled) <= 3
+
+
 class TokenMean(Regression):
     """Its loss is a mean over the rows that are not padding, whose targets are negative."""
 
