@@ -66,9 +66,6 @@ def start_run(
     plan = read_plan(trainer, options, loaders, first or now, now)
     gradients = GradientWatch(trainer, optimizer, actuator.micro_batches)
     total = plan.total_examples
-    # The same on all ranks, which must compute at the same time.
-    usual_rows = max(1, round(now.granularity_per_rank * loaders.first_rows / loaders.first_size))
-    preflight.check_micro_batches(trainer, options.max_micro_batch_size, usual_rows)
     settings = RunSettings(
         first=first or now,
         now=now,
@@ -82,8 +79,8 @@ def start_run(
         warmup_examples=plan.warmup_examples,
         memory=math.inf if total is None or options.memory == 1 else options.memory * total,
         measure_every=options.measure_every,
-        rows=usual_rows,
-        **_micro_batches(trainer, options),
+        # The same on all ranks, which must compute at the same time.
+        **_micro_batches(trainer, options, now.granularity_per_rank * loaders.first_rows / loaders.first_size),
         samples_per_micro_batch=gradients.samples_per_micro_batch,
         decides=options.decides,
         acts=options.decides and not options.dry_run,
@@ -106,14 +103,17 @@ def start_run(
         return WindowLoop(settings, state, actuator, gradients, loaders, Reports(options, settings, journal, sizes))
 
 
-def _micro_batches(trainer: pl.Trainer, options: RunOptions) -> dict[str, Any]:
+def _micro_batches(trainer: pl.Trainer, options: RunOptions, usual_rows: float) -> dict[str, Any]:
     """Return the settings that say how windows are computed."""
+    rows = max(1, round(usual_rows))
+    preflight.check_micro_batches(trainer, options.max_micro_batch_size, rows)
     largest, has_batch_norm = options.max_micro_batch_size, preflight.has_batch_norm(trainer.lightning_module)
     splits = not has_batch_norm if options.split is None else options.split
     # The gradients of a deterministic run must not depend on a clock.
     is_deterministic = torch.are_deterministic_algorithms_enabled()
     may_search = options.decides and not options.dry_run and not has_batch_norm and not is_deterministic
     return {
+        "rows": rows,
         "max_micro_batch_size": largest if isinstance(largest, int) else None,
         "searches_size": largest == "auto" and may_search,
         "splits": trainer.world_size == 1 and splits,

@@ -47,7 +47,7 @@ def test_without_arguments_it_grows_the_batch_and_scales_the_rate(grown):
         assert record.situation.examples_seen >= 0.05 * 8000
         assert record.situation.noise.resolved
         assert record.batch_size <= 2 * record.situation.batch_size
-        assert record.batch_size <= 0.5 * record.situation.noise.lower_bound(0.9)
+        assert record.batch_size <= record.situation.noise.lower_bound(0.9)
         assert record.decision.reason.startswith("grow")
     # Invariant of the windows: what was decided is what was done.
     assert scaler.history[-1].batch_size == scaler.history[-1].accumulate_grad_batches * 4

@@ -103,9 +103,8 @@ class Ended(NamedTuple):
 
 
 def trained(rank, ranks, kind, policy, folder=None, ckpt=None, epochs=2):
-    scaler = BatchSizeScaler(
-        policy=policy, lr_rule="none", measure_every=1, memory=1.0, warmup=0, max_batch_size=64, split=False
-    )
+    options = dict(lr_rule="none", warmup=0, max_batch_size=64, split=False, max_micro_batch_size=None)
+    scaler = BatchSizeScaler(policy=policy, measure_every=1, memory=1.0, **options)
     keep = []
     if folder is not None:
         keep = [

@@ -131,7 +131,7 @@ def temporary(tmp_path, monkeypatch):
 @pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("copied_by", [copy.copy, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
 def test_a_copy_of_the_callback_gets_nothing_meant_for_the_other(copied_by, used, temporary):
-    scaler = BatchSizeScaler(split=False, measure_every=1)
+    scaler = BatchSizeScaler(split=False, measure_every=1, max_micro_batch_size=None)
     if used:
         fit(Regression(), regression_loader(40), [scaler], max_epochs=1, accumulate_grad_batches=2)
     before, copied = scaler.batch_size, copied_by(scaler)

@@ -40,7 +40,8 @@ def trained(rank, loaders, folder=None, ckpt=None, epochs=4, **options):
         def on_train_batch_end(self, *args):
             seen.append(scaler.examples_seen)
 
-    scaler = BatchSizeScaler(**{"measure_every": 2, "memory": 0.5, "warmup": 0.1, **options})
+    defaults = {"measure_every": 2, "memory": 0.5, "warmup": 0.1, "max_micro_batch_size": None}
+    scaler = BatchSizeScaler(**{**defaults, **options})
     keep = keeping_epochs(folder)
     trainer = trainer_of(2, [scaler, Notes(), *keep], max_epochs=epochs, enable_checkpointing=bool(keep))
     module = Linear(lr=0.02)
@@ -121,7 +122,7 @@ class SlowAtTheEnd(pl.Callback):
 
 
 def slow_at_the_end(rank):
-    callback = BatchSizeScaler(measure_every=4, warmup=0)
+    callback = BatchSizeScaler(measure_every=4, warmup=0, max_micro_batch_size=None)
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=1))
     trainer = trainer_of(2, [SlowAtTheEnd(), callback], strategy, max_epochs=1)
     trainer.fit(Linear(lr=0.01), loader_of(regression_items(44, [4, 4, 1, 1]), rank, 2))
@@ -154,7 +155,7 @@ def reloaded(rank, every, make):
 )
 def test_loaders_are_asked_for_where_they_are_new(make, every, asked):
     for sent in fit_on(2, reloaded, every, make):
-        assert sent == [2, 3] * asked
+        assert sent == [2, 4] * asked
 
 
 def watched(rank, ranks, epochs, folder=None, ckpt=None):

@@ -155,7 +155,7 @@ def grows(rank, items, disturbed=None, counted=False):
     if counted:
         for name in ("all_reduce", "barrier", "broadcast", "broadcast_object_list", "all_gather", "all_gather_object"):
             setattr(distributed, name, counting(name, getattr(distributed, name), calls))
-    scaler = BatchSizeScaler(measure_every=2, warmup=0.05)
+    scaler = BatchSizeScaler(measure_every=2, warmup=0.05, max_micro_batch_size=None)
     module = Linear(lr=0.01, optimizer=KeepsRates, **(disturbed or {}))
     trainer = trainer_of(2, [scaler], max_epochs=3)
     trainer.fit(module, loader_of(regression_items(*items), rank, 2))

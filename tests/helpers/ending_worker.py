@@ -79,11 +79,11 @@ class Ends(pl.Callback):
 def train(folder, strategy, kind, big):
     module, loader, path, epochs = Regression(SGD), regression_loader(1203, noise=3.0), None, 1
     if kind.isdigit():
-        callback = BatchSizeScaler(measure_every=1, warmup=0, memory=0.1, max_batch_size=4)
+        callback = BatchSizeScaler(measure_every=1, warmup=0, memory=0.1, max_batch_size=4, max_micro_batch_size=None)
         micro_batches = gradients(4 * int(kind)).view(-1, 2, DIMENSIONS)
         module, loader = KnownNoise(), DataLoader(TensorDataset(micro_batches), batch_size=None)
     elif kind == "resumed":
-        callback, path, epochs = BatchSizeScaler(measure_every=2, memory=0.2), big, 3
+        callback, path, epochs = BatchSizeScaler(measure_every=2, memory=0.2, max_micro_batch_size=None), big, 3
     else:
         callback = GradientNoiseScaleMonitor(measure_every=1)
         module = Killed(SGD) if kind == "killed" else module

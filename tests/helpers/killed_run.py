@@ -20,7 +20,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_bsscale import BatchSizeScaler
+from lightning_bsscale import BatchSizeScaler, NoiseScalePolicy
 from lightning_bsscale.theory.stored import as_plain
 from tests.helpers.training import QUIET, KeepsRates, Regression, one_cycle, regression_loader
 
@@ -101,7 +101,9 @@ def newest(folder):
 def attempt(folder):
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    scaler = BatchSizeScaler(measure_every=2, max_micro_batch_size=64, record=folder / "journal.jsonl")
+    policy = NoiseScalePolicy(target_ratio=0.5, hysteresis=2)  # of many steps
+    options = dict(measure_every=2, max_micro_batch_size=64, record=folder / "journal.jsonl")
+    scaler = BatchSizeScaler(policy=policy, **options)
     kept = dict(dirpath=folder, save_top_k=-1)
     trainer = pl.Trainer(
         **{**QUIET, "enable_checkpointing": True},

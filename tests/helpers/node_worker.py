@@ -60,8 +60,9 @@ class Worker(DigitsModel):
 def train(folder, how, rank):
     """Trains on this rank; what all ranks must agree on."""
     pl.seed_everything(0, verbose=False)
-    policy = NoiseScalePolicy(target_ratio=1.0)
-    scaler = BatchSizeScaler(policy=policy, measure_every=2, memory=0.2, record=folder / "bsscale.jsonl")
+    policy = NoiseScalePolicy(target_ratio=1.0, hysteresis=2)
+    options = dict(measure_every=2, memory=0.2, max_micro_batch_size=None)
+    scaler = BatchSizeScaler(policy=policy, record=folder / "bsscale.jsonl", **options)
     module = Worker(folder / "killed.json" if "kill" in how and rank == 3 else None)
     strategy = DDPStrategy(
         # With it DDP never arranges its buckets anew. Else it does so after the first step of every start, and sums of

@@ -159,7 +159,8 @@ class ByStep(Policy):
 
 def scripted(*batches, **options):
     """A scaler that takes these batch sizes one after the other, then holds the last."""
-    defaults = dict(policy=Scripted(batches), warmup=0, memory=1.0, max_batch_size=400, lr_rule="linear", split=False)
+    defaults = dict(policy=Scripted(batches), warmup=0, memory=1.0, max_batch_size=400, lr_rule="linear")
+    defaults |= dict(split=False, max_micro_batch_size=None)
     return BatchSizeScaler(**{**defaults, **options})
 
 

@@ -212,14 +212,14 @@ def test_a_growth_follows_from_the_numbers_shown(caplog, tmp_path):
     for change, line in zip(changes, said, strict=True):
         decision, batch = change.decision, change.situation.batch_size
         assert decision.bound == change.situation.noise.lower_bound(0.9)
-        assert decision.target == 0.5 * decision.bound >= decision.needed == 2 * batch
-        assert f"lower bound (90 %) {describe_number(decision.bound)} x 0.5 = target " in line
-        assert f", needed at least {2 * batch}: grow: " in line
+        assert decision.target == decision.bound >= decision.needed == 1.25 * batch
+        assert f"lower bound (90 %) {describe_number(decision.bound)} x 1 = target " in line
+        assert f", needed at least {describe_number(1.25 * batch)}: grow: " in line
         factor = describe_number(change.lr_scale)
         assert f" from {batch} to {change.batch_size}, the learning-rate factor to {factor} (" in line
         (row,) = [row for row in table.splitlines() if f" {batch} -> " in row]
         assert f"  {describe_number(decision.bound)}  " in row
-        assert f"  >= {2 * batch}  " in row
+        assert f"  >= {describe_number(1.25 * batch)}  " in row
     for again in replay(path):
         assert again.agrees
     # The twin: another bound in the journal is another decision.

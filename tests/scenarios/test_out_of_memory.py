@@ -18,10 +18,10 @@ from torch.utils.data import default_collate
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.trainer.batches import rows_of
 from lightning_bsscale.replay import replay
+from tests.helpers import random_windows
 from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH
 from tests.helpers.processes import script_environment
 from tests.helpers.training import ByStep, KeepSteps, Saves, fit, gradient_scaler, regression_loader, run_of
-from tests.scenarios import test_micro_batches
 
 SMALLER = "memory ran out in a micro-batch of"
 pytestmark = [
@@ -387,7 +387,7 @@ def test_loader_batches_are_kept_until_the_step_and_no_longer():
     assert max(at_step) <= 2
 
 
-class FailsAtRandom(test_micro_batches.Net):
+class FailsAtRandom(random_windows.Net):
     """Runs out of memory in some of the micro-batches of more than one example, anywhere."""
 
     def __init__(self, seed, **options):
@@ -415,13 +415,13 @@ class FailsAtRandom(test_micro_batches.Net):
 
 @pytest.mark.parametrize("seed", [*range(8), *(pytest.param(n, marks=pytest.mark.nightly) for n in range(8, 200))])
 def test_random_programs_with_random_errors(seed, monkeypatch):
-    loader, settings, options, regrouped, net = test_micro_batches.program(seed)
-    plain = test_micro_batches.trained(loader, settings, {**options, "split": False}, **net)
-    monkeypatch.setattr(test_micro_batches, "Net", partial(FailsAtRandom, seed))
+    loader, settings, options, regrouped, net = random_windows.program(seed)
+    plain = random_windows.trained(loader, settings, {**options, "split": False}, **net)
+    monkeypatch.setattr(random_windows, "Net", partial(FailsAtRandom, seed))
     options = {**options, **regrouped, "policy": ByStep(options["policy"].batches)}
-    found = test_micro_batches.trained(loader, settings, options, **net)
-    test_micro_batches.assert_same_steps(found, plain)
-    if not run_of(plain[1]).lost_micro_batches:
+    found = random_windows.trained(loader, settings, options, **net)
+    random_windows.assert_same_steps(found, plain)
+    if not run_of(plain[1]).lost_loader_batches:
         epochs = [[value for _, value in ran[3].points("loss_epoch")] for ran in (found, plain)]
         assert epochs[0] == pytest.approx(epochs[1], rel=1e-12)
 
