@@ -11,8 +11,7 @@ because 0.5 was the best of the three), and its row is the learning rate with th
 at its defaults, starts from batch 4 at the learning rates of batch 4. Its main row uses the one that was best for fixed
 4: the callback is added to a tuned run, with nothing tuned for it. The table lists every other learning rate as well.
 The loss is in nats per byte over 4,096 held-out sequences, the same for every run, from files that no run trains on. A
-fixed batch B is a loader of batch B. The scaler accumulates micro-batches of 4, so its seconds show the cost of
-accumulation, not that of a larger micro-batch. Fixed 12 allows a comparison at about equal steps.
+fixed batch B is a loader of batch B. Fixed 12 allows a comparison at about equal steps.
 
 Finished runs are lines of results/front.jsonl and are not repeated, so the command may be stopped and started again at
 any time. The text, and so the third digit, depends on the version of Python: its hash is recorded.
