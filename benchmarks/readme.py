@@ -135,7 +135,8 @@ def overhead() -> list[str]:
         "**What watching costs** (`benchmarks/overhead.py`): time with `GradientNoiseScaleMonitor()` over time without,"
         f" for a transformer of {found[0]['parameter_tensors']} parameter tensors, median of interleaved pairs:"
         f" {phrases[0]}; {phrases[1]}. Under DDP on {found[2]['ranks']} processes of one machine: {phrases[2]};"
-        f" {phrases[3]}. A window that is not measured has no hook. ({ran_on(found[0]['machine'])}.)"
+        f" {phrases[3]}. A window that is not measured has no hook. These figures are older than the splitting"
+        f" of single loader batches. ({ran_on(found[0]['machine'])}.)"
     ]
 
 
