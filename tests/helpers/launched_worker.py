@@ -36,8 +36,10 @@ def begin(life):
 
 
 def callback_of(kind, folder):
-    make = GradientNoiseScaleMonitor if kind == "monitor" else BatchSizeScaler
-    return make(measure_every=2, memory=0.2, record=folder / "bsscale.jsonl")
+    options = dict(measure_every=2, memory=0.2, record=folder / "bsscale.jsonl")
+    if kind == "monitor":
+        return GradientNoiseScaleMonitor(**options)
+    return BatchSizeScaler(max_micro_batch_size=None, **options)  # no clock takes part: trainings are compared
 
 
 def shown(callback):
