@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from lightning_bsscale.theory.checks import check_integer
 
-__all__ = ["Group", "Layout", "due_groups", "plan_layout", "regroup", "smaller_size", "smallest"]
+__all__ = ["Group", "Layout", "due_groups", "plan_layout", "regroup", "smaller_size", "smallest", "without_empty"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +154,30 @@ def regroup(group: Group, rows: int, limit: int, *, divides: bool = True) -> lis
     number = -(-group.loader_batches // max(1, limit // rows))
     bounds = [-(-group.loader_batches * part // number) for part in range(number + 1)]
     return [_whole(end - begin, rows) for begin, end in pairwise(bounds)]
+
+
+def without_empty(parts: Sequence[Group], counts: Sequence[float]) -> list[Group]:
+    """Join each part in which nothing is counted, such as one of padding alone, to the one beside it.
+
+    Args:
+        parts: Consecutive parts of one loader batch.
+        counts: What is counted in each; above zero in one of them.
+
+    Returns:
+        Parts that hold the same rows, with something counted in each.
+
+    Example:
+        >>> without_empty([Group(1, 0, 2, 0.25), Group(1, 2, 4, 0.25), Group(1, 4, 8, 0.5)], [0, 3, 0])
+        [Group(loader_batches=1, start=0, stop=8, weight=1.0)]
+    """
+    kept: list[tuple[Group, float]] = []
+    for part, count in zip(parts, counts, strict=True):
+        if kept and (count < 1 or kept[-1][1] < 1):
+            before, counted = kept[-1]
+            kept[-1] = before._replace(stop=part.stop, weight=before.weight + part.weight), counted + count
+        else:
+            kept.append((part, count))
+    return [part for part, _ in kept]
 
 
 def smaller_size(rows: int) -> int:

@@ -172,7 +172,7 @@ def test_early_stopping_at_an_epochs_end_loses_nothing(recwarn):
 @pytest.mark.parametrize(("last", "lost"), [(11, 2), (12, 0)])
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_timer_stops_where_it_would(last, lost, order, recwarn):
-    """The timer is told of an hour, in the middle of a window and in its last loader batch."""
+    """An hour passes in the middle of a window, or in its last loader batch."""
     timer, scaler = Timer(timedelta(minutes=30)), scripted(*GROWTH)
 
     class Waits(Watched):

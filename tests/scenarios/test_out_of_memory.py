@@ -254,6 +254,28 @@ def test_the_error_at_size_one_is_the_same_object():
     assert models[0].sizes[-1] == 1
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("empty", [2, 4])
+@pytest.mark.parametrize("place", ["forward", "backward"])
+def test_no_part_of_nothing_that_is_counted(empty, place):
+    """Where the halves would not both hold something, the error is the user's, and says why."""
+    x, y = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(64, 2)
+    x.view(8, 8, 8)[:, :empty, 0] = -100.0
+    count = lambda batch: int((batch[0][:, 0] > -50).sum())  # noqa: E731
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
+    module = Small(place=place, room=4, since=2)
+    scaler = BatchSizeScaler(policy=ByStep([1]), batch_size_fn=count, warmup=0, memory=1.0, split=True)
+    if empty == 2:
+        fit(module, loader, [scaler], max_epochs=1)
+        assert module.sizes[-2:] == [4, 4]
+        assert run_of(scaler).row_limit == 4
+        return
+    with pytest.raises(RuntimeError) as caught:
+        fit(module, loader, [scaler], max_epochs=1)
+    assert caught.value is module.raised[-1]
+    assert any("batch_size_fn" in note for note in caught.value.__notes__)
+
+
 class Other(pl.Callback):
     has_raised = False
 

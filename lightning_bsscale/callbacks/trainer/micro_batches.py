@@ -29,12 +29,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, ParallelStrategy
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_bsscale.callbacks.checks.options import BatchSizeFn, MergeFn, SplitFn
+from lightning_bsscale.callbacks.checks.preflight import is_sharded
 from lightning_bsscale.callbacks.trainer.batches import CannotRegroup, join, part_of, rows_of
 from lightning_bsscale.callbacks.trainer.memory import MemoryForecast, read_memory
 from lightning_bsscale.callbacks.trainer.out_of_memory import (
@@ -48,7 +49,15 @@ from lightning_bsscale.callbacks.trainer.out_of_memory import (
 )
 from lightning_bsscale.callbacks.trainer.timing import RowTimes
 from lightning_bsscale.gradients.reduce import all_agree
-from lightning_bsscale.theory.micro_batches import Group, Layout, due_groups, regroup, smaller_size, smallest
+from lightning_bsscale.theory.micro_batches import (
+    Group,
+    Layout,
+    due_groups,
+    regroup,
+    smaller_size,
+    smallest,
+    without_empty,
+)
 
 __all__ = ["MicroBatches"]
 
@@ -296,8 +305,7 @@ class MicroBatches:
 
     @property
     def _is_sharded(self) -> bool:
-        is_sharded = isinstance(self._trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
-        return is_sharded and self._trainer.world_size > 1
+        return self._trainer.world_size > 1 and is_sharded(self._trainer)
 
     @property
     def _is_accumulating(self) -> bool:
@@ -420,8 +428,10 @@ class MicroBatches:
             return self._joined([member])
         rows = [group.stop - group.start for group in groups]
         sizes = rows if self._batch_size_fn is None else [int(self._batch_size_fn(part)) for part in parts]
-        if min(sizes) < 1:  # nothing but padding in a part, of which no mean can be taken
-            return self._joined([member])
+        if len(groups) > 1 and min(sizes) < 1:
+            fewer = without_empty(groups, sizes)
+            is_whole = fewer[0].stop - fewer[0].start == member.rows
+            return self._joined([member]) if is_whole else self._parts(member, fewer)
         if self._weighs_counts:
             groups = [group._replace(weight=size / member.size) for group, size in zip(groups, sizes, strict=True)]
         return [_Due(part, size, (member,), group) for part, size, group in zip(parts, sizes, groups, strict=True)]
@@ -469,6 +479,8 @@ class MicroBatches:
             return False, self.recovery.hint
         if number == 1 and first.rows < 2:
             return False, ""
+        if number == len(first.members) == 1 and self.row_limit is not None and first.rows > self.row_limit:
+            return False, "bsscale: a smaller part would hold nothing that batch_size_fn counts."
         if self._ddp_models:
             if self._is_adding and len(self._due) == 1 and not self._is_accumulating:
                 return False, (
