@@ -11,17 +11,13 @@ seed fixes the initial weights and the order of the examples. No learning rate i
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from functools import partial
-from typing import Any
 
 import torch
-from paired import Clock, parser, run
+from digits import compare
 from torch import Tensor, nn
 
-from lightning_bsscale import BatchSizeScaler
-from lightning_bsscale.demo import DigitsModel, train
+from lightning_bsscale.demo import DigitsModel
 
 BLOCKS, WIDTH = 30, 32
 SMALL, LARGE, RATE = 8, 64, 1e-3
@@ -54,43 +50,19 @@ class DeepModel(DigitsModel):
         return torch.optim.AdamW(self.parameters(), lr=self.rate)
 
 
-def one(job: tuple[str, int], epochs: int) -> dict[str, Any]:
-    """Make one run.
-
-    Args:
-        job: The run's name and the seed.
-        epochs: Passes over the data.
-
-    Returns:
-        Its results.
-    """
-    name, seed = job
-    batch_size, rate = RUNS[name]
-    clock, scaler = Clock(), BatchSizeScaler()
-    callbacks = [clock, scaler] if name.startswith("scaler") else [clock]
-    settings = dict(batch_size=batch_size, rate=rate, seed=seed, epochs=epochs, callbacks=callbacks)
-    result = train(name, model=DeepModel, **settings)
-    final = scaler.batch_size if len(callbacks) > 1 else batch_size
-    return {**dataclasses.asdict(result), "seed": seed, "final_batch": final, **clock.read()}
-
-
 def main() -> int:
-    """Make all runs and write the table.
+    """Compare the three runs.
 
     Returns:
         The exit status.
     """
-    options = parser(__doc__, name="deep", seeds=8)
-    options.add_argument("--epochs", type=int, default=25, help="passes over the data (default: 25)")
-    chosen = options.parse_args()
-    return run(
-        chosen,
-        partial(one, epochs=chosen.epochs),
-        list(RUNS),
-        scores={"val_loss": "val loss", "val_accuracy": "val accuracy"},
+    return compare(
+        "deep",
+        RUNS,
+        description=__doc__,
         title="A deep, narrow network: fixed small, fixed large, scaler",
-        text=f"Digits, {BLOCKS} residual blocks of width {WIDTH}, AdamW, {chosen.epochs} epochs.",
-        settings={"epochs": chosen.epochs, "blocks": BLOCKS, "width": WIDTH, "rate": RATE},
+        text=f"Digits, {BLOCKS} residual blocks of width {WIDTH}, AdamW. ",
+        model=DeepModel,
     )
 
 
