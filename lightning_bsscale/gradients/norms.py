@@ -49,7 +49,10 @@ def norm_of_each(gradients: Iterable[Tensor]) -> list[Tensor]:
     Returns:
         0-d tensors in the same order, each on its tensor's device, in float32 or float64.
     """
-    dense = [real_and_dense(gradient) for gradient in gradients]
+    dense = [
+        real_and_dense(gradient) if gradient.layout is not torch.strided or gradient.is_complex() else gradient
+        for gradient in gradients
+    ]
     groups: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
     for index, gradient in enumerate(dense):
         device, dtype = gradient.device, gradient.dtype

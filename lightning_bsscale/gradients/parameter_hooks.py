@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -112,7 +113,10 @@ class ParameterHooks(GradientWatcher):
 
     def _raw_sums(self, loss_scale: Tensor | None) -> RawSums:
         mean = self._mean_of_each()
-        stepped = (mean != 0) | self._may_be_zero()  # NaN counts: the window is then dropped
+        stepped = mean != 0  # NaN counts: the window is then dropped
+        # On the host a look costs less than what it nearly always saves.
+        if self._hooks.home.type != "cpu" or not stepped.all():
+            stepped = stepped | self._may_be_zero()
         difference = None
         if self._comparison is not None:
             held = [HeldGradient(id(p), p.grad) for p in self.watched if p.grad is not None]
@@ -146,10 +150,10 @@ class ParameterHooks(GradientWatcher):
         if not self._grad_is_own:  # only the sum over ranks could show it; the comparison detects a cancelled gradient
             may_be_zero[places] = True
             return may_be_zero
-        none = torch.zeros((), device=home)
-        sums = [self._hooks.signed.get(id(p), none).abs().max() for _, p in few]
-        largest = torch.stack([move_to(one, home) for one in sums])
-        may_be_zero[places] = largest.square() <= ROUNDING * self._hooks.of_each[places]
+        none = torch.zeros((1,), device=home)
+        largest = torch._foreach_norm([self._hooks.signed.get(id(p), none) for _, p in few], math.inf)
+        squares = torch.stack([move_to(one, home) for one in largest]).square()
+        may_be_zero[places] = squares <= ROUNDING * self._hooks.of_each[places]
         return may_be_zero
 
     def _usual_sizes(self, mean: Tensor) -> Tensor:

@@ -118,15 +118,17 @@ class TensorHooks:
             parameter's gradient arrived in parts too far apart for the first time.
         """
         gathered, self._gathered = self._gathered or {}, None
-        total = torch.zeros((), dtype=sum_dtype(self.home), device=self.home)
         if self._is_fresh:
             self._gather_from_grad(gathered)
+        totals = []
         for part in gathered.values():
             keys, sq_norms = part.finish()
             sq_norms = move_to(sq_norms if weight == 1 else sq_norms / weight, self.home)
             self.of_each.index_add_(0, self._place_of(keys), sq_norms)
-            total = total + sq_norms.sum()
-        return total
+            totals.append(sq_norms.sum())
+        if len(totals) == 1:
+            return totals[0]
+        return sum(totals, torch.zeros((), dtype=sum_dtype(self.home), device=self.home))
 
     def remove(self) -> None:
         """Remove all hooks, if there are any."""
@@ -155,13 +157,15 @@ class TensorHooks:
         self._gathered[device].add(id(parameter), gradient)
 
     def _gather_from_grad(self, gathered: dict[torch.device, _Gathered]) -> None:
-        grads = {id(p): p.grad for p in self.watched if p.grad is not None}
+        by_device: dict[torch.device, dict[int, Tensor]] = {}
         for p in self.watched:
-            if p.grad is not None and is_small(p):
-                self._add_signed(p, p.grad)
-        for device in {grad.device for grad in grads.values()}:
-            on_device = {key: grad for key, grad in grads.items() if grad.device == device}
-            gathered[device] = _Gathered(device, self._in_parts, self._sink, on_device)
+            grad = p.grad
+            if grad is not None:
+                by_device.setdefault(grad.device, {})[id(p)] = grad
+                if is_small(p):
+                    self._add_signed(p, grad)
+        for device, grads in by_device.items():
+            gathered[device] = _Gathered(device, self._in_parts, self._sink, grads)
 
     def _add_signed(self, parameter: Tensor, gradient: Tensor) -> None:
         if gradient.layout is torch.strided:
@@ -241,6 +245,7 @@ class _Gathered:
         return tuple(self._norms), torch.stack(list(self._norms.values())).to(sum_dtype(self._device)).square()
 
     def _take_norms(self) -> None:
+        # Within a backward pass gradients are recorded where the user wants second derivatives.
         with torch.no_grad():
             norms = norm_of_each(self._waiting.values())
             if self._sink is not None:

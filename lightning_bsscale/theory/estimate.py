@@ -35,6 +35,7 @@ from dataclasses import dataclass, fields
 
 from lightning_bsscale.theory.checks import check_number
 from lightning_bsscale.theory.fieller import fieller_interval, student_t_quantile
+from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.moments import WindowMoments
 
 __all__ = ["SUM_NAMES", "Averages", "NoiseScale", "noise_scale_from_means", "sums_of"]
@@ -254,10 +255,8 @@ class Averages:
             >>> averages.windows, averages.trace / averages.weight
             (1, 8.0)
         """
-        sums = self.aged(examples_since_last, memory).to_state()
-        for name, added in sums_of(moments).items():
-            sums[name] += added
-        return Averages.from_state(sums)
+        aged, added = self.aged(examples_since_last, memory), sums_of(moments)
+        return changed(aged, **{name: getattr(aged, name) + value for name, value in added.items()})
 
     def aged(self, examples: float, memory: float) -> Averages:
         """Let the sums decay, and add nothing.
@@ -272,7 +271,8 @@ class Averages:
         check_number("examples_since_last", examples, at_least=0)
         check_number("memory", memory, above=0, may_be_infinite=True)
         decay = math.exp(-examples / memory)
-        return Averages.from_state({name: decay ** _POWERS[name] * value for name, value in self.to_state().items()})
+        powers = decay, decay**2, decay**3, decay**4
+        return self if decay == 1 else changed(self, **{n: powers[p] * getattr(self, n) for n, p in _DECAYING})
 
     @property
     def spread(self) -> tuple[float, float]:
@@ -385,12 +385,14 @@ class Averages:
 SUM_NAMES = tuple(field.name for field in fields(Averages))
 """Names of the sums, in order; each is additive over windows of equal age."""
 
-# The power of the decay by which each sum is multiplied.
-_POWERS = {
-    **{"weight": 1, "trace": 1, "grad_sq": 1, "weight_sq": 2, "trace_weight_sq": 2, "grad_sq_weight_sq": 2},
-    **{"trace_trace": 2, "grad_sq_grad_sq": 2, "trace_grad_sq": 2, "weight_cubed": 3, "trace_weight_cubed": 3},
-    **{"trace_trace_weight_cubed": 3, "trace_cubed": 3, "weight_fourth": 4, "windows": 0, "dropped": 0},
-}
+# The power of the decay by which a sum is multiplied, less one; "windows" and "dropped" never decay.
+_DECAYING = (
+    *((name, 0) for name in ("weight", "trace", "grad_sq")),
+    *((name, 1) for name in ("weight_sq", "trace_weight_sq", "grad_sq_weight_sq", "trace_trace", "grad_sq_grad_sq")),
+    ("trace_grad_sq", 1),
+    *((name, 2) for name in ("weight_cubed", "trace_weight_cubed", "trace_trace_weight_cubed", "trace_cubed")),
+    ("weight_fourth", 3),
+)
 
 
 def sums_of(moments: WindowMoments) -> dict[str, float]:

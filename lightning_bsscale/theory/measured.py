@@ -76,7 +76,7 @@ class Arrived:
         examples: Examples over all ranks since the previous message; None on one rank, which counts exactly.
         seconds_per_loader_batch: Mean over ranks; None on one rank, or if a rank has not timed one yet.
         seconds_per_step: The same for a step.
-        seconds_per_row: Seconds of a row in the largest micro-batches, over all ranks; None if there were none.
+        seconds_per_row: Seconds of a row in micro-batches of about the largest size; None if no rank had any.
         has_room: Whether twice their size is expected to fit into the memory of every rank.
         row_limit: Most rows in a micro-batch that the memory of every rank holds; None if none has run out of it. One
             rank does not need it: `WindowEnd` has it.

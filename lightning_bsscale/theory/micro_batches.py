@@ -21,7 +21,17 @@ from typing import NamedTuple
 
 from lightning_bsscale.theory.checks import check_integer
 
-__all__ = ["Group", "Layout", "due_groups", "plan_layout", "regroup", "smaller_size", "smallest", "without_empty"]
+__all__ = [
+    "Group",
+    "Layout",
+    "due_groups",
+    "is_due",
+    "plan_layout",
+    "regroup",
+    "smaller_size",
+    "smallest",
+    "without_empty",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,31 +98,38 @@ def plan_layout(
     return Layout(gathered=gathered, parts=parts, largest=largest, split_above=split_above)
 
 
-def due_groups(
-    waiting: Sequence[int], layout: Layout, *, is_last: bool, counts: Sequence[float] | None = None
-) -> list[Group]:
-    """Decide which micro-batches to compute now that one more loader batch has arrived.
+def is_due(waiting: int, layout: Layout, *, is_last: bool) -> bool:
+    """Decide whether micro-batches are computed now that one more loader batch has arrived.
 
-    When depends on the number of loader batches alone, and not on their rows: ranks may have different ones, and must
+    This depends on the number of loader batches alone, and not on their rows: ranks may have different ones, and must
     compute at the same time.
 
     Args:
-        waiting: Rows of the loader batches that were put aside, in order, and of the one that has arrived.
+        waiting: Loader batches that were put aside, and the one that has arrived.
         layout: The window's layout.
         is_last: Whether no other loader batch will join the window.
+
+    Returns:
+        Whether all that wait are computed; otherwise all stay aside.
+    """
+    return is_last or waiting >= layout.gathered
+
+
+def due_groups(waiting: Sequence[int], layout: Layout, *, counts: Sequence[float] | None = None) -> list[Group]:
+    """Divide the loader batches that are due into micro-batches.
+
+    Args:
+        waiting: Rows of the loader batches, in order.
+        layout: The window's layout.
         counts: What else must be the same for loader batches to be gathered, such as their tokens; None for nothing.
 
     Returns:
-        The micro-batches of all that wait, in order; none if all stay aside.
+        The micro-batches, in order.
 
     Example:
-        >>> due_groups([8, 8, 5], Layout(gathered=4), is_last=True)
+        >>> due_groups([8, 8, 5], Layout(gathered=4))
         [Group(loader_batches=2, start=0, stop=16, weight=2.0), Group(loader_batches=1, start=0, stop=5, weight=1.0)]
-        >>> due_groups([8, 8], Layout(gathered=4), is_last=False)
-        []
     """
-    if len(waiting) < layout.gathered and not is_last:
-        return []
     groups = []
     for (rows, _), alike in groupby(zip(waiting, counts or [0] * len(waiting), strict=True)):
         number = sum(1 for _ in alike)

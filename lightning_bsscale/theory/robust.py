@@ -30,10 +30,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import median
 
 from lightning_bsscale.theory.estimate import Averages, NoiseScale, sums_of
+from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.moments import WindowMoments
 
 __all__ = ["START", "RobustAverages"]
@@ -110,16 +111,16 @@ class RobustAverages:
             (9.7, 1)
         """
         sums = self.sums.aged(examples_since_last, memory)
-        start = tuple(replace(window, age=window.age + examples_since_last) for window in self.start)
+        start = tuple(changed(window, age=window.age + examples_since_last) for window in self.start)
         if sums_of(moments)["dropped"]:
-            return replace(self, sums=replace(sums, dropped=sums.dropped + 1), start=start)
+            return changed(self, sums=changed(sums, dropped=sums.dropped + 1), start=start)
         if sums.windows >= START:
             entered = _limit(moments, sums)
             sums = sums.updated(entered, examples_since_last=0, memory=memory)
             return RobustAverages(sums=sums, limited=self.limited + (entered != moments))
         start = (*start, _StartWindow(moments=moments, age=0.0))
         together, limited = _limit_together(start, memory)
-        sums = replace(together, dropped=sums.dropped)
+        sums = changed(together, dropped=sums.dropped)
         before = self.limited - self.limited_in_start
         if len(start) == START:
             return RobustAverages(sums=sums, limited=before + limited)
@@ -142,7 +143,7 @@ def _limit(moments: WindowMoments, before: Averages) -> WindowMoments:
     reach = _max_deviations(count) * max(1.0, math.sqrt(usual_weight / moments.examples))
     means = before.trace / before.weight, before.grad_sq / before.weight
     distances = [_distance(reach, spread, mean) for spread, mean in zip(before.spread, means, strict=True)]
-    return replace(
+    return changed(
         moments,
         trace=_clamp(moments.trace, means[0] - distances[0], means[0] + distances[0]),
         grad_sq=_clamp(moments.grad_sq, means[1] - distances[1], means[1] + distances[1]),
@@ -156,7 +157,7 @@ def _limit_together(start: Sequence[_StartWindow], memory: float) -> tuple[Avera
     sums, limited, age = Averages(), 0, start[0].age
     for window in start:
         trace, grad_sq = window.moments.trace, window.moments.grad_sq
-        entered = replace(window.moments, trace=_clamp(trace, *traces), grad_sq=_clamp(grad_sq, *squares))
+        entered = changed(window.moments, trace=_clamp(trace, *traces), grad_sq=_clamp(grad_sq, *squares))
         limited += entered != window.moments
         sums = sums.updated(entered, examples_since_last=age - window.age, memory=memory)
         age = window.age

@@ -312,7 +312,7 @@ def open_window(
 
 
 def _largest(settings: RunSettings, state: RunState) -> int | None:
-    searched = state.search.size if settings.searches_size and state.search is not None else None
+    searched = state.search.next_size if settings.searches_size and state.search is not None else None
     largest = settings.max_micro_batch_size if searched is None else searched
     return None if largest is None else smallest(largest, state.row_limit)
 
@@ -437,8 +437,9 @@ def take_arrived(
     if arrived.examples is not None:
         examples = state.examples.arrived(arrived.examples)
         state, window = changed(state, examples=examples), changed(window, examples_seen=examples.known)
-    if state.search is not None and window.largest == state.search.size:
-        state = changed(state, search=state.search.timed(arrived.seconds_per_row, has_room=arrived.has_room))
+    if state.search is not None:
+        search = state.search.timed(window.largest, arrived.seconds_per_row, has_room=arrived.has_room)
+        state = changed(state, search=search)
     state = _limited(state, arrived.row_limit)
     measured, found_changed = state.measured.compared(arrived.explained)
     measurement = None

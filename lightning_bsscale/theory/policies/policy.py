@@ -6,10 +6,10 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Protocol
 
-from lightning_bsscale.theory.checks import check_integer, check_number
+from lightning_bsscale.theory.checks import check_integer, check_number, is_real
 from lightning_bsscale.theory.estimate import NoiseScale
 
 __all__ = [
@@ -247,21 +247,21 @@ def hold_without_decision(situation: Situation) -> Decision:
 
 def _positive_number(value: Any) -> Any:
     # Checkpoints and journals hold Python numbers, not NumPy's.
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not is_real(value):
         return None
     as_float = _float_or_none(value)
     if as_float is None or not 0 < as_float < math.inf:
         return None
-    return int(value) if isinstance(value, Integral) else as_float
+    return int(value) if type(value) is int or isinstance(value, Integral) else as_float
 
 
 def _float_or_none(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not is_real(value):
         return None
     try:
         return float(value)
     except OverflowError:  # an integer or a fraction that no float can hold
-        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+        return math.inf if value > 0 else -math.inf
 
 
 def _cut(text: str, longest: int) -> str:

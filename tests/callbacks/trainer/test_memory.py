@@ -22,7 +22,7 @@ def largest(device, forecast):
     while True:
         device.rows = max(device.rows, rows)
         assert device.read().peak <= HEADROOM * device.total
-        if not forecast.has_room(rows):
+        if not forecast.has_room(2 * rows, computed=rows):
             return rows
         rows *= 2
 
@@ -36,18 +36,28 @@ def test_doubling_ends_at_the_last_size_that_fits(fixed, each):
     assert found == (8 if 2 * (fixed + 8 * each) > HEADROOM * 10_000 else fits)
 
 
+def test_a_peak_belongs_to_the_first_size_that_had_it():
+    device = Device(1000, 10, 10_000)
+    forecast = MemoryForecast(device.read)
+    for device.rows in (8, 16, 32):
+        assert forecast.has_room(2 * device.rows, computed=device.rows)
+    # The peak is that of 32 now; the sixteenth row took 10 all the same.
+    assert forecast.has_room(800, computed=16)
+    assert not forecast.has_room(801, computed=16)
+
+
 def test_an_allocator_that_had_to_try_again_ends_it():
     device = Device(0, 1, 10_000)
     forecast = MemoryForecast(device.read)
     device.rows = 8
-    assert forecast.has_room(8)
+    assert forecast.has_room(16, computed=8)
     device.retries = 1
-    assert not forecast.has_room(8)
+    assert not forecast.has_room(16, computed=8)
 
 
 def test_where_nobody_counts_memory_there_is_room():
     assert read_memory(torch.device("cpu")) is None
-    assert MemoryForecast(lambda: None).has_room(10**6)
+    assert MemoryForecast(lambda: None).has_room(10**6, computed=8)
 
 
 @pytest.mark.gpu
