@@ -33,7 +33,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "lightning", "numpy", "sklearn", "theory", "callbacks", "journal", "journal_file", "summary"},
         {"figures", "matplotlib"},
     ),
-    "cli": ({"theory", "replay", "__version__"}, {"demo", "report", "figures", "simulation"}),
+    "cli": (
+        {"theory", "cli", "__version__"},
+        {"demo", "replay", "journal", "summary", "figures", "report", "simulation"},
+    ),
     "__main__": ({"cli"}, set()),
     # The door names everything and loads nothing: see test_the_door_loads_no_torch.
     "__init__": ({"theory", "callbacks", "metric", "functional"}, set()),
@@ -264,7 +267,7 @@ def test_imports_point_one_way():
         ("journal.py", "from lightning_bsscale.replay import replay"),
         ("replay.py", "import torch"),
         ("callbacks/scaler.py", "from lightning_bsscale.replay import replay"),
-        ("cli.py", "from lightning_bsscale.demo import run"),
+        ("cli/demo.py", "from lightning_bsscale.demo import run"),
         ("new_room.py", "x = 1"),
         ("new_room/file.py", "x = 1"),
     ],
@@ -313,7 +316,7 @@ def test_a_circle_of_imports_is_flagged(first, second):
 def test_a_folders_table_of_its_files_is_no_circle():
     files = {
         "__init__.py": "from lightning_bsscale.theory.rules import Linear",
-        "cli.py": "from lightning_bsscale import __version__",
+        "cli/__init__.py": "from lightning_bsscale import __version__",
         "theory/rules/__init__.py": "from lightning_bsscale.theory.rules.linear import Linear",
         "theory/rules/linear.py": "from lightning_bsscale.theory.rules.rule import LearningRateRule",
         "theory/rules/rule.py": "import math",
