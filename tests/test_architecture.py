@@ -26,7 +26,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "journal_file": (set(), set()),
     "replay": ({"theory", "journal"}, set()),
     "summary": ({"theory", "journal"}, set()),
-    "figures": ({"theory", "journal", "numpy"}, {"matplotlib"}),
+    "figures": ({"theory", "journal", "summary", "numpy"}, {"matplotlib"}),
     "report": ({"theory", "journal", "figures", "numpy"}, {"matplotlib"}),
     "simulation": ({"theory", "numpy"}, set()),
     "demo": (
@@ -34,8 +34,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"figures", "matplotlib"},
     ),
     "cli": (
-        {"theory", "cli", "__version__"},
-        {"demo", "replay", "journal", "summary", "figures", "report", "simulation"},
+        {"theory", "cli", "journal", "__version__"},
+        {"demo", "replay", "summary", "figures", "report", "simulation"},
     ),
     "__main__": ({"cli"}, set()),
     # The door names everything and loads nothing: see test_the_door_loads_no_torch.

@@ -7,16 +7,18 @@ Each command is a module of this folder with ``HELP`` (one line), ``EXAMPLE`` (o
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_bsscale import __version__
-from lightning_bsscale.cli import demo, replay
+from lightning_bsscale.cli import demo, plan, replay
+from lightning_bsscale.cli.terminal import CANNOT
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = {"demo": demo, "replay": replay}
+COMMANDS = {"demo": demo, "plan": plan, "replay": replay}
 """Commands by name, in the order of the help."""
 
 INTERRUPTED = 130
@@ -38,8 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough, `head` for example
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush fails again
+        return CANNOT
     except SystemExit as end:
         # A Trainer that is interrupted cleans up, and exits with 1.
         if isinstance(end.__context__, KeyboardInterrupt):

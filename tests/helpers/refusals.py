@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -37,7 +38,7 @@ from lightning_bsscale.replay import replay
 from lightning_bsscale.theory.run import begin_run
 from lightning_bsscale.theory.schedules import WarmupStep
 from tests.helpers.records import DECISION
-from tests.helpers.written_runs import settings_of
+from tests.helpers.written_runs import settings_of, write_run
 
 ARGUMENT_OR_COMBINATION = (TypeError, ValueError, MisconfigurationException)
 
@@ -215,12 +216,34 @@ def command(*words):
         except SystemExit as end:
             status = end.code
     assert status in (1, 2)
-    raise Said(out.getvalue().removeprefix("usage:").split("error: argument --epochs: ")[-1])
+    raise Said(
+        re.sub(r".*error: argument --[a-z-]+: ", "", out.getvalue(), flags=re.DOTALL).removeprefix("usage:").strip()
+    )
+
+
+def plan(*words, **files):
+    """Plan with files that hold these texts; a word names one by its name in braces."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: Path(folder, name) for name in files}
+        for name, text in files.items():
+            paths[name].write_text(text)
+        command("plan", *(word.format(**paths) for word in words))
+
+
+KNOWN = ("--critical-batch", "480")
+LOSS = ("--examples", "1M", "--at-batch", "32")
 
 
 def demo_without_its_packages():
     with mock.patch("importlib.util.find_spec", return_value=None):
         command("demo")
+
+
+def plan_of_a_run(loader_batches, *words):
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_run(Path(folder, "j"), 60)
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[: 1 + loader_batches]))
+        command("plan", "--journal", str(path), *words)
 
 
 CASES += [
@@ -229,4 +252,25 @@ CASES += [
     Case(lambda: command("replay", "nowhere.jsonl"), error=(Said,)),
     Case(lambda: command("replay", "/" + 300 * "n"), error=(Said,)),
     Case(lambda: command("demo", "--epochs", "0"), error=(Said,)),
+    Case(lambda: plan(*KNOWN, *LOSS, "--lr", "-1"), error=(Said,)),
+    Case(lambda: plan(*KNOWN, *LOSS, "--ranks", "0.5"), error=(Said,)),
+    Case(lambda: plan(*LOSS), error=(Said,)),
+    Case(lambda: plan(*LOSS, "--probe", "{a}", "--ratio", "1", a='{"noise_scale": null}'), error=(Said,)),
+    Case(lambda: plan(*LOSS, "--probe", "{a}", a='{"noise_scale": {"value": 9}}'), error=(Said,)),
+    Case(lambda: plan("--critical-batch", "3", "9", *LOSS), error=(Said,)),
+    Case(lambda: plan("--critical-batch", "3", "4", "9", *LOSS), error=(Said,)),
+    Case(lambda: plan(*KNOWN), error=(Said,)),
+    Case(lambda: plan(*KNOWN, *LOSS[:2]), error=(Said,)),
+    Case(lambda: plan(*KNOWN, *LOSS, "--seconds-per-step", "1"), error=(Said,)),
+    Case(lambda: plan(*KNOWN, *LOSS, "--price", "1"), error=(Said,)),
+    Case(
+        lambda: reading('{"event":"header","schema":2}', by=lambda path: command("plan", "--journal", str(path))),
+        error=(Said,),
+    ),
+    Case(lambda: plan(*KNOWN, "--probe", "{a}", a="{"), error=(Said,)),
+    Case(lambda: plan(*KNOWN, "--probe", "{a}", a="{}"), error=(Said,)),
+    Case(lambda: plan(*KNOWN, "--probe", "{a}", a='{"noise_scale": 3}'), error=(Said,)),
+    Case(lambda: plan(*KNOWN, "--probe", "nowhere.json"), error=(Said,)),
+    Case(lambda: plan_of_a_run(0), error=(Said,)),
+    Case(lambda: plan_of_a_run(9, "--at-batch", "3", *KNOWN), error=(Said,)),
 ]
