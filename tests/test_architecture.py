@@ -227,6 +227,7 @@ FILES = {
 }
 ACCUMULATION = PurePosixPath("callbacks/trainer/accumulation.py")
 LEARNING_RATE = PurePosixPath("callbacks/trainer/learning_rate.py")
+HYPERPARAMETERS = PurePosixPath("callbacks/trainer/hyperparameters.py")
 SCHEDULERS = PurePosixPath("callbacks/trainer/schedulers.py")
 STOP = PurePosixPath("callbacks/trainer/stop.py")
 COLLECTIVE = PurePosixPath("gradients/reduce.py")
@@ -331,6 +332,7 @@ def test_a_folders_table_of_its_files_is_no_circle():
         (STOP, attribute_writes, "should_stop"),
         (SCHEDULERS, attribute_writes, "frequency"),
         (LEARNING_RATE, key_writes, "lr"),
+        *((HYPERPARAMETERS, key_writes, key) for key in ("weight_decay", "betas", "momentum", "dampening")),
     ],
 )
 def test_one_file_writes(writer, writes, name):

@@ -65,11 +65,10 @@ def read_run(path: Path) -> KnownRun:
             noise = Interval(value=line.noise.noise_scale, low=line.noise.low, high=line.noise.high)
         elif isinstance(line, WindowEvent) and line.length:
             assert numbers is not None
-            usual = line.length * numbers.now.granularity
-            # A short last window belongs to the batch that it was planned with.
-            planned = (line.planned or line.length) * numbers.now.granularity
-            examples = usual if line.examples is None or numbers.now.world_size > 1 else line.examples
-            spent[planned] = spent.get(planned, 0) + examples
+            batch = line.length * numbers.now.granularity
+            # On several ranks, these are one rank's alone.
+            examples = batch if line.examples is None or numbers.now.world_size > 1 else line.examples
+            spent[batch] = spent.get(batch, 0) + examples
             per_loader_batch, per_step = line.seconds
             if per_loader_batch is not None and per_step is not None:
                 seconds = (per_loader_batch * numbers.now.world_size / numbers.now.granularity, per_step)

@@ -10,6 +10,7 @@ from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.cli import main
 from lightning_bsscale.journal import read_lines
 from lightning_bsscale.theory.events import WindowEvent
+from lightning_bsscale.theory.records import Measurement
 from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.training import Regression, fit, regression_loader, scripted
 from tests.helpers.written_runs import SIZE, write_run
@@ -83,13 +84,19 @@ def test_a_journal_tells_what_was_spent_and_what_it_took(planned, tmp_path):
     plan = planned("--journal", write_run(tmp_path / "j", 400))
     windows = [line for _, line in read_lines(tmp_path / "j") if isinstance(line, WindowEvent)]
     critical = plan["critical_batch"]["value"]
-    worth = sum(one.length * SIZE / (1 + (one.planned or one.length) * SIZE / critical) for one in windows)
+    worth = sum(one.length * SIZE / (1 + one.length * SIZE / critical) for one in windows)
     assert plan["min_examples"] == pytest.approx(worth)
     assert sum(one["examples"] for one in plan["spent"]) == 400 * SIZE
     per_loader_batch, per_step = windows[-1].seconds
     for row in plan["rows"]:
         hours = row["steps"]["value"] * (per_step + per_loader_batch * row["batch_size"] / SIZE) / 3600
         assert row["hours"]["value"] == pytest.approx(hours)
+    # The last noise scale that is resolved, whatever came after it.
+    measured = [line.noise for _, line in read_lines(tmp_path / "j") if isinstance(line, Measurement)]
+    assert plan["noise_scale"]["value"] == measured[-1].noise_scale
+    before, last = (tmp_path / "j").read_text().rsplit('"resolved":true', 1)
+    (tmp_path / "unresolved").write_text(f'{before}"resolved":false{last}')
+    assert planned("--journal", tmp_path / "unresolved")["noise_scale"]["value"] == measured[-2].noise_scale
     # On two devices the loader batches of both are one of that size.
     (tmp_path / "two").write_text((tmp_path / "j").read_text().replace('"world_size":1', '"world_size":2'))
     two = planned("--journal", tmp_path / "two")
@@ -107,7 +114,7 @@ def test_the_journal_of_a_training(planned, tmp_path):
     assert isinstance(scaler, BatchSizeScaler)
     fit(Regression(), regression_loader(62), [scaler], max_epochs=2)
     plan = planned("--journal", scaler.journal_path, "--critical-batch", "64")
-    # Loader batches of 4, the last of an epoch of 2: 4, 8, 8, 16, 16, 10 of planned 12; then 16, 16, 16, 14 of 16.
+    # Loader batches of 4, the last of an epoch of 2: 4, 8, 8, 16, 16, 10 of 12; then 16, 16, 16, 14 of 16.
     assert {one["batch_size"]: one["examples"] for one in plan["spent"]} == {4: 4, 8: 16, 12: 10, 16: 94}
     assert plan["lr_rule"] == "linear"
     assert plan["recommended"]["hours"]["value"] > 0

@@ -18,6 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_bsscale import (
     BatchSizeScaler,
+    Beta2,
     Capped,
     Constant,
     GradientNoiseScale,
@@ -27,6 +28,7 @@ from lightning_bsscale import (
     NoiseScalePolicy,
     Power,
     WarmupCosine,
+    WeightDecay,
     functional,
 )
 from lightning_bsscale.cli import main
@@ -35,6 +37,7 @@ from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
 from lightning_bsscale.journal import Journal, read_journal, run_header
 from lightning_bsscale.journal_file import MAX_LINE_BYTES
 from lightning_bsscale.replay import replay
+from lightning_bsscale.theory.hyperparameters import HyperparameterRule, scaled_values
 from lightning_bsscale.theory.run import begin_run
 from lightning_bsscale.theory.schedules import WarmupStep
 from tests.helpers.records import DECISION
@@ -55,6 +58,13 @@ class Case:
 CASES: list[Case] = []
 
 
+class Broken(HyperparameterRule):
+    keys = ("eps",)
+
+    def scaled(self, group, ratio):
+        return {"eps": float("nan")}
+
+
 def case(function):
     """Adds the function below as a case."""
     CASES.append(Case(function))
@@ -70,6 +80,9 @@ CASES += [
     Case(lambda: BatchSizeScaler(lr_cap=8, lr_rule="none"), "lr_cap=8 lr_rule"),
     Case(lambda: BatchSizeScaler(lr_cap=8, lr_rule=Constant()), "lr_cap=8 lr_rule"),
     Case(lambda: BatchSizeScaler(schedule="triangle")),
+    Case(lambda: BatchSizeScaler(also_scale="beta1")),
+    Case(lambda: BatchSizeScaler(also_scale=[Beta2])),
+    Case(lambda: BatchSizeScaler(also_scale=["beta2", Beta2(floor=0.9)])),
     Case(lambda: BatchSizeScaler(warmup=1.0)),
     Case(lambda: BatchSizeScaler(warmup=-3)),
     Case(lambda: BatchSizeScaler(warmup=100, total_examples=100)),
@@ -99,6 +112,9 @@ CASES += [
     Case(lambda: NoiseScalePolicy(cooldown=1000)),
     Case(lambda: NoiseScalePolicy(allow_shrink=1)),
     Case(lambda: Power(exponent=2)),
+    Case(lambda: scaled_values(Broken(), {}, 2.0)),
+    Case(lambda: WeightDecay(exponent=2)),
+    Case(lambda: Beta2(floor=1)),
     Case(lambda: Capped("sqrt", 8)),
     Case(lambda: Capped(Linear(), 0.5)),
     Case(lambda: WarmupCosine(final=2)),

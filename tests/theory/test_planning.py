@@ -76,7 +76,7 @@ def test_an_interval_without_ends_has_numbers_all_the_same():
 
 
 @pytest.mark.parametrize("critical", [NARROW, Interval(value=7.5, low=1.0, high=10.0)])
-@pytest.mark.parametrize("step", [0.0, 1e-3, 0.1, 10.0])
+@pytest.mark.parametrize("step", [0.0, 1e-3, 0.1, 10.0, 1e4])
 def test_the_fastest_batch_is_recommended_and_stands_beside_the_exact_one(critical, step):
     plan = plan_batches(critical, TEN_MILLION, prices=Prices(seconds_per_example=0.002, seconds_per_step=step))
     assert plan.recommended.hours.value == min(row.hours.value for row in plan.rows)
