@@ -7,6 +7,7 @@ from torch.optim import SGD, AdamW, lr_scheduler
 
 from lightning_bsscale import BatchSizeScaler, Beta2, GradientNoiseScaleMonitor, WeightDecay
 from lightning_bsscale.callbacks.trainer.hyperparameters import ScopedHyperparameters
+from lightning_bsscale.journal import read_journal
 from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION
 from tests.helpers.lightning_cli import callbacks_from
 from tests.helpers.training import (
@@ -211,6 +212,18 @@ def test_an_error_in_the_step_leaves_nothing_replaced():
     assert values(module.trainer.optimizers[0].param_groups[0]) == {"weight_decay": 0.2, "betas": (0.9, 0.99)}
 
 
+def test_values_are_put_on_once_and_taken_off_once():
+    group = {"weight_decay": 0.1}
+    scoped = ScopedHyperparameters([WeightDecay()])
+    scoped.ratio = 4.0
+    scoped.apply([group])
+    scoped.apply([group])  # where the update began before it was noticed
+    assert group["weight_decay"] == 0.2
+    scoped.restore()
+    scoped.restore()
+    assert group["weight_decay"] == 0.1
+
+
 def test_an_error_of_a_rule_leaves_nothing_replaced():
     groups = [{"weight_decay": 0.1, "betas": (0.9, 0.99)}, {"weight_decay": 0.1}]
     scoped = ScopedHyperparameters([WeightDecay(), Beta2()])
@@ -219,6 +232,15 @@ def test_an_error_of_a_rule_leaves_nothing_replaced():
         scoped.apply(groups)
     scoped.restore()
     assert [group["weight_decay"] for group in groups] == [0.1, 0.1]
+
+
+def test_the_journal_names_the_rules(tmp_path):
+    scaler = scripted(*BATCHES, also_scale=["weight_decay", "momentum"], record=tmp_path / "j")
+    train(lambda p: SGD(p, lr=0.01, momentum=0.9), scaler)
+    assert read_journal(tmp_path / "j")[0]["also_scale"] == [
+        {"class": "WeightDecay", "options": {"exponent": 0.5}},
+        {"class": "Momentum", "options": {}},
+    ]
 
 
 def test_from_yaml():
