@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lightning_bsscale.callbacks.scaler import BatchSizeScaler
     from lightning_bsscale.metric import GradientNoiseScale
     from lightning_bsscale.theory.estimate import NoiseScale
+    from lightning_bsscale.theory.hyperparameters import Beta2, HyperparameterRule, Momentum, WeightDecay
     from lightning_bsscale.theory.policies import Decision, Limits, NoiseScalePolicy, Policy, Reason, Situation
     from lightning_bsscale.theory.rules import (
         Capped,
@@ -29,14 +30,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchSizeScaler",
+    "Beta2",
     "Capped",
     "Constant",
     "Decision",
     "GradientNoiseScale",
     "GradientNoiseScaleMonitor",
+    "HyperparameterRule",
     "LearningRateRule",
     "Limits",
     "Linear",
+    "Momentum",
     "NoiseScale",
     "NoiseScalePolicy",
     "Policy",
@@ -47,20 +51,24 @@ __all__ = [
     "Sqrt",
     "Surge",
     "WarmupCosine",
+    "WeightDecay",
     "__version__",
     "functional",
 ]
 
 _HOMES = {
     "BatchSizeScaler": "lightning_bsscale.callbacks.scaler",
+    "Beta2": "lightning_bsscale.theory.hyperparameters",
     "Capped": "lightning_bsscale.theory.rules",
     "Constant": "lightning_bsscale.theory.rules",
     "Decision": "lightning_bsscale.theory.policies",
     "GradientNoiseScale": "lightning_bsscale.metric",
     "GradientNoiseScaleMonitor": "lightning_bsscale.callbacks.monitor",
+    "HyperparameterRule": "lightning_bsscale.theory.hyperparameters",
     "LearningRateRule": "lightning_bsscale.theory.rules",
     "Limits": "lightning_bsscale.theory.policies",
     "Linear": "lightning_bsscale.theory.rules",
+    "Momentum": "lightning_bsscale.theory.hyperparameters",
     "NoiseScale": "lightning_bsscale.theory.estimate",
     "NoiseScalePolicy": "lightning_bsscale.theory.policies",
     "Policy": "lightning_bsscale.theory.policies",
@@ -71,6 +79,7 @@ _HOMES = {
     "Sqrt": "lightning_bsscale.theory.rules",
     "Surge": "lightning_bsscale.theory.rules",
     "WarmupCosine": "lightning_bsscale.theory.schedules",
+    "WeightDecay": "lightning_bsscale.theory.hyperparameters",
 }
 
 

@@ -120,13 +120,15 @@ def run_header(settings: RunSettings, state: RunState) -> dict[str, Any]:
         state: its first state
 
     Returns:
-        policy, rule and schedule by class and options, the settings that are numbers, and the state without its history
+        policy, rules and schedule by class and options, the settings that are numbers, and the state without its
+        history
     """
     numbers = {field.name: getattr(settings, field.name) for field in dataclasses.fields(RunNumbers)}
     return {
         "policy": describe(settings.policy) if settings.decides else None,
         "lr_rule": describe(settings.rule),
         "schedule": None if settings.schedule is None else describe(settings.schedule),
+        "also_scale": [describe(rule) for rule in settings.also_scale],
         "dry_run": not settings.acts,
         "settings": plain_value(numbers),
         "state": as_plain(state.without_history()),

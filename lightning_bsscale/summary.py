@@ -134,3 +134,58 @@ def _omitted(decisions: Sequence[DecisionRecord], changes: int | None, holds: in
         if made is not None and made > kept
     ]
     return [f"Shown are {' and '.join(thinned)}; older ones were thinned."] if thinned else []
+
+
+_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
+_TIMES = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
+
+
+def describe_count(value: float) -> str:
+    """Format a count of examples or steps: ``33,675``, ``12.3 M``, ``1.2 B``."""
+    for size, unit in _UNITS:
+        if size <= round(value) < math.inf:
+            return f"{describe_number(value / size)} {unit}"
+    return describe_number(round(value)) if 1 <= value < math.inf else describe_number(value)
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Return the unit that suits a time, as its seconds and its name."""
+    return next((one for one in _TIMES if seconds >= one[0]), _TIMES[-1])
+
+
+def describe_time(seconds: float, low: float | None = None, high: float | None = None) -> str:
+    """Format a time, with its interval in the same unit: ``3.4 h``, ``12 min [9.5, 15.2]``.
+
+    Args:
+        seconds: the time
+        low: lower end; None for no interval
+        high: upper end; None for no interval
+
+    Returns:
+        A few characters.
+    """
+    size, unit = time_unit(seconds)
+    text = f"{describe_number(seconds / size)} {unit}"
+    if low is None or high is None or low == high:
+        return text
+    return f"{text} [{describe_number(low / size)}, {describe_number(high / size)}]"
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
+    """Align the cells of a table.
+
+    Args:
+        rows: rows of cells, the title first
+        left: columns that are aligned to the left, before those that are aligned to the right
+
+    Returns:
+        The lines.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

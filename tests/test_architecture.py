@@ -26,14 +26,17 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "journal_file": (set(), set()),
     "replay": ({"theory", "journal"}, set()),
     "summary": ({"theory", "journal"}, set()),
-    "figures": ({"theory", "journal", "numpy"}, {"matplotlib"}),
+    "figures": ({"theory", "journal", "summary", "numpy"}, {"matplotlib"}),
     "report": ({"theory", "journal", "figures", "numpy"}, {"matplotlib"}),
     "simulation": ({"theory", "numpy"}, set()),
     "demo": (
         {"torch", "lightning", "numpy", "sklearn", "theory", "callbacks", "journal", "journal_file", "summary"},
         {"figures", "matplotlib"},
     ),
-    "cli": ({"theory", "replay", "__version__"}, {"demo", "report", "figures", "simulation"}),
+    "cli": (
+        {"theory", "cli", "journal", "__version__"},
+        {"demo", "replay", "summary", "figures", "report", "simulation"},
+    ),
     "__main__": ({"cli"}, set()),
     # The door names everything and loads nothing: see test_the_door_loads_no_torch.
     "__init__": ({"theory", "callbacks", "metric", "functional"}, set()),
@@ -224,6 +227,7 @@ FILES = {
 }
 ACCUMULATION = PurePosixPath("callbacks/trainer/accumulation.py")
 LEARNING_RATE = PurePosixPath("callbacks/trainer/learning_rate.py")
+HYPERPARAMETERS = PurePosixPath("callbacks/trainer/hyperparameters.py")
 SCHEDULERS = PurePosixPath("callbacks/trainer/schedulers.py")
 STOP = PurePosixPath("callbacks/trainer/stop.py")
 COLLECTIVE = PurePosixPath("gradients/reduce.py")
@@ -264,7 +268,7 @@ def test_imports_point_one_way():
         ("journal.py", "from lightning_bsscale.replay import replay"),
         ("replay.py", "import torch"),
         ("callbacks/scaler.py", "from lightning_bsscale.replay import replay"),
-        ("cli.py", "from lightning_bsscale.demo import run"),
+        ("cli/demo.py", "from lightning_bsscale.demo import run"),
         ("new_room.py", "x = 1"),
         ("new_room/file.py", "x = 1"),
     ],
@@ -313,7 +317,7 @@ def test_a_circle_of_imports_is_flagged(first, second):
 def test_a_folders_table_of_its_files_is_no_circle():
     files = {
         "__init__.py": "from lightning_bsscale.theory.rules import Linear",
-        "cli.py": "from lightning_bsscale import __version__",
+        "cli/__init__.py": "from lightning_bsscale import __version__",
         "theory/rules/__init__.py": "from lightning_bsscale.theory.rules.linear import Linear",
         "theory/rules/linear.py": "from lightning_bsscale.theory.rules.rule import LearningRateRule",
         "theory/rules/rule.py": "import math",
@@ -328,6 +332,7 @@ def test_a_folders_table_of_its_files_is_no_circle():
         (STOP, attribute_writes, "should_stop"),
         (SCHEDULERS, attribute_writes, "frequency"),
         (LEARNING_RATE, key_writes, "lr"),
+        *((HYPERPARAMETERS, key_writes, key) for key in ("weight_decay", "betas", "momentum", "dampening")),
     ],
 )
 def test_one_file_writes(writer, writes, name):

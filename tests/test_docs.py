@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 import lightning_bsscale
+from lightning_bsscale.cli import main
+from lightning_bsscale.theory.hyperparameters import scaled_values
 from tests.helpers.training import QUIET, Regression, regression_loader
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +58,27 @@ def test_commands_exist():
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
+def test_commands_of_a_page_print_what_it_says(capsys):
+    page = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
+    shown = re.findall(
+        r"^```bash\npython -m lightning_bsscale (.*)\n```\n\n```text\n(.*?)^```$", page, flags=re.M | re.S
+    )
+    assert shown
+    for words, expected in shown:
+        assert main(words.split()) == 0
+        assert capsys.readouterr().out == expected
+
+
+def test_the_rule_of_ones_own_works():
+    page = "also_scale.md"
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    names = {name: getattr(lightning_bsscale, name) for name in lightning_bsscale.__all__}
+    for code in re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S):
+        exec(compile(code, page, "exec"), names)
+    (made,) = lightning_bsscale.BatchSizeScaler(also_scale=names["Epsilon"]())._options.also_scale
+    assert scaled_values(made, {"eps": 1e-8}, 4.0) == {"eps": 5e-9}
+
+
 def test_options_table_is_the_constructor():
     section = README.split("## Options")[1].split("## Logged keys")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| `(.+?)` \|", section, flags=re.MULTILINE))
@@ -66,7 +89,9 @@ def test_options_table_is_the_constructor():
     assert f"NoiseScalePolicy({', '.join(f'{n}={p.default}' for n, p in policy.items())})" in section
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions.md", "docs/plan.md", "docs/also_scale.md"]
+)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#\s]+)", text):

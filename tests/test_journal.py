@@ -240,8 +240,8 @@ def expect_refused(path, match, capsys):
     assert len(sentence) < len(str(path)) + 400
     assert main(["replay", str(path)]) == 1
     told = capsys.readouterr()
-    assert told.out == sentence + "\n"
-    assert told.err == ""
+    assert told.err == sentence + "\n"
+    assert told.out == ""
 
 
 @pytest.mark.timeout(20)
@@ -316,9 +316,9 @@ def test_a_hostile_schema(schema, tmp_path, capsys):
 
 def test_a_path_that_the_terminal_cannot_show(tmp_path, capsys, monkeypatch):
     assert main(["replay", "a\0b"]) == 1
-    assert "embedded null byte" in capsys.readouterr().out
+    assert "embedded null byte" in capsys.readouterr().err
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
-    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
     assert main(["replay", f"{tmp_path}/\udcff\u2028"]) == 1
     assert terminal.buffer.getvalue() == f"no such journal: {tmp_path}/\\udcff\\u2028\n".encode()
 

@@ -197,7 +197,7 @@ def test_a_journal_without_settings_is_named(tmp_path, capsys):
     journal.write(DECISION)
     journal.close()
     assert main(["replay", str(journal.path)]) == 1
-    assert f"{journal.path}, line 1 is no whole header: lacks settings" in capsys.readouterr().out
+    assert f"{journal.path}, line 1 is no whole header: lacks settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_journal_without_settings_is_named(tmp_path, capsys):
 def test_strange_numbers_disagree_or_are_named(tmp_path, event, change, capsys):
     path = changed(write_run(tmp_path / "j", 60), event, change, number=3 if event == "window" else 0)
     assert main(["replay", str(path)]) == 1
-    said = capsys.readouterr().out
+    said = "".join(capsys.readouterr())
     named = r"j, line \d+ (holds numbers that NoiseScalePolicy cannot work with \(|is no whole )"
     assert " of " in said or re.search(named, said)
 

@@ -16,6 +16,7 @@ PUBLIC_NAMES = {
     *("BatchSizeScaler", "GradientNoiseScale", "GradientNoiseScaleMonitor", "NoiseScale", "functional", "__version__"),
     *("Decision", "Limits", "NoiseScalePolicy", "Policy", "Reason", "Situation", "WarmupCosine"),
     *("Capped", "Constant", "LearningRateRule", "Linear", "Power", "Saturating", "Sqrt", "Surge"),
+    *("Beta2", "HyperparameterRule", "Momentum", "WeightDecay"),
 }
 # Those of BatchSizeScaler and NoiseScalePolicy are in the README's table, which test_docs.py compares.
 CONSTRUCTORS = {
@@ -31,6 +32,9 @@ CONSTRUCTORS = {
     },
     "WarmupCosine": {"final": 0.0},
     "Power": {"exponent": 0.75},
+    "WeightDecay": {"exponent": 0.5},
+    "Beta2": {"floor": 0.95},
+    "Momentum": {},
 }
 OF_BOTH = {"history", "journal_path", "noise_scale", "state_key"}
 PROPERTIES = {

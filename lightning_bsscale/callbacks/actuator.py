@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,6 +19,7 @@ from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor, rela
 from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
 from lightning_bsscale.callbacks.trainer.schedulers import ExampleClock
 from lightning_bsscale.callbacks.trainer.stop import StopRequest
+from lightning_bsscale.theory.hyperparameters import HyperparameterRule
 from lightning_bsscale.theory.micro_batches import Layout
 from lightning_bsscale.theory.plan import PlanPosition, UserPlan
 from lightning_bsscale.theory.schedules import Schedule
@@ -41,6 +43,7 @@ class Actuator:
         self._held = ExitStack()
         self._held.callback(micro_batches.restore)
         self._lr: ScopedFactor | None = None
+        self._also_scale: Sequence[HyperparameterRule] = ()
 
     # ------------------------------------------------------------------ windows
 
@@ -70,7 +73,7 @@ class Actuator:
 
     def attach(self, optimizer: Any, plan: UserPlan, position: PlanPosition) -> None:
         """Wrap the optimizer's step, and assume that the user's schedulers are at the plan's position."""
-        self._lr = ScopedFactor(optimizer)
+        self._lr = ScopedFactor(optimizer, self._also_scale)
         self._held.callback(self._lr.remove)
 
     def check_optimizer(self) -> None:
@@ -95,8 +98,8 @@ class Actuator:
         self.micro_batches.begin_window(layout)
         self._scoped.begin_window()
 
-    def scale_learning_rate(self, factor: float, scheduled: float) -> None:
-        """Set the learning-rate factors from the next update on: the batch's, and the callback's own schedule's."""
+    def scale_learning_rate(self, factor: float, scheduled: float, ratio: float) -> None:
+        """Set the factors from the next update on: the batch's, the own schedule's, and the batch over the start's."""
 
     def before_step(self, *, is_late: bool) -> None:
         """Note the learning rate, in case the update has begun or will begin unnoticed."""
@@ -175,6 +178,7 @@ class TrainerActuator(Actuator):
         callback: name of the callback, for messages
         micro_batches: computes windows
         schedule: the callback's own schedule, which excludes the user's scheduler
+        also_scale: rules of other hyperparameters
     """
 
     def __init__(
@@ -184,8 +188,10 @@ class TrainerActuator(Actuator):
         callback: str,
         micro_batches: MicroBatches,
         schedule: Schedule | None,
+        also_scale: Sequence[HyperparameterRule] = (),
     ) -> None:
         super().__init__(trainer, callback, micro_batches)
+        self._also_scale = also_scale
         self._schedule = schedule
         self._accumulation = Accumulation(trainer)  # first, as it may refuse to start
         self._held.callback(self._accumulation.restore)
@@ -231,10 +237,11 @@ class TrainerActuator(Actuator):
         """  # noqa: DOC502
         super().check_optimizer()
         preflight.check_learning_rate_control(self.trainer)
+        preflight.check_hyperparameters(self.trainer, self._also_scale)
 
-    def scale_learning_rate(self, factor: float, scheduled: float) -> None:
-        """Set the learning-rate factors from the next update on: the batch's, and the callback's own schedule's."""
-        self._scoped.change(factor, scheduled)
+    def scale_learning_rate(self, factor: float, scheduled: float, ratio: float) -> None:
+        """Set the factors from the next update on: the batch's, the own schedule's, and the batch over the start's."""
+        self._scoped.change(factor, scheduled, ratio)
 
     def before_step(self, *, is_late: bool) -> None:
         """Apply the factor if the update may have begun before the optimizer's step was wrapped."""

@@ -75,6 +75,7 @@ def start_run(
         rule=rule,
         rule_for=options.rule_for,
         schedule=options.schedule,
+        also_scale=options.also_scale,
         total_examples=total,
         warmup_examples=plan.warmup_examples,
         memory=math.inf if total is None or options.memory == 1 else options.memory * total,

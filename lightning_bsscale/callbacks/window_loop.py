@@ -84,8 +84,9 @@ class WindowLoop:
         return window
 
     def _scale_learning_rate(self, loader_batches: int, *, has_usual_size: bool) -> None:
-        factors = run.learning_rate_factors(self.settings, self.state, loader_batches, has_usual_size=has_usual_size)
-        self.actuator.scale_learning_rate(*factors)
+        window = (self.settings, self.state, loader_batches)
+        factors = run.learning_rate_factors(*window, has_usual_size=has_usual_size)
+        self.actuator.scale_learning_rate(*factors, run.batch_ratio(*window, has_usual_size=has_usual_size))
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Compute the sums, while the gradient is complete and not yet clipped."""

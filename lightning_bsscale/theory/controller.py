@@ -102,6 +102,24 @@ class BatchState:
         factor = self.path.factor_at(rule, self.batch_size, window_examples, noise)
         return factor if window_examples > self.batch_size else min(self.lr_scale, max(1.0, factor))
 
+    def ratio(self, window_examples: int | None = None) -> float:
+        """Compute the current batch size, or that of one window of another size, over the first one.
+
+        A short last window of a batch that grew counts by its own size, but never as less than the first batch: the
+        user's plan has short last windows too.
+
+        Args:
+            window_examples: Examples of the window; None for the current batch size.
+
+        Returns:
+            The ratio.
+        """
+        current = self.batch_size / self.start_batch_size
+        if window_examples is None or window_examples == self.batch_size:
+            return current
+        ratio = window_examples / self.start_batch_size
+        return ratio if window_examples > self.batch_size else min(current, max(1.0, ratio))
+
     def with_rule(self, rule: LearningRateRule, noise: NoiseScale | None) -> BatchState:
         """Change to another rule, and take the learning rate to be that of the first batch size.
 

@@ -28,6 +28,7 @@ __all__ = [
     "EpochStarted",
     "WindowEnd",
     "ask_policy",
+    "batch_ratio",
     "begin_run",
     "close_window",
     "drop_window",
@@ -359,6 +360,21 @@ def learning_rate_factors(
         factor = state.batch.window_factor(examples, settings.rule, state.noise)
     scheduled = settings.scheduled(state.examples.total + examples / 2)
     return factor, 1.0 if scheduled is None else scheduled
+
+
+def batch_ratio(settings: RunSettings, state: RunState, loader_batches: int, *, has_usual_size: bool) -> float:
+    """Compute the size of the open window over the first batch size, for what else depends on it.
+
+    Args:
+        settings: The settings of the run.
+        state: The state.
+        loader_batches: Loader batches of the window on one rank.
+        has_usual_size: Whether it has the current batch size.
+
+    Returns:
+        The ratio.
+    """
+    return state.batch.ratio(None if has_usual_size else loader_batches * settings.now.granularity)
 
 
 def close_window(settings: RunSettings, state: RunState, end: WindowEnd, arrived: Arrived | None) -> Closed:

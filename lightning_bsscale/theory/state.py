@@ -14,6 +14,7 @@ from lightning_bsscale.theory.controller import BatchState
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.example_count import ExampleCount
 from lightning_bsscale.theory.frozen import changed
+from lightning_bsscale.theory.hyperparameters import HyperparameterRule
 from lightning_bsscale.theory.measured import ClosedWindow, MeasuredWindows
 from lightning_bsscale.theory.micro_batches import Layout
 from lightning_bsscale.theory.plan import PlanPosition, UserPlan, steps_made
@@ -77,12 +78,14 @@ class RunSettings(RunNumbers):
         rule: How the learning rate follows the batch.
         rule_for: Makes the rule that fits another optimizer.
         schedule: The callback's own schedule; None if the user's scheduler controls the learning rate.
+        also_scale: Rules of other hyperparameters. Nothing that a run computes depends on them.
     """
 
     policy: Any
     rule: LearningRateRule
     rule_for: Callable[[Any], LearningRateRule]
     schedule: Schedule | None
+    also_scale: tuple[HyperparameterRule, ...] = ()
 
     def scheduled(self, examples: float) -> float | None:
         """Return the factor of the callback's own schedule after so many examples; None without one."""

@@ -11,10 +11,13 @@ of one step with a well-chosen learning rate; Adam; an optimum where small batch
 
 from __future__ import annotations
 
+import math
+
 from lightning_bsscale.theory.checks import check_number
 
 __all__ = [
     "batch_size_for_efficiency",
+    "batch_size_for_prices",
     "critical_batch_size",
     "examples_for_steps",
     "relative_examples",
@@ -104,6 +107,30 @@ def batch_size_for_efficiency(efficiency: float, critical_batch_size: float) -> 
     """
     share = check_number("efficiency", efficiency, above=0, below=1)
     return check_number("critical_batch_size", critical_batch_size, above=0) * (1 / share - 1)
+
+
+def batch_size_for_prices(critical_batch_size: float, *, step_price: float, example_price: float) -> float:
+    """Compute the batch at which progress costs least, where steps and examples have prices (seconds, say).
+
+    Progress per price is ``B / (B + B_crit) / (p_step + p_example B)``, and its derivative in B is zero at
+    ``B = sqrt(B_crit p_step / p_example)``. Near it the cost is flat: half or twice that batch costs at most 12.5 %
+    more.
+
+    Args:
+        critical_batch_size: B_crit, in examples, above 0; may be infinite.
+        step_price: Price of a step beyond its examples, at least 0.
+        example_price: Price of an example, above 0.
+
+    Returns:
+        The batch, in examples (not rounded).
+
+    Example:
+        >>> batch_size_for_prices(64, step_price=100, example_price=1)
+        80.0
+    """
+    critical = check_number("critical_batch_size", critical_batch_size, above=0, may_be_infinite=True)
+    price = check_number("step_price", step_price, at_least=0) / check_number("example_price", example_price, above=0)
+    return math.sqrt(critical * price) if price else 0.0
 
 
 def relative_steps(batch_size: float, critical_batch_size: float) -> float:

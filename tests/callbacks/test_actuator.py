@@ -7,6 +7,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
+from lightning_bsscale import WeightDecay
 from lightning_bsscale.callbacks.actuator import NullActuator, TrainerActuator
 from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
 from lightning_bsscale.theory.micro_batches import Layout
@@ -67,7 +68,7 @@ class Inside(pl.Callback):
 
 def within_a_training(test):
     trainer = Trainer(**QUIET, max_steps=1, accumulate_grad_batches=2, callbacks=[Inside(test)])
-    trainer.fit(Regression(lambda p: SGD(p, lr=0.5), step_config), regression_loader(40))
+    trainer.fit(Regression(lambda p: SGD(p, lr=0.5, weight_decay=0.1), step_config), regression_loader(40))
 
 
 def found(trainer):
@@ -79,6 +80,7 @@ def found(trainer):
         "frequency": config.frequency,
         "steps of the scheduler": config.scheduler.last_epoch,
         "lr": [group["lr"] for group in optimizer.param_groups],
+        "weight_decay": [group["weight_decay"] for group in optimizer.param_groups],
         "step": optimizer.step.__code__,
         "of the strategy": {"training_step", "backward"} & vars(trainer.strategy).keys(),
         "hooks": (len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks)),
@@ -94,7 +96,7 @@ def call_everything(actuator, trainer, *, loader_batches=4):
     actuator.attach(trainer.optimizers[0], PLAN, POSITION)
     actuator.place_window(3, 4)
     actuator.begin_window(Layout())
-    actuator.scale_learning_rate(4.0, 0.5)
+    actuator.scale_learning_rate(4.0, 0.5, 16.0)
     actuator.rescale_cut_window(4, 2)
     actuator.skip(1, is_open=True)
     actuator.step_schedulers(PLAN, PLAN.advance(POSITION, loader_batches, is_last=False))
@@ -116,12 +118,13 @@ def test_the_one_acts_and_the_other_does_not():
         actuator.release()
         assert found(trainer) == before
 
-        actuator = TrainerActuator(trainer, module, "test", MicroBatches(trainer), None)
+        actuator = TrainerActuator(trainer, module, "test", MicroBatches(trainer), None, [WeightDecay()])
         call_everything(actuator, trainer)
         now = found(trainer)
         assert {name for name in now if now[name] == before[name]} == {"weights"}
         assert now["accumulate"][1] == 4
         assert (now["steps of the scheduler"], now["lr"]) == (2, [0.5 * 0.25 * 2])  # two planned steps, and the factors
+        assert now["weight_decay"] == [0.4]
         assert now["gradients"] != before["gradients"]
         assert (actuator.accumulate, actuator.lr, actuator.lr_scale) == (2, 0.25, 4.0)
         assert (actuator.shown_lr_scale(3.0), actuator.frequencies) == (4.0, [2])
@@ -138,14 +141,14 @@ def one_after_the_other(actuator):
 
 
 @pytest.mark.parametrize("give_back", [TrainerActuator.release, one_after_the_other])
-@pytest.mark.parametrize("broken", ["accumulate_grad_batches", "should_stop", "frequency", "lr"])
+@pytest.mark.parametrize("broken", ["accumulate_grad_batches", "should_stop", "frequency", "lr", "weight_decay"])
 def test_everything_is_given_back_whatever_happens_to_one_of_it(broken, give_back):
     def test(trainer, module):
         (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
         trainer.strategy.lr_scheduler_configs = [Config(config.scheduler, interval="step", frequency=2)]
         optimizer.param_groups = [Group(group) for group in optimizer.param_groups]
         before = found(trainer)
-        actuator = TrainerActuator(trainer, module, "test", MicroBatches(trainer), None)
+        actuator = TrainerActuator(trainer, module, "test", MicroBatches(trainer), None, [WeightDecay()])
         call_everything(actuator, trainer, loader_batches=0)
         armed.add(broken)
         with pytest.raises(Broken, match=broken):

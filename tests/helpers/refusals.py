@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_bsscale import (
     BatchSizeScaler,
+    Beta2,
     Capped,
     Constant,
     GradientNoiseScale,
@@ -26,6 +28,7 @@ from lightning_bsscale import (
     NoiseScalePolicy,
     Power,
     WarmupCosine,
+    WeightDecay,
     functional,
 )
 from lightning_bsscale.cli import main
@@ -34,10 +37,11 @@ from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
 from lightning_bsscale.journal import Journal, read_journal, run_header
 from lightning_bsscale.journal_file import MAX_LINE_BYTES
 from lightning_bsscale.replay import replay
+from lightning_bsscale.theory.hyperparameters import HyperparameterRule, scaled_values
 from lightning_bsscale.theory.run import begin_run
 from lightning_bsscale.theory.schedules import WarmupStep
 from tests.helpers.records import DECISION
-from tests.helpers.written_runs import settings_of
+from tests.helpers.written_runs import settings_of, write_run
 
 ARGUMENT_OR_COMBINATION = (TypeError, ValueError, MisconfigurationException)
 
@@ -52,6 +56,13 @@ class Case:
 
 
 CASES: list[Case] = []
+
+
+class Broken(HyperparameterRule):
+    keys = ("eps",)
+
+    def scaled(self, group, ratio):
+        return {"eps": float("nan")}
 
 
 def case(function):
@@ -69,6 +80,9 @@ CASES += [
     Case(lambda: BatchSizeScaler(lr_cap=8, lr_rule="none"), "lr_cap=8 lr_rule"),
     Case(lambda: BatchSizeScaler(lr_cap=8, lr_rule=Constant()), "lr_cap=8 lr_rule"),
     Case(lambda: BatchSizeScaler(schedule="triangle")),
+    Case(lambda: BatchSizeScaler(also_scale="beta1")),
+    Case(lambda: BatchSizeScaler(also_scale=[Beta2])),
+    Case(lambda: BatchSizeScaler(also_scale=["beta2", Beta2(floor=0.9)])),
     Case(lambda: BatchSizeScaler(warmup=1.0)),
     Case(lambda: BatchSizeScaler(warmup=-3)),
     Case(lambda: BatchSizeScaler(warmup=100, total_examples=100)),
@@ -98,6 +112,9 @@ CASES += [
     Case(lambda: NoiseScalePolicy(cooldown=1000)),
     Case(lambda: NoiseScalePolicy(allow_shrink=1)),
     Case(lambda: Power(exponent=2)),
+    Case(lambda: scaled_values(Broken(), {}, 2.0)),
+    Case(lambda: WeightDecay(exponent=2)),
+    Case(lambda: Beta2(floor=1)),
     Case(lambda: Capped("sqrt", 8)),
     Case(lambda: Capped(Linear(), 0.5)),
     Case(lambda: WarmupCosine(final=2)),
@@ -215,12 +232,34 @@ def command(*words):
         except SystemExit as end:
             status = end.code
     assert status in (1, 2)
-    raise Said(out.getvalue().removeprefix("usage:").split("error: argument --epochs: ")[-1])
+    raise Said(
+        re.sub(r".*error: argument --[a-z-]+: ", "", out.getvalue(), flags=re.DOTALL).removeprefix("usage:").strip()
+    )
+
+
+def plan(*words, **files):
+    """Plan with files that hold these texts; a word names one by its name in braces."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: Path(folder, name) for name in files}
+        for name, text in files.items():
+            paths[name].write_text(text)
+        command("plan", *(word.format(**paths) for word in words))
+
+
+KNOWN = ("--critical-batch", "480")
+LOSS = ("--examples", "1M", "--at-batch", "32")
 
 
 def demo_without_its_packages():
     with mock.patch("importlib.util.find_spec", return_value=None):
         command("demo")
+
+
+def plan_of_a_run(loader_batches, *words):
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_run(Path(folder, "j"), 60)
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[: 1 + loader_batches]))
+        command("plan", "--journal", str(path), *words)
 
 
 CASES += [
@@ -229,4 +268,25 @@ CASES += [
     Case(lambda: command("replay", "nowhere.jsonl"), error=(Said,)),
     Case(lambda: command("replay", "/" + 300 * "n"), error=(Said,)),
     Case(lambda: command("demo", "--epochs", "0"), error=(Said,)),
+    Case(lambda: plan(*KNOWN, *LOSS, "--lr", "-1"), error=(Said,)),
+    Case(lambda: plan(*KNOWN, *LOSS, "--ranks", "0.5"), error=(Said,)),
+    Case(lambda: plan(*LOSS), error=(Said,)),
+    Case(lambda: plan(*LOSS, "--probe", "{a}", "--ratio", "1", a='{"noise_scale": null}'), error=(Said,)),
+    Case(lambda: plan(*LOSS, "--probe", "{a}", a='{"noise_scale": {"value": 9}}'), error=(Said,)),
+    Case(lambda: plan("--critical-batch", "3", "9", *LOSS), error=(Said,)),
+    Case(lambda: plan("--critical-batch", "3", "4", "9", *LOSS), error=(Said,)),
+    Case(lambda: plan(*KNOWN), error=(Said,)),
+    Case(lambda: plan(*KNOWN, *LOSS[:2]), error=(Said,)),
+    Case(lambda: plan(*KNOWN, *LOSS, "--seconds-per-step", "1"), error=(Said,)),
+    Case(lambda: plan(*KNOWN, *LOSS, "--price", "1"), error=(Said,)),
+    Case(
+        lambda: reading('{"event":"header","schema":2}', by=lambda path: command("plan", "--journal", str(path))),
+        error=(Said,),
+    ),
+    Case(lambda: plan(*KNOWN, "--probe", "{a}", a="{"), error=(Said,)),
+    Case(lambda: plan(*KNOWN, "--probe", "{a}", a="{}"), error=(Said,)),
+    Case(lambda: plan(*KNOWN, "--probe", "{a}", a='{"noise_scale": 3}'), error=(Said,)),
+    Case(lambda: plan(*KNOWN, "--probe", "nowhere.json"), error=(Said,)),
+    Case(lambda: plan_of_a_run(0), error=(Said,)),
+    Case(lambda: plan_of_a_run(9, "--at-batch", "3", *KNOWN), error=(Said,)),
 ]

@@ -183,6 +183,7 @@ CASES += [
     Case(lambda: train(others=[GradientNoiseScaleMonitor()]), "GradientNoiseScaleMonitor"),
     Case(lambda: train(others=[FindsLate()])),
     Case(lambda: train(min_steps=5), "min_steps=5"),
+    Case(lambda: train(BatchSizeScaler(also_scale="beta2")), "Beta2 'betas' SGD None"),
     Case(lambda: train(BatchSizeScaler(lr_rule="sqrt"), module=Regression(StepIsAProperty))),
     Case(lambda: train(BatchSizeScaler(lr_rule="sqrt"), module=Regression(CopiesItsGroups))),
     Case(lambda: train(module=Regression(lambda p: Unknown(p, lr=0.1))), "lr_rule Unknown 'sqrt'"),

@@ -101,3 +101,15 @@ def test_a_short_window_of_a_shrunk_batch_keeps_its_factor():
     assert shrunk.lr_scale == 0.5
     assert shrunk.window_factor(4, Linear(), None) == 0.5
     assert replace(shrunk, path=FactorPath()).window_factor(8, Linear(), None) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "window", "ratio"),
+    [
+        *((16, None, 1), (64, None, 4), (8, None, 0.5)),
+        *((64, 48, 3), (64, 8, 1), (64, 128, 8)),  # a short window is never less than one of the user's plan
+        *((8, 4, 0.5), (8, 16, 1), (16, 12, 1)),  # unless the batch itself is
+    ],
+)
+def test_a_window_counts_by_its_size_over_the_first(batch_size, window, ratio):
+    assert replace(BEGUN, batch_size=batch_size).ratio(window) == ratio

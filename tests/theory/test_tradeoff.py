@@ -19,6 +19,8 @@ positive = st.floats(1e-3, 1e6)
         (tradeoff.sample_efficiency(192, 64), 0.25),
         (tradeoff.batch_size_for_efficiency(0.5, 64), 64.0),
         (tradeoff.batch_size_for_efficiency(0.25, 64), 192.0),
+        (tradeoff.batch_size_for_prices(64, step_price=100, example_price=1), 80.0),
+        (tradeoff.batch_size_for_prices(math.inf, step_price=0, example_price=1), 0.0),
         (tradeoff.relative_steps(64, 192), 4.0),
         (tradeoff.relative_examples(192, 64), 4.0),
         (tradeoff.critical_batch_size(min_steps=100, min_examples=6400), 64.0),
@@ -84,3 +86,13 @@ def test_progress_and_error_are_two_views_of_one_ratio(batch, noise):
 def test_wrong_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@given(positive, positive, positive, st.floats(0.01, 100))
+def test_no_batch_costs_less_than_the_one_for_prices(critical, step, example, times):
+    def cost(batch):
+        return tradeoff.relative_steps(batch, critical) * (step + example * batch)
+
+    best = tradeoff.batch_size_for_prices(critical, step_price=step, example_price=example)
+    assert cost(best) <= cost(times * best) * (1 + 1e-9)
+    assert max(cost(best / 2), cost(2 * best)) <= 1.125 * cost(best) * (1 + 1e-9)

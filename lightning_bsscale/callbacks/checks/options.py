@@ -14,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from lightning_bsscale.theory.checks import check_integer, check_number, show
+from lightning_bsscale.theory.hyperparameters import HyperparameterRule
 from lightning_bsscale.theory.rules import Constant, LearningRateRule, resolve_rule
 from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule, resolve_schedule
 
@@ -43,6 +44,7 @@ class RunOptions:
     rule_for: Callable[[Optimizer], LearningRateRule] = _constant
     policy: Any = None
     schedule: Schedule | None = None
+    also_scale: tuple[HyperparameterRule, ...] = ()
     warmup: int | float = 0
     total_examples: float | None = None
     max_batch_size: int | None = None

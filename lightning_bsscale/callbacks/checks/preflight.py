@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,8 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lightning_bsscale.callbacks.checks.options import RunOptions
+from lightning_bsscale.callbacks.trainer.hyperparameters import unusable_entry
 from lightning_bsscale.callbacks.trainer.optimizer_step import can_wrap_step, unwrapped
 from lightning_bsscale.callbacks.trainer.out_of_memory import Recovery
+from lightning_bsscale.theory.checks import show
+from lightning_bsscale.theory.hyperparameters import HyperparameterRule
 from lightning_bsscale.theory.rules import LearningRateRule, resolve_rule, rule_for_optimizer
 from lightning_bsscale.theory.windows import windows_in_memory
 
@@ -189,6 +193,28 @@ def check_learning_rate_control(trainer: pl.Trainer) -> None:
             "returns new dictionaries at each access, so changes to them are lost. Return the same ones, or use "
             "dry_run=True or GradientNoiseScaleMonitor, which change nothing."
         )
+
+
+def check_hyperparameters(trainer: pl.Trainer, rules: Sequence[HyperparameterRule]) -> None:
+    """Refuse rules for what the optimizer does not have.
+
+    Args:
+        trainer: the Trainer, with its optimizers
+        rules: the option `also_scale`
+
+    Raises:
+        MisconfigurationException: If a parameter group lacks an entry that a rule replaces, or holds no numbers there.
+    """
+    optimizer = unwrapped(trainer.optimizers[0])
+    for rule in rules:
+        unusable = unusable_entry(optimizer.param_groups, rule)
+        if unusable is not None:
+            key, value = unusable
+            raise MisconfigurationException(
+                f"also_scale has {rule.name}, which replaces {key!r} in the optimizer's parameter groups, and a group "
+                f"of {type(optimizer).__name__} has {show(value)} there, not numbers. Remove the rule from also_scale, "
+                "or use another optimizer."
+            )
 
 
 # A module that overrides optimizer_step may skip steps on purpose, but not this many from the start on.

@@ -7,6 +7,7 @@ and checkpoints therefore see their own learning rate, whatever its formula.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_bsscale.callbacks.trainer.hyperparameters import ScopedHyperparameters
 from lightning_bsscale.callbacks.trainer.optimizer_step import UpdateWrapper
+from lightning_bsscale.theory.hyperparameters import HyperparameterRule
 
 
 def _copy(lr: Any) -> Any:
@@ -100,12 +103,18 @@ class ScopedFactor:
     """Multiplies the learning rate of every parameter group during one update.
 
     Changes that the optimizer or code that it calls makes during the update belong to the user: they are kept, divided
-    by the factor. If the factor is one, nothing is written.
+    by the factor. If the factor is one, nothing is written. Other hyperparameters are replaced along with it.
     """
 
-    def __init__(self, optimizer: Any) -> None:
-        """Wrap the optimizer's step."""
+    def __init__(self, optimizer: Any, also_scale: Sequence[HyperparameterRule] = ()) -> None:
+        """Wrap the optimizer's step.
+
+        Args:
+            optimizer: the optimizer
+            also_scale: rules of other hyperparameters
+        """
         self.optimizer = optimizer
+        self._others = ScopedHyperparameters(also_scale)
         self._factor = 1.0
         self._schedule_factor = 1.0
         self._scaled: list[_ScaledGroup] = []
@@ -124,6 +133,7 @@ class ScopedFactor:
             return
         self._applied = both = self._factor * self._schedule_factor
         groups = self.optimizer.param_groups
+        self._others.apply(groups)
         if both != 1:
             self._scaled = [_ScaledGroup(group, _copy(group["lr"])) for group in groups]
             for one in self._scaled:
@@ -139,6 +149,12 @@ class ScopedFactor:
 
     def restore(self) -> None:
         """Remove the factor, also after a step that raised an exception."""
+        try:
+            self._others.restore()
+        finally:
+            self._restore_learning_rates()
+
+    def _restore_learning_rates(self) -> None:
         if self._first_written is not None:
             self._change = self.optimizer.param_groups[0]["lr"] / self._first_written if self._first_written else 1.0
             self._first_written = None
@@ -147,13 +163,15 @@ class ScopedFactor:
         for one, lr in zip(scaled, originals, strict=True):
             one.restore(lr)
 
-    def change(self, factor: float, schedule_factor: float) -> None:
+    def change(self, factor: float, schedule_factor: float, ratio: float = 1.0) -> None:
         """Set both factors, from the next update on.
 
         Args:
             factor: the factor of the batch
             schedule_factor: the factor of the callback's own schedule, or 1
+            ratio: the batch over that of the start, for other hyperparameters
         """
+        self._others.ratio = ratio
         self._factor = factor
         self._schedule_factor = schedule_factor
 
@@ -177,7 +195,7 @@ class ScopedFactor:
     @property
     def is_wanted(self) -> bool:
         """Whether the current factors change anything."""
-        return self._factor * self._schedule_factor != 1
+        return self._factor * self._schedule_factor != 1 or self._others.is_wanted
 
     @property
     def lr(self) -> float:

@@ -1,9 +1,6 @@
-import re
-import sys
-from pathlib import Path
-from types import SimpleNamespace
+"""The command that replays a journal: what it says, and how it ends."""
 
-import pytest
+import re
 
 from lightning_bsscale.cli import main
 from tests.helpers.written_runs import write_run
@@ -42,30 +39,7 @@ def test_only_the_first_disagreements_are_shown(tmp_path, capsys):
 def test_a_file_that_is_no_journal(tmp_path, capsys):
     path = tmp_path / "notes.txt"
     assert main(["replay", str(path)]) == 1
-    assert "no such journal" in capsys.readouterr().out
+    assert "no such journal" in capsys.readouterr().err
     path.write_text("hello\n")
     assert main(["replay", str(path)]) == 1
-    assert str(path) in capsys.readouterr().out
-
-
-def test_the_demo_is_given_its_options(monkeypatch):
-    calls = []
-    demo = SimpleNamespace(run=lambda **given: calls.append(given) or given["seed"])
-    monkeypatch.setitem(sys.modules, "lightning_bsscale.demo", demo)
-    assert main(["demo"]) == 0
-    assert main(["demo", "--out", "elsewhere", "--seed", "3", "--epochs", "2"]) == 3  # its exit status
-    assert calls == [dict(out=Path("runs/demo"), seed=0, epochs=25), dict(out=Path("elsewhere"), seed=3, epochs=2)]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        *(([], "usage:"), (["fly"], "usage:"), (["demo", "--seed", "x"], "usage:")),
-        *((["demo", f"--epochs={epochs}"], repr(epochs)) for epochs in ("0", "-1", "1.5", "many", "")),
-    ],
-)
-def test_wrong_words_are_refused(words, said, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(words)
-    assert end.value.code == 2
-    assert said in capsys.readouterr().err
+    assert str(path) in capsys.readouterr().err

@@ -1,0 +1,254 @@
+"""What else follows the batch: in the update it is the rule's, and everywhere else the user's."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.optim import SGD, AdamW, lr_scheduler
+
+from lightning_bsscale import BatchSizeScaler, Beta2, GradientNoiseScaleMonitor, WeightDecay
+from lightning_bsscale.callbacks.trainer.hyperparameters import ScopedHyperparameters
+from lightning_bsscale.journal import read_journal
+from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION
+from tests.helpers.lightning_cli import callbacks_from
+from tests.helpers.training import (
+    Broken,
+    ByStep,
+    Regression,
+    Saves,
+    assert_same_weights,
+    fit,
+    regression_loader,
+    scripted,
+)
+
+pytestmark = [CANNOT_MEASURE, WITHOUT_VALIDATION]
+KEYS = ("weight_decay", "betas", "momentum", "dampening")
+# One epoch of 16 loader batches of 4, the last window of 3 of them: batches of 4, 8, 8, 16, 16, 12 (a ragged end).
+WINDOWS, BATCHES = [1, 2, 2, 4, 4, 3], [8, 8, 16]
+
+
+def values(group):
+    return {key: group[key] for key in KEYS if key in group}
+
+
+def keeping(optimizer):
+    """The optimizer's class, which keeps what it updates with."""
+
+    class Keeps(optimizer):
+        def step(self, closure=None):
+            loss = None if closure is None else closure()
+            self.used = [*getattr(self, "used", []), [values(group) for group in self.param_groups]]
+            super().step()
+            return loss
+
+    return Keeps
+
+
+class Looks(Regression):
+    """Keeps what the user sees of the first group, wherever the user's code runs in a window."""
+
+    def on_fit_start(self):
+        self.seen = []
+
+    def look(self):
+        self.seen.append(values(self.trainer.optimizers[0].param_groups[0]))
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.look()
+
+    def training_step(self, batch, batch_idx):
+        self.look()
+        return super().training_step(batch, batch_idx)
+
+    def on_before_optimizer_step(self, optimizer):
+        self.look()
+
+    def on_train_batch_end(self, *_):
+        self.look()
+
+
+def two_groups(parameters):
+    weight, bias = parameters
+    groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0, "betas": (0.8, 0.94)}]
+    return keeping(AdamW)(groups, lr=0.01, betas=(0.9, 0.99))
+
+
+def train(optimizer, *callbacks, module=None, examples=64, **settings):
+    module = module or Looks(optimizer)
+    return fit(module, regression_loader(examples), callbacks, **{"max_epochs": 1, **settings}), module
+
+
+def test_each_group_updates_with_its_own_values_and_has_them_back():
+    trainer, module = train(two_groups, scripted(*BATCHES, also_scale=["weight_decay", Beta2(floor=0.97)]))
+    first, second = trainer.optimizers[0].param_groups
+    assert trainer.optimizers[0].used == [
+        [
+            {"weight_decay": pytest.approx(0.1 * ratio**0.5), "betas": (0.9, pytest.approx(max(0.97, 0.99**ratio)))},
+            {"weight_decay": 0, "betas": (0.8, 0.94)},
+        ]
+        for ratio in WINDOWS
+    ]
+    assert len(module.seen) == 16 * 3 + len(WINDOWS)
+    assert all(seen == {"weight_decay": 0.1, "betas": (0.9, 0.99)} for seen in module.seen)
+    assert values(first) == {"weight_decay": 0.1, "betas": (0.9, 0.99)}
+    assert values(second) == {"weight_decay": 0, "betas": (0.8, 0.94)}
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_gradient_moves_the_weights_as_far_whatever_the_momentum(nesterov):
+    class Slope(pl.LightningModule):
+        """A constant gradient of one."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+            self.path = [0.0]
+
+        def training_step(self, batch, batch_idx):
+            return self.weight
+
+        def on_train_batch_end(self, *_):
+            self.path.append(self.weight.item())
+
+        def configure_optimizers(self):
+            return keeping(SGD)(self.parameters(), lr=1.0, momentum=0.5, nesterov=nesterov)
+
+    module = Slope()
+    scaler = scripted(*60 * [4], 8, lr_rule="none", also_scale="momentum")
+    trainer, _ = train(None, scaler, module=module, examples=364)
+    used = trainer.optimizers[0].used
+    assert [one["momentum"] for (one,) in used] == [0.5] * 61 + [0.25] * (len(used) - 61)
+    steps = [-(b - a) for a, b in zip(module.path, module.path[1:], strict=False) if b != a]
+    assert len(steps) == len(used)
+    steady = [*steps[50:61], *steps[-5:]] if nesterov else steps[50:]  # Nesterov's buffer has to fill up
+    assert steady == pytest.approx([2.0] * len(steady), rel=1e-3)
+
+
+def test_a_schedule_of_ones_own_stays_in_charge():
+    class Decays(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            trainer.optimizers[0].param_groups[0]["weight_decay"] = 0.1 * 0.9**batch_idx
+
+    trainer, module = train(two_groups, Decays(), scripted(*BATCHES, also_scale="weight_decay"))
+    ends = [sum(WINDOWS[: n + 1]) - 1 for n in range(len(WINDOWS))]
+    found = [first["weight_decay"] for first, _ in trainer.optimizers[0].used]
+    assert found == pytest.approx([0.1 * 0.9**end * ratio**0.5 for end, ratio in zip(ends, WINDOWS, strict=True)])
+    assert [seen["weight_decay"] for seen in module.seen[::4]][-1] <= 0.1
+    assert trainer.optimizers[0].param_groups[0]["weight_decay"] == 0.1 * 0.9**15
+
+
+def test_a_scheduler_that_cycles_the_momentum_stays_in_charge():
+    def one_cycle(optimizer, trainer):
+        cycle = lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=17, base_momentum=0.6, max_momentum=0.9)
+        return {"scheduler": cycle, "interval": "step"}
+
+    def optimizer(parameters):
+        return keeping(SGD)(parameters, lr=0.01, momentum=0.9)
+
+    module = Looks(optimizer, one_cycle)
+    trainer, _ = train(None, scripted(*BATCHES, also_scale="momentum"), module=module)
+    planned, _ = train(None, module=Looks(optimizer, one_cycle))
+    starts = [sum(WINDOWS[:n]) for n in range(len(WINDOWS))]
+    users = [planned.optimizers[0].used[start][0]["momentum"] for start in starts]
+    assert len(set(users)) == len(users)
+    used = [one["momentum"] for (one,) in trainer.optimizers[0].used]
+    assert used == pytest.approx([momentum**ratio for momentum, ratio in zip(users, WINDOWS, strict=True)])
+
+
+@pytest.mark.parametrize("changes", [lambda decay: decay * 0.9, lambda decay: decay])
+def test_what_the_optimizer_changes_in_its_step_is_the_users(changes):
+    class Decays(keeping(AdamW)):
+        def step(self, closure=None):
+            loss = super().step(closure)
+            self.param_groups[0]["weight_decay"] = changes(self.param_groups[0]["weight_decay"])
+            self.param_groups[0]["betas"] = tuple(map(changes, self.param_groups[0]["betas"]))
+            return loss
+
+    trainer, _ = train(lambda p: Decays(p, weight_decay=0.1), scripted(*BATCHES, also_scale=["weight_decay", "beta2"]))
+    group = trainer.optimizers[0].param_groups[0]
+    assert group["weight_decay"] == pytest.approx(0.1 * changes(1.0) ** len(WINDOWS))
+    assert group["betas"] == pytest.approx(tuple(beta * changes(1.0) ** len(WINDOWS) for beta in (0.9, 0.999)))
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [GradientNoiseScaleMonitor(), BatchSizeScaler(dry_run=True, warmup=0, also_scale=["weight_decay", "beta2"])],
+    ids=["monitor", "dry run"],
+)
+def test_what_only_measures_touches_nothing(callback):
+    def run(*callbacks):
+        torch.manual_seed(0)
+        trainer, module = train(two_groups, *callbacks, accumulate_grad_batches=2)
+        return trainer.optimizers[0].used, module
+
+    (used, module), (plain, bare) = run(callback), run()
+    assert used == plain
+    assert_same_weights(module, bare)
+
+
+def test_a_resumed_run_goes_on_with_the_same_values(tmp_path):
+    def run(*callbacks, **settings):
+        scaler = scripted(policy=ByStep([4, 8, 16, 16, 16, 8, 12]), also_scale=["weight_decay", "beta2"])
+        trainer, module = train(two_groups, scaler, *callbacks, max_epochs=2, **settings)
+        return trainer.optimizers[0].used, module
+
+    unbroken, whole = run(Saves(tmp_path / "c", None))
+    after, resumed = run(ckpt_path=tmp_path / "c")
+    assert len({str(one) for one in after}) > 1
+    assert after == unbroken[-len(after) :] != unbroken
+    assert_same_weights(whole, resumed)
+
+
+def test_an_error_in_the_step_leaves_nothing_replaced():
+    class Fails(AdamW):
+        def step(self, closure=None):
+            super().step(closure)
+            if self.param_groups[0]["weight_decay"] > 0.3:
+                raise Broken
+
+    module = Looks(lambda p: Fails(p, lr=0.01, weight_decay=0.2, betas=(0.9, 0.99)))
+    with pytest.raises(Broken):
+        train(None, scripted(*BATCHES, also_scale=["weight_decay", "beta2"]), module=module)
+    assert values(module.trainer.optimizers[0].param_groups[0]) == {"weight_decay": 0.2, "betas": (0.9, 0.99)}
+
+
+def test_values_are_put_on_once_and_taken_off_once():
+    group = {"weight_decay": 0.1}
+    scoped = ScopedHyperparameters([WeightDecay()])
+    scoped.ratio = 4.0
+    scoped.apply([group])
+    scoped.apply([group])  # where the update began before it was noticed
+    assert group["weight_decay"] == 0.2
+    scoped.restore()
+    scoped.restore()
+    assert group["weight_decay"] == 0.1
+
+
+def test_an_error_of_a_rule_leaves_nothing_replaced():
+    groups = [{"weight_decay": 0.1, "betas": (0.9, 0.99)}, {"weight_decay": 0.1}]
+    scoped = ScopedHyperparameters([WeightDecay(), Beta2()])
+    scoped.ratio = 4.0
+    with pytest.raises(KeyError):
+        scoped.apply(groups)
+    scoped.restore()
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.1]
+
+
+def test_the_journal_names_the_rules(tmp_path):
+    scaler = scripted(*BATCHES, also_scale=["weight_decay", "momentum"], record=tmp_path / "j")
+    train(lambda p: SGD(p, lr=0.01, momentum=0.9), scaler)
+    assert read_journal(tmp_path / "j")[0]["also_scale"] == [
+        {"class": "WeightDecay", "options": {"exponent": 0.5}},
+        {"class": "Momentum", "options": {}},
+    ]
+
+
+def test_from_yaml():
+    scaler = {
+        "class_path": "lightning_bsscale.BatchSizeScaler",
+        "init_args": {
+            "also_scale": ["weight_decay", {"class_path": "lightning_bsscale.Beta2", "init_args": {"floor": 0.9}}]
+        },
+    }
+    (made,) = callbacks_from([scaler])
+    assert made._options.also_scale == (WeightDecay(exponent=0.5), Beta2(floor=0.9))
