@@ -1,11 +1,12 @@
 """Measure what watching costs: training with `GradientNoiseScaleMonitor()` at its defaults against training without.
 
-A transformer (width 128, 8 layers, 99 parameter tensors) trains on micro-batches of 8 x 64 random tokens, four per
-step, through the real Trainer with AdamW and without a logger. Runs are made in pairs in one process, one right after
-the other: one with the monitor and one without, in alternating order. Between these pairs are pairs of two runs without
-it, which show how far two equal runs differ on this machine. A run's time is counted from its first micro-batch to the
-end of training. Micro-batches of 4 x 32 tokens (`--examples 4 --tokens 32`) are a hard case: watching costs mostly one
-call per parameter tensor, and there is little work to hide it.
+A transformer (width 128, 8 layers, 99 parameter tensors) trains on loader batches of 8 x 64 random tokens, four per
+step, through the real Trainer with AdamW and without a logger. With `--accumulate 1` a step has a single loader batch,
+and a measured one is computed in two halves. Runs are made in pairs in one process, one right after the other: one with
+the monitor and one without, in alternating order. Between these pairs are pairs of two runs without it, which show how
+far two equal runs differ on this machine. A run's time is counted from its first loader batch to the end of training.
+Loader batches of 4 x 32 tokens (`--examples 4 --tokens 32`) are a hard case: watching costs mostly one call per
+parameter tensor, and there is little work to hide it.
 
 The result is the median of the pairs' ratios. Its interval is that of the sign test for a median: from the k-th
 smallest to the k-th largest ratio, with the largest k that leaves at least 95 % (for 15 pairs, the 4th). The
@@ -13,6 +14,7 @@ half-width is half the interval's length.
 
     python benchmarks/overhead.py                # 15 pairs of each kind, at least 5 s per run: about 8 minutes
     python benchmarks/overhead.py --ranks 2      # the same under DDP, with each pair in the same processes
+    python benchmarks/overhead.py --accumulate 1 # a single loader batch a step, into results/overhead_split.json
     python benchmarks/overhead.py --append       # add pairs to the existing ones
 """
 
@@ -43,7 +45,6 @@ from lightning_bsscale import GradientNoiseScaleMonitor
 
 RESULTS = Path(__file__).parent / "results"
 WIDTH, LAYERS, VOCABULARY = 128, 8, 256
-ACCUMULATE = 4
 ALLOWED_ON_RANKS = 1.02  # plus the half-width of bare/bare
 RESTLESS = 0.03  # beyond this half-width of bare/bare, a kept limit proves nothing
 
@@ -82,13 +83,13 @@ class Clock(pl.Callback):
             self.seconds = time.perf_counter() - self.started
 
 
-def seconds_of(steps: int, measure_every: int | None, shape: tuple[int, int], ranks: int = 1) -> float:
+def seconds_of(steps: int, measure_every: int | None, shape: tuple[int, int, int], ranks: int = 1) -> float:
     """Train once.
 
     Args:
         steps: Optimizer steps.
         measure_every: The monitor's option, or None to train without it.
-        shape: Examples per micro-batch, and tokens per example.
+        shape: Examples per loader batch, tokens per example, and loader batches per step.
         ranks: Number of processes in the group, all of which call this function.
 
     Returns:
@@ -105,7 +106,7 @@ def seconds_of(steps: int, measure_every: int | None, shape: tuple[int, int], ra
         **several,
         accelerator="cpu",
         max_steps=steps,
-        accumulate_grad_batches=ACCUMULATE,
+        accumulate_grad_batches=shape[2],
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
@@ -137,7 +138,7 @@ def median_interval(values: list[float]) -> dict[str, float]:
 
 
 def run_pairs(
-    pairs: int, steps: int, measure_every: int, shape: tuple[int, int], ranks: int = 1, rank: int = 0
+    pairs: int, steps: int, measure_every: int, shape: tuple[int, int, int], ranks: int = 1, rank: int = 0
 ) -> list[dict[str, Any]]:
     """Run all pairs, alternating between the two kinds.
 
@@ -145,7 +146,7 @@ def run_pairs(
         pairs: Number of pairs of each kind.
         steps: Optimizer steps per run.
         measure_every: The monitor's option.
-        shape: Examples per micro-batch, and tokens per example.
+        shape: Examples per loader batch, tokens per example, and loader batches per step.
         ranks: Number of processes in the group, all of which call this function.
         rank: The rank of this process; the first one reports.
 
@@ -170,7 +171,7 @@ def run_pairs(
 
 
 def measure(
-    rank: int, pairs: int, seconds: float, measure_every: int, shape: tuple[int, int], ranks: int
+    rank: int, pairs: int, seconds: float, measure_every: int, shape: tuple[int, int, int], ranks: int
 ) -> list[dict[str, Any]]:
     """Calibrate and run the pairs, in this process or as one of several ranks.
 
@@ -179,7 +180,7 @@ def measure(
         pairs: Number of pairs of each kind.
         seconds: Minimum duration of a run.
         measure_every: The monitor's option.
-        shape: Examples per micro-batch, and tokens per example.
+        shape: Examples per loader batch, tokens per example, and loader batches per step.
         ranks: Number of processes in the group.
 
     Returns:
@@ -189,10 +190,10 @@ def measure(
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     seconds_of(5, measure_every, shape, ranks)  # warm up
     each = seconds_of(20, None, shape, ranks) / 20
-    # Use whole cycles of one measured window and the unmeasured ones.
+    # Use whole cycles of measured windows and the others.
     steps = math.ceil(1.1 * seconds / each / measure_every) * measure_every
     if rank == 0:
-        print(f"{1000 * each / ACCUMULATE:.1f} ms per micro-batch; {steps} steps per run", flush=True)
+        print(f"{1000 * each / shape[2]:.1f} ms per loader batch; {steps} steps per run", flush=True)
     return run_pairs(pairs, steps, measure_every, shape, ranks, rank)
 
 
@@ -211,10 +212,10 @@ def markdown(summary: dict[str, Any]) -> str:
     lines = [
         "# What watching costs" + (" under DDP" if several else ""),
         "",
-        f"{several}{summary['parameter_tensors']} parameter tensors, micro-batches of"
-        f" {' × '.join(map(str, summary['micro_batch']))} tokens"
-        f" ({summary['milliseconds_per_micro_batch']:.1f} ms each), {ACCUMULATE} a step, {steps} steps a"
-        f" run, one window in {summary['measure_every']} measured. Python {machine['python']}, torch"
+        f"{several}{summary['parameter_tensors']} parameter tensors, loader batches"
+        f" of {' × '.join(map(str, summary['loader_batch']))} tokens"
+        f" ({summary['milliseconds_per_loader_batch']:.1f} ms each), {summary['accumulate']} a step, {steps} steps a"
+        f" run, `measure_every={summary['measure_every']}`. Python {machine['python']}, torch"
         f" {machine['torch']}, lightning {machine['lightning']}, {machine['processor']}, {machine['threads']}"
         " thread(s). The interval is the sign test's for the median, at least 95 %.",
         "",
@@ -242,8 +243,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=15, help="pairs of each kind, at least 6 (default: 15)")
     parser.add_argument("--seconds", type=float, default=5.0, help="minimum duration of a run (default: 5)")
-    parser.add_argument("--examples", type=int, default=8, help="examples per micro-batch (default: 8)")
+    parser.add_argument("--examples", type=int, default=8, help="examples per loader batch (default: 8)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens per example (default: 64)")
+    parser.add_argument("--accumulate", type=int, default=4, help="loader batches per step (default: 4)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--measure-every", type=int, default=8, help="the monitor's option (default: 8, its default)")
     parser.add_argument("--ranks", type=int, default=1, help="processes under DDP; 1 means no DDP (default: 1)")
@@ -254,13 +256,18 @@ def main() -> int:
         parser.error(f"--pairs must be at least 6 for an interval of 95 %, received {options.pairs}")
     if options.ranks < 1:
         parser.error(f"--ranks must be at least 1, received {options.ranks}")
-    out = options.out or RESULTS / ("overhead_ddp.json" if options.ranks > 1 else "overhead.json")
+    name = "overhead_ddp" if options.ranks > 1 else "overhead_split" if options.accumulate == 1 else "overhead"
+    out = options.out or RESULTS / f"{name}.json"
     torch.set_num_threads(options.threads)
     kept = json.loads(out.read_text()) if options.append and out.exists() else None
-    asked = {"measure_every": options.measure_every, "micro_batch": [options.examples, options.tokens]}
+    asked = {
+        "measure_every": options.measure_every,
+        "loader_batch": [options.examples, options.tokens],
+        "accumulate": options.accumulate,
+    }
     if kept is not None and any(kept[name] != value for name, value in asked.items()):
         parser.error(f"--append: {out} was made with other settings than {asked}")
-    shape = (options.examples, options.tokens)
+    shape = (options.examples, options.tokens, options.accumulate)
     given = (options.pairs, options.seconds, options.measure_every, shape, options.ranks)
     if options.ranks > 1:
         records = run_ranks(measure, options.ranks, *given, threads=options.threads)[0]
@@ -269,16 +276,14 @@ def main() -> int:
     if kept is not None:
         records = kept["runs"] + records
     kinds = {record["kind"]: None for record in records}
-    bare = [record["seconds"][1] / (record["steps"] * ACCUMULATE) for record in records]
+    bare = [record["seconds"][1] / (record["steps"] * options.accumulate) for record in records]
     summary = {
         "machine": describe(),
         "pairs": len(records) // len(kinds),
         "steps": sorted({record["steps"] for record in records}),
-        "measure_every": options.measure_every,
-        "micro_batch": list(shape),
-        "accumulate": ACCUMULATE,
+        **asked,
         "parameter_tensors": len(list(Model().parameters())),
-        "milliseconds_per_micro_batch": 1000 * statistics.median(bare),
+        "milliseconds_per_loader_batch": 1000 * statistics.median(bare),
         "shortest_run_seconds": min(min(record["seconds"]) for record in records),
         "ratios": {kind: median_interval([r["ratio"] for r in records if r["kind"] == kind]) for kind in kinds},
         "runs": records,
