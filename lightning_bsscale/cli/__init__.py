@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_bsscale import __version__
-from lightning_bsscale.cli import demo, replay
+from lightning_bsscale.cli import demo, replay, simulate
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = {"demo": demo, "replay": replay}
+COMMANDS = {"demo": demo, "simulate": simulate, "replay": replay}
 """Commands by name, in the order of the help."""
 
 INTERRUPTED = 130
