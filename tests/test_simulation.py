@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lightning_bsscale.simulation.control import Control, Still, controlled, sampled_sums
+from lightning_bsscale.simulation.control import Control, Still, controlled, false_growths, sampled_sums
 from lightning_bsscale.simulation.forecast import Numbers, Training, _reference_run, forecast
 from lightning_bsscale.simulation.optimum import best_schedule
 from lightning_bsscale.simulation.quadratic import (
@@ -329,3 +329,15 @@ def test_the_model_follows_the_users_law():
     before = world.loss
     world.train(0, 4, 8000, 0.2)
     assert world.loss < before
+
+
+def test_false_growths_are_as_rare_as_the_confidence_of_the_whole_run_says():
+    def found(**options):
+        made = control(2000, policy=NoiseScalePolicy(confidence=0.9, **options), max_batch_size=2000, memory=0.02)
+        return false_growths(made, 8 * 23.0, target_ratio=1.0, runs=30, seed=0)
+
+    whole, each = found(whole_run=True), found()
+    assert max(whole.share, whole.on_high_bound) < 0.1 < each.on_high_bound
+    assert whole.share < each.share
+    assert 0.7 < whole.final < each.final
+    assert whole.largest < 1

@@ -202,6 +202,7 @@ def _situation(control: Control, batch: BatchState, noise: NoiseScale | None, se
         schedule_factor=control.schedule.factor(seen, control.total_examples, warmup),
         examples_at_last_change=batch.examples_at_last_change,
         noise=noise,
+        memory=control.memory * control.total_examples,
     )
 
 

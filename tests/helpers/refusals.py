@@ -100,6 +100,7 @@ CASES += [
     Case(lambda: NoiseScalePolicy(hysteresis=0.5)),
     Case(lambda: NoiseScalePolicy(cooldown=1000)),
     Case(lambda: NoiseScalePolicy(allow_shrink=1)),
+    Case(lambda: NoiseScalePolicy(whole_run=1)),
     Case(lambda: Power(exponent=2)),
     Case(lambda: Capped("sqrt", 8)),
     Case(lambda: Capped(Linear(), 0.5)),
