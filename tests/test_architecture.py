@@ -28,7 +28,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "summary": ({"theory", "journal"}, set()),
     "figures": ({"theory", "journal", "summary", "numpy"}, {"matplotlib"}),
     "report": ({"theory", "journal", "figures", "numpy"}, {"matplotlib"}),
-    "simulation": ({"theory", "numpy"}, set()),
+    "simulation": ({"theory", "numpy", "simulation"}, {"matplotlib"}),
     "demo": (
         {"torch", "lightning", "numpy", "sklearn", "theory", "callbacks", "journal", "journal_file", "summary"},
         {"figures", "matplotlib"},

@@ -523,6 +523,7 @@ def _situation(settings: RunSettings, state: RunState, conditions: Conditions) -
         schedule_factor=conditions.relative_lr if scheduled is None else scheduled,
         examples_at_last_change=state.batch.examples_at_last_change,
         noise=state.noise,
+        memory=settings.memory,
         seconds_per_loader_batch=conditions.seconds_per_loader_batch,
         seconds_per_step=conditions.seconds_per_step,
     )

@@ -37,6 +37,9 @@ from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
 from lightning_bsscale.journal import Journal, read_journal, run_header
 from lightning_bsscale.journal_file import MAX_LINE_BYTES
 from lightning_bsscale.replay import replay
+from lightning_bsscale.simulation.optimum import best_schedule
+from lightning_bsscale.simulation.pictures import draw_forecast
+from lightning_bsscale.simulation.quadratic import NoisyQuadratic
 from lightning_bsscale.theory.hyperparameters import HyperparameterRule, scaled_values
 from lightning_bsscale.theory.run import begin_run
 from lightning_bsscale.theory.schedules import WarmupStep
@@ -111,6 +114,7 @@ CASES += [
     Case(lambda: NoiseScalePolicy(hysteresis=0.5)),
     Case(lambda: NoiseScalePolicy(cooldown=1000)),
     Case(lambda: NoiseScalePolicy(allow_shrink=1)),
+    Case(lambda: NoiseScalePolicy(whole_run=1)),
     Case(lambda: Power(exponent=2)),
     Case(lambda: scaled_values(Broken(), {}, 2.0)),
     Case(lambda: WeightDecay(exponent=2)),
@@ -195,6 +199,22 @@ CASES += [
     Case(lambda: replaying(HEADER)),
     Case(lambda: reading(HEADER, '{"event": "dec', end="")),
     Case(without_matplotlib, "pip install lightning-bsscale[plot]", (ModuleNotFoundError,)),
+]
+
+# ---------------------------------------------------------------- simulation
+
+
+GRID = {"units": 1, "unit": 1, "batches": [1], "rates": [0.1], "price": 0.0}
+
+
+def forecast_without_matplotlib():
+    with mock.patch.dict(sys.modules, {"matplotlib.figure": None}):
+        draw_forecast(None)
+
+
+CASES += [
+    Case(lambda: best_schedule(NoisyQuadratic(curvature=[1.0, 2.0, 3.0], noise=1.0), 1.0, **GRID)),
+    Case(forecast_without_matplotlib, "pip install lightning-bsscale[plot]", (ModuleNotFoundError,)),
 ]
 
 # ---------------------------------------------------------------- without Lightning

@@ -8,8 +8,8 @@ from scipy import optimize, stats
 from lightning_bsscale.theory.fieller import fieller_interval, student_t_quantile
 
 
-@pytest.mark.parametrize("degrees", [1, 1.05, 1.5, 2, 2.7, 3, 5, 9.5, 30, 1e3, 9e5, 1e7, math.inf])
-@pytest.mark.parametrize("probability", [0.55, 0.75, 0.9, 0.95, 0.975, 0.99])
+@pytest.mark.parametrize("degrees", [1, 1.05, 1.5, 2, 2.7, 3, 3.9, 4, 5, 9.5, 30, 1e3, 9e5, 1e7, math.inf])
+@pytest.mark.parametrize("probability", [0.55, 0.75, 0.9, 0.95, 0.975, 0.99, 0.9901, 0.9975, 0.9999])
 def test_quantiles_agree_with_scipy(probability, degrees):
     truth = stats.norm.ppf(probability) if math.isinf(degrees) else stats.t.ppf(probability, degrees)
     assert student_t_quantile(probability, degrees) == pytest.approx(truth, rel=1e-4)

@@ -65,6 +65,11 @@ class NoiseScalePolicy(Policy):
     the limit, too near the end. The target is ``target_ratio * lower_bound(confidence)``. If it is at least
     ``hysteresis`` times the current batch size, the batch grows to the target, by at most ``max_growth`` at a time.
 
+    A run looks at the bound many times, and each look may be too high by chance. With ``whole_run`` the probability of
+    error, ``1 - confidence``, is divided among the looks that do not share their windows: as many as the averaging
+    memory fits into the budget after the warmup (Bonferroni). The confidence then holds for all looks of a run whose
+    noise scale stays as it is, at the price of later growth (docs/simulation.md measures both).
+
     Source: McCandlish et al. 2018, arXiv 1812.06162 (the noise scale as the batch where an example is worth half).
     Where it stops being true: the noise scale is the critical batch only up to a task-dependent factor, for which there
     is ``target_ratio``; it says that examples are used well, not that few steps are enough.
@@ -77,6 +82,8 @@ class NoiseScalePolicy(Policy):
         cooldown: Smallest distance between two changes, and from the last change to the end, as a share of the budget,
             from 0 to below 1; needs a budget unless it is 0.
         allow_shrink: Whether the batch may also shrink (by the upper bound, with the same hysteresis and ratio).
+        whole_run: Whether the confidence holds for all looks of a run together, not for each of them. Without a budget,
+            or where all windows count alike, there is a single look.
     """
 
     target_ratio: float = 1.0
@@ -85,12 +92,13 @@ class NoiseScalePolicy(Policy):
     hysteresis: float = 1.25
     cooldown: float = 0.01
     allow_shrink: bool = False
+    whole_run: bool = False
 
     def __post_init__(self) -> None:
         """Check the options, and store them as Python numbers for the journal.
 
         Raises:
-            TypeError: If ``allow_shrink`` is not a bool.
+            TypeError: If ``allow_shrink`` or ``whole_run`` is not a bool.
         """
         checked = {
             "target_ratio": check_number("target_ratio", self.target_ratio, above=0),
@@ -101,8 +109,9 @@ class NoiseScalePolicy(Policy):
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        if not isinstance(self.allow_shrink, bool):
-            raise TypeError(f"allow_shrink must be True or False, got {show(self.allow_shrink)}")
+        for name in ("allow_shrink", "whole_run"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {show(getattr(self, name))}")
 
     @property
     def needs_budget(self) -> bool:
@@ -116,7 +125,7 @@ class NoiseScalePolicy(Policy):
             if reason is not None:
                 return self._decision(situation, batch, reason)
         assert situation.noise is not None  # the second gate
-        lower, upper = _bounds(situation.noise, self.confidence)
+        lower, upper = _bounds(situation.noise, self._confidence_of_a_look(situation))
         wanted = self.target_ratio * lower
         if wanted >= self.hysteresis * batch:
             # max_growth may lie below the next possible batch; holding forever would be worse than exceeding it.
@@ -130,11 +139,17 @@ class NoiseScalePolicy(Policy):
                 return self._decision(situation, shrunk, Reason.SHRINK)
         return self._decision(situation, batch, Reason.CLOSE_ENOUGH)
 
+    def _confidence_of_a_look(self, situation: Situation) -> float:
+        if not self.whole_run or situation.total_examples is None:
+            return self.confidence
+        looks = max(1.0, (situation.total_examples - situation.warmup_examples) / situation.memory)
+        return 1 - (1 - self.confidence) / looks
+
     def _decision(self, situation: Situation, batch_size: int, reason: Reason) -> Decision:
         """Return the decision with its numbers; for a hold, those of the test for growth."""
         if situation.noise is None:
             return Decision(batch_size=batch_size, reason=reason.value, code=reason.code)
-        lower, upper = _bounds(situation.noise, self.confidence)
+        lower, upper = _bounds(situation.noise, self._confidence_of_a_look(situation))
         shrinks = reason is Reason.SHRINK
         bound = upper if shrinks else lower
         return Decision(
@@ -142,7 +157,7 @@ class NoiseScalePolicy(Policy):
             reason=reason.value,
             code=reason.code,
             bound=bound,
-            confidence=self.confidence,
+            confidence=self._confidence_of_a_look(situation),
             target=self.target_ratio * bound,
             needed=situation.batch_size / self.hysteresis if shrinks else self.hysteresis * situation.batch_size,
         )

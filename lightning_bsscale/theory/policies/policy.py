@@ -41,6 +41,7 @@ class Situation:
         schedule_factor: The schedule's current factor on the learning rate (1 at its peak), without the rule's.
         examples_at_last_change: Examples seen when the batch size last changed; None if it never did.
         noise: The current estimate, or None.
+        memory: Examples over which the weight of a window in the estimate falls to 1/e; infinite where all count alike.
         seconds_per_loader_batch: Measured seconds of one loader batch; None if unknown.
         seconds_per_step: Measured seconds of one optimizer step beyond its loader batches; None if unknown.
     """
@@ -54,6 +55,7 @@ class Situation:
     schedule_factor: float = 1.0
     examples_at_last_change: float | None = None
     noise: NoiseScale | None = None
+    memory: float = math.inf
     seconds_per_loader_batch: float | None = None
     seconds_per_step: float | None = None
 

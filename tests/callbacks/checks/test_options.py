@@ -80,7 +80,10 @@ INTEGERS = [
     (scaler, "max_micro_batch_size", [0], True),
     (monitor, "measure_every", [0], False),
 ]
-FLAGS = [(scaler, "dry_run"), (scaler, "progress_bar"), (scaler, "verbose"), (NoiseScalePolicy, "allow_shrink")]
+FLAGS = [
+    *((scaler, name) for name in ("dry_run", "progress_bar", "verbose")),
+    *((NoiseScalePolicy, name) for name in ("allow_shrink", "whole_run")),
+]
 
 
 def label(value):

@@ -199,3 +199,16 @@ def test_policies_are_frozen_and_copied_whole():
     assert pickle.loads(pickle.dumps(policy)) == copy.deepcopy(policy) == policy
     with pytest.raises(AttributeError):
         policy.target_ratio = 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "looks"),
+    [({"memory": 500.0}, 19), ({"memory": 20_000.0}, 1), ({}, 1), ({"memory": 500.0, "total_examples": None}, 1)],
+    ids=["several", "a long memory", "no memory", "no budget"],
+)
+def test_the_confidence_of_a_whole_run_is_divided_among_its_looks(changes, looks):
+    situation = replace(READY, noise=noise_of(1000, spread=0.1), **changes)
+    decision = decide(situation, whole_run=True)
+    assert decision.confidence == pytest.approx(1 - 0.1 / looks)
+    assert decision.bound == situation.noise.lower_bound(1 - 0.1 / looks)
+    assert (decision.bound < decide(situation).bound) is (looks > 1)

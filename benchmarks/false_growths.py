@@ -1,0 +1,176 @@
+"""How often does the control grow beyond the noise scale, and what does it cost to promise that it seldom does?
+
+Runs whose noise scale stays as it is, simulated with the package's own averages, policy and limits on Gaussian
+gradients (`lightning_bsscale.simulation.control`). *Beyond* is the share of runs with at least one growth to a batch
+above the true noise scale times `target_ratio` (1 here), *high bound* the share that grew at least once on a bound
+above the true noise scale (a batch is rounded down, and grows by at least a quarter, so few of these go beyond),
+*final* the mean of the last batch as a share of the truth, *largest* the largest batch of any run. Standard errors are
+at most 0.05 for 100 runs.
+
+The price is measured where growth is right: the noise scale rises from 20 to 500 examples, exponentially or linearly,
+and the number of optimizer steps is compared.
+
+    python benchmarks/false_growths.py            # about 4 minutes, one thread; may be stopped and started again
+    python benchmarks/false_growths.py --table    # only write the table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import describe
+
+from lightning_bsscale import NoiseScalePolicy
+from lightning_bsscale.simulation.control import Control, controlled, false_growths
+
+RESULTS = Path(__file__).parent / "results"
+UNIT = 8  # examples of a loader batch, and the first batch
+POLICIES: dict[str, dict[str, Any]] = {
+    "0.9 for each look": {},
+    "0.9 for the whole run": {"whole_run": True},
+}
+# Loader batches in the budget, noise scale in loader batches, measure_every, memory.
+STILL = (
+    (2000, 7.3, 8, 0.05),
+    (2000, 23, 8, 0.05),
+    (2000, 61, 8, 0.05),
+    (2000, 23, 8, 0.02),
+    (2000, 23, 8, 0.2),
+    (20_000, 161, 8, 0.05),
+)
+RISING = ((2000, "exponential"), (2000, "linear"))
+FIRST, LAST = 20.0, 500.0
+
+
+@dataclass(frozen=True)
+class Rising:
+    """A world whose noise scale rises with the examples."""
+
+    total: float
+    law: str
+
+    def truth(self, examples_seen: float) -> tuple[float, float]:
+        share = examples_seen / self.total
+        return FIRST * (LAST / FIRST) ** share if self.law == "exponential" else FIRST + (LAST - FIRST) * share, 1.0
+
+    def train(self, examples_seen: float, batch_size: int, steps: int, rate: float) -> None:
+        pass
+
+
+def control(policy: str, windows: int, measure_every: int = 8, memory: float = 0.05) -> Control:
+    return Control(
+        policy=NoiseScalePolicy(**POLICIES[policy]),
+        loader_batch=UNIT,
+        max_batch_size=windows,
+        total_examples=windows * UNIT,
+        measure_every=measure_every,
+        memory=memory,
+    )
+
+
+def still(policy: str, setting: tuple[int, float, int, float], runs: int) -> dict[str, Any]:
+    windows, scale, measure_every, memory = setting
+    found = false_growths(
+        control(policy, windows, measure_every, memory), UNIT * scale, target_ratio=1.0, runs=runs, seed=0
+    )
+    return {"kind": "still", "policy": policy, "setting": list(setting), "runs": runs, **found._asdict()}
+
+
+def rising(policy: str, setting: tuple[int, str], runs: int) -> dict[str, Any]:
+    windows, law = setting
+    steps, beyond = [], []
+    for run in range(runs):
+        stretches = [
+            *controlled(control(policy, windows), Rising(windows * UNIT, law), np.random.default_rng((1, run)))
+        ]
+        steps.append(sum(stretch.steps for stretch in stretches))
+        beyond.append(any(stretch.batch_size > max(stretch.true_scale, UNIT) for stretch in stretches))
+    error = np.std(steps, ddof=1) / len(steps) ** 0.5
+    return {
+        "kind": "rising",
+        "policy": policy,
+        "setting": list(setting),
+        "runs": runs,
+        "steps": float(np.mean(steps)),
+        "error": float(error),
+        "beyond": float(np.mean(beyond)),
+    }
+
+
+def missing(path: Path, runs: int) -> Iterator[dict[str, Any]]:
+    """Make the rows that the file does not hold yet."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    made = {(row["kind"], row["policy"], tuple(row["setting"]), row["runs"]) for row in map(json.loads, lines)}
+    for setting in STILL:
+        for policy in POLICIES:
+            if ("still", policy, setting, runs) not in made:
+                yield still(policy, setting, runs)
+    for growth in RISING:
+        for policy in POLICIES:
+            if ("rising", policy, growth, runs // 2) not in made:
+                yield rising(policy, growth, runs // 2)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Write the results as Markdown."""
+    lines = [
+        "| budget, loader batches | noise scale | measure_every | memory | confidence | beyond | high bound | final | "
+        "largest |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    by_setting = {(row["kind"], tuple(row["setting"]), row["policy"]): row for row in rows}
+    for setting in STILL:
+        for policy in POLICIES:
+            row = by_setting["still", setting, policy]
+            windows, scale, every, memory = setting
+            lines.append(
+                f"| {windows:,} | {scale:g} | {every} | {memory:g} | {policy} | {row['share']:.1%} | "
+                f"{row['on_high_bound']:.1%} | {row['final']:.2f} | {row['largest']:.2f} |"
+            )
+    lines += [
+        "",
+        "| budget, loader batches | noise scale rises | confidence | optimizer steps | beyond |",
+        "|---|---|---|---|---|",
+    ]
+    for growth in RISING:
+        for policy in POLICIES:
+            row = by_setting["rising", growth, policy]
+            lines.append(
+                f"| {growth[0]:,} | {growth[1]} | {policy} | {row['steps']:,.0f} ± {row['error']:.0f} | "
+                f"{row['beyond']:.1%} |"
+            )
+    machine = describe()
+    return "\n".join([*lines, "", f"Python {machine['python']}, {machine['processor']}, one thread.", ""])
+
+
+def main() -> int:
+    """Make the missing rows, unless only the table is requested, and write the table.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=100, help="runs per row (default: 100)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "false_growths.jsonl", help="file of finished rows")
+    parser.add_argument("--table", action="store_true", help="only write and print the table of the finished rows")
+    options = parser.parse_args()
+    if not options.table:
+        for row in missing(options.out, options.runs):
+            with options.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(row, flush=True)
+    text = table([json.loads(line) for line in options.out.read_text(encoding="utf-8").splitlines()])
+    options.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
