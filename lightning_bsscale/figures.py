@@ -6,10 +6,11 @@ import contextlib
 import math
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from lightning_bsscale.theory.noise_report import NoiseReport
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 
 if TYPE_CHECKING:
@@ -168,3 +169,60 @@ def plot_run(
     _draw_rate(axes[1], history, decisions)
     axes[1].set_xlabel("examples seen")
     return figure, axes
+
+
+def plot_layers(reports: NoiseReport | Mapping[str, NoiseReport], ax: Axes | None = None) -> tuple[Figure, Any]:
+    """Draw the noise scale of each layer: bars with intervals, or a heat map of layers against checkpoints.
+
+    Args:
+        reports: one report, or several by the name of their checkpoint, in order
+        ax: axes to draw on; None creates a figure
+
+    Returns:
+        The figure and the axes.
+    """
+    several = {"": reports} if isinstance(reports, NoiseReport) else dict(reports)
+    names = list(dict.fromkeys(name for report in several.values() for name in report.layers))
+    figure: Any = None if ax is None else ax.figure
+    axes: Any = ax
+    if ax is None:
+        figure, axes = _figure(1)
+        figure.set_size_inches(8, max(2.5, 1.2 + 0.28 * len(names)))
+    labels = [name or "(model)" for name in names]
+    if isinstance(reports, NoiseReport):
+        _draw_bars(axes, reports, names)
+        axes.set_yticks(range(len(names)), labels, fontsize="small")
+    else:
+        values = [[_resolved(report, name) for report in several.values()] for name in names]
+        image = axes.imshow(values, aspect="auto", norm="log", interpolation="nearest")
+        axes.set_xticks(range(len(several)), list(several), rotation=30, ha="right")
+        axes.set_yticks(range(len(names)), labels, fontsize="small")
+        axes.set_title("noise scale of each layer (white: not resolved)", fontsize="medium")
+        figure.colorbar(image, ax=axes, label="examples")
+    return figure, axes
+
+
+def _resolved(report: NoiseReport, name: str) -> float:
+    noise = report.layers.get(name)
+    return noise.noise_scale if noise is not None and noise.resolved else math.nan
+
+
+def _draw_bars(axes: Axes, report: NoiseReport, names: Sequence[str]) -> None:
+    layers = [report.layers[name] for name in names]
+    ends = [end for noise in [*layers, report.noise] for end in (noise.low, noise.high) if 0 < end < math.inf]
+    left, right = (0.7 * min(ends), 1.4 * max(ends)) if ends else (0.5, 2.0)
+    for place, noise in enumerate(layers):
+        # An unknown upper end is drawn to the edge, in grey.
+        low, high = max(noise.low, left), min(noise.high, right)
+        axes.barh(place, high - low, left=low, height=0.5, color=NOISE if noise.resolved else "0.8", alpha=0.45)
+        if noise.resolved:
+            axes.plot([noise.noise_scale], [place], marker="o", markersize=4, color=NOISE)
+    if report.noise.resolved:
+        axes.axvline(report.noise.noise_scale, color=BATCH, linewidth=1.4, label="whole model")
+        axes.legend(loc="best", fontsize="small")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.set_xlim(left, right)
+    axes.invert_yaxis()
+    confidence = f"{100 * report.noise.confidence:.3g} %"
+    axes.set_xlabel(f"noise scale in examples, with its {confidence} interval (grey: not resolved)")
