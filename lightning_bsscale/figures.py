@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from lightning_bsscale.theory.branching import BranchAnswer
 from lightning_bsscale.theory.noise_report import NoiseReport
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 
@@ -226,3 +227,47 @@ def _draw_bars(axes: Axes, report: NoiseReport, names: Sequence[str]) -> None:
     axes.invert_yaxis()
     confidence = f"{100 * report.noise.confidence:.3g} %"
     axes.set_xlabel(f"noise scale in examples, with its {confidence} interval (grey: not resolved)")
+
+
+def plot_branches(answer: BranchAnswer, ax: Axes | None = None) -> tuple[Figure, Any]:
+    """Draw what an example is worth in each branch, and where the critical batch lies.
+
+    Args:
+        answer: the critical batch by branching
+        ax: axes to draw on; None creates a figure
+
+    Returns:
+        The figure and the axes.
+    """
+    figure: Any = None if ax is None else ax.figure
+    axes: Any = ax
+    if ax is None:
+        figure, axes = _figure(1)
+    rows = [row for row in answer.rows if math.isfinite(row.worth)]
+    sizes = [row.batch_size for row in answer.rows]
+    left, right = sizes[0] / 1.3, sizes[-1] * 1.3
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(left, right)
+    if answer.low > 0 or answer.high < math.inf:
+        ends = max(answer.low, left), min(answer.high, right)
+        axes.axvspan(*ends, color=BATCH, alpha=0.15, linewidth=0, label="critical batch")
+    axes.plot(
+        [row.batch_size for row in rows],
+        [row.worth for row in rows],
+        marker="o",
+        color=NOISE,
+        label="worth of an example",
+    )
+    needed = [row for row in answer.rows if math.isfinite(row.needed)]
+    axes.plot(
+        [row.batch_size for row in needed],
+        [row.needed for row in needed],
+        color="0.4",
+        linestyle="--",
+        label="half of that in a very small batch",
+    )
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.set_xlabel("batch in examples")
+    axes.set_ylabel("relative to the smallest batch")
+    axes.legend(loc="best", fontsize="small")
+    return figure, axes

@@ -33,7 +33,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "lightning", "numpy", "sklearn", "theory", "callbacks", "journal", "journal_file", "summary"},
         {"figures", "matplotlib"},
     ),
-    "cli": ({"theory", "replay", "__version__"}, {"demo", "report", "figures", "simulation"}),
+    "critical_batch": ({"torch", "lightning", "numpy", "theory", "callbacks", "functional"}, set()),
+    "cli": (
+        {"theory", "replay", "__version__"},
+        {"demo", "report", "figures", "simulation", "critical_batch", "lightning"},
+    ),
     "__main__": ({"cli"}, set()),
     # The door names everything and loads nothing: see test_the_door_loads_no_torch.
     "__init__": ({"theory", "callbacks", "metric", "functional"}, set()),

@@ -16,7 +16,8 @@ import matplotlib.pyplot as plt
 import pytest
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.figures import plot_layers, plot_noise_scale, plot_run
+from lightning_bsscale.figures import plot_branches, plot_layers, plot_noise_scale, plot_run
+from lightning_bsscale.theory.branching import critical_batch
 from lightning_bsscale.theory.noise_report import Ending, NoiseReport
 from tests.helpers import inline_backend
 from tests.helpers.records import DECISION, MEASUREMENT, NOISE
@@ -74,6 +75,15 @@ def test_layers_are_bars_with_a_resolved_one_marked(tmp_path):
     assert [bar.get_width() for bar in axes.patches] == [150.0, axes.get_xlim()[1] - 50.0]
     assert [list(line.get_xdata()) for line in axes.lines] == [[100.0], [100.0, 100.0]]
     figure.savefig(tmp_path / "layers.png")
+
+
+def test_branches_are_drawn_with_the_interval_and_the_line_that_decides(tmp_path):
+    losses = [[2 - 1 / (1 + size / (45 + shift)) for size in (8, 16, 32, 64, 128)] for shift in (-1, 0, 1)]
+    figure, axes = plot_branches(critical_batch([8, 16, 32, 64, 128], 2.0, losses))
+    drawn = lines(axes)
+    assert list(drawn["half of that in a very small batch"].get_ydata())[:2] == [1.0, 0.75]
+    assert axes.patches[0].get_x() == 32
+    figure.savefig(tmp_path / "branches.png")
 
 
 def test_layers_at_several_checkpoints_are_a_heat_map(tmp_path):
