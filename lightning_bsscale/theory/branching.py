@@ -17,17 +17,16 @@ Each offset (another part of the data, from the same state) gives one number for
 
 whose mean is above zero exactly for the batches below ``B_crit``. Offsets are the independent repetitions; the held-out
 examples are the same for all branches, so that their choice cancels to a large part. Student's t of X over the offsets
-tests each batch. The batches are tested in order, and a test that decides nothing ends its row: upwards, as long as
-every batch is significantly below ``B_crit``; downwards from the largest, as long as every batch is significantly
-above. In such an order no batch needs a correction for the number of tests: upwards, an error needs a wrong answer at
-the *first* batch above ``B_crit``, which has the probability (1 - confidence) / 2, whatever comes later (fixed-sequence
-testing; Maurer, Hothorn and Lehmacher 1995). The same holds downwards, so that the interval between the last batch
-below and the first one above covers ``B_crit`` with at least the confidence. This assumes that X changes its sign once.
+tests each batch, upwards and downwards, each with the probability (1 - confidence) / 2 shared among the batches that
+are judged (Bonferroni). So with at least the confidence, no batch is called below or above wrongly, and the interval
+from the largest batch below to the smallest one above covers ``B_crit``. This assumes that X changes its sign once;
+where a batch is above and a larger one below, nothing is resolved. (Testing in order, from the smallest batch, needs no
+correction, but one noisy small batch then hides what every larger one shows.)
 
 Merrill et al. 2025 (arXiv 2505.23971) ask for the largest batch whose loss is *not worse* than that of all smaller
 ones, by a tolerance in the loss. Without a tolerance that batch is always smaller the longer one measures; with one it
 is the other definition here: every difference to a smaller batch must be significantly below the tolerance (no
-correction: all must hold), or one of them significantly above (Bonferroni: any may).
+correction: all must hold), or one of them significantly above (Bonferroni again: any may).
 
 Where it stops being true: a learning rate that does not fit the smallest branch; branches so short that the loss still
 follows the change of the learning rate; optima where the batch matters for more than the loss.
@@ -168,7 +167,8 @@ def critical_batch(
         check_number("tolerance", tolerance, at_least=0)
     progress = [[start_loss - loss for loss in row] for row in losses]
     tail = (1 - confidence) / 2
-    rows = [_row(batch_sizes, losses, progress, index, tail, tolerance) for index in range(len(sizes))]
+    each = tail / (len(sizes) - 1)
+    rows = [_row(batch_sizes, losses, progress, index, each, tolerance) for index in range(len(sizes))]
     reference = [row[0] for row in progress]
     if not all(map(math.isfinite, reference)) or (tolerance is None and _bounds(reference, tail)[0] <= 0):
         reason = "Not resolved: the smallest batch made no progress that stands out from its noise; branch for longer"
@@ -185,15 +185,12 @@ def critical_batch(
             rows=tuple(opened),
             offsets=len(losses),
         )
-    low = high = 0
-    for index in range(1, len(rows)):
-        if rows[index].verdict is not Verdict.BELOW:
-            break
-        low = index
-    for index in range(len(rows) - 1, 0, -1):
-        if rows[index].verdict not in (Verdict.ABOVE, Verdict.DIVERGED):
-            break
-        high = index
+    low = max((index for index, row in enumerate(rows) if row.verdict is Verdict.BELOW), default=0)
+    above = (Verdict.ABOVE, Verdict.DIVERGED)
+    high = min((index for index, row in enumerate(rows) if row.verdict in above), default=0)
+    is_contradictory = 0 < high < low
+    if is_contradictory:
+        low = high = 0
     ends = (batch_sizes[low] if low else 0.0, batch_sizes[high] if high else math.inf)
     return BranchAnswer(
         value=_interpolated(rows, *ends),
@@ -201,7 +198,7 @@ def critical_batch(
         high=ends[1],
         confidence=confidence,
         resolved=bool(low and high),
-        reason=_reason(*ends, batch_sizes),
+        reason=_CONTRADICTION if is_contradictory else _reason(*ends, batch_sizes),
         rows=tuple(rows),
         offsets=len(losses),
     )
@@ -277,6 +274,9 @@ def _interpolated(rows: Sequence[BranchRow], low: float, high: float) -> float:
             distance = share * math.log(other.batch_size / one.batch_size)
             return min(max(one.batch_size * math.exp(distance), low), high)
     return math.nan
+
+
+_CONTRADICTION = "Not resolved: a batch is above the critical one, and a larger one below; branch for longer"
 
 
 def _reason(low: float, high: float, batch_sizes: Sequence[float]) -> str:
