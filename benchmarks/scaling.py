@@ -276,9 +276,7 @@ def main() -> int:
         The exit status.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--only", choices=["counts"], help="count the messages, and keep the times there are"
-    )
+    parser.add_argument("--only", choices=["counts"], help="count the messages, and keep the times there are")
     parser.add_argument("--table", action="store_true", help="measure nothing: write from the existing JSON")
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if the page is out of date")
     parser.add_argument("--rounds", type=int, default=5, help="how often each step is timed (default: 5)")

@@ -6,11 +6,13 @@ import contextlib
 import math
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from lightning_bsscale.summary import describe_number, time_unit
+from lightning_bsscale.theory.branching import BranchAnswer
+from lightning_bsscale.theory.noise_report import NoiseReport
 from lightning_bsscale.theory.planning import Plan, Row
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.tradeoff import examples_for_steps, relative_examples, relative_steps
@@ -278,4 +280,105 @@ def plot_plan(plan: Plan) -> tuple[Figure, Any]:
     _draw_bend(axes[0] if has_hours else axes, plan)
     if has_hours:
         _draw_time(axes[1], plan)
+    return figure, axes
+
+
+def plot_layers(reports: NoiseReport | Mapping[str, NoiseReport], ax: Axes | None = None) -> tuple[Figure, Any]:
+    """Draw the noise scale of each layer: bars with intervals, or a heat map of layers against checkpoints.
+
+    Args:
+        reports: one report, or several by the name of their checkpoint, in order
+        ax: axes to draw on; None creates a figure
+
+    Returns:
+        The figure and the axes.
+    """
+    several = {"": reports} if isinstance(reports, NoiseReport) else dict(reports)
+    names = list(dict.fromkeys(name for report in several.values() for name in report.layers))
+    figure: Any = None if ax is None else ax.figure
+    axes: Any = ax
+    if ax is None:
+        figure, axes = _figure(1)
+        figure.set_size_inches(8, max(2.5, 1.2 + 0.28 * len(names)))
+    labels = [name or "(model)" for name in names]
+    if isinstance(reports, NoiseReport):
+        _draw_bars(axes, reports, names)
+        axes.set_yticks(range(len(names)), labels, fontsize="small")
+    else:
+        values = [[_resolved(report, name) for report in several.values()] for name in names]
+        image = axes.imshow(values, aspect="auto", norm="log", interpolation="nearest")
+        axes.set_xticks(range(len(several)), list(several), rotation=30, ha="right")
+        axes.set_yticks(range(len(names)), labels, fontsize="small")
+        axes.set_title("noise scale of each layer (white: not resolved)", fontsize="medium")
+        figure.colorbar(image, ax=axes, label="examples")
+    return figure, axes
+
+
+def _resolved(report: NoiseReport, name: str) -> float:
+    noise = report.layers.get(name)
+    return noise.noise_scale if noise is not None and noise.resolved else math.nan
+
+
+def _draw_bars(axes: Axes, report: NoiseReport, names: Sequence[str]) -> None:
+    layers = [report.layers[name] for name in names]
+    ends = [end for noise in [*layers, report.noise] for end in (noise.low, noise.high) if 0 < end < math.inf]
+    left, right = (0.7 * min(ends), 1.4 * max(ends)) if ends else (0.5, 2.0)
+    for place, noise in enumerate(layers):
+        # An unknown upper end is drawn to the edge, in grey.
+        low, high = max(noise.low, left), min(noise.high, right)
+        axes.barh(place, high - low, left=low, height=0.5, color=NOISE if noise.resolved else "0.8", alpha=0.45)
+        if noise.resolved:
+            axes.plot([noise.noise_scale], [place], marker="o", markersize=4, color=NOISE)
+    if report.noise.resolved:
+        axes.axvline(report.noise.noise_scale, color=BATCH, linewidth=1.4, label="whole model")
+        axes.legend(loc="best", fontsize="small")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.set_xlim(left, right)
+    axes.invert_yaxis()
+    confidence = f"{100 * report.noise.confidence:.3g} %"
+    axes.set_xlabel(f"noise scale in examples, with its {confidence} interval (grey: not resolved)")
+
+
+def plot_branches(answer: BranchAnswer, ax: Axes | None = None) -> tuple[Figure, Any]:
+    """Draw what an example is worth in each branch, and where the critical batch lies.
+
+    Args:
+        answer: the critical batch by branching
+        ax: axes to draw on; None creates a figure
+
+    Returns:
+        The figure and the axes.
+    """
+    figure: Any = None if ax is None else ax.figure
+    axes: Any = ax
+    if ax is None:
+        figure, axes = _figure(1)
+    rows = [row for row in answer.rows if math.isfinite(row.worth)]
+    sizes = [row.batch_size for row in answer.rows]
+    left, right = sizes[0] / 1.3, sizes[-1] * 1.3
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(left, right)
+    if answer.low > 0 or answer.high < math.inf:
+        ends = max(answer.low, left), min(answer.high, right)
+        axes.axvspan(*ends, color=BATCH, alpha=0.15, linewidth=0, label="critical batch")
+    axes.plot(
+        [row.batch_size for row in rows],
+        [row.worth for row in rows],
+        marker="o",
+        color=NOISE,
+        label="worth of an example",
+    )
+    needed = [row for row in answer.rows if math.isfinite(row.needed)]
+    axes.plot(
+        [row.batch_size for row in needed],
+        [row.needed for row in needed],
+        color="0.4",
+        linestyle="--",
+        label="half of that in a very small batch",
+    )
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.set_xlabel("batch in examples")
+    axes.set_ylabel("relative to the smallest batch")
+    axes.legend(loc="best", fontsize="small")
     return figure, axes

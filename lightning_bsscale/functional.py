@@ -10,13 +10,14 @@ import math
 from collections.abc import Iterable
 from typing import Any, SupportsFloat
 
+from lightning_bsscale.gradients.fixed_parameters import measure_noise_scale
 from lightning_bsscale.theory import tradeoff
 from lightning_bsscale.theory.checks import as_number, as_numbers, check_number, show
 from lightning_bsscale.theory.estimate import Averages, NoiseScale, noise_scale_from_means
 from lightning_bsscale.theory.moments import window_moments
 from lightning_bsscale.theory.rules import FactorPath, LearningRateRule, resolve_rule
 
-__all__ = ["critical_batch_size", "noise_scale", "scale_learning_rate", "steps_and_examples"]
+__all__ = ["critical_batch_size", "measure_noise_scale", "noise_scale", "scale_learning_rate", "steps_and_examples"]
 
 
 def noise_scale(

@@ -33,9 +33,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "lightning", "numpy", "sklearn", "theory", "callbacks", "journal", "journal_file", "summary"},
         {"figures", "matplotlib"},
     ),
+    "critical_batch": ({"torch", "lightning", "numpy", "theory", "callbacks", "functional"}, set()),
     "cli": (
-        {"theory", "cli", "journal", "__version__"},
-        {"demo", "replay", "summary", "figures", "report", "simulation"},
+        {"theory", "cli", "journal", "replay", "__version__"},
+        {"demo", "summary", "figures", "report", "simulation", "critical_batch", "lightning"},
     ),
     "__main__": ({"cli"}, set()),
     # The door names everything and loads nothing: see test_the_door_loads_no_torch.

@@ -16,7 +16,9 @@ import matplotlib.pyplot as plt
 import pytest
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.figures import plot_noise_scale, plot_run
+from lightning_bsscale.figures import plot_branches, plot_layers, plot_noise_scale, plot_run
+from lightning_bsscale.theory.branching import critical_batch
+from lightning_bsscale.theory.noise_report import Ending, NoiseReport
 from tests.helpers import inline_backend
 from tests.helpers.records import DECISION, MEASUREMENT, NOISE
 
@@ -62,6 +64,33 @@ def test_an_unresolved_estimate_is_a_gap_and_an_unknown_end_the_edge(tmp_path):
 def test_little_or_nothing_to_draw(tmp_path, measured, decided):
     figure, _ = plot_run(measured, decided)
     figure.savefig(tmp_path / "empty.png")
+
+
+def report(**layers):
+    return NoiseReport(noise=KNOWN, layers=layers, relative_error=0.1, ending=Ending.REACHED, batches=8, examples=64)
+
+
+def test_layers_are_bars_with_a_resolved_one_marked(tmp_path):
+    figure, axes = plot_layers(report(first=KNOWN, second=replace(KNOWN, high=math.inf, resolved=False)))
+    assert [bar.get_width() for bar in axes.patches] == [150.0, axes.get_xlim()[1] - 50.0]
+    assert [list(line.get_xdata()) for line in axes.lines] == [[100.0], [100.0, 100.0]]
+    figure.savefig(tmp_path / "layers.png")
+
+
+def test_branches_are_drawn_with_the_interval_and_the_line_that_decides(tmp_path):
+    losses = [[2 - 1 / (1 + size / (45 + shift)) for size in (8, 16, 32, 64, 128)] for shift in (-1, 0, 1)]
+    figure, axes = plot_branches(critical_batch([8, 16, 32, 64, 128], 2.0, losses))
+    drawn = lines(axes)
+    assert list(drawn["half of that in a very small batch"].get_ydata())[:2] == [1.0, 0.75]
+    assert axes.patches[0].get_x() == 32
+    figure.savefig(tmp_path / "branches.png")
+
+
+def test_layers_at_several_checkpoints_are_a_heat_map(tmp_path):
+    later = report(first=replace(KNOWN, noise_scale=400.0), third=replace(KNOWN, resolved=False))
+    figure, axes = plot_layers({"start": report(first=KNOWN), "end": later})
+    assert axes.images[0].get_array().filled(-1).tolist() == [[100.0, 400.0], [-1, -1]]
+    figure.savefig(tmp_path / "layers.png")
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):

@@ -41,7 +41,7 @@ PROPERTIES = {
     "BatchSizeScaler": {*OF_BOTH, "batch_size", "decisions", "examples_seen", "lr_scale", "planned_steps"},
     "GradientNoiseScaleMonitor": OF_BOTH,
 }
-FUNCTIONS = {"critical_batch_size", "noise_scale", "scale_learning_rate", "steps_and_examples"}
+FUNCTIONS = {"critical_batch_size", "measure_noise_scale", "noise_scale", "scale_learning_rate", "steps_and_examples"}
 LOGGED_KEYS = {
     *("noise_scale", "noise_scale_high", "noise_scale_low", "grad_sq_norm", "grad_trace_cov"),
     *("batch_size", "accumulate_grad_batches", "examples_seen", "dropped_windows", "limited_windows", "lr", "lr_scale"),

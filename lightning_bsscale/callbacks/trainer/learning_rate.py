@@ -222,3 +222,10 @@ def relative_learning_rate(optimizer: Optimizer) -> float:
     group = optimizer.param_groups[0]
     initial = float(group.get("initial_lr", 0.0))
     return float(group["lr"]) / initial if initial else 1.0
+
+
+def reset_to_initial(optimizer: Optimizer) -> None:
+    """Set every learning rate to its initial value, where a scheduler has noted one."""
+    for group in optimizer.param_groups:
+        if "initial_lr" in group:
+            group["lr"] = _copy(group["initial_lr"])
