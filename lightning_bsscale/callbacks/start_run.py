@@ -16,7 +16,9 @@ from lightning_bsscale.callbacks.output import messages
 from lightning_bsscale.callbacks.output.journal import open_journal
 from lightning_bsscale.callbacks.output.reports import Reports
 from lightning_bsscale.callbacks.state.checkpoint import read_run, restore_policy
+from lightning_bsscale.callbacks.trainer.learning_rate import relative_learning_rate
 from lightning_bsscale.callbacks.trainer.loaders import Loaders, SizeCheck, read_loaders
+from lightning_bsscale.callbacks.trainer.metrics import WatchedMetrics
 from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
 from lightning_bsscale.callbacks.trainer.user_plan import read_plan
 from lightning_bsscale.callbacks.window_loop import WindowLoop
@@ -100,7 +102,9 @@ def start_run(
         usual_size = size if stored is None else now.own_granularity
         sizes = SizeCheck(usual_size if options.decides else None)
         actuator.attach(optimizer, settings.plan, state.position)
-        return WindowLoop(settings, state, actuator, gradients, loaders, Reports(options, settings, journal, sizes))
+        reports = Reports(options, settings, journal, sizes)
+        metrics = WatchedMetrics(getattr(options.policy, "monitors", ()))
+        return WindowLoop(settings, state, actuator, gradients, loaders, reports, metrics)
 
 
 def _micro_batches(trainer: pl.Trainer, options: RunOptions, usual_rows: float) -> dict[str, Any]:
@@ -125,7 +129,8 @@ def _first_state(
     trainer: pl.Trainer, settings: RunSettings, stored: RunState | None, position: PlanPosition
 ) -> RunState:
     if stored is None:
-        return begin_run(settings, position, epoch=trainer.current_epoch)
+        lr = relative_learning_rate(unwrapped(trainer.optimizers[0]))
+        return begin_run(settings, position, epoch=trainer.current_epoch, relative_lr=lr)
     state = resume_run(settings, stored, position, epoch=trainer.current_epoch)
     if settings.decides:
         before, now = stored.batch.batch_size, state.batch.batch_size

@@ -90,7 +90,7 @@ REFUSED_BY_TYPE = [
     ("schedule: {class_path: torch.optim.lr_scheduler.StepLR}", "schedule Schedule"),
     ("policy: {class_path: lightning_bsscale.NoiseScalePolice}", "policy 'NoiseScalePolice'"),
     ("policy: {class_path: lightning_bsscale.NoiseScalePolicy, init_args: {target: 0.5}}", "'target'"),
-    ("policy: {class_path: lightning_bsscale.NoiseScalePolicy, init_args: {target_ratio: half}}", "target_ratio half"),
+    ("policy: {class_path: lightning_bsscale.NoiseScalePolicy, init_args: {cooldown: half}}", "cooldown half"),
 ]
 
 
@@ -113,6 +113,10 @@ REFUSED_BY_VALUE = [
     (
         "policy: {class_path: lightning_bsscale.NoiseScalePolicy, init_args: {target_ratio: -1}}",
         lambda: NoiseScalePolicy(target_ratio=-1.0),
+    ),
+    (
+        "policy: {class_path: lightning_bsscale.NoiseScalePolicy, init_args: {target_ratio: probe.json}}",
+        lambda: NoiseScalePolicy(target_ratio="probe.json"),
     ),
     ("lr_rule: {class_path: lightning_bsscale.Power, init_args: {exponent: 2}}", lambda: Power(exponent=2.0)),
     ("schedule: {class_path: lightning_bsscale.WarmupCosine, init_args: {final: 2}}", lambda: WarmupCosine(final=2.0)),
