@@ -93,7 +93,7 @@ class BatchSizeScaler(WindowCallback):
 
         Args:
             policy: When to grow and to what: ``"noise_scale"``, ``"seesaw"``, ``"smith"``, ``"norm_test"``, ``"meta"``,
-                ``"hold_if_worse"``, or a policy object. Defaults to ``"noise_scale"``.
+                or a policy object. Defaults to ``"noise_scale"``.
             lr_rule: How the learning rate follows the batch: ``"auto"`` (by the optimizer's class), ``"linear"``,
                 ``"sqrt"``, ``"power"``, ``"saturating"``, ``"surge"``, ``"none"``, or a rule object. Defaults to
                 ``"auto"``.

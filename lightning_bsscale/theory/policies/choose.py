@@ -26,11 +26,10 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "smith": Smith,
     "norm_test": NormTest,
     "meta": NoiseScalePolicy.meta,
-    "hold_if_worse": HoldIfWorse,
 }
 """Policies by name: classes that need no arguments, and named settings of one."""
 
-_WITH_ARGUMENTS: tuple[type[Policy], ...] = (Milestones, Sequence, Largest)
+_WITH_ARGUMENTS: tuple[type[Policy], ...] = (Milestones, HoldIfWorse, Sequence, Largest)
 
 
 def policy_classes() -> list[type[Policy]]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
 from lightning_bsscale.theory.checks import check_number, join_names, show
-from lightning_bsscale.theory.policies.noise_scale import NoiseScalePolicy
 from lightning_bsscale.theory.policies.policy import Decision, Limits, MetricValue, Policy, Situation, recorded_decision
 from lightning_bsscale.theory.policies.wrapper import PolicyOfPolicies, check_policy
 
@@ -21,7 +20,7 @@ SPREADS = 2.0
 @final
 @dataclass(frozen=True, slots=True)
 class HoldIfWorse(PolicyOfPolicies):
-    """Ask a policy, but hold while a metric is behind its trend: ``HoldIfWorse(monitor="val_loss")``.
+    """Ask a policy, but hold while a metric is behind its trend: ``HoldIfWorse(Seesaw(), monitor="val_loss")``.
 
     The trend is a straight line against the logarithm of the examples, through the last values (at most eight) up to
     the last change of the batch size; with fewer than three it is level, at the last one. The latest value since then
@@ -44,7 +43,7 @@ class HoldIfWorse(PolicyOfPolicies):
         tolerance: Smallest difference from the trend that counts, as a share of the trend's value, at least 0.
     """
 
-    policy: Policy = field(default_factory=NoiseScalePolicy)
+    policy: Policy
     monitor: str = "val_loss"
     mode: str = "min"
     tolerance: float = 0.01

@@ -62,6 +62,8 @@ class Milestones(Policy):
 
     def _checked_size(self, key: object, size: object) -> float:
         if self.unit == "examples":
+            if isinstance(size, float) and size.is_integer():  # a command line may read a float
+                size = int(size)
             return check_integer(f"milestones[{key!r}]", size, at_least=1)
         return check_number(f"milestones[{key!r}]", size, above=0)
 
