@@ -4,16 +4,23 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import (
     BatchSizeScaler,
+    Capped,
+    Decision,
+    HoldIfWorse,
     Largest,
     Linear,
     Milestones,
     NoiseScalePolicy,
     NormTest,
+    Policy,
     Seesaw,
     Sequence,
     Smith,
@@ -21,11 +28,11 @@ from lightning_bsscale import (
 )
 from lightning_bsscale.replay import replay
 from lightning_bsscale.theory.schedules import WarmupCosine
-from tests.helpers.expected_warnings import CANNOT_MEASURE
+from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH, WITHOUT_VALIDATION
 from tests.helpers.known_noise import NOISE_SCALE, KnownNoise, gradients
-from tests.helpers.training import CountsWindows, KeepsRates, fit, regression_loader
+from tests.helpers.training import CountsWindows, KeepsRates, Regression, Saves, fit, regression_loader, run_of
 
-pytestmark = CANNOT_MEASURE
+pytestmark = [CANNOT_MEASURE, CKPT_PATH, MID_EPOCH, WITHOUT_VALIDATION]
 
 START, LOADED, PLAN = 32, 8, 100  # examples of the first batch and of a loader batch; the plan's optimizer steps
 RULES = {"sqrt": Sqrt(), "linear": Linear()}
@@ -190,3 +197,182 @@ def test_measured_prices_are_the_callbacks_seconds(tmp_path):
             ratio = now.seconds_per_step / (now.seconds_per_loader_batch / 8)
             assert record.decision.target == pytest.approx(math.sqrt(record.decision.bound * ratio))
     assert_replayed(tmp_path / "j")
+
+
+# ---------------------------------------------------------------- a watched metric
+
+
+class ByExamples(Policy):
+    """Wants 16 examples from 80 on, and 64 from 200 on."""
+
+    def decide(self, situation, limits):
+        wanted = 8 if situation.examples_seen < 80 else 16 if situation.examples_seen < 200 else 64
+        return Decision(batch_size=wanted, reason="by examples", code=str(wanted))
+
+
+class Logs(CountsWindows):
+    """Logs a metric at every validation, or at every epoch's end, as the test says by examples."""
+
+    def __init__(self, value, at="validation"):
+        super().__init__()
+        self.value, self.at, self.examples = value, at, 1e-9
+
+    def training_step(self, batch, batch_idx):
+        self.examples += len(batch[0])
+        if self.at == "epoch":
+            self.log("metric", self.value(self.examples), on_step=False, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        if self.at == "validation":
+            self.log("metric", self.value(self.examples))
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["examples"] = self.examples
+
+    def on_load_checkpoint(self, checkpoint):
+        self.examples = checkpoint["examples"]
+
+
+def guarded(path=False, policy=None, **options):
+    made = HoldIfWorse(policy or ByExamples(), "metric", **options)
+    return BatchSizeScaler(policy=made, warmup=0, lr_rule="none", max_micro_batch_size=None, record=path)
+
+
+def spike(examples):
+    """Falls as a power law, but for a bad time."""
+    return (2.0 if 160 <= examples < 400 else 1.0) * examples**-0.3
+
+
+def fit_guarded(module, scaler, **settings):
+    settings = {"max_epochs": 1, "val_check_interval": 5, "num_sanity_val_steps": 1} | settings
+    return fit(
+        module,
+        regression_loader(800, 8),
+        [scaler, *settings.pop("callbacks", [])],
+        val=regression_loader(8),
+        **settings,
+    )
+
+
+def growths(scaler):
+    return [(record.situation.examples_seen, record.batch_size) for record in scaler.decisions if record.is_change]
+
+
+@pytest.mark.parametrize(("value", "second"), [(lambda examples: examples**-0.3, 200), (spike, 400)])
+def test_growth_waits_until_a_metric_is_back_at_its_trend(tmp_path, value, second):
+    module, scaler = Logs(value), guarded(tmp_path / "j")
+    fit_guarded(module, scaler)
+    # Validations are at every 40 examples, and windows of 16 from 80 on.
+    assert growths(scaler) == [(80, 16), (pytest.approx(second, abs=16), 64)]
+    assert module.windows[:10] == [8] * 10
+    assert set(module.windows[10:-1]) == {16, 64}
+    codes = [record.decision.code for record in scaler.decisions]
+    assert ("behind_trend" in codes) == (value is spike)
+    replayed = list(replay(tmp_path / "j", HoldIfWorse(ByExamples(), "metric")))
+    assert not [one for one in replayed if not one.agrees]
+    assert len([one for one in replayed if one.kind == "decision"]) == len(scaler.decisions)
+
+
+@pytest.mark.parametrize("at", ["a loader batch's end", "a validation"])
+def test_a_resumed_run_holds_like_one_that_was_never_killed(tmp_path, at):
+    whole, scaler = Logs(spike), guarded(tmp_path / "whole")
+    fit_guarded(whole, scaler)
+    # After 288 and 320 examples, while the batch is held.
+    saves = Saves(tmp_path / "ckpt", 35)
+    path = tmp_path / "ckpt"
+    if at == "a validation":
+        saves, path = (
+            ModelCheckpoint(tmp_path / "c", "{step}", save_top_k=-1, monitor="metric"),
+            tmp_path / "c" / "step=25.ckpt",
+        )
+    checkpoints = dict(enable_checkpointing=isinstance(saves, ModelCheckpoint))
+    fit_guarded(Logs(spike), guarded(tmp_path / "j"), callbacks=[saves], **checkpoints)
+    module, resumed = Logs(spike), guarded(tmp_path / "j")
+    fit_guarded(module, resumed, ckpt_path=path)
+    assert growths(resumed) == growths(scaler)
+    assert run_of(resumed).metrics == run_of(scaler).metrics
+    decided = [[(one.decision, one.situation.metrics) for one in made.decisions] for made in (resumed, scaler)]
+    assert decided[0] == decided[1]
+    assert not [one for one in replay(tmp_path / "j", HoldIfWorse(ByExamples(), "metric")) if not one.agrees]
+
+
+@pytest.mark.parametrize("at", ["validation", "epoch"])
+def test_every_value_is_read_once(at):
+    """A metric of the training's epoch is still there at the next epoch's validations."""
+    module, scaler = Logs(float, at), guarded()
+    fit_guarded(module, scaler, max_epochs=3, val_check_interval=50)
+    found = [(one.examples_seen, one.value) for one in run_of(scaler).metrics]
+    if at == "validation":
+        assert [value for _, value in found] == pytest.approx([400, 800, 1200, 1600, 2000, 2400])
+        assert all(seen <= round(value) < seen + 64 for seen, value in found)  # those of whole windows
+    else:
+        assert [seen for seen, _ in found] == [800, 1600, 2400]
+
+
+def test_few_values_are_kept():
+    module, scaler = Logs(float), guarded()
+    fit_guarded(module, scaler, val_check_interval=1)
+    seen = [one.examples_seen for one in run_of(scaler).metrics]
+    (_, last) = [at for at, _ in growths(scaler)] if len(growths(scaler)) > 1 else (0, growths(scaler)[0][0])
+    assert len([at for at in seen if at <= last]) == 8 == len([at for at in seen if at > last])
+
+
+@pytest.mark.parametrize("settings", [{}, {"limit_val_batches": 0}])
+def test_a_metric_that_is_never_logged_is_named(settings):
+    with pytest.raises(
+        MisconfigurationException, match="policy watches 'metric', which was not logged in the first epoch"
+    ):
+        fit_guarded(Logs(float, "nowhere"), guarded(), **settings)
+
+
+def test_a_metric_may_come_with_the_first_validation():
+    scaler = guarded()
+    fit_guarded(Logs(float), scaler, max_epochs=2, check_val_every_n_epoch=2, val_check_interval=None)
+    assert [one.examples_seen for one in run_of(scaler).metrics] == [1600]
+
+
+# ---------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule", "message"),
+    [
+        (
+            "seesaw",
+            "auto",
+            "Seesaw trades .* by lr_rule='sqrt' or lr_rule='surge' .*, but lr_rule is 'saturating' here",
+        ),
+        (Seesaw(), "none", "but lr_rule is 'none' here"),
+        (Seesaw(form="sgd"), "sqrt", "by lr_rule='linear' or lr_rule='saturating'"),
+        ("smith", "sqrt", "Smith trades .*lr_rule is 'sqrt'"),
+        (HoldIfWorse(Smith()), Capped(Sqrt(), 8), "HoldIfWorse trades .*lr_rule is 'sqrt'"),
+        (Sequence([Seesaw(), Smith()], at=[0.5]), "sqrt", "by none of the package's rules"),
+    ],
+)
+def test_a_rule_that_makes_something_else_of_the_policy(policy, rule, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(Regression(), regression_loader(80), [BatchSizeScaler(policy=policy, lr_rule=rule)], max_epochs=1)
+
+
+def test_a_rule_of_ones_own_is_ones_own():
+    class Mine:
+        def ratio(self, old_batch, new_batch, noise):
+            return (new_batch / old_batch) ** 0.6
+
+    fit(Regression(), regression_loader(80), [BatchSizeScaler(policy=Seesaw(gate=None), lr_rule=Mine())], max_epochs=1)
+
+
+def test_no_clock_decides_in_a_deterministic_training():
+    policy = NoiseScalePolicy(step_price="measured", example_price="measured")
+    scalers = [BatchSizeScaler(policy=made) for made in (policy, Largest([policy, NormTest()]))]
+    try:
+        for scaler in scalers:
+            with pytest.raises(
+                MisconfigurationException, match=r"deterministic=True.* Pass step_price and example_price"
+            ):
+                fit(Regression(), regression_loader(80), [scaler], max_epochs=1, deterministic=True)
+        numbers = BatchSizeScaler(policy=NoiseScalePolicy(step_price=1, example_price=0.1))
+        fit(Regression(), regression_loader(80), [numbers], max_epochs=1, deterministic=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
