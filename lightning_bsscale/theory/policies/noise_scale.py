@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import cast, final
 
 from lightning_bsscale.theory.checks import check_number, show
 from lightning_bsscale.theory.critical_batch_ratio import read_critical_batch_ratio
-from lightning_bsscale.theory.estimate import NoiseScale
-from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Reason, Situation
+from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Reason, Situation, noise_bounds
 from lightning_bsscale.theory.policies.position import check_position, in_examples, need_budget
 
 __all__ = ["NoiseScalePolicy"]
@@ -52,12 +50,6 @@ def _near_end(policy: NoiseScalePolicy, situation: Situation, limits: Limits) ->
         return None
     remaining = situation.total_examples - situation.examples_seen
     return Reason.NEAR_END if remaining < policy.cooldown * situation.total_examples else None
-
-
-@lru_cache(maxsize=8)
-def _bounds(noise: NoiseScale, confidence: float) -> tuple[float, float]:
-    # A policy decides at every step, but the estimate changes only after a measured window.
-    return noise.lower_bound(confidence), noise.upper_bound(confidence)
 
 
 MEASURED = "measured"
@@ -193,7 +185,7 @@ class NoiseScalePolicy(Policy):
             if reason is not None:
                 return self._decision(situation, limits, batch, reason)
         assert situation.noise is not None  # the second gate
-        lower, upper = _bounds(situation.noise, self.confidence)
+        lower, upper = noise_bounds(situation.noise, self.confidence)
         wanted, at_most = (self._target(bound, situation, limits) for bound in (lower, upper))
         if wanted is None or at_most is None:
             return self._decision(situation, limits, batch, Reason.NO_PRICES)
@@ -230,7 +222,7 @@ class NoiseScalePolicy(Policy):
         """Return the decision with its numbers; for a hold, those of the test for growth."""
         if situation.noise is None:
             return Decision(batch_size=batch_size, reason=reason.value, code=reason.code)
-        lower, upper = _bounds(situation.noise, self.confidence)
+        lower, upper = noise_bounds(situation.noise, self.confidence)
         shrinks = reason is Reason.SHRINK
         bound = upper if shrinks else lower
         return Decision(

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ __all__ = [
     "Situation",
     "SupportsDecide",
     "hold_without_decision",
+    "noise_bounds",
     "recorded_decision",
 ]
 
@@ -243,6 +245,13 @@ class Policy(ABC):
         Returns:
             The decision; to hold, its batch size is the current one.
         """
+
+
+@lru_cache(maxsize=8)
+def noise_bounds(noise: NoiseScale, confidence: float) -> tuple[float, float]:
+    """Return the one-sided lower and upper bound of a noise scale, computed once for each estimate."""
+    # A policy decides at every step, but the estimate changes only after a measured window.
+    return noise.lower_bound(confidence), noise.upper_bound(confidence)
 
 
 _CODES = {reason.value: reason.code for reason in Reason}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from lightning_bsscale.theory.checks import check_number, join_names, show
-from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Reason, Situation
+from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Reason, Situation, noise_bounds
 
 __all__ = ["Seesaw", "grow_for_decay"]
 
@@ -120,7 +120,7 @@ def grow_for_decay(
     needed = batch * cut**exponent
     if math.isclose(wanted, needed, rel_tol=ROUNDING):
         needed = wanted
-    bound = None if gate is None or noise is None else noise.lower_bound(confidence)
+    bound = None if gate is None or noise is None else noise_bounds(noise, confidence)[0]
     allowed = math.inf if gate is None or bound is None else gate * bound
     numbers = {
         "bound": bound,
