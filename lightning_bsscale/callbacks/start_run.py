@@ -18,7 +18,6 @@ from lightning_bsscale.callbacks.output.reports import Reports
 from lightning_bsscale.callbacks.state.checkpoint import read_run, restore_policy
 from lightning_bsscale.callbacks.trainer.learning_rate import relative_learning_rate
 from lightning_bsscale.callbacks.trainer.loaders import Loaders, SizeCheck, read_loaders
-from lightning_bsscale.callbacks.trainer.metrics import WatchedMetrics
 from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
 from lightning_bsscale.callbacks.trainer.user_plan import read_plan
 from lightning_bsscale.callbacks.window_loop import WindowLoop
@@ -102,9 +101,7 @@ def start_run(
         usual_size = size if stored is None else now.own_granularity
         sizes = SizeCheck(usual_size if options.decides else None)
         actuator.attach(optimizer, settings.plan, state.position)
-        reports = Reports(options, settings, journal, sizes)
-        metrics = WatchedMetrics(getattr(options.policy, "monitors", ()))
-        return WindowLoop(settings, state, actuator, gradients, loaders, reports, metrics)
+        return WindowLoop(settings, state, actuator, gradients, loaders, Reports(options, settings, journal, sizes))
 
 
 def _micro_batches(trainer: pl.Trainer, options: RunOptions, usual_rows: float) -> dict[str, Any]:

@@ -36,9 +36,12 @@ class WindowLoop:
     gradients: GradientWatch
     loaders: Loaders
     reports: Reports
-    metrics: WatchedMetrics
     _in_progress: int | None = None  # index of the loader batch in progress
     _ended: int | None = None  # index of one that has ended and is not yet counted as ended in the state
+
+    def __post_init__(self) -> None:
+        """Watch the metrics that the policy names; a monitor has no policy."""
+        self._metrics = WatchedMetrics(getattr(self.settings.policy, "monitors", ()))
 
     # ------------------------------------------------------------------ a window's life
 
@@ -214,11 +217,11 @@ class WindowLoop:
 
     def end_validation(self) -> None:
         """Read the watched metrics of a validation."""
-        self._log_metrics(self.metrics.at_validation_end(self.actuator.trainer))
+        self._log_metrics(self._metrics.at_validation_end(self.actuator.trainer))
 
     def end_epoch(self) -> None:
         """Read the watched metrics of an epoch."""
-        self._log_metrics(self.metrics.at_epoch_end(self.actuator.trainer))
+        self._log_metrics(self._metrics.at_epoch_end(self.actuator.trainer))
 
     def _log_metrics(self, values: list[tuple[str, float]]) -> None:
         for name, value in values:

@@ -13,7 +13,6 @@ from lightning_bsscale.theory.checks import check_number, show
 __all__ = ["read_critical_batch_ratio"]
 
 KEY = "critical_batch_ratio"
-LARGEST_FILE = 64 * 2**20  # bytes
 
 
 def read_critical_batch_ratio(name: str, given: object) -> float:
@@ -41,8 +40,6 @@ def read_critical_batch_ratio(name: str, given: object) -> float:
     path = Path(given)
     found = f"{name} must be a number above 0 or the path of a file that `python -m lightning_bsscale probe` wrote"
     try:
-        if path.is_file() and path.stat().st_size > LARGEST_FILE:
-            raise ValueError("it is too large")
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{found}; {str(path)!r} cannot be read: {error}") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
@@ -15,6 +17,7 @@ __all__ = ["HoldIfWorse"]
 
 SPREADS = 2.0
 """Standard deviations around the trend that count as no difference."""
+TO_NORMAL = 1.4826  # of a median deviation to a standard deviation, of normal values
 
 
 @final
@@ -22,12 +25,12 @@ SPREADS = 2.0
 class HoldIfWorse(PolicyOfPolicies):
     """Ask a policy, but hold while a metric is behind its trend: ``HoldIfWorse(Seesaw(), monitor="val_loss")``.
 
-    The trend is a straight line against the logarithm of the examples, through the last values (at most eight) up to
-    the last change of the batch size; with fewer than three it is level, at the last one. The latest value since then
-    is *behind* if it is worse than the trend by more than ``tolerance`` (a share of the trend's value) and by more than
-    two standard deviations of the values around their line. Until there is a value since the change, the batch is held
-    too, so each growth is judged before the next. The batch never shrinks for this, and a metric that returns to its
-    trend lets it grow again.
+    The trend is a straight line against the logarithm of the examples, by the median slope (Theil and Sen) of the last
+    values (at most eight) up to the last change of the batch size; with fewer than three it is level, at the last one.
+    The latest value since then is *behind* if it is worse than the trend by more than ``tolerance`` (a share of the
+    trend's value) and by more than two standard deviations of the values around their line. Until there is a value
+    since the change, the batch is held too, so each growth is judged before the next. The batch never shrinks for this,
+    and a metric that returns to its trend lets it grow again.
 
     The metric is read where validation ends, or at the epoch's end if it is not there by then: the mean over the ranks
     that logged it. It is recorded with the run, so resumed and replayed runs hold alike.
@@ -113,14 +116,12 @@ class _Trend(NamedTuple):
 
 def _trend(values: Sequence[MetricValue], at: float) -> _Trend:
     """Return a trend's value after so many examples, and the deviation of single values from its line."""
-    number = len(values)
-    if number < 3:
+    if len(values) < 3:
         return _Trend(values[-1].value, 0.0)
-    xs, ys = [math.log(one.examples_seen) for one in values], [one.value for one in values]
-    x_mean, y_mean = math.fsum(xs) / number, math.fsum(ys) / number
-    spread = math.fsum((x - x_mean) ** 2 for x in xs)
-    if spread == 0:
-        return _Trend(y_mean, 0.0)
-    slope = math.fsum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True)) / spread
-    left = math.fsum((y - y_mean - slope * (x - x_mean)) ** 2 for x, y in zip(xs, ys, strict=True))
-    return _Trend(y_mean + slope * (math.log(at) - x_mean), math.sqrt(left / (number - 2)))
+    points = [(math.log(one.examples_seen), one.value) for one in values]
+    # Medians, so that a few bad values before a recovery do not make the trend steep.
+    slopes = [(y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in itertools.combinations(points, 2) if x2 > x1]
+    slope = statistics.median(slopes) if slopes else 0.0
+    level = statistics.median(y - slope * x for x, y in points)
+    deviation = statistics.median(abs(y - slope * x - level) for x, y in points)
+    return _Trend(level + slope * math.log(at), TO_NORMAL * deviation)

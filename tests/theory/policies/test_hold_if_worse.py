@@ -29,6 +29,7 @@ def power_law(at):
 
 
 BEFORE = {f"e{at}": power_law(at) for at in (125, 250, 500, 1000)}
+RECOVERED = {f"e{at}": (1.2 if at < 850 else 1.0) * power_law(at) for at in range(300, 1001, 100)}
 ROUGH = {"e125": 2.1, "e250": 1.8, "e500": 1.9, "e1000": 1.6}
 
 
@@ -46,6 +47,7 @@ def decide(metrics, size=64, changed_at=GROWTH, **options):
         (BEFORE | {"e2000": power_law(2000) * 1.009}, "mine"),
         (BEFORE | {"e2000": power_law(2000) * 1.011}, "behind_trend"),  # a little better than before, yet behind
         (BEFORE | {"e2000": 0.1}, "mine"),
+        (RECOVERED | {"e2000": power_law(2000)}, "mine"),  # the recovery is no trend
         (BEFORE | {"e2000": 5.0, "e2500": power_law(2500)}, "mine"),  # it has returned
         (BEFORE | {"e2000": power_law(2000), "e2500": 5.0}, "behind_trend"),
         (ROUGH | {"e2000": 1.72}, "mine"),  # within the spread around the line
