@@ -124,6 +124,13 @@ def test_a_cut_in_whole_batches_is_exact(policy, rule, growth):
         assert used == pytest.approx(0.1 * (own / 0.1) ** decay, rel=1e-12)
 
 
+def test_a_peak_within_the_warmup_is_known_after_it(tmp_path):
+    """One cycle rises to 25 times its start at 30 % of the training; the scaler's warmup ends at 50 %."""
+    steps, scaler = train(Seesaw(gate=None), tmp_path / "j", scheduler=USERS["one cycle"], lr_rule="sqrt", warmup=0.5)
+    assert run_of(scaler).schedule_peak == pytest.approx(max(own for _, own, _ in steps) / steps[0][1], rel=0.01)
+    assert max(examples for examples, _, _ in steps) > 2 * START
+
+
 def test_seesaw_with_the_callbacks_own_schedule(tmp_path):
     steps, _ = train(Seesaw(gate=None), tmp_path / "j", schedule=WarmupCosine(final=0.05), lr_rule="sqrt", warmup=0.1)
     seen, saved = 0, 1 - len(steps) / PLAN

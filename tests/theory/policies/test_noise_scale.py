@@ -261,6 +261,8 @@ def test_measured_prices(batch, seconds, expected, reason):
     situation = replace(READY, batch_size=batch, seconds_per_step=seconds[0], seconds_per_loader_batch=seconds[1])
     decision = policy.decide(situation, LIMITS)
     assert (decision.batch_size, decision.reason) == (expected, reason.value)
+    if all(seconds):
+        assert decision.target == pytest.approx(math.sqrt(1000 * seconds[0] / (seconds[1] / 8)))
     assert policy.decide(replace(situation, noise=noise_of(9)), LIMITS).batch_size == batch
 
 

@@ -108,6 +108,13 @@ def test_the_gate(situation, batch, code):
     assert decision.reason.startswith("grow: " if code == "grow" else "hold: ")
 
 
+@pytest.mark.parametrize("cut", [2.0, 2**0.25, 1.1, 10.0])
+def test_a_schedule_in_whole_cuts_loses_none_to_rounding(cut):
+    for cuts in range(1, 8):
+        decision = Seesaw(cut=cut, gate=None).decide(at(cut**-cuts), FINE)
+        assert decision.target == pytest.approx(64 * cut**cuts)
+
+
 def test_without_a_gate_nothing_is_measured():
     assert Seesaw(gate=None).decide(at(0.5), LIMITS).batch_size == 128
     assert Smith().decide(at(0.5), LIMITS).batch_size == 128
