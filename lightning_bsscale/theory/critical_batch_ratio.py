@@ -20,7 +20,7 @@ def read_critical_batch_ratio(name: str, given: object) -> float:
 
     Args:
         name: The argument's name, for the messages.
-        given: A number above 0, also as text, or the path of a JSON file with the key ``critical_batch_ratio``: an
+        given: A number above 0, or the path of a JSON file with the key ``critical_batch_ratio``: an
             object with ``value``, ``low`` and ``high``.
 
     Returns:
@@ -31,12 +31,6 @@ def read_critical_batch_ratio(name: str, given: object) -> float:
     """
     if not isinstance(given, (str, os.PathLike)):
         return check_number(name, given, above=0)
-    try:
-        number = float(str(given))
-    except ValueError:
-        pass
-    else:
-        return check_number(name, number, above=0)
     path = Path(given)
     found = f"{name} must be a number above 0 or the path of a file that `python -m lightning_bsscale probe` wrote"
     try:

@@ -9,7 +9,7 @@ from lightning_bsscale.theory.policies import NoiseScalePolicy
 def test_a_number_or_a_probes_value(tmp_path):
     path = tmp_path / "probe.json"
     path.write_text(json.dumps({"critical_batch_ratio": {"value": 2.5, "low": 1.0, "high": 4.0}, "noise_scale": {}}))
-    for given, ratio in ((path, 2.5), (str(path), 2.5), (0.5, 0.5), ("5e-2", 0.05), (3, 3.0)):
+    for given, ratio in ((path, 2.5), (str(path), 2.5), (0.5, 0.5), (3, 3.0)):
         assert read_critical_batch_ratio("target_ratio", given) == ratio
         assert NoiseScalePolicy(target_ratio=given) == NoiseScalePolicy(target_ratio=ratio)
 
@@ -36,9 +36,7 @@ def test_a_wrong_file_is_named(tmp_path, content, message):
         read_critical_batch_ratio("target_ratio", path)
 
 
-@pytest.mark.parametrize(
-    ("given", "error"), [(0, ValueError), ("-1", ValueError), (None, TypeError), (True, TypeError)]
-)
+@pytest.mark.parametrize(("given", "error"), [(0, ValueError), (None, TypeError), (True, TypeError)])
 def test_a_wrong_number_is_named(given, error):
     with pytest.raises(error, match="target_ratio must be a finite number above 0"):
         read_critical_batch_ratio("target_ratio", given)

@@ -53,7 +53,9 @@ class Milestones(Policy):
             raise TypeError(f"milestones must map positions to sizes, such as {{0.3: 2, 0.6: 4}}, got {show(given)}")
         if not 1 <= len(items) <= MOST_MILESTONES:
             raise ValueError(f"milestones must be 1 to {MOST_MILESTONES}, got {len(items)}")
-        pairs = tuple((check_position("a milestone", key), self._checked_size(key, size)) for key, size in items)
+        pairs = tuple(
+            (check_position("a milestone", key, may_be_text=True), self._checked_size(key, size)) for key, size in items
+        )
         for kind in (int, float):  # a share and a number of examples cannot be compared before the budget is known
             places = [place for place, _ in pairs if isinstance(place, kind)]
             if any(later <= earlier for earlier, later in itertools.pairwise(places)):

@@ -58,8 +58,6 @@ MEASURED = "measured"
 def _checked_price(name: str, value: object) -> float | str | None:
     if value is None or (isinstance(value, str) and value == MEASURED):
         return value
-    if isinstance(value, str):
-        raise ValueError(f"{name} must be a number above 0, 'measured' or None, got {show(value)}")
     return check_number(f"{name} ('measured', None, or a price)", value, above=0)
 
 

@@ -11,12 +11,13 @@ from lightning_bsscale.theory.checks import check_integer, check_number
 __all__ = ["check_position", "in_examples", "need_budget"]
 
 
-def check_position(name: str, value: object) -> int | float:
+def check_position(name: str, value: object, *, may_be_text: bool = False) -> int | float:
     """Return a position, whose type says what it is: a share of the budget (float) or examples (int).
 
     Args:
         name: The argument's name, for the message.
-        value: A float from 0 to 1, an integer above 1 (or 0), or one of these as text, as the keys of a YAML file are.
+        value: A float from 0 to 1, or an integer above 1 (or 0).
+        may_be_text: Whether it may be text, as the keys of a file may be.
 
     Returns:
         A float or an int.
@@ -25,11 +26,11 @@ def check_position(name: str, value: object) -> int | float:
         ValueError: If it is the integer 1, which could mean either, or out of range.
 
     Example:
-        >>> check_position("not_before", 0.3), check_position("not_before", "10_000")
+        >>> check_position("not_before", 0.3), check_position("a milestone", "10_000", may_be_text=True)
         (0.3, 10000)
     """
     allowed = f"{name} (a float is a share of the budget, an int a number of examples)"
-    if isinstance(value, str):
+    if may_be_text and isinstance(value, str):
         value = _number_of(value)
     if isinstance(value, bool) or not isinstance(value, Integral):
         return check_number(allowed, value, at_least=0, at_most=1)

@@ -10,7 +10,7 @@ from lightning_bsscale.theory.policies.position import check_position, in_exampl
     [(0.25, 0.25, 250), (1.0, 1.0, 1000), (300, 300, 300), ("0.25", 0.25, 250), ("2_000", 2000, 2000), (0, 0, 0)],
 )
 def test_a_share_or_examples(given, position, examples):
-    found = check_position("at", given)
+    found = check_position("at", given, may_be_text=True)
     assert (found, type(found)) == (position, type(position))
     assert in_examples(found, 1000.0) == examples
     is_share = isinstance(position, float)
@@ -30,4 +30,6 @@ def test_a_share_or_examples(given, position, examples):
 )
 def test_anything_else_is_named(given, error, message):
     with pytest.raises(error, match=message):
-        check_position("at", given)
+        check_position("at", given, may_be_text=True)
+    with pytest.raises(TypeError, match=r"must be a finite number .* got '0.5'"):
+        check_position("at", "0.5")
