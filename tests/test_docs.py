@@ -11,8 +11,10 @@ import pytest
 import yaml
 
 import lightning_bsscale
+from lightning_bsscale import HoldIfWorse, Milestones
 from lightning_bsscale.cli import main
 from lightning_bsscale.theory.hyperparameters import scaled_values
+from lightning_bsscale.theory.policies import POLICIES, policy_classes
 from tests.helpers.training import QUIET, Regression, regression_loader
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +52,33 @@ def test_yaml_blocks_make_the_callback():
     (scaler,) = callbacks_from(config["trainer"]["callbacks"])
     assert scaler._options.max_batch_size == 512
     assert scaler._options.policy.target_ratio == 0.25
+
+
+def test_the_page_of_policies():
+    """Its code makes policies, its YAML a callback, and it has a section for each policy of the package."""
+    from tests.helpers.lightning_cli import callbacks_from
+
+    page = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
+    code = dict.fromkeys(re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL))
+    assert len(code) >= 4
+    names = {}
+    for number, text in enumerate(code):
+        exec(compile(text, f"policies.md, block {number}", "exec"), names)
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    (scaler,) = callbacks_from(yaml.safe_load(text)["trainer"]["callbacks"])
+    assert scaler._options.policy == HoldIfWorse(Milestones({0.3: 2, 0.6: 4}), "val_loss")
+    sections = "\n".join(re.findall(r"^## (.+)", page, flags=re.MULTILINE))
+    assert {f'"{name}"' for name in POLICIES} <= set(re.findall(r'"\w+"', sections))
+    assert {cls.__name__ for cls in policy_classes()} <= set(re.findall(r"`(\w+)", sections))
+
+
+def test_the_picture_of_policies_is_up_to_date():
+    drawing = runpy.run_path(str(ROOT / "docs" / "draw_policies.py"))
+    drawn = (ROOT / "docs" / "policies.svg").read_text(encoding="utf-8")
+    for name, policy in drawing["PANELS"].items():
+        assert name in drawn
+        share = f"{drawing['steps_of'](*drawing['walk'](policy)):.0%} of the steps"
+        assert share in drawn, f"{name}: {share}; run python docs/draw_policies.py"
 
 
 def test_commands_exist():

@@ -78,6 +78,7 @@ EVENTS = [
     RuleEvent(rule=describe(Capped(Power(0.7), 4))),
     events.SchedulersEvent(frequencies=(1, 3)),
     events.GiveUpEvent(),
+    events.MetricEvent(name="val_loss", value=math.inf),
     EndEvent(ready=3, state=BEGUN),
 ]
 

@@ -18,7 +18,18 @@ from lightning_bsscale.journal import Journal, read_journal
 from lightning_bsscale.replay import KINDS, replay
 from lightning_bsscale.theory.described import describe, make_policy, make_rule, make_schedule
 from lightning_bsscale.theory.events import WindowEvent
-from lightning_bsscale.theory.policies import Decision, NoiseScalePolicy
+from lightning_bsscale.theory.policies import (
+    POLICIES,
+    Decision,
+    HoldIfWorse,
+    Largest,
+    Milestones,
+    NoiseScalePolicy,
+    NormTest,
+    Seesaw,
+    Sequence,
+    Smith,
+)
 from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule, Linear, Power, Saturating, resolve_rule
 from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule, WarmupConstant, WarmupStep
 from tests.helpers.records import DECISION
@@ -167,8 +178,21 @@ def test_what_is_described_is_made_again():
     assert [make_rule(json.loads(json.dumps(describe(rule))), "j") for rule in rules] == rules
     schedules = [*(cls() for cls in SCHEDULES.values()), WarmupStep(milestones=(0.1, 0.7), gamma=0.3)]
     assert [make_schedule(json.loads(json.dumps(describe(one))), "j") for one in schedules] == schedules
-    policy = NoiseScalePolicy(target_ratio=0.3, allow_shrink=True)
-    assert make_policy(describe(policy), "j") == policy
+    guarded = HoldIfWorse(Sequence([Milestones({0.1: 2, 500: 4}), Largest([Seesaw(gate=None), Smith()])], at=[0.5]))
+    policies = [
+        *(make() for make in POLICIES.values()),
+        NoiseScalePolicy(not_before=300, step_price=2, example_price="measured"),
+    ]
+    for policy in [
+        *policies,
+        Milestones({300: 64}, unit="examples"),
+        NormTest(theta=0.4),
+        guarded,
+        HoldIfWorse(guarded),
+    ]:
+        described = json.loads(json.dumps(describe(policy)))
+        assert make_policy(described, "j") == policy
+        assert describe(make_policy(described, "j")) == described  # 300 examples stay an int
 
 
 @pytest.mark.parametrize(
@@ -190,6 +214,25 @@ def test_a_hostile_rule_is_refused(rule):
         nested = {"class": "Capped", "options": {"rule": nested, "cap": 2}}
     with pytest.raises(ValueError, match="written with the rule 'Capped'"):
         make_rule(nested, "j")
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"class": "Milestones", "options": {"milestones": {"0.3": 2}, "unit": "multiples", "more": 1}},
+        {"class": "Sequence", "options": {"policies": [{"class": "Jumps", "options": {}}] * 2, "at": [0.5]}},
+        {"class": "HoldIfWorse", "options": {"policy": "<tests.Jumps>"}},
+        {"class": "HoldIfWorse", "options": {"policy": {"class": "HoldIfWorse", "options": {"policy": {"class": 3}}}}},
+        {"class": "Policy", "options": {}},
+    ],
+)
+def test_a_hostile_policy_is_refused(policy):
+    with pytest.raises(ValueError, match=r"^j was written with .*pass the policy, replay\(path, policy=\.\.\.\)"):
+        make_policy(policy, "j")
+    for _ in range(300):
+        policy = {"class": "HoldIfWorse", "options": {"policy": policy}}
+    with pytest.raises(ValueError, match="pass the policy"):
+        make_policy(policy, "j")
 
 
 def test_a_journal_without_settings_is_named(tmp_path, capsys):

@@ -14,7 +14,8 @@ import lightning_bsscale
 ROOT = Path(__file__).parents[1]
 PUBLIC_NAMES = {
     *("BatchSizeScaler", "GradientNoiseScale", "GradientNoiseScaleMonitor", "NoiseScale", "functional", "__version__"),
-    *("Decision", "Limits", "NoiseScalePolicy", "Policy", "Reason", "Situation", "WarmupCosine"),
+    *("Decision", "Limits", "MetricValue", "NoiseScalePolicy", "Policy", "Reason", "Situation", "WarmupCosine"),
+    *("HoldIfWorse", "Largest", "Milestones", "NormTest", "Seesaw", "Sequence", "Smith"),
     *("Capped", "Constant", "LearningRateRule", "Linear", "Power", "Saturating", "Sqrt", "Surge"),
     *("Beta2", "HyperparameterRule", "Momentum", "WeightDecay"),
 }
@@ -50,7 +51,7 @@ STATE_KEYS = {"schema", "run", "policy", "journal"}
 RUN_KEYS = {
     *("first", "now", "is_resumed", "epoch", "loader_batches_in_epoch", "position", "windows", "window", "cut"),
     *("batch", "decisions", "examples", "lost_examples", "lost_loader_batches", "measured", "row_limit", "pending"),
-    *("loader_batches", "search"),
+    *("loader_batches", "search", "schedule_peak", "metrics"),
 }
 
 

@@ -94,7 +94,8 @@ class BatchSizeScaler(WindowCallback):
         """Check the options; the run starts at the first loader batch.
 
         Args:
-            policy: When to grow and to what: ``"noise_scale"`` or a policy object. Defaults to ``"noise_scale"``.
+            policy: When to grow and to what: ``"noise_scale"``, ``"seesaw"``, ``"smith"``, ``"norm_test"``, ``"meta"``,
+                or a policy object. Defaults to ``"noise_scale"``.
             lr_rule: How the learning rate follows the batch: ``"auto"`` (by the optimizer's class), ``"linear"``,
                 ``"sqrt"``, ``"power"``, ``"saturating"``, ``"surge"``, ``"none"``, or a rule object. Defaults to
                 ``"auto"``.
@@ -239,7 +240,7 @@ class BatchSizeScaler(WindowCallback):
         if not self._options.dry_run:
             preflight.check_learning_rate_control(trainer)
             preflight.check_hyperparameters(trainer, self._options.also_scale)
-        self._options.rule_for(trainer.optimizers[0])
+        preflight.check_policy(self._options.policy, self._options.rule_for(trainer.optimizers[0]))
         preflight.check_schedule(trainer, self._options.schedule)
         preflight.warn_unapplied_schedule(self._options)
 

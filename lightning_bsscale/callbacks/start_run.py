@@ -16,6 +16,7 @@ from lightning_bsscale.callbacks.output import messages
 from lightning_bsscale.callbacks.output.journal import open_journal
 from lightning_bsscale.callbacks.output.reports import Reports
 from lightning_bsscale.callbacks.state.checkpoint import read_run, restore_policy
+from lightning_bsscale.callbacks.trainer.learning_rate import relative_learning_rate
 from lightning_bsscale.callbacks.trainer.loaders import Loaders, SizeCheck, read_loaders
 from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
 from lightning_bsscale.callbacks.trainer.user_plan import read_plan
@@ -126,7 +127,8 @@ def _first_state(
     trainer: pl.Trainer, settings: RunSettings, stored: RunState | None, position: PlanPosition
 ) -> RunState:
     if stored is None:
-        return begin_run(settings, position, epoch=trainer.current_epoch)
+        lr = relative_learning_rate(unwrapped(trainer.optimizers[0]))
+        return begin_run(settings, position, epoch=trainer.current_epoch, relative_lr=lr)
     state = resume_run(settings, stored, position, epoch=trainer.current_epoch)
     if settings.decides:
         before, now = stored.batch.batch_size, state.batch.batch_size

@@ -185,6 +185,16 @@ class WindowCallback(pl.Callback):
         else:
             self._loop.end_loader_batch(batch_idx)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read the metrics that the policy watches."""
+        if self._loop is not None:
+            self._loop.end_validation()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read the metrics that the policy watches."""
+        if self._loop is not None:
+            self._loop.end_epoch()
+
     # ------------------------------------------------------------------ the end
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

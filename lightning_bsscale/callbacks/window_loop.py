@@ -18,6 +18,7 @@ from lightning_bsscale.callbacks.gradient_watch import GradientWatch
 from lightning_bsscale.callbacks.output import messages
 from lightning_bsscale.callbacks.output.reports import Reports
 from lightning_bsscale.callbacks.trainer.loaders import Loaders
+from lightning_bsscale.callbacks.trainer.metrics import WatchedMetrics
 from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
 from lightning_bsscale.theory import run
 from lightning_bsscale.theory.frozen import changed
@@ -37,6 +38,10 @@ class WindowLoop:
     reports: Reports
     _in_progress: int | None = None  # index of the loader batch in progress
     _ended: int | None = None  # index of one that has ended and is not yet counted as ended in the state
+
+    def __post_init__(self) -> None:
+        """Watch the metrics that the policy names; a monitor has no policy."""
+        self._metrics = WatchedMetrics(getattr(self.settings.policy, "monitors", ()))
 
     # ------------------------------------------------------------------ a window's life
 
@@ -210,6 +215,19 @@ class WindowLoop:
             return self.state.planned_steps
         is_last = self._is_epochs_end(batch_idx)
         return self.settings.plan.steps_after(self.state.position, batch_idx + 1, is_last=is_last)
+
+    def end_validation(self) -> None:
+        """Read the watched metrics of a validation."""
+        self._log_metrics(self._metrics.at_validation_end(self.actuator.trainer))
+
+    def end_epoch(self) -> None:
+        """Read the watched metrics of an epoch."""
+        self._log_metrics(self._metrics.at_epoch_end(self.actuator.trainer))
+
+    def _log_metrics(self, values: list[tuple[str, float]]) -> None:
+        for name, value in values:
+            self.state = run.log_metric(self.state, name, value)
+            self.reports.journal.log_metric(name, value)
 
     # ------------------------------------------------------------------ checkpoint and end
 

@@ -3,7 +3,8 @@
 Numbers are sent at a window's end and read at the end of the next one, so that no step waits for its own measurement.
 Every rank must send the same messages in the same order. Whether to send is therefore decided from numbers that are the
 same on all ranks, and a rank without data sends too. Four calls wait for other ranks: `extremes` and `sums`, at the
-start, `read`, for a message that was sent a window ago, and `all_agree`, where a sharded model waits for them anyway.
+start (`sums` also where validations and epochs end, if a policy watches a metric), `read`, for a message that was sent
+a window ago, and `all_agree`, where a sharded model waits for them anyway.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def extremes(values: Sequence[float], device: torch.device, world_size: int) -> 
 
 
 def sums(values: Sequence[float], device: torch.device, world_size: int) -> list[float]:
-    """Sum each number over all ranks. It waits for all ranks: for the start only.
+    """Sum each number over all ranks. It waits for all ranks: for the start, and the ends of validations and epochs.
 
     Args:
         values: this rank's numbers; nan makes the sum nan

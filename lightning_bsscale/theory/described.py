@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from lightning_bsscale.theory.checks import show
-from lightning_bsscale.theory.policies import POLICIES
+from lightning_bsscale.theory.policies import Policy, policy_classes
 from lightning_bsscale.theory.rules import RULES, Capped, CustomRule, LearningRateRule, resolve_rule
 from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule
 from lightning_bsscale.theory.stored import plain_value
@@ -22,6 +22,7 @@ MAX_OPTIONS = 64
 MAX_OPTION_LENGTH = 200
 MAX_OPTION_BITS = 1024
 MAX_OPTION_ITEMS = 16
+MAX_NESTING = 4  # of policies within policies
 
 
 def describe(thing: Any) -> dict[str, Any]:
@@ -32,13 +33,13 @@ def describe(thing: Any) -> dict[str, Any]:
 
     Returns:
         ``{"class": name, "options": fields}``, of bounded size. Options are numbers, strings, bools, None, enums (by
-        value), short sequences of these, and rules. Anything else becomes the name of its class. The options of an
-        object that is no dataclass are unknown (None).
+        value), short sequences of these, rules and policies. Anything else becomes the name of its class. The options
+        of an object that is no dataclass are unknown (None).
     """
-    return _described(thing, 2)
+    return _described(thing, 2, MAX_NESTING)
 
 
-def _described(thing: Any, depth: int) -> dict[str, Any]:
+def _described(thing: Any, depth: int, nesting: int) -> dict[str, Any]:
     if isinstance(thing, CustomRule):
         thing = thing.rule
     elif isinstance(thing, Checked):
@@ -48,13 +49,13 @@ def _described(thing: Any, depth: int) -> dict[str, Any]:
         options = {}
         for name in [field.name for field in dataclasses.fields(thing)][:MAX_OPTIONS]:
             try:
-                options[name] = _option(getattr(thing, name), depth)
+                options[name] = _option(getattr(thing, name), depth, nesting)
             except Exception:  # an attribute of the user's object may raise anything
                 options[name] = "unreadable"
     return {"class": type(thing).__name__, "options": options}
 
 
-def _option(value: Any, depth: int) -> Any:
+def _option(value: Any, depth: int, nesting: int) -> Any:
     if isinstance(value, Enum):
         value = value.value
     if value is None or isinstance(value, bool):
@@ -66,9 +67,11 @@ def _option(value: Any, depth: int) -> Any:
     if isinstance(value, Real) and not isinstance(value, Integral):
         return plain_value(float(value))
     if isinstance(value, (list, tuple)) and len(value) <= MAX_OPTION_ITEMS and depth:
-        return [_option(item, depth - 1) for item in value]
+        return [_option(item, depth - 1, nesting) for item in value]
     if isinstance(value, LearningRateRule) and depth:
-        return _described(value, depth - 1)
+        return _described(value, depth - 1, nesting)
+    if isinstance(value, Policy) and nesting:
+        return _described(value, 2, nesting - 1)
     kind = type(value)
     return f"<{kind.__module__}.{kind.__qualname__}>"[:MAX_OPTION_LENGTH]
 
@@ -86,7 +89,22 @@ def make_policy(described: Any, path: Any) -> Any:
     Raises:
         ValueError: If it is of another class, or has other options.
     """  # noqa: DOC502
-    return _made(described, "policy", POLICIES.values(), path)
+    return _made_policy(described, path, MAX_NESTING)
+
+
+def _made_policy(described: Any, path: Any, nesting: int) -> Any:
+    options = described.get("options") if isinstance(described, dict) else None
+    if isinstance(options, dict) and nesting:
+
+        def made(value: Any) -> Any:
+            return _made_policy(value, path, nesting - 1) if isinstance(value, dict) else value
+
+        inside = {
+            name: [made(item) for item in value] if isinstance(value, list) else made(value)
+            for name, value in options.items()
+        }
+        described = {**described, "options": inside}
+    return _made(described, "policy", policy_classes(), path)
 
 
 def make_schedule(described: Any, path: Any) -> Schedule | None:

@@ -23,6 +23,7 @@ __all__ = [
     "EndEvent",
     "EpochEvent",
     "GiveUpEvent",
+    "MetricEvent",
     "Opened",
     "Progress",
     "SchedulersEvent",
@@ -148,6 +149,19 @@ class SchedulersEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricEvent:
+    """A metric that the policy watches was logged.
+
+    Attributes:
+        name: Its name.
+        value: The mean over the ranks that logged it.
+    """
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GiveUpEvent:
     """After an error nothing is waited for any more."""
 
@@ -169,7 +183,7 @@ class EndEvent:
     state: RunState
 
 
-StepEvent = WindowEvent | EpochEvent | DropEvent | SchedulersEvent | GiveUpEvent | EndEvent
+StepEvent = WindowEvent | EpochEvent | DropEvent | SchedulersEvent | MetricEvent | GiveUpEvent | EndEvent
 
 
 class Opened(NamedTuple):
@@ -283,6 +297,10 @@ def _schedulers(settings: RunSettings, state: RunState, event: SchedulersEvent) 
     return Applied(changed(state, position=settings.plan.count_for(state.position, event.frequencies)))
 
 
+def _metric(settings: RunSettings, state: RunState, event: MetricEvent) -> Applied:
+    return Applied(run.log_metric(state, event.name, event.value))
+
+
 def _give_up(settings: RunSettings, state: RunState, event: GiveUpEvent) -> Applied:
     return Applied(run.settle_unsent(state))
 
@@ -298,6 +316,7 @@ _APPLY: dict[type, Callable[[RunSettings, RunState, Any], Applied]] = {
     EpochEvent: _epoch,
     DropEvent: _drop,
     SchedulersEvent: _schedulers,
+    MetricEvent: _metric,
     GiveUpEvent: _give_up,
     EndEvent: _end,
 }

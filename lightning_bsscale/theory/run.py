@@ -14,7 +14,7 @@ from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.measured import Arrived, ClosedWindow
 from lightning_bsscale.theory.micro_batches import plan_layout, smallest
 from lightning_bsscale.theory.plan import PlanPosition
-from lightning_bsscale.theory.policies import Situation
+from lightning_bsscale.theory.policies import MetricValue, Situation
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.size_search import SizeSearch
@@ -33,6 +33,7 @@ __all__ = [
     "close_window",
     "drop_window",
     "learning_rate_factors",
+    "log_metric",
     "open_window",
     "resume_run",
     "settle_unsent",
@@ -40,6 +41,9 @@ __all__ = [
     "take_arrived",
     "use_rule",
 ]
+
+
+VALUES_KEPT = 8  # of a metric, before and after the last change of the batch
 
 
 class WindowEnd(NamedTuple):
@@ -126,17 +130,19 @@ class EpochStarted(NamedTuple):
 # ---------------------------------------------------------------- a run's start
 
 
-def begin_run(settings: RunSettings, position: PlanPosition, *, epoch: int) -> RunState:
+def begin_run(settings: RunSettings, position: PlanPosition, *, epoch: int, relative_lr: float = 1.0) -> RunState:
     """Begin a run that is not resumed.
 
     Args:
         settings: Its settings.
         position: Where the user's plan begins.
         epoch: The Trainer's epoch.
+        relative_lr: The user's learning rate relative to its initial value.
 
     Returns:
         The state before the first window.
     """
+    scheduled = settings.scheduled(0)
     return RunState(
         first=settings.first,
         now=settings.now,
@@ -144,6 +150,7 @@ def begin_run(settings: RunSettings, position: PlanPosition, *, epoch: int) -> R
         position=position,
         epoch=epoch,
         search=SizeSearch(size=settings.rows) if settings.searches_size else None,
+        schedule_peak=relative_lr if scheduled is None else scheduled,
     )
 
 
@@ -421,14 +428,39 @@ def ask_policy(settings: RunSettings, state: RunState, conditions: Conditions) -
     Returns:
         The new state, and the decision to show.
     """
-    if not settings.decides or state.examples.total < settings.warmup_examples:
+    if not settings.decides:
         return Asked(state, None, None)
-    situation = _situation(settings, state, conditions)
+    scheduled = settings.scheduled(state.examples.total)
+    factor = conditions.relative_lr if scheduled is None else scheduled
+    if factor > state.schedule_peak:
+        state = changed(state, schedule_peak=factor)
+    if state.examples.total < settings.warmup_examples:
+        return Asked(state, None, None)
+    situation = _situation(settings, state, conditions, factor)
     decided = state.batch.decided(situation, policy=settings.policy, rule=settings.rule, limits=settings.limits)
     log, record = state.decisions, decided.record
     if log.continues(record):
         return Asked(state, None, decided)
     return Asked(changed(state, batch=decided.batch, decisions=log.added(record)), record, decided)
+
+
+def log_metric(state: RunState, name: str, value: float) -> RunState:
+    """Add a value of a watched metric, and drop those that no policy is given any more.
+
+    Args:
+        state: The state.
+        name: The metric's name.
+        value: Its value; the same on all ranks.
+
+    Returns:
+        The new state.
+    """
+    added = MetricValue(name=name, examples_seen=float(state.examples.total), value=value)
+    changed_at = state.batch.examples_at_last_change
+    known = [one for one in (*state.metrics, added) if one.name == name]
+    before = [] if changed_at is None else [one for one in known if one.examples_seen <= changed_at]
+    kept = [*before[-VALUES_KEPT:], *known[len(before) :][-VALUES_KEPT:]]
+    return changed(state, metrics=(*(one for one in state.metrics if one.name != name), *kept))
 
 
 def take_arrived(
@@ -511,8 +543,7 @@ def _counted(settings: RunSettings, state: RunState, window: OpenWindow, end: Wi
     )
 
 
-def _situation(settings: RunSettings, state: RunState, conditions: Conditions) -> Situation:
-    scheduled = settings.scheduled(state.examples.total)
+def _situation(settings: RunSettings, state: RunState, conditions: Conditions, factor: float) -> Situation:
     return Situation(
         batch_size=state.batch.batch_size,
         start_batch_size=state.batch.start_batch_size,
@@ -520,10 +551,12 @@ def _situation(settings: RunSettings, state: RunState, conditions: Conditions) -
         total_examples=settings.total_examples,
         warmup_examples=settings.warmup_examples,
         optimizer_steps=state.windows,
-        schedule_factor=conditions.relative_lr if scheduled is None else scheduled,
+        schedule_factor=factor,
+        schedule_peak=state.schedule_peak,
         examples_at_last_change=state.batch.examples_at_last_change,
         noise=state.noise,
         memory=settings.memory,
         seconds_per_loader_batch=conditions.seconds_per_loader_batch,
         seconds_per_step=conditions.seconds_per_step,
+        metrics=state.metrics,
     )

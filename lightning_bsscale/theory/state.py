@@ -18,7 +18,7 @@ from lightning_bsscale.theory.hyperparameters import HyperparameterRule
 from lightning_bsscale.theory.measured import ClosedWindow, MeasuredWindows
 from lightning_bsscale.theory.micro_batches import Layout
 from lightning_bsscale.theory.plan import PlanPosition, UserPlan, steps_made
-from lightning_bsscale.theory.policies import Limits
+from lightning_bsscale.theory.policies import Limits, MetricValue
 from lightning_bsscale.theory.records import DecisionLog
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.schedules import Schedule
@@ -168,6 +168,8 @@ class RunState:
         loader_batches_in_epoch: Loader batches of the epoch so far.
         is_resumed: Whether no loader batch has begun since a checkpoint was loaded.
         cut: The window that the checkpoint cut, until the next one opens; else None.
+        schedule_peak: Largest factor of the schedule so far; a monitor does not follow it.
+        metrics: The values of watched metrics that a policy is given.
     """
 
     first: Start
@@ -189,6 +191,8 @@ class RunState:
     loader_batches_in_epoch: int = 0
     is_resumed: bool = False
     cut: CutWindow | None = None
+    schedule_peak: float = 1.0
+    metrics: tuple[MetricValue, ...] = ()
 
     @property
     def noise(self) -> NoiseScale | None:

@@ -76,6 +76,16 @@ def test_one_small_message_a_measured_window_and_nothing_else():
         assert ours == [("all_reduce", 2), ("all_reduce", 4), *[("all_reduce", 23)] * measured]
 
 
+@pytest.mark.parametrize("logged_by", ["all", "one"])
+def test_a_watched_metric_is_the_mean_over_the_ranks_that_logged_it(logged_by):
+    (values, decisions), other = fit_on(2, ddp_runs.watches, logged_by)
+    assert other == (values, decisions)
+    assert len(values) > 3
+    assert [value - values[0][1] for _, value in values] == sorted({value - values[0][1] for _, value in values})
+    assert values[0][1] == (11.0 if logged_by == "all" else 10.0)
+    assert 16 in {size for _, size in decisions}
+
+
 @pytest.mark.parametrize("count", [398, 22])
 def test_at_the_end_every_example_is_counted(count):
     sizes = [4, 4, 1, 1]

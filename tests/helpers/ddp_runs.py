@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed, nn
 from torch.utils.data import DataLoader
 
-from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor, HoldIfWorse
 from lightning_bsscale.theory.stored import as_plain
 from tests.helpers.places import here
 from tests.helpers.training import QUIET, ByStep, KeepsRates, KeepSteps, run_of, scripted
@@ -171,6 +171,31 @@ def grows(rank, items, disturbed=None, counted=False):
     )
     changes = [record.batch_size for record in scaler.decisions if record.is_change]
     return decided, changes, len(scaler.history), calls
+
+
+class LogsByRank(Linear):
+    """Each rank logs its own number at every validation, or only the first one does."""
+
+    def __init__(self, logged_by):
+        super().__init__(lr=0.01)
+        self.logged_by = logged_by
+
+    def validation_step(self, batch, batch_idx):
+        if self.logged_by == "one":
+            self.log("metric", float(self.global_step), rank_zero_only=True)
+        else:
+            self.log("metric", self.global_step + 2.0 * self.global_rank)
+
+
+def watches(rank, logged_by):
+    """What the ranks know of a metric, and decide by it."""
+    policy = HoldIfWorse(ByStep([8 * (1 + step // 10) for step in range(200)]), "metric")
+    scaler = BatchSizeScaler(policy=policy, warmup=0, max_micro_batch_size=None)
+    trainer = trainer_of(2, [scaler], max_epochs=1, val_check_interval=10, num_sanity_val_steps=1)
+    items = regression_items(160, [4])
+    trainer.fit(LogsByRank(logged_by), loader_of(items, rank, 2), loader_of(items[:2], rank, 2))
+    values = [(one.examples_seen, one.value) for one in run_of(scaler).metrics]
+    return values, [(record.situation.examples_seen, record.batch_size) for record in scaler.decisions]
 
 
 def counting(name, function, calls):

@@ -23,10 +23,17 @@ from lightning_bsscale import (
     Constant,
     GradientNoiseScale,
     GradientNoiseScaleMonitor,
+    HoldIfWorse,
+    Largest,
     Limits,
     Linear,
+    Milestones,
     NoiseScalePolicy,
+    NormTest,
     Power,
+    Seesaw,
+    Sequence,
+    Smith,
     WarmupCosine,
     WeightDecay,
     functional,
@@ -66,6 +73,14 @@ class Broken(HyperparameterRule):
 
     def scaled(self, group, ratio):
         return {"eps": float("nan")}
+
+
+def probed(content):
+    """A policy that reads a probe's file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "probe.json")
+        path.write_text(json.dumps(content))
+        return NoiseScalePolicy(target_ratio=path)
 
 
 def case(function):
@@ -115,6 +130,32 @@ CASES += [
     Case(lambda: NoiseScalePolicy(cooldown=1000)),
     Case(lambda: NoiseScalePolicy(allow_shrink=1)),
     Case(lambda: NoiseScalePolicy(whole_run=1)),
+    Case(lambda: NoiseScalePolicy(target_ratio="no/such.json")),
+    Case(lambda: probed({})),
+    Case(lambda: probed({"critical_batch_ratio": {"value": None}})),
+    Case(lambda: NoiseScalePolicy(not_before=1.5)),
+    Case(lambda: NoiseScalePolicy(not_before=1)),
+    Case(lambda: NoiseScalePolicy(step_price="clock", example_price=1)),
+    Case(lambda: NoiseScalePolicy(step_price=1, example_price=0)),
+    Case(lambda: NoiseScalePolicy(step_price=1)),
+    Case(lambda: Seesaw(cut=1)),
+    Case(lambda: Smith(gate=0)),
+    Case(lambda: Seesaw(form="lion")),
+    Case(lambda: NormTest(theta=1)),
+    Case(lambda: Milestones(4)),
+    Case(lambda: Milestones({})),
+    Case(lambda: Milestones({0.5: 2, 0.3: 4})),
+    Case(lambda: Milestones({0.5: 2}, unit="tokens")),
+    Case(lambda: HoldIfWorse(Seesaw(), monitor=3)),
+    Case(lambda: HoldIfWorse(Seesaw(), mode="less")),
+    Case(lambda: HoldIfWorse(Seesaw(), tolerance=-1)),
+    Case(lambda: HoldIfWorse("seesaw")),
+    Case(lambda: Largest([Seesaw(), Seesaw])),
+    Case(lambda: Largest(Seesaw())),
+    Case(lambda: Largest([Seesaw()])),
+    Case(lambda: Sequence([Seesaw(), Smith()], at=0.5)),
+    Case(lambda: Sequence([Seesaw(), Smith()], at=[])),
+    Case(lambda: Sequence([Seesaw(), Smith(), Smith()], at=[0.5, 0.3])),
     Case(lambda: Power(exponent=2)),
     Case(lambda: scaled_values(Broken(), {}, 2.0)),
     Case(lambda: WeightDecay(exponent=2)),

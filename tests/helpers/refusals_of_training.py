@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy, XLAStrategy
 from torch.utils.data import DataLoader
 
-from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor, NoiseScalePolicy
+from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor, HoldIfWorse, NoiseScalePolicy
 from lightning_bsscale.callbacks.checks import preflight
 from lightning_bsscale.callbacks.state.spawn import Outcome, _SentOutcome
 from lightning_bsscale.callbacks.trainer import accumulation, loaders
@@ -167,6 +167,12 @@ def train_where(owner, name, *value, settings=None, **options):
         train(**(settings or {}))
 
 
+def train_deterministic(policy):
+    """A training in which no clock may decide."""
+    with mock.patch.object(torch, "are_deterministic_algorithms_enabled", return_value=True):
+        train(BatchSizeScaler(policy=policy))
+
+
 CASES += [
     Case(lambda: train_where(SingleDeviceStrategy, "_ddp_kwargs", {"static_graph": True}, create=True)),
     Case(lambda: train_where(SingleDeviceStrategy, "_model_averaging_period", 4, create=True)),
@@ -182,6 +188,9 @@ CASES += [
     ),
     Case(lambda: train(others=[GradientNoiseScaleMonitor()]), "GradientNoiseScaleMonitor"),
     Case(lambda: train(others=[FindsLate()])),
+    Case(lambda: train(BatchSizeScaler(policy="seesaw", lr_rule="none")), "Seesaw 'sqrt' 'surge' 'none'"),
+    Case(lambda: train_deterministic(NoiseScalePolicy(step_price="measured", example_price="measured"))),
+    Case(lambda: train(BatchSizeScaler(policy=HoldIfWorse(NoiseScalePolicy())), at_once=False), "'val_loss'"),
     Case(lambda: train(min_steps=5), "min_steps=5"),
     Case(lambda: train(BatchSizeScaler(also_scale="beta2")), "Beta2 'betas' SGD None"),
     Case(lambda: train(BatchSizeScaler(lr_rule="sqrt"), module=Regression(StepIsAProperty))),

@@ -5,7 +5,20 @@ import re
 import pytest
 import yaml
 
-from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor, NoiseScalePolicy, Power
+from lightning_bsscale import (
+    BatchSizeScaler,
+    GradientNoiseScaleMonitor,
+    HoldIfWorse,
+    Largest,
+    Milestones,
+    NoiseScalePolicy,
+    NormTest,
+    Power,
+    Seesaw,
+    Sequence,
+    Smith,
+)
+from lightning_bsscale.theory.described import describe
 from lightning_bsscale.theory.rules import Capped, Sqrt
 from lightning_bsscale.theory.schedules import WarmupCosine
 from tests.helpers.lightning_cli import callbacks_from
@@ -42,6 +55,58 @@ def test_every_kind_of_option():
     assert scaler._options.batch_size_fn is len
     assert scaler._options.record == "runs/journal.jsonl"
     assert scaler._options.dry_run is True
+
+
+POLICIES = {
+    "policy: meta": NoiseScalePolicy.meta(),
+    "policy: {class_path: lightning_bsscale.Seesaw, init_args: {cut: 2, form: sgd, gate: null}}": Seesaw(
+        cut=2, form="sgd", gate=None
+    ),
+    "policy: {class_path: lightning_bsscale.Smith, init_args: {gate: 0.5}}": Smith(gate=0.5),
+    "policy: {class_path: lightning_bsscale.NormTest, init_args: {theta: 0.5}}": NormTest(theta=0.5),
+    "policy: {class_path: lightning_bsscale.Milestones, init_args: {milestones: {0.3: 2, 5000: 4}}}": Milestones(
+        {0.3: 2, 5000: 4}
+    ),
+    """
+    policy:
+      class_path: lightning_bsscale.Milestones
+      init_args: {milestones: {"0.3": 64, "5_000": 128}, unit: examples}
+    """: Milestones({0.3: 64, 5000: 128}, unit="examples"),
+    """
+    policy:
+      class_path: lightning_bsscale.NoiseScalePolicy
+      init_args: {not_before: 5000, step_price: measured, example_price: 5e-3}
+    """: NoiseScalePolicy(not_before=5000, step_price="measured", example_price=0.005),
+    """
+    policy:
+      class_path: lightning_bsscale.HoldIfWorse
+      init_args:
+        monitor: val/acc
+        mode: max
+        policy:
+          class_path: lightning_bsscale.Sequence
+          init_args:
+            at: [0.3, 5000]
+            policies:
+              - class_path: lightning_bsscale.NoiseScalePolicy
+              - class_path: lightning_bsscale.Seesaw
+              - class_path: lightning_bsscale.Largest
+                init_args:
+                  policies: [{class_path: lightning_bsscale.Seesaw}, {class_path: lightning_bsscale.NormTest}]
+    """: HoldIfWorse(
+        Sequence([NoiseScalePolicy(), Seesaw(), Largest([Seesaw(), NormTest()])], at=[0.3, 5000]),
+        monitor="val/acc",
+        mode="max",
+    ),
+}
+
+
+@pytest.mark.parametrize("text", POLICIES)
+def test_every_policy(text):
+    (scaler,) = from_yaml(text)
+    policy = scaler._options.policy
+    assert policy == POLICIES[text]
+    assert describe(policy) == describe(POLICIES[text])  # an int stays an int: examples, not a share
 
 
 def test_by_name_and_by_flags():
@@ -90,7 +155,7 @@ REFUSED_BY_TYPE = [
     ("schedule: {class_path: torch.optim.lr_scheduler.StepLR}", "schedule Schedule"),
     ("policy: {class_path: lightning_bsscale.NoiseScalePolice}", "policy 'NoiseScalePolice'"),
     ("policy: {class_path: lightning_bsscale.NoiseScalePolicy, init_args: {target: 0.5}}", "'target'"),
-    ("policy: {class_path: lightning_bsscale.NoiseScalePolicy, init_args: {target_ratio: half}}", "target_ratio half"),
+    ("policy: {class_path: lightning_bsscale.NoiseScalePolicy, init_args: {cooldown: half}}", "cooldown half"),
 ]
 
 
@@ -113,6 +178,10 @@ REFUSED_BY_VALUE = [
     (
         "policy: {class_path: lightning_bsscale.NoiseScalePolicy, init_args: {target_ratio: -1}}",
         lambda: NoiseScalePolicy(target_ratio=-1.0),
+    ),
+    (
+        "policy: {class_path: lightning_bsscale.NoiseScalePolicy, init_args: {target_ratio: probe.json}}",
+        lambda: NoiseScalePolicy(target_ratio="probe.json"),
     ),
     ("lr_rule: {class_path: lightning_bsscale.Power, init_args: {exponent: 2}}", lambda: Power(exponent=2.0)),
     ("schedule: {class_path: lightning_bsscale.WarmupCosine, init_args: {final: 2}}", lambda: WarmupCosine(final=2.0)),

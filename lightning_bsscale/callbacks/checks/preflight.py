@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
@@ -23,7 +24,7 @@ from lightning_bsscale.callbacks.trainer.optimizer_step import can_wrap_step, un
 from lightning_bsscale.callbacks.trainer.out_of_memory import Recovery
 from lightning_bsscale.theory.checks import show
 from lightning_bsscale.theory.hyperparameters import HyperparameterRule
-from lightning_bsscale.theory.rules import LearningRateRule, resolve_rule, rule_for_optimizer
+from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule, resolve_rule, rule_for_optimizer
 from lightning_bsscale.theory.windows import windows_in_memory
 
 
@@ -266,6 +267,32 @@ def choose_rule(lr_rule: Any, lr_cap: float | None, optimizer: Optimizer) -> Lea
     except ValueError as error:
         raise MisconfigurationException(str(error)) from error
     return resolve_rule(rule, cap=lr_cap)
+
+
+def check_policy(policy: Any, rule: LearningRateRule) -> None:
+    """Refuse a policy that cannot do what it promises in this training.
+
+    Args:
+        policy: the policy
+        rule: the rule that the learning rate follows
+
+    Raises:
+        MisconfigurationException: If it is meant for other rules, or decides by a clock in a deterministic training.
+    """
+    name, meant_for = type(policy).__name__, getattr(policy, "lr_rules", None)
+    inner = rule.rule if isinstance(rule, Capped) else rule
+    if meant_for is not None and inner.name in RULES and inner.name not in meant_for:
+        choices = " or ".join(f"lr_rule='{one}'" for one in meant_for) or "none of the package's rules"
+        raise MisconfigurationException(
+            f"{name} trades the schedule's decay for growth, which needs the learning rate to follow the batch by "
+            f"{choices} ({policy!r}), but lr_rule is {inner.name!r} here. Pass one of these rules, or for SGD "
+            "Seesaw(form='sgd') or Smith()."
+        )
+    if getattr(policy, "needs_clock", False) and torch.are_deterministic_algorithms_enabled():
+        raise MisconfigurationException(
+            f"{name} decides by measured seconds, but with Trainer(deterministic=True) no clock may decide what is "
+            "computed. Pass step_price and example_price as numbers."
+        )
 
 
 def check_schedule(trainer: pl.Trainer, schedule: Any) -> None:

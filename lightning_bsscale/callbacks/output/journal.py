@@ -20,6 +20,7 @@ from lightning_bsscale.theory.events import (
     EndEvent,
     EpochEvent,
     GiveUpEvent,
+    MetricEvent,
     Progress,
     SchedulersEvent,
     WindowEvent,
@@ -105,6 +106,9 @@ class RunJournal:
 
     def follow_schedulers(self, position: PlanPosition) -> None:
         """Record a change to other schedulers."""
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Record a value of a watched metric."""
 
     def give_up(self) -> None:
         """Record that sums in flight are abandoned."""
@@ -192,9 +196,11 @@ class RecordedRun(RunJournal):
         """Record the policy's inputs and its decision."""
         if self._window is not None:
             self._window["is_asked"] = True
+            relative_lr, *seconds = conditions
+            if self._settings.decides:  # also in the warmup, where the schedule has its peak
+                self._window["relative_lr"] = relative_lr
             if asked.decided is not None:
-                relative_lr, *seconds = conditions
-                self._window |= {"relative_lr": relative_lr, "seconds": tuple(seconds)}
+                self._window["seconds"] = tuple(seconds)
         self._write(asked.record)
 
     def use_rule(self, rule: LearningRateRule) -> None:
@@ -204,6 +210,10 @@ class RecordedRun(RunJournal):
     def follow_schedulers(self, position: PlanPosition) -> None:
         """Record a change to other schedulers."""
         self._write(SchedulersEvent(frequencies=tuple(frequency for frequency, _ in position.before)))
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Record a value of a watched metric."""
+        self._write(MetricEvent(name=name, value=value))
 
     def give_up(self) -> None:
         """Record that sums in flight are abandoned."""

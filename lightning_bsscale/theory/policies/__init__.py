@@ -5,11 +5,16 @@ A policy is a pure function: the same situation and limits give the same decisio
 Other folders import from here; the files of this folder import each other.
 """
 
-from lightning_bsscale.theory.policies.choose import POLICIES, resolve_policy
+from lightning_bsscale.theory.policies.choose import POLICIES, policy_classes, resolve_policy
+from lightning_bsscale.theory.policies.hold_if_worse import HoldIfWorse
+from lightning_bsscale.theory.policies.largest import Largest
+from lightning_bsscale.theory.policies.milestones import Milestones
 from lightning_bsscale.theory.policies.noise_scale import NoiseScalePolicy
+from lightning_bsscale.theory.policies.norm_test import NormTest
 from lightning_bsscale.theory.policies.policy import (
     Decision,
     Limits,
+    MetricValue,
     Policy,
     Reason,
     Situation,
@@ -17,17 +22,29 @@ from lightning_bsscale.theory.policies.policy import (
     hold_without_decision,
     recorded_decision,
 )
+from lightning_bsscale.theory.policies.seesaw import Seesaw
+from lightning_bsscale.theory.policies.sequence import Sequence
+from lightning_bsscale.theory.policies.smith import Smith
 
 __all__ = [
     "POLICIES",
     "Decision",
+    "HoldIfWorse",
+    "Largest",
     "Limits",
+    "MetricValue",
+    "Milestones",
     "NoiseScalePolicy",
+    "NormTest",
     "Policy",
     "Reason",
+    "Seesaw",
+    "Sequence",
     "Situation",
+    "Smith",
     "SupportsDecide",
     "hold_without_decision",
+    "policy_classes",
     "recorded_decision",
     "resolve_policy",
 ]

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import cast
 
 from lightning_bsscale.theory.checks import join_names, show
+from lightning_bsscale.theory.policies.hold_if_worse import HoldIfWorse
+from lightning_bsscale.theory.policies.largest import Largest
+from lightning_bsscale.theory.policies.milestones import Milestones
 from lightning_bsscale.theory.policies.noise_scale import NoiseScalePolicy
+from lightning_bsscale.theory.policies.norm_test import NormTest
 from lightning_bsscale.theory.policies.policy import Policy, SupportsDecide
+from lightning_bsscale.theory.policies.seesaw import Seesaw
+from lightning_bsscale.theory.policies.sequence import Sequence
+from lightning_bsscale.theory.policies.smith import Smith
 
-__all__ = ["POLICIES", "resolve_policy"]
+__all__ = ["POLICIES", "policy_classes", "resolve_policy"]
 
 
-POLICIES: dict[str, type[Policy]] = {
+POLICIES: dict[str, Callable[[], Policy]] = {
     "noise_scale": NoiseScalePolicy,
+    "seesaw": Seesaw,
+    "smith": Smith,
+    "norm_test": NormTest,
+    "meta": NoiseScalePolicy.meta,
 }
-"""Policies by name; each can be created without arguments."""
+"""Policies by name: classes that need no arguments, and named settings of one."""
+
+_WITH_ARGUMENTS: tuple[type[Policy], ...] = (Milestones, HoldIfWorse, Sequence, Largest)
+
+
+def policy_classes() -> list[type[Policy]]:
+    """Return the classes of all policies of the package."""
+    return [*(made for made in POLICIES.values() if isinstance(made, type)), *_WITH_ARGUMENTS]
 
 
 def resolve_policy(policy: object) -> SupportsDecide:

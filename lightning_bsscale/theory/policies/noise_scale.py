@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import final
+from typing import cast, final
 
 from lightning_bsscale.theory.checks import check_number, show
-from lightning_bsscale.theory.estimate import NoiseScale
-from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Reason, Situation
+from lightning_bsscale.theory.critical_batch_ratio import read_critical_batch_ratio
+from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Reason, Situation, noise_bounds
+from lightning_bsscale.theory.policies.position import check_position, in_examples, need_budget
+from lightning_bsscale.theory.tradeoff import batch_size_for_prices
 
 __all__ = ["NoiseScalePolicy"]
 
 
 def _in_warmup(policy: NoiseScalePolicy, situation: Situation, limits: Limits) -> Reason | None:
     return Reason.IN_WARMUP if situation.examples_seen < situation.warmup_examples else None
+
+
+def _not_before(policy: NoiseScalePolicy, situation: Situation, limits: Limits) -> Reason | None:
+    begins = in_examples(policy.not_before, situation.total_examples)
+    return Reason.NOT_BEFORE if situation.examples_seen < begins < math.inf else None
 
 
 def _no_estimate(policy: NoiseScalePolicy, situation: Situation, limits: Limits) -> Reason | None:
@@ -46,14 +53,25 @@ def _near_end(policy: NoiseScalePolicy, situation: Situation, limits: Limits) ->
     return Reason.NEAR_END if remaining < policy.cooldown * situation.total_examples else None
 
 
-@lru_cache(maxsize=8)
-def _bounds(noise: NoiseScale, confidence: float) -> tuple[float, float]:
-    # A policy decides at every step, but the estimate changes only after a measured window.
-    return noise.lower_bound(confidence), noise.upper_bound(confidence)
+MEASURED = "measured"
+
+
+def _checked_price(name: str, value: object) -> float | str | None:
+    if value is None or (isinstance(value, str) and value == MEASURED):
+        return value
+    return check_number(f"{name} ('measured', None, or a price)", value, above=0)
 
 
 _Gate = Callable[["NoiseScalePolicy", Situation, Limits], "Reason | None"]
-_GATES: tuple[_Gate, ...] = (_in_warmup, _no_estimate, _unresolved, _cooling_down, _at_limit, _near_end)
+_GATES: tuple[_Gate, ...] = (
+    _in_warmup,
+    _not_before,
+    _no_estimate,
+    _unresolved,
+    _cooling_down,
+    _at_limit,
+    _near_end,
+)
 
 
 @final
@@ -61,21 +79,31 @@ _GATES: tuple[_Gate, ...] = (_in_warmup, _no_estimate, _unresolved, _cooling_dow
 class NoiseScalePolicy(Policy):
     """Grow towards a share of the noise scale, by its one-sided lower bound.
 
-    The gates are checked first, and the first reason to hold wins: in warmup, no estimate, unresolved, cooling down, at
-    the limit, too near the end. The target is ``target_ratio * lower_bound(confidence)``. If it is at least
-    ``hysteresis`` times the current batch size, the batch grows to the target, by at most ``max_growth`` at a time.
+    The gates are checked first, and the first reason to hold wins: in warmup, before ``not_before``, no estimate,
+    unresolved, cooling down, at the limit, too near the end. The target is ``target_ratio * lower_bound(confidence)``.
+    If it is at least ``hysteresis`` times the current batch size, the batch grows to the target, by at most
+    ``max_growth`` at a time.
 
     A run looks at the bound many times, and each look may be too high by chance. With ``whole_run`` the probability of
     error, ``1 - confidence``, is divided among the looks that do not share their windows: as many as the averaging
     memory fits into the budget after the warmup (Bonferroni). The confidence then holds for all looks of a run whose
     noise scale stays as it is, at the price of later growth (docs/simulation.md measures both).
 
-    Source: McCandlish et al. 2018, arXiv 1812.06162 (the noise scale as the batch where an example is worth half).
+    With prices the target is the batch of most progress per price instead: with C that target as the critical batch,
+    progress per step is B / (B + C) and its price is ``step_price + example_price * B``, so
+
+        B = sqrt(C * step_price / example_price).
+
+    Without prices there is no such optimum, only a trade-off of steps against examples.
+
+    Source: McCandlish et al. 2018, arXiv 1812.06162 (the noise scale as the batch where an example is worth half, and
+    the progress of a step).
     Where it stops being true: the noise scale is the critical batch only up to a task-dependent factor, for which there
     is ``target_ratio``; it says that examples are used well, not that few steps are enough.
 
     Args:
-        target_ratio: Target batch size as a share of the noise scale, above 0.
+        target_ratio: Target batch size as a share of the noise scale, above 0; or the path of a JSON file that
+            ``python -m lightning_bsscale probe`` wrote, whose ``critical_batch_ratio`` is used.
         confidence: Confidence of the one-sided bound, from 0.5 (the point estimate) to below 1.
         max_growth: Largest ratio of one change, above 1; one more loader batch per rank is always allowed.
         hysteresis: Smallest ratio of target and current batch size for a change, at least 1.
@@ -84,60 +112,103 @@ class NoiseScalePolicy(Policy):
         allow_shrink: Whether the batch may also shrink (by the upper bound, with the same hysteresis and ratio).
         whole_run: Whether the confidence holds for all looks of a run together, not for each of them. Without a budget,
             or where all windows count alike, there is a single look.
+        not_before: No growth before this: a float is a share of the budget, an int a number of examples.
+        step_price: Price of an optimizer step beyond its examples: a number, or ``"measured"`` for the seconds that the
+            callback measures, which differ from run to run. None for no prices.
+        example_price: Price of an example in the same unit: a number, or ``"measured"``. Both prices or none. Ranks
+            that compute at the same time share the seconds of an example. While a measured price is unknown, which it
+            is with one loader batch per step, the batch grows by one more at most.
     """
 
-    target_ratio: float = 1.0
+    target_ratio: float | str = 1.0
     confidence: float = 0.9
     max_growth: float = 2.0
     hysteresis: float = 1.25
     cooldown: float = 0.01
     allow_shrink: bool = False
     whole_run: bool = False
+    not_before: int | float = 0
+    step_price: float | str | None = None
+    example_price: float | str | None = None
 
     def __post_init__(self) -> None:
         """Check the options, and store them as Python numbers for the journal.
 
         Raises:
             TypeError: If ``allow_shrink`` or ``whole_run`` is not a bool.
+            ValueError: If there is only one price.
         """
         checked = {
-            "target_ratio": check_number("target_ratio", self.target_ratio, above=0),
+            "target_ratio": read_critical_batch_ratio("target_ratio", self.target_ratio),
             "confidence": check_number("confidence", self.confidence, at_least=0.5, below=1),
             "max_growth": check_number("max_growth", self.max_growth, above=1),
             "hysteresis": check_number("hysteresis", self.hysteresis, at_least=1),
             "cooldown": check_number("cooldown", self.cooldown, at_least=0, below=1),
+            "not_before": check_position("not_before", self.not_before),
+            "step_price": _checked_price("step_price", self.step_price),
+            "example_price": _checked_price("example_price", self.example_price),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         for name in ("allow_shrink", "whole_run"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {show(getattr(self, name))}")
+        if (self.step_price is None) != (self.example_price is None):
+            raise ValueError(
+                "step_price and example_price must both be given, or neither, "
+                f"got {show(self.step_price)} and {show(self.example_price)}"
+            )
+
+    @classmethod
+    def meta(cls) -> NoiseScalePolicy:
+        """Return the setting that comes to rest where Meta's rule does, also ``policy="meta"``.
+
+        The rule is the norm test with θ² = 0.36 (see ``NormTest``): its bias makes it come to rest at 1/0.36 − 1 = 1.78
+        times the noise scale, by steps of at most 1/0.36. Here that target is reached by the unbiased point estimate,
+        and only when that is resolved.
+
+        Source: Naganuma et al. 2026, arXiv 2602.03001, who save 67 % of the steps at 160 million parameters, and report
+        failure with AdamW at 1 billion.
+
+        Example:
+            >>> round(NoiseScalePolicy.meta().target_ratio, 2)
+            1.78
+        """
+        return cls(target_ratio=1 / 0.36 - 1, confidence=0.5, max_growth=1 / 0.36)
 
     @property
     def needs_budget(self) -> bool:
-        """Whether ``cooldown``, a share of the budget, is above 0; without a budget its gates never hold."""
-        return self.cooldown > 0
+        """Whether an option is a share of the budget; without a budget its gates never hold."""
+        return self.cooldown > 0 or need_budget([self.not_before])
+
+    @property
+    def needs_clock(self) -> bool:
+        """Whether a price is measured."""
+        return MEASURED in (self.step_price, self.example_price)
 
     def decide(self, situation: Situation, limits: Limits) -> Decision:  # noqa: D102
         batch = situation.batch_size
         for gate in _GATES:
             reason = gate(self, situation, limits)
             if reason is not None:
-                return self._decision(situation, batch, reason)
+                return self._decision(situation, limits, batch, reason)
         assert situation.noise is not None  # the second gate
-        lower, upper = _bounds(situation.noise, self._confidence_of_a_look(situation))
-        wanted = self.target_ratio * lower
+        lower, upper = noise_bounds(situation.noise, self._confidence_of_a_look(situation))
+        wanted, at_most = (self._target(bound, situation, limits) for bound in (lower, upper))
+        if wanted is None or at_most is None:
+            return self._decision(situation, limits, batch, Reason.NO_PRICES)
         if wanted >= self.hysteresis * batch:
             # max_growth may lie below the next possible batch; holding forever would be worse than exceeding it.
             step = max(self.max_growth * batch, batch + limits.granularity)
             grown = limits.clip(min(wanted, step))
-            return self._decision(situation, max(grown, batch), Reason.GROW if grown > batch else Reason.AT_LIMIT)
-        at_most = self.target_ratio * upper
+            return self._decision(
+                situation, limits, max(grown, batch), Reason.GROW if grown > batch else Reason.AT_LIMIT
+            )
         if self.allow_shrink and at_most * self.hysteresis <= batch:
             shrunk = limits.clip(max(at_most, batch / self.max_growth))
             if shrunk < batch:
-                return self._decision(situation, shrunk, Reason.SHRINK)
-        return self._decision(situation, batch, Reason.CLOSE_ENOUGH)
+                return self._decision(situation, limits, shrunk, Reason.SHRINK)
+        return self._decision(situation, limits, batch, Reason.CLOSE_ENOUGH)
 
     def _confidence_of_a_look(self, situation: Situation) -> float:
         if not self.whole_run or situation.total_examples is None:
@@ -145,11 +216,27 @@ class NoiseScalePolicy(Policy):
         looks = max(1.0, (situation.total_examples - situation.warmup_examples) / situation.memory)
         return 1 - (1 - self.confidence) / looks
 
-    def _decision(self, situation: Situation, batch_size: int, reason: Reason) -> Decision:
+    def _target(self, bound: float, situation: Situation, limits: Limits) -> float | None:
+        """Return the batch that a bound of the noise scale justifies; None while a price is unknown."""
+        critical = cast(float, self.target_ratio) * bound
+        if self.step_price is None:
+            return critical
+        seconds = situation.seconds_per_loader_batch
+        # All ranks compute their loader batches at the same time.
+        per_example = None if seconds is None else seconds / limits.granularity
+        step = situation.seconds_per_step if self.step_price == MEASURED else cast(float, self.step_price)
+        example = per_example if self.example_price == MEASURED else cast(float, self.example_price)
+        if step is not None and example is not None and example > 0:
+            return batch_size_for_prices(critical, step_price=step, example_price=example) if critical > 0 else 0.0
+        # Seconds of a loader batch can be told from those of a step only where a window has two loader batches.
+        one_more = situation.batch_size + limits.granularity
+        return min(critical, one_more) if situation.batch_size <= limits.granularity else None
+
+    def _decision(self, situation: Situation, limits: Limits, batch_size: int, reason: Reason) -> Decision:
         """Return the decision with its numbers; for a hold, those of the test for growth."""
         if situation.noise is None:
             return Decision(batch_size=batch_size, reason=reason.value, code=reason.code)
-        lower, upper = _bounds(situation.noise, self._confidence_of_a_look(situation))
+        lower, upper = noise_bounds(situation.noise, self._confidence_of_a_look(situation))
         shrinks = reason is Reason.SHRINK
         bound = upper if shrinks else lower
         return Decision(
@@ -158,6 +245,6 @@ class NoiseScalePolicy(Policy):
             code=reason.code,
             bound=bound,
             confidence=self._confidence_of_a_look(situation),
-            target=self.target_ratio * bound,
+            target=self._target(bound, situation, limits),
             needed=situation.batch_size / self.hysteresis if shrinks else self.hysteresis * situation.batch_size,
         )

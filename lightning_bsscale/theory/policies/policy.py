@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from numbers import Integral
 from typing import Any, Protocol
 
@@ -15,16 +16,33 @@ from lightning_bsscale.theory.estimate import NoiseScale
 __all__ = [
     "Decision",
     "Limits",
+    "MetricValue",
     "Policy",
     "Reason",
     "Situation",
     "SupportsDecide",
     "hold_without_decision",
+    "noise_bounds",
     "recorded_decision",
 ]
 
 MAX_REASON_LENGTH = 500
 MAX_CODE_LENGTH = 80
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricValue:
+    """One value of a watched metric; the same on all ranks.
+
+    Attributes:
+        name: The metric's key in ``trainer.callback_metrics``.
+        examples_seen: Examples seen when it was logged.
+        value: The mean over the ranks that logged it.
+    """
+
+    name: str
+    examples_seen: float
+    value: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +56,16 @@ class Situation:
         total_examples: The budget in examples; None if unknown.
         warmup_examples: Length of the warmup, in examples.
         optimizer_steps: Optimizer steps taken so far.
-        schedule_factor: The schedule's current factor on the learning rate (1 at its peak), without the rule's.
+        schedule_factor: The schedule's current factor on the learning rate, without the rule's: the callback's own
+            schedule, or the user's learning rate relative to its initial value.
+        schedule_peak: The largest of these factors so far; in a warmup it rises with `schedule_factor`.
         examples_at_last_change: Examples seen when the batch size last changed; None if it never did.
         noise: The current estimate, or None.
         memory: Examples over which the weight of a window in the estimate falls to 1/e; infinite where all count alike.
         seconds_per_loader_batch: Measured seconds of one loader batch; None if unknown.
         seconds_per_step: Measured seconds of one optimizer step beyond its loader batches; None if unknown.
+        metrics: The latest values of the metrics that the policy watches (its ``monitors``), in order: of each at most
+            eight up to the last change of the batch size, and eight since.
     """
 
     batch_size: int
@@ -53,11 +75,13 @@ class Situation:
     warmup_examples: float = 0.0
     optimizer_steps: int = 0
     schedule_factor: float = 1.0
+    schedule_peak: float = 1.0
     examples_at_last_change: float | None = None
     noise: NoiseScale | None = None
     memory: float = math.inf
     seconds_per_loader_batch: float | None = None
     seconds_per_step: float | None = None
+    metrics: tuple[MetricValue, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +144,13 @@ class Reason(str, Enum):
     """Why the batch changed or was held; the values are the sentences in log, journal and documentation."""
 
     IN_WARMUP = "hold: still in warmup"
+    NOT_BEFORE = "hold: growth begins later, by the policy's not_before"
     NO_ESTIMATE = "hold: no estimate of the noise scale yet"
     UNRESOLVED = "hold: the noise scale is not resolved (its interval has no upper end, or reaches zero)"
     COOLING_DOWN = "hold: cooling down after the last change"
     AT_LIMIT = "hold: the batch is as large as the limits allow"
     NEAR_END = "hold: too near the end of the budget for a change to pay"
+    NO_PRICES = "hold: the seconds of a step and of an example are not measured yet"
     CLOSE_ENOUGH = "hold: the target is not far enough from the current batch size"
     GROW = "grow: the noise scale's lower bound allows a larger batch"
     SHRINK = "shrink: the noise scale's upper bound asks for a smaller batch"
@@ -192,6 +218,24 @@ class Policy(ABC):
         """Whether the policy needs to know the budget."""
         return False
 
+    @property
+    def needs_clock(self) -> bool:
+        """Whether decisions depend on measured seconds, which a deterministic training must not use."""
+        return False
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """Names of the logged metrics that the policy watches, as in ``trainer.callback_metrics``."""
+        return ()
+
+    @property
+    def lr_rules(self) -> tuple[str, ...] | None:
+        """Names of the learning-rate rules that the policy is meant for; None if it works with any.
+
+        Training with another one of the package's rules is refused. A user's own rule is not.
+        """
+        return None
+
     @abstractmethod
     def decide(self, situation: Situation, limits: Limits) -> Decision:
         """Decide on the batch size from the next window on.
@@ -203,6 +247,13 @@ class Policy(ABC):
         Returns:
             The decision; to hold, its batch size is the current one.
         """
+
+
+@lru_cache(maxsize=8)
+def noise_bounds(noise: NoiseScale, confidence: float) -> tuple[float, float]:
+    """Return the one-sided lower and upper bound of a noise scale, computed once for each estimate."""
+    # A policy decides at every step, but the estimate changes only after a measured window.
+    return noise.lower_bound(confidence), noise.upper_bound(confidence)
 
 
 _CODES = {reason.value: reason.code for reason in Reason}

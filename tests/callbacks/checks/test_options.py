@@ -66,6 +66,9 @@ NUMBERS = [
     (NoiseScalePolicy, "max_growth", [1, 0.5], False),
     (NoiseScalePolicy, "hysteresis", [0, 0.99], False),
     (NoiseScalePolicy, "cooldown", [1, 1000], False),
+    (NoiseScalePolicy, "not_before", [1.5], False),
+    (NoiseScalePolicy, "step_price", [0], True),
+    (NoiseScalePolicy, "example_price", [0], True),
     (Power, "exponent", [1.01], False),
     (capped, "cap", [0, 0.99], False),
     (WarmupCosine, "final", [1.01], False),
@@ -106,10 +109,13 @@ def refused(make, option, value, error):
 @pytest.mark.parametrize(("make", "option", "wrong", "or_none"), NUMBERS + INTEGERS)
 def test_what_is_no_number_and_what_is_out_of_range(make, option, wrong, or_none):
     for value in NO_NUMBERS + [None] * (not or_none):
-        refused(make, option, value, TypeError)
+        if option != "target_ratio" or not isinstance(value, str):  # there a string is a path
+            refused(make, option, value, TypeError)
     if (make, option, wrong, or_none) in NUMBERS:
         for value in [*NO_VALUES, *wrong]:
-            if option != "warmup" or not isinstance(value, int) or value < 0:  # there an int counts examples
+            if (
+                option not in {"warmup", "not_before"} or not isinstance(value, int) or value < 0
+            ):  # there an int counts examples
                 refused(make, option, value, ValueError)
     else:
         for value in (1.0, 2.5, np.float64(2), Fraction(2), math.nan, math.inf):

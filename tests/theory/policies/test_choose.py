@@ -10,4 +10,4 @@ def test_resolve_by_name_object_and_duck():
     assert resolve_policy("noise_scale") == NoiseScalePolicy()
     assert resolve_policy(own) is own
     assert isinstance(resolve_policy(NoiseScalePolicy(target_ratio=1)), Policy)
-    assert all(isinstance(resolve_policy(name), POLICIES[name]) for name in POLICIES)
+    assert all(resolve_policy(name) == POLICIES[name]() for name in POLICIES)

@@ -1,4 +1,5 @@
 import copy
+import math
 import pickle
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_bsscale.theory.policies import Decision, Limits, NoiseScalePolicy, Reason, Situation
+from lightning_bsscale.theory.tradeoff import step_progress
 from tests.helpers.simulated import noise_of
 
 LIMITS = Limits(granularity=8, min_batch_size=8, max_batch_size=256)
@@ -212,3 +214,83 @@ def test_the_confidence_of_a_whole_run_is_divided_among_its_looks(changes, looks
     assert decision.confidence == pytest.approx(1 - 0.1 / looks)
     assert decision.bound == situation.noise.lower_bound(1 - 0.1 / looks)
     assert (decision.bound < decide(situation).bound) is (looks > 1)
+
+
+@pytest.mark.parametrize(
+    ("not_before", "seen", "opens"), [(0.5, 4999, False), (0.5, 5000, True), (6000, 5999, False), (6000, 6000, True)]
+)
+def test_no_growth_before_a_share_or_a_number_of_examples(not_before, seen, opens):
+    situation = replace(READY, examples_seen=seen, examples_at_last_change=None)
+    decision = decide(situation, not_before=not_before)
+    assert decision.reason == (Reason.GROW if opens else Reason.NOT_BEFORE)
+    assert decide(replace(situation, noise=None), not_before=not_before).reason != Reason.GROW
+    # The warmup comes first, the estimate later.
+    assert decide(replace(situation, warmup_examples=9999), not_before=not_before).reason == Reason.IN_WARMUP
+    assert decide(replace(situation, total_examples=None), not_before=0.5).reason == Reason.GROW
+    assert NoiseScalePolicy(cooldown=0, not_before=not_before).needs_budget == isinstance(not_before, float)
+
+
+FINE = Limits(granularity=1, min_batch_size=1, max_batch_size=10**7)
+
+
+@pytest.mark.parametrize("scale", [100, 10_000])
+@pytest.mark.parametrize("ratio", [0.5, 2])
+@pytest.mark.parametrize("prices", [(3, 0.01), (0.5, 0.25)])
+def test_the_target_is_the_batch_of_most_progress_per_price(scale, ratio, prices):
+    policy = NoiseScalePolicy(target_ratio=ratio, step_price=prices[0], example_price=prices[1], max_growth=1e9)
+    decision = policy.decide(replace(READY, batch_size=1, noise=noise_of(scale)), FINE)
+    critical = ratio * scale
+
+    def progress_per_price(batch):
+        return step_progress(batch, critical) / (prices[0] + prices[1] * batch)
+
+    best = max(range(1, 40_000), key=progress_per_price)
+    assert decision.batch_size == pytest.approx(best, abs=1)
+    assert decision.target == pytest.approx(math.sqrt(critical * prices[0] / prices[1]))
+
+
+def test_without_prices_nothing_changes():
+    assert NoiseScalePolicy().step_price is NoiseScalePolicy().example_price is None
+    assert not NoiseScalePolicy(step_price=1, example_price=2).needs_clock
+    decision = NoiseScalePolicy().decide(replace(READY, seconds_per_step=1.0, seconds_per_loader_batch=1.0), LIMITS)
+    assert decision.target == decision.bound
+
+
+@pytest.mark.parametrize(
+    ("batch", "seconds", "expected", "reason"),
+    [
+        (32, (0.8, 0.1), 64, Reason.GROW),  # sqrt(1000 * 0.8 / (0.1 / 8)) = 253, at most doubled
+        (32, (0.008, 0.1), 32, Reason.CLOSE_ENOUGH),  # 25
+        (32, (None, 0.1), 32, Reason.NO_PRICES),
+        (32, (0.1, None), 32, Reason.NO_PRICES),
+        (32, (0.1, 0.0), 32, Reason.NO_PRICES),
+        (8, (None, None), 16, Reason.GROW),  # one loader batch more, to tell the two apart
+        (8, (0.001, 0.1), 8, Reason.CLOSE_ENOUGH),
+    ],
+)
+def test_measured_prices(batch, seconds, expected, reason):
+    policy = NoiseScalePolicy(step_price="measured", example_price="measured")
+    assert policy.needs_clock
+    situation = replace(READY, batch_size=batch, seconds_per_step=seconds[0], seconds_per_loader_batch=seconds[1])
+    decision = policy.decide(situation, LIMITS)
+    assert (decision.batch_size, decision.reason) == (expected, reason.value)
+    if all(seconds):
+        assert decision.target == pytest.approx(math.sqrt(1000 * seconds[0] / (seconds[1] / 8)))
+    assert policy.decide(replace(situation, noise=noise_of(9)), LIMITS).batch_size == batch
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step_price": 1}, "step_price and example_price must both be given, or neither, got 1.0 and None"),
+        (
+            {"step_price": "clock", "example_price": 1},
+            r"step_price \('measured', None, or a price\) must be a finite number",
+        ),
+        ({"step_price": 1, "example_price": 0}, "example_price .* must be a finite number above 0, got 0"),
+        ({"not_before": 1.5}, "not_before .* at most 1, got 1.5"),
+    ],
+)
+def test_wrong_prices_and_positions(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        NoiseScalePolicy(**options)
