@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,24 @@ def front() -> list[str]:
         "",
         f"Against the fixed batch of about as many steps ({near['against'].split('@')[0].replace('fixed', 'fixed ')},"
         f" {near['steps_against']:,.0f} steps) the scaler's loss differs by {near['difference']:+.4f} ±"
-        f" {near['error']:.4f}. The runs were made at different times, beside other work, so their seconds say nothing."
-        f" ({ran_on(found['machine'])}.)",
+        f" {near['error']:.4f}. {front_times()} ({ran_on(found['machine'])}.)",
     ]
     return lines
+
+
+def front_times() -> str:
+    """Compare the seconds of runs that were made at the same time.
+
+    Returns:
+        A sentence.
+    """
+    records = map(json.loads, (RESULTS / "front_times.jsonl").read_text().splitlines())
+    seconds = {(record["name"], record["seed"]): record["seconds"] for record in records}
+    ratios = [seconds["scaler", seed] / value for (name, seed), value in seconds.items() if name == "fixed4"]
+    return (
+        f"In {len(ratios)} pairs of runs at the same time, one on each of two cores, it took"
+        f" {statistics.median(ratios):.2f} of fixed 4's seconds ({min(ratios):.2f} to {max(ratios):.2f})."
+    )
 
 
 def paired(name: str, title: str, remark: str) -> list[str]:
@@ -122,21 +137,24 @@ def overhead() -> list[str]:
     Returns:
         Lines of Markdown.
     """
-    found = [read(name) for name in ("overhead", "overhead_small", "overhead_ddp", "overhead_ddp_small")]
+    found = [
+        read(name) for name in ("overhead_split", "overhead", "overhead_small", "overhead_ddp", "overhead_ddp_small")
+    ]
     phrases = []
     for result in found:
         ratio, noise = result["ratios"]["monitor/bare"], result["ratios"]["bare/bare"]
         phrases.append(
-            f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}) with micro-batches of"
-            f" {result['milliseconds_per_micro_batch']:.0f} ms, where two equal runs differ by"
+            f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}) with loader batches of"
+            f" {result['milliseconds_per_loader_batch']:.0f} ms, where two equal runs differ by"
             f" {noise['median']:.3f} ± {noise['half_width']:.3f} ({result['pairs']} pairs)"
         )
     return [
         "**What watching costs** (`benchmarks/overhead.py`): time with `GradientNoiseScaleMonitor()` over time without,"
-        f" for a transformer of {found[0]['parameter_tensors']} parameter tensors, median of interleaved pairs:"
-        f" {phrases[0]}; {phrases[1]}. Under DDP on {found[2]['ranks']} processes of one machine: {phrases[2]};"
-        f" {phrases[3]}. A window that is not measured has no hook. These figures are older than the splitting"
-        f" of single loader batches. ({ran_on(found[0]['machine'])}.)"
+        f" for a transformer of {found[0]['parameter_tensors']} parameter tensors, median of interleaved pairs. A"
+        f" single loader batch a step, one in eight of which is computed in two halves: {phrases[0]}. Four a step,"
+        f" from before that was possible: {phrases[1]}; {phrases[2]}. Under DDP on {found[3]['ranks']} processes of one machine, of"
+        f" the same age: {phrases[3]}; {phrases[4]}. A window that is not measured has no hook."
+        f" ({ran_on(found[0]['machine'])}.)"
     ]
 
 

@@ -299,7 +299,9 @@ def main() -> int:
     if broken or options.only:
         print(counts_table({"counts": counts}))
     if options.only and not broken:
-        write({**json.loads(options.out.read_text()), "counts": counts}, options.out)
+        summary = {**json.loads(options.out.read_text()), "counts": counts}
+        options.out.write_text(json.dumps(summary, indent=1) + "\n")
+        write(summary, options.out)
     if broken or options.only:
         return int(bool(broken))
     measured = measure_steps(TIMED, options.rounds, options.seconds)

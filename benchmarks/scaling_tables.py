@@ -23,9 +23,9 @@ def counts_table(summary: dict[str, Any]) -> str:
     ]
     for row in summary["counts"]:
         sent = len(row["calls"])
-        start = sum(elements in (2, 3) for _, elements, _ in row["calls"])
+        start = sum(elements in (2, 4) for _, elements, _ in row["calls"])
         each = (sent - start) / row["measured_windows"] if row["measured_windows"] else 0
-        size = (row["bytes"] - 8 * (2 + 3) * (start / 2)) / (sent - start) if sent > start else 0
+        size = (row["bytes"] - 8 * (2 + 4) * (start / 2)) / (sent - start) if sent > start else 0
         lines.append(
             f"| {row['ranks']} | {row['parameters']:,} | {4 * row['parameters']:,} | {row['steps']} |"
             f" {row['measured_windows']} | {start} | {each:g} | {size:g} | {sent} | {row['bytes']:,} |"
