@@ -33,7 +33,7 @@ def draw_forecast(forecast: Forecast) -> Figure:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("Pictures need matplotlib: pip install 'lightning-bsscale[plot]'.") from error
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
     batches, ends = figure.subplots(1, 2, width_ratios=(3, 2))
     numbers = forecast.numbers
     examples = np.linspace(0, numbers.examples, 200)
@@ -42,7 +42,8 @@ def draw_forecast(forecast: Forecast) -> Figure:
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
         xs = [0, *(stretch.examples_seen for stretch in row.stretches)]
         ys = [row.stretches[0].batch_size, *(stretch.batch_size for stretch in row.stretches)]
-        batches.plot(xs, ys, drawstyle="steps-pre", color=color, linewidth=1.5, label=row.policy)
+        line = {"color": color, "linewidth": 1.5, "marker": marker, "markersize": 6, "markevery": [len(xs) - 1]}
+        batches.plot(xs, ys, drawstyle="steps-pre", label=row.policy, **line)
         ends.plot([row.steps], [row.loss], marker, color=color, markersize=8, label=row.policy)
     batches.set(xlabel="examples", ylabel="batch size, in examples", title="Batch size", xlim=(0, numbers.examples))
     batches.set_yscale("log", base=2)
@@ -55,13 +56,13 @@ def draw_forecast(forecast: Forecast) -> Figure:
         axes.grid(alpha=0.25, linewidth=0.6)
     batches.yaxis.set_major_formatter(lambda value, _: _short(value))
     ends.margins(0.15)
-    batches.legend(fontsize="small", loc="lower right")
-    ends.legend(fontsize="small")
+    # Below both, because staircases leave no corner free.
+    figure.legend(*batches.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=5)
     return figure
 
 
 def _short(number: float) -> str:
-    for size, name in ((1e9, " B"), (1e6, " M"), (1e3, "k")):
+    for size, name in ((1e9, " B"), (1e6, " M")):
         if abs(number) >= size:
-            return f"{number / (1e3 if name == 'k' else size):g}{name}"
-    return f"{number:g}"
+            return f"{number / size:g}{name}"
+    return f"{number:,g}"
