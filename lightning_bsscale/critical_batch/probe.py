@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,12 +44,12 @@ class Probe:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the numbers for `probe.json`: unknown ones are None."""
+        """Return the numbers for `probe.json`: unknown ones are None, and so are values that are not resolved."""
         noise, answer = self.noise, self.answer
         return {
             "critical_batch_ratio": self.ratio.to_json(),
-            "critical_batch_size": Ratio(value=answer.value, low=answer.low, high=answer.high).to_json(),
-            "noise_scale": Ratio(value=noise.noise_scale, low=noise.low, high=noise.high).to_json(),
+            "critical_batch_size": _interval(answer, answer.value),
+            "noise_scale": _interval(noise, noise.noise_scale),
             "resolved": answer.resolved,
             "confidence": 1 - 2 * (1 - answer.confidence),
             "reason": answer.reason,
@@ -62,6 +63,12 @@ class Probe:
             "seconds": self.seconds,
             "notes": list(self.notes),
         }
+
+
+def _interval(measured: BranchAnswer | NoiseScale, value: float) -> dict[str, Any]:
+    # A value with an open end would be taken for a result by whoever reads no further.
+    known = value if measured.resolved else math.nan
+    return Ratio(value=known, low=measured.low, high=measured.high).to_json()
 
 
 def _finite(value: Any) -> Any:
