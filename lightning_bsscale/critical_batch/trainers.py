@@ -66,7 +66,10 @@ class Trainers:
                 not isinstance(self.checkpoint, dict)
                 or not {"state_dict", "optimizer_states"} <= self.checkpoint.keys()
             ):
-                raise ProbeError(f"{self.ckpt_path} is no checkpoint of Lightning's Trainer with an optimizer's state")
+                raise ProbeError(
+                    f"{self.ckpt_path} is no checkpoint of Lightning's Trainer with an optimizer's state: pass one "
+                    "that ModelCheckpoint or trainer.save_checkpoint wrote, with more than the weights"
+                )
 
     def limit_held_out(self, examples: int) -> None:
         """Use so many held-out examples at most."""
@@ -175,7 +178,10 @@ class _StartState(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if len(trainer.optimizers) != 1 or not pl_module.automatic_optimization:
-            raise ProbeError("the module must have one optimizer and automatic optimization")
+            raise ProbeError(
+                "branches need a module with one optimizer and automatic optimization, got "
+                f"{len(trainer.optimizers)} and automatic_optimization = {pl_module.automatic_optimization}"
+            )
         self.optimizer = trainer.optimizers[0]
         trainer.strategy.lr_scheduler_configs = []  # the learning rate of a branch is that of its moment
         if self._checkpoint is None:
@@ -215,7 +221,10 @@ def load_weights(module: pl.LightningModule, checkpoint: dict[str, Any]) -> None
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except (KeyError, RuntimeError) as error:
-        raise ProbeError(f"the checkpoint does not fit the module: {' '.join(str(error).split())[:300]}") from error
+        raise ProbeError(
+            "the checkpoint does not fit the module, which must be the one that was trained: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 class _Loader:

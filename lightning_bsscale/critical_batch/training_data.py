@@ -53,7 +53,10 @@ class TrainingData:
                 if rows_of(batch) == self._rows:
                     return batch
             self._batches, misses = iter(self._loader), misses + 1
-        raise ProbeError(f"the training loader yields no second batch of {self._rows} examples")
+        raise ProbeError(
+            f"the training loader yields no second batch of {self._rows} examples, the size of its first: pass one "
+            "that can be read again and has more batches of that size"
+        )
 
     @contextmanager
     def _seeded(self, number: int) -> Iterator[None]:
