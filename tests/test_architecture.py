@@ -33,7 +33,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "lightning", "numpy", "sklearn", "theory", "callbacks", "journal", "journal_file", "summary"},
         {"figures", "matplotlib"},
     ),
-    "critical_batch": ({"torch", "lightning", "numpy", "theory", "callbacks", "functional"}, set()),
+    "critical_batch": ({"torch", "lightning", "numpy", "theory", "callbacks", "functional", "critical_batch"}, set()),
     "cli": (
         {"theory", "cli", "journal", "replay", "__version__"},
         {"demo", "summary", "figures", "report", "simulation", "critical_batch", "lightning"},

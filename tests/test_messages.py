@@ -11,7 +11,7 @@ import pytest
 
 import lightning_bsscale
 from lightning_bsscale.theory.schedules import SCHEDULES
-from tests.helpers.refusals_of_training import CASES
+from tests.helpers.refusals_of_probes import CASES
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_bsscale"

@@ -1,14 +1,12 @@
-"""What a probe and a journal know of a training that is to be planned."""
+"""What a journal knows of a training that is to be planned."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_bsscale.journal import Header, read_lines
-from lightning_bsscale.theory.checks import check_number, show
 from lightning_bsscale.theory.described import make_rule
 from lightning_bsscale.theory.events import WindowEvent
 from lightning_bsscale.theory.planning import Interval, Spent
@@ -16,8 +14,6 @@ from lightning_bsscale.theory.records import Measurement
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.state import RunNumbers
 from lightning_bsscale.theory.stored import check_stored, from_plain
-
-MOST_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,73 +94,3 @@ def _rule(described: Any, path: Path) -> LearningRateRule | None:
         return make_rule(described, path)
     except ValueError:
         return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnownProbe:
-    """What a probe knows.
-
-    Attributes:
-        ratio: critical batch over noise scale; None if it was not resolved
-        noise_scale: the noise scale; None if it was not resolved
-    """
-
-    ratio: Interval | None
-    noise_scale: Interval | None
-
-
-def read_probe(path: Path) -> KnownProbe:
-    """Read the JSON of a probe.
-
-    Args:
-        path: the file
-
-    Returns:
-        What it holds of ``critical_batch_ratio`` and ``noise_scale``.
-
-    Raises:
-        ValueError: If it is no JSON object with either of them.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.loads(file.read(MOST_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON file of a probe: {error}.") from error
-    names = ("critical_batch_ratio", "noise_scale")
-    if not isinstance(found, dict) or not any(name in found for name in names):
-        raise ValueError(f"{path} is no JSON file of a probe: it has neither {' nor '.join(names)}.")
-    ratio, noise = (_interval(path, name, found.get(name)) for name in names)
-    return KnownProbe(ratio=ratio, noise_scale=noise)
-
-
-def _interval(path: Path, name: str, found: Any) -> Interval | None:
-    if found is None or (isinstance(found, dict) and found.get("value") is None):
-        return None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold {name} as an object with value, low and high, got {show(found)}.")
-    return interval(f"{path}: {name}", *(found.get(key) for key in ("value", "low", "high")))
-
-
-def interval(name: str, value: Any, low: Any = None, high: Any = None) -> Interval:
-    """Return an interval of numbers above 0; an unknown low end is 0, and an unknown high end infinite.
-
-    Args:
-        name: for the message
-        value: the number
-        low: the lower end, or None
-        high: the upper end, or None
-
-    Returns:
-        The interval.
-
-    Raises:
-        ValueError: If the value is outside of its interval.
-    """
-    made = Interval(
-        value=check_number(f"{name}.value", value, above=0),
-        low=0.0 if low is None else check_number(f"{name}.low", low, at_least=0),
-        high=float("inf") if high is None else check_number(f"{name}.high", high, above=0, may_be_infinite=True),
-    )
-    if not made.low <= made.value <= made.high:
-        raise ValueError(f"{name}: the value {value} must lie between low and high, got {low} and {high}.")
-    return made

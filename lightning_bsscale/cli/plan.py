@@ -122,31 +122,30 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _given(name: str, numbers: Sequence[float]) -> Interval:
-    from lightning_bsscale.cli.known_numbers import interval
+    from lightning_bsscale.theory.planning import Interval
 
     if len(numbers) not in (1, 3):
         raise ValueError(f"{name} takes one number, or a number and the two ends of its interval, got {len(numbers)}.")
-    return interval(name, *(numbers if len(numbers) == 3 else 3 * list(numbers)))
+    return Interval.checked(name, *(numbers if len(numbers) == 3 else 3 * list(numbers)))
 
 
 def _critical_batch(arguments: argparse.Namespace, known: KnownRun | None) -> tuple[Interval, Interval | None]:
-    from lightning_bsscale.cli.known_numbers import KnownProbe, read_probe
     from lightning_bsscale.theory.planning import Interval
+    from lightning_bsscale.theory.probe_file import read_probe
 
-    probe = KnownProbe(ratio=None, noise_scale=None) if arguments.probe is None else read_probe(arguments.probe)
-    noise = probe.noise_scale if known is None or known.noise_scale is None else known.noise_scale
+    probe = None if arguments.probe is None else read_probe(arguments.probe)
+    noise = None if known is None else known.noise_scale
+    if noise is None and probe is not None:
+        noise = probe.noise_scale
     if arguments.noise_scale is not None:
         noise = _given("--noise-scale", arguments.noise_scale)
     if arguments.critical_batch is not None:
         return _given("--critical-batch", arguments.critical_batch), noise
-    ratio = probe.ratio
+    ratio = None
     if arguments.ratio is not None:
         ratio = _given("--ratio", [arguments.ratio])
-    elif arguments.probe is not None and ratio is None:
-        raise ValueError(
-            f"{arguments.probe} did not resolve critical_batch_ratio. Probe for longer, or pass --critical-batch or "
-            "--ratio."
-        )
+    elif probe is not None:
+        ratio = probe.resolved_ratio("pass --critical-batch or --ratio")
     if noise is None:
         where = arguments.journal or arguments.probe
         why = "No critical batch is known" if where is None else f"{where} has no resolved noise scale"

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_bsscale.theory.checks import show
+
 if TYPE_CHECKING:
     from lightning_bsscale.critical_batch import Probe
 
@@ -96,11 +98,14 @@ def _from_task(name: str) -> dict[str, Any]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        made = pkgutil.resolve_name(name)()
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"--task {name} cannot be loaded: {error}") from error
+        function = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"--task {name} cannot be loaded: {error}. Run the command where it can be imported"
+        ) from error
+    made = function()
     if not isinstance(made, tuple) or len(made) != 3:
-        raise ValueError(f"--task {name} must return (module, training loader, validation loader)")
+        raise ValueError(f"--task {name} must return (module, training loader, validation loader), got {show(made)}")
     return {"module": made[0], "train_loader": made[1], "val_loader": made[2], "trainer_options": {}}
 
 

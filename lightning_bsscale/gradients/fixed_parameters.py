@@ -152,7 +152,9 @@ class _Parts:
     def of(cls, model: nn.Module, optimizer: Optimizer | None) -> _Parts:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         if not named:
-            raise ValueError("model must have a parameter that requires a gradient, found none")
+            raise ValueError(
+                "model must have a parameter that requires a gradient, found none: unfreeze what to measure"
+            )
         layers: dict[str, list[int]] = {}
         for index, (name, _) in enumerate(named):
             layers.setdefault(name.rpartition(".")[0], []).append(index)
@@ -216,7 +218,10 @@ class _Gradients:
         if not create_graph:  # a graph may still need the buffers as they are now
             self._restore()
         if [parameter._version for parameter in self._parameters] != self._versions:
-            raise RuntimeError("loss_fn changed a parameter; a measurement needs all gradients at the same parameters")
+            raise RuntimeError(
+                "loss_fn changed a parameter, but all gradients must be at the same parameters: let it return the loss "
+                "and nothing else"
+            )
         filled = [
             torch.zeros_like(parameter) if gradient is None else gradient  # type: ignore[redundant-expr]
             for parameter, gradient in zip(self._parameters, gradients, strict=True)

@@ -300,8 +300,9 @@ def ratio_to_noise_scale(answer: BranchAnswer, noise: NoiseScale) -> Ratio:
         noise: The noise scale at the same parameters, with the same confidence.
 
     Returns:
-        The ratio. Its interval is of the ends, so that it covers with at least the confidence 1 - 2 a.
+        The ratio; its value is unknown unless both are resolved. Its interval is of the ends, so that it covers with
+        at least the confidence 1 - 2 a.
     """
-    value = answer.value / noise.noise_scale if noise.resolved else math.nan
+    value = answer.value / noise.noise_scale if answer.resolved and noise.resolved else math.nan
     low = answer.low / noise.high if noise.high > 0 else 0.0
     return Ratio(value=value, low=low, high=answer.high / noise.low if noise.low > 0 else math.inf)

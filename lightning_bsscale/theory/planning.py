@@ -44,6 +44,31 @@ class Interval:
     high: float
 
     @classmethod
+    def checked(cls, name: str, value: object, low: object = None, high: object = None) -> Interval:
+        """Return an interval of numbers above 0; an unknown low end is 0, and an unknown high end infinite.
+
+        Args:
+            name: For the message.
+            value: The number.
+            low: The lower end, or None.
+            high: The upper end, or None.
+
+        Returns:
+            The interval.
+
+        Raises:
+            ValueError: If the value is outside of its interval.
+        """
+        made = cls(
+            value=check_number(f"{name}.value", value, above=0),
+            low=0.0 if low is None else check_number(f"{name}.low", low, at_least=0),
+            high=math.inf if high is None else check_number(f"{name}.high", high, above=0, may_be_infinite=True),
+        )
+        if not made.low <= made.value <= made.high:
+            raise ValueError(f"{name}: the value {value} must lie between low and high, got {low} and {high}.")
+        return made
+
+    @classmethod
     def over(cls, function: Callable[[float], float], argument: Interval) -> Interval:
         """Return a function's value, and the range of its values over an argument's interval."""
         value, *ends = (function(one) for one in (argument.value, argument.low, argument.high))

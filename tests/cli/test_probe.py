@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_bsscale import NoiseScalePolicy
 from lightning_bsscale.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -72,10 +73,10 @@ def command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def run(*words):
+    def run(*words, name="probe"):
         out, errors = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-            status = main(["probe", *words])
+            status = main([name, *words])
         return status, out.getvalue(), errors.getvalue()
 
     return run
@@ -100,6 +101,46 @@ def test_one_sentence_one_table_one_picture_one_json(command, source):
     assert "forecast: 3 offsets x 3 branches" in errors
     status, again, errors = command(*source, *SHORT, "--json")
     assert json.loads(again) == found
+
+
+@pytest.mark.parametrize(
+    ("swing", "noise_is_known"),
+    [(1e-5, True), (1.3e-3, True), (1e-5, False)],
+    ids=["resolved", "open end", "open noise"],
+)
+def test_the_policy_and_the_plan_read_what_was_written(command, swing, noise_is_known):
+    words = ("--task", "probed_task:task", *SHORT)
+    assert command(*words)[0] == 0
+    # The same command goes on from its file; here the branches had the losses of a critical batch of 11.
+    lines = [json.loads(line) for line in Path("probe.jsonl").read_text().splitlines()]
+    values = {name: value for line in lines for name, value in line.get("value", {}).items()}
+    values["noise_scale"]["resolved"] = noise_is_known
+    for line in lines:
+        if "branch" in line:
+            offset, size = line["branch"]
+            line["loss"] = values["start_loss"] - 1 / (1 + size / 11) + swing * (offset - 1) * size
+    Path("probe.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert command(*words)[0] == 0
+    written = json.loads(Path("probe.json").read_text())
+    ratio, critical, noise = (written[key] for key in ("critical_batch_ratio", "critical_batch_size", "noise_scale"))
+    ends = (8, 16 if swing < 1e-3 else None)
+    assert (critical["low"], critical["high"]) == ends
+    assert (critical["value"] is None, noise["value"] is None) == (None in ends, not noise_is_known)
+    assert ratio["low"] == pytest.approx(8 / noise["high"])
+
+    plan = ("--probe", "probe.json", "--examples", "1M", "--at-batch", "4", "--json")
+    status, out, errors = command(*plan, name="plan")
+    if noise_is_known and None not in ends:
+        assert NoiseScalePolicy(target_ratio="probe.json") == NoiseScalePolicy(target_ratio=ratio["value"])
+        assert json.loads(out)["critical_batch"]["value"] == pytest.approx(critical["value"])
+        return
+    assert (status, ratio["value"]) == (1, None)
+    refusal = f"probe.json did not resolve critical_batch_ratio, got {ratio}. Probe for longer, or "
+    assert f"{refusal}pass --critical-batch or --ratio." in errors
+    with pytest.raises(ValueError, match=re.escape(f"{refusal}give a number")):
+        NoiseScalePolicy(target_ratio="probe.json")
+    status, out, errors = command(*plan, "--ratio", "1", name="plan")
+    assert json.loads(out)["noise_scale"] == noise if noise_is_known else "no resolved noise scale" in errors
 
 
 @pytest.mark.parametrize(

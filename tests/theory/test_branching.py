@@ -172,6 +172,13 @@ def test_the_ratio_has_the_interval_of_both():
     assert (found.low, found.high) == (32 / noise.high, 64 / noise.low)
     unknown = ratio_to_noise_scale(critical_batch(SIZES, 1.0, hyperbola(45, SIZES, (0.0, 0.1))), noise)
     assert unknown.to_json() == {"value": None, "low": 0.0, "high": None}
+    # Undecided batches between a judged one and none: the answer has a value, but no second end.
+    losses = [[2 - 1 / (1 + size / 45) + swing * size / 500 for size in SIZES] for swing in (-1, 0, 1)]
+    half = critical_batch(SIZES, 2.0, losses)
+    assert half.low > 0
+    assert math.isfinite(half.value)
+    assert math.isinf(half.high)
+    assert ratio_to_noise_scale(half, noise).to_json() == {"value": None, "low": half.low / noise.high, "high": None}
 
 
 @pytest.mark.parametrize(

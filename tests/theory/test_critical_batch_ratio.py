@@ -8,7 +8,7 @@ from lightning_bsscale.theory.policies import NoiseScalePolicy
 
 def test_a_number_or_a_probes_value(tmp_path):
     path = tmp_path / "probe.json"
-    path.write_text(json.dumps({"critical_batch_ratio": {"value": 2.5, "low": 1.0, "high": 4.0}, "noise_scale": {}}))
+    path.write_text(json.dumps({"critical_batch_ratio": {"value": 2.5, "low": 1.0, "high": 4.0}, "seconds": 3}))
     for given, ratio in ((path, 2.5), (str(path), 2.5), (0.5, 0.5), (3, 3.0)):
         assert read_critical_batch_ratio("target_ratio", given) == ratio
         assert NoiseScalePolicy(target_ratio=given) == NoiseScalePolicy(target_ratio=ratio)
@@ -18,14 +18,25 @@ def test_a_number_or_a_probes_value(tmp_path):
     ("content", "message"),
     [
         (None, r"target_ratio must be a number above 0 or the path of a file .* cannot be read: .*No such file"),
-        ("{", "cannot be read"),
-        ("[" * 10**5, "cannot be read"),
-        ("[]", "has no critical_batch_ratio with a value"),
-        ('{"critical_batch_ratio": 2}', "has no critical_batch_ratio with a value"),
-        ('{"critical_batch_ratio": {"low": 2}}', "has no critical_batch_ratio with a value"),
-        ('{"critical_batch_ratio": {"value": null}}', "not resolved, its value is None. Probe with a larger budget"),
-        ('{"critical_batch_ratio": {"value": -1}}', "not resolved, its value is -1"),
-        ('{"critical_batch_ratio": {"value": Infinity}}', "not resolved, its value is inf"),
+        ("{", "is no JSON file of a probe"),
+        ("[" * 10**5, "is no JSON file of a probe"),
+        ("[]", "has neither critical_batch_ratio nor noise_scale"),
+        ('{"noise_scale": null}', "did not resolve critical_batch_ratio, got None"),
+        ('{"critical_batch_ratio": 2}', "must hold critical_batch_ratio as an object with value, low and high, got 2"),
+        ('{"critical_batch_ratio": {"low": 2}}', "must hold critical_batch_ratio as an object .* got {'low': 2}"),
+        (
+            '{"critical_batch_ratio": {"value": null}}',
+            "did not resolve .* got {'value': None}. Probe for longer, or give",
+        ),
+        (
+            '{"critical_batch_ratio": {"value": -1}}',
+            "critical_batch_ratio.value must be a finite number above 0, got -1",
+        ),
+        ('{"critical_batch_ratio": {"value": Infinity}}', "ratio.value must be a finite number above 0, got inf"),
+        (
+            '{"critical_batch_ratio": {"value": 2, "low": 3}}',
+            "the value 2 must lie between low and high, got 3 and None",
+        ),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, content, message):

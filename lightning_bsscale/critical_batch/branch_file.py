@@ -1,0 +1,80 @@
+"""The file of finished branches, one line each, so that a stopped probe goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_bsscale.critical_batch.probe import ProbeError
+from lightning_bsscale.theory.checks import show
+
+__all__ = ["BranchFile"]
+
+
+@dataclass(slots=True)
+class BranchFile:
+    """The file of finished branches."""
+
+    path: Path
+    settings: dict[str, Any]
+    _values: dict[str, Any] = field(default_factory=dict)
+    _branches: dict[tuple[int, float], dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.path.exists() or not self.path.stat().st_size:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._append({"settings": self.settings})
+            return
+        for number, text in enumerate(self.path.read_text(encoding="utf-8").splitlines()):
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # torn by a kill: what it held is measured again
+            if number == 0 and line.get("settings") != self.settings:
+                raise ProbeError(
+                    f"{self.path} holds branches of another probe ({show(line.get('settings'))} instead of "
+                    f"{show(self.settings)}): name another file, or remove it"
+                )
+            if "branch" in line:
+                self._branches[line["branch"][0], line["branch"][1]] = line
+            self._values.update(line.get("value", {}))
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return a value of the file, or compute and write it."""
+        if name not in self._values:
+            self._values[name] = compute()
+            self._append({"value": {name: self._values[name]}})
+        return self._values[name]
+
+    def add(self, offset: int, batch_size: float, loss: float, seconds: float, data: str) -> None:
+        """Write a finished branch; `data` is the fingerprint of its examples."""
+        plain = loss if math.isfinite(loss) else str(loss)
+        line = {"branch": [offset, batch_size], "loss": plain, "seconds": round(seconds, 3), "data": data}
+        self._branches[offset, batch_size] = line
+        self._append(line)
+
+    def has(self, offset: int, batch_size: float, data: str | None = None) -> bool:
+        """Return whether a branch is finished, and of these examples."""
+        line = self._branches.get((offset, batch_size))
+        return line is not None and (data is None or line["data"] == data)
+
+    def loss(self, offset: int, batch_size: float) -> float:
+        """Return the held-out loss of a finished branch; not finite if it diverged."""
+        return float(self._branches[offset, batch_size]["loss"])
+
+    @property
+    def seconds(self) -> float:
+        """Return what all finished branches took."""
+        return float(sum(line["seconds"] for line in self._branches.values()))
+
+    def slowest(self) -> float:
+        """Return the seconds of the slowest branch."""
+        return float(max(line["seconds"] for line in self._branches.values()))
