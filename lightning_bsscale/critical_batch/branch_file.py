@@ -25,20 +25,28 @@ class BranchFile:
     _branches: dict[tuple[int, float], dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.path.exists() or not self.path.stat().st_size:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._append({"settings": self.settings})
+        """Read the finished branches, after what a kill has torn is removed; what it held is measured again.
+
+        Raises:
+            ProbeError: If the file holds something else.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        first = json.dumps({"settings": self.settings}) + "\n"
+        if first.startswith(text):  # a new file, or one whose first line was being written
+            self.path.write_text(first, encoding="utf-8")
             return
-        for number, text in enumerate(self.path.read_text(encoding="utf-8").splitlines()):
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue  # torn by a kill: what it held is measured again
-            if number == 0 and line.get("settings") != self.settings:
-                raise ProbeError(
-                    f"{self.path} holds branches of another probe ({show(line.get('settings'))} instead of "
-                    f"{show(self.settings)}): name another file, or remove it"
-                )
+        whole = text[: text.rfind("\n") + 1]
+        lines = [_as_object(line) for line in text.splitlines()]
+        if lines[0].get("settings") != self.settings:
+            raise ProbeError(
+                f"{self.path} holds branches of another probe ({show(lines[0].get('settings'))} instead of "
+                f"{show(self.settings)}): name another file, or remove it"
+            )
+        if whole != text:
+            lines.pop()
+            self.path.write_text(whole, encoding="utf-8")
+        for line in lines:
             if "branch" in line:
                 self._branches[line["branch"][0], line["branch"][1]] = line
             self._values.update(line.get("value", {}))
@@ -78,3 +86,11 @@ class BranchFile:
     def slowest(self) -> float:
         """Return the seconds of the slowest branch."""
         return float(max(line["seconds"] for line in self._branches.values()))
+
+
+def _as_object(text: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return {}
+    return line if isinstance(line, dict) else {}
