@@ -423,7 +423,8 @@ NOTES = {
     "a": "Nothing trains here, so gradients of different steps are at the same parameters, and estimators that multiply"
     " them have more pairs than those within a window. (b) and (c) show what the same products are worth in training.",
     "b": "Every truth is exact, at each step's own parameters.",
-    "c": 'SGD, rate 0.02, momentum 0.9, batch 32; "all five" are the stretches together.',
+    "c": 'SGD, rate 0.02, momentum 0.9, batch 32; "all five" are the stretches together. The truth is known at a few'
+    " steps of each memory only, and moves between them: this adds to every error and lowers the coverage.",
 }
 TITLES = {
     "a": "(a) Gaussian gradients at fixed parameters",
