@@ -43,12 +43,13 @@ Record = dict[str, Any]
 
 MULTIPLES = (1, 2, 3, 4, 5, 6, 7, 16, 32, 64)
 # Base learning rate: examples of a run. The second is near the best learning rate of the base batch.
-LINEAR = {0.001: 80_000, 0.1: 8_000}
+LINEAR = {0.001: 100_000, 0.1: 8_000}
 BASE = 8
 BATCHES = (8, 16, 32, 64, 128, 256, 512)
 TARGETS = (1.0, 0.5, 0.3, 0.2)
 LONGEST = 40_000
 SHARP = (8, 32, 128, 512)
+MIDDLE = 1.2
 CHANCE = math.log(10)
 COLORS = matplotlib.colormaps["viridis"]
 MOMENTS = (0, 500, 1000, 2000, 4000, 8000, 16_000)
@@ -286,6 +287,8 @@ def linear_page() -> Page:
             last, first = losses[:, -1], found[1][:, -1]
             difference, error = mean_and_error(list(last - first))
             apart = np.mean(np.abs(np.log(losses / found[1])))
+            reached = [crossing([*enumerate(curve, 1)], MIDDLE) for curve in losses]
+            ratio = np.mean(np.array(reached) / [crossing([*enumerate(curve, 1)], MIDDLE) for curve in found[1]])
             body.append(
                 [
                     f"{rate:g} × {multiple}",
@@ -293,9 +296,11 @@ def linear_page() -> Page:
                     f"{last.mean():.3f}",
                     "–" if multiple == 1 else f"{difference:+.3f} ± {error:.3f}",
                     "–" if multiple == 1 else f"{np.expm1(apart):.1%}",
+                    "–" if multiple == 1 else "not reached" if math.isnan(ratio) else f"{ratio:.2f}",
                 ]
             )
-    table = rows(["learning rate", "batch", "final loss", "difference to batch 8", "curves apart by"], body)
+    reach = f"examples to a loss of {MIDDLE:g}, relative"
+    table = rows(["learning rate", "batch", "final loss", "difference to batch 8", "curves apart by", reach], body)
     scales = "; ".join(f"at {rate:g} {', '.join(map(number, values))}" for rate, values in noise.items())
     note = (
         f"{len(seeds)} seeds; ± is one standard error of paired differences. Noise scale at a quarter, a half, three "
@@ -399,6 +404,14 @@ def steps_page() -> Page:
             axes.set_xscale("log")
             axes.set_yscale("log")
             axes.legend(fontsize="small")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(lambda value, _: f"{value:,g}")
+                axis.set_minor_formatter(lambda value, _: "")
+        left.set_xticks([30, 50, 100, 200, 400])
+        left.set_yticks([500, 1000, 2000, 5000, 10_000, 20_000])
+        left.set_ylim(300, 1.2 * max(BATCHES) * 100)
+        right.set_xticks(TARGETS)
+        right.set_yticks([5, 10, 20, 50, 100, 200])
         left.set_xlabel("steps")
         left.set_ylabel("examples")
         right.set_xlabel("loss")
@@ -453,6 +466,8 @@ def rates_page() -> Page:
             sizes(axes)
             axes.set_yscale("log")
             axes.set_ylabel("best learning rate")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "2346" else "")
             law = "saturating" if optimizer == "SGD" else "surge"
             axes.set_title(f"{optimizer}; lines: the {law} law, fitted", fontsize="medium")
             axes.legend(fontsize="small")
