@@ -49,7 +49,7 @@ BATCHES = (8, 16, 32, 64, 128, 256, 512)
 TARGETS = (1.0, 0.5, 0.3, 0.2)
 LONGEST = 40_000
 SHARP = (8, 32, 128, 512)
-MIDDLE = 1.2
+MIDDLE = 1.5
 CHANCE = math.log(10)
 COLORS = matplotlib.colormaps["viridis"]
 MOMENTS = (0, 500, 1000, 2000, 4000, 8000, 16_000)
@@ -314,7 +314,8 @@ def linear_page() -> Page:
             for place, (multiple, losses) in enumerate(found.items()):
                 color = COLORS(place / len(found))
                 left.plot(xs, np.exp(np.log(losses).mean(0)), color=color, label=f"k = {multiple}")
-                right.errorbar(BASE * multiple, *mean_and_error(list(losses[:, -1])), marker="o", color=color)
+                ratios = list(losses[:, -1] / found[1][:, -1])
+                right.errorbar(BASE * multiple, *mean_and_error(ratios), marker="o", color=color)
             left.set_title(f"batch 8·k at learning rate {rate:g}·k", fontsize="medium")
             left.set_yscale("log")
             left.set_xlabel("examples")
@@ -322,12 +323,15 @@ def linear_page() -> Page:
             left.legend(fontsize="x-small", ncols=2)
             sizes(right)
             right.set_yscale("log")
-            right.set_ylabel("final loss")
-            low, high = np.quantile(noise[rate], [0.25, 0.75])
-            right.axvspan(
-                low, min(high, 1024), color="tab:orange", alpha=0.2, label="noise scale, middle half of the run"
-            )
-            right.legend(fontsize="small")
+            right.set_ylabel("final loss, relative to batch 8")
+            right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            low, high = min(noise[rate]), max(noise[rate])
+            right.axvspan(low, min(high, 1024), color="tab:orange", alpha=0.2, label="noise scale during the run")
+            if rate == min(LINEAR):
+                right.set_ylim(0.5, 2)
+                right.set_yticks([0.5, 1, 2])
+                right.set_yticks([], minor=True)
+            right.legend(fontsize="small", loc="upper left")
 
     return Page(f"{table}\n\n{note}", draw)
 
