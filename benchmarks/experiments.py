@@ -553,17 +553,22 @@ def decay_page() -> Page:
         left, right = figure.subplots(1, 2)
         for place, name in enumerate(DECAYS):
             steps = statistics.fmean(run[name]["optimizer_steps"] for run in found)
-            loss, error = mean_and_error([run[name]["val_loss"] for run in found])
+            first = f"{name.split(',')[0]}, cosine"
+            differences = [run[name]["val_loss"] - run[first]["val_loss"] for run in found]
+            loss, error = mean_and_error(differences)
             shape = "o" if name.startswith("SGD") else "s"
             left.errorbar(steps, loss, error, marker=shape, color=COLORS(place / len(DECAYS)), label=name, linestyle="")
         left.set_xlabel("optimizer steps")
-        left.set_ylabel("held-out loss, equal examples")
+        left.set_ylabel("held-out loss, difference to the cosine")
+        left.axhline(0, color="0.6", linewidth=1)
         left.set_xlim(0)
-        left.legend(fontsize="small")
+        left.legend(fontsize="small", loc="upper left")
         right.plot(list(times), [min(some) for some in times.values()], "o-", color="tab:blue")
         sizes(right)
         right.set_yscale("log")
         right.set_ylabel("CPU seconds per epoch")
+        right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        right.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
 
     note = f"{len(found)} seeds, 8 epochs; ± is one standard error over seeds, of paired differences."
     least = f"CPU seconds of one epoch (1,347 examples) in the training loop, the least of {len(times[BASE])}:"
@@ -616,12 +621,12 @@ def sharp_page() -> Page:
 
 # The runs of each experiment with their default number of seeds, and its page.
 EXPERIMENTS: dict[str, tuple[dict[str, int], Callable[[], Page]]] = {
-    "linear": ({"linear": 2}, linear_page),
+    "linear": ({"linear": 3}, linear_page),
     "steps": ({"sweep": 3, "noise": 4}, steps_page),
     "rates": ({"sweep": 3, "noise": 4}, rates_page),
     "growth": ({"growth": 4}, growth_page),
-    "decay": ({"decay": 2, "epoch": 3}, decay_page),
-    "sharp": ({"sharp": 2}, sharp_page),
+    "decay": ({"decay": 3, "epoch": 3}, decay_page),
+    "sharp": ({"sharp": 3}, sharp_page),
 }
 
 
