@@ -40,9 +40,8 @@ class Seesaw(Policy):
     the rules ``surge`` and ``saturating`` the learning rate falls below √f as the batch comes near the noise scale.
     Other rules of the package are refused. The batch never shrinks: after a restart of the schedule it stays.
 
-    Source: Meterez et al. 2025, arXiv 2510.14717. Where it stops being true: it needs the noise to dominate the
-        gradient,
-    a batch below the critical one; above, it loses to the schedule (in the paper 3.132 against 3.121 at batch 1024, but
+    Source: Meterez et al. 2025, arXiv 2510.14717. Where it stops being true: it needs noise to dominate the gradient, a
+    batch below the critical one; above, it loses to the schedule (in the paper 3.132 against 3.121 at batch 1024, but
     3.021 against 3.028 at batch 128). Hence the gate.
 
     Args:

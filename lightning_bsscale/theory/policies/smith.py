@@ -23,8 +23,8 @@ class Smith(Policy):
     Other rules of the package are refused: the square root gives ``Seesaw``.
 
     Source: Smith et al. 2018, arXiv 1711.00489. Where it stops being true: a batch that is not far below the noise
-        scale, or
-    a tenth of the examples; normalised optimizers such as Adam, which become unstable at a constant learning rate.
+    scale, or a tenth of the examples; normalised optimizers such as Adam, which become unstable at a constant learning
+    rate.
 
     Args:
         cut: Ratio α of the schedule from one growth to the next, above 1.
