@@ -299,7 +299,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     rows, held_out, text = corpus()
     generator = torch.Generator().manual_seed(job["seed"])
-    order = torch.randperm(len(rows), generator=generator)[: TASK["sequences"]]
+    order = torch.randperm(len(rows), generator=generator)[: job.get("sequences", TASK["sequences"])]
     loader = DataLoader(Sequences(rows[order]), batch_size=job["batch"], collate_fn=as_is)
     torch.manual_seed(job["seed"])
     model = ByteModel(TASK["base_rate"] * math.sqrt(job["batch"] / START) * job["rate"])
@@ -354,19 +354,23 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def jobs(seeds: int, only: set[str], rates: tuple[float, ...] = ()) -> list[dict[str, Any]]:
+def jobs(
+    seeds: int, only: set[str], rates: tuple[float, ...] = (), sequences: int | None = None
+) -> list[dict[str, Any]]:
     """List the runs, seed by seed, so that an unfinished file is balanced.
 
     Args:
         seeds: Number of seeds.
         only: Names to keep; empty keeps all.
         rates: Factors on the base learning rate; empty uses those of each batch.
+        sequences: Number of sequences to read; None for the task's own.
 
     Returns:
         The settings of each run.
     """
+    longer = {} if sequences is None else {"sequences": sequences}
     return [
-        {"name": name, "batch": batch, "rate": rate, "seed": seed}
+        {"name": name, "batch": batch, "rate": rate, "seed": seed, **longer}
         for seed in range(seeds)
         for rate in sorted(rates or set().union(*RATES.values()), reverse=True)
         for name, batch in zip(NAMES, (*BATCHES, START), strict=True)
@@ -624,6 +628,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=8, help="number of seeds (default: 8)")
     parser.add_argument("--only", default="", help=f"comma-separated names: {', '.join(NAMES)}")
     parser.add_argument("--rates", default="", help="factors on the base learning rate (default: those of each batch)")
+    parser.add_argument("--sequences", type=int, help=f"sequences to read (default: {TASK['sequences']}); with --out")
     parser.add_argument("--out", type=Path, default=RESULTS / "front.jsonl", help="file of finished runs")
     parser.add_argument(
         "--redo", action="store_true", help="first delete the runs selected by --only, --seeds and --rates"
@@ -638,7 +643,8 @@ def main() -> int:
         unknown = only.difference(NAMES)
         if unknown:
             parser.error(f"--only has {', '.join(sorted(unknown))}, but the names are {', '.join(NAMES)}")
-        todo = jobs(options.seeds, only, tuple(float(rate) for rate in options.rates.split(",") if rate))
+        rates = tuple(float(rate) for rate in options.rates.split(",") if rate)
+        todo = jobs(options.seeds, only, rates, options.sequences)
         if options.redo:
             keys = {key_of(job) for job in todo}
             kept = [json.dumps(record) for key, record in finished(options.out).items() if key not in keys]
