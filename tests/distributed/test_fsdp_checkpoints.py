@@ -102,8 +102,8 @@ class Ended(NamedTuple):
     batch_size: int
 
 
-def trained(rank, ranks, kind, policy, folder=None, ckpt=None, epochs=2):
-    options = dict(lr_rule="none", warmup=0, max_batch_size=64, split=False, max_micro_batch_size=None)
+def trained(rank, ranks, kind, policy, folder=None, ckpt=None, epochs=2, largest=None):
+    options = dict(lr_rule="none", warmup=0, max_batch_size=64, split=False, max_micro_batch_size=largest)
     scaler = BatchSizeScaler(policy=policy, measure_every=1, memory=1.0, **options)
     keep = []
     if folder is not None:
@@ -147,12 +147,12 @@ def whole(tmp_path_factory):
     """By kind, ranks and place: a run that nothing stopped, and the checkpoint after its first epoch."""
 
     @functools.cache
-    def made(kind, ranks, place):
+    def made(kind, ranks, place, options):
         folder = tmp_path_factory.mktemp("checkpoints")
-        ended = on(ranks, kind, folder)[0]
+        ended = on(ranks, kind, folder, **dict(options))[0]
         return ended, after_first_epoch(folder)
 
-    return lambda kind, ranks: made(kind, ranks, here())
+    return lambda kind, ranks, **options: made(kind, ranks, here(), tuple(options.items()))
 
 
 def check_goes_on(again, ended, *, lost=()):
@@ -179,6 +179,19 @@ def test_on_as_many_ranks_as_if_never_stopped(whole, kind, within_an_epoch):
     # An epoch of 18: the last window of each is ragged.
     windows = [examples // 2 // SIZE for _, _, examples, _ in ended.measured.values()]
     assert windows == [1, 2, 4, 6, 4, 1, 4, 6, 4, 2, 2]
+
+
+@pytest.mark.parametrize("kind", ["fsdp2, a folder", "fsdp1, a folder"])
+def test_gathered_windows_go_on_as_if_never_stopped(whole, kind):
+    ended, path = whole(kind, 2, largest=3 * SIZE)
+    again, other = on(2, kind, None, path.with_name("step=5.ckpt"), largest=3 * SIZE)
+    check_goes_on(again, ended)
+    assert again == other
+    # The same windows, compared in fewer and larger micro-batches.
+    each, _ = whole(kind, 2)
+    traces = [{step: measured[0] for step, measured in one.measured.items()} for one in (ended, each)]
+    assert traces[0].keys() == traces[1].keys()
+    assert sum(trace != pytest.approx(traces[1][step]) for step, trace in traces[0].items()) >= 4
 
 
 @pytest.mark.parametrize("kind", SHARDED)
