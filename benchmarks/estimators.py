@@ -262,7 +262,7 @@ def answers(path: Trajectory, memory: float) -> dict[str, Any]:
 
 
 def seeded(*settings: Any) -> np.random.Generator:
-    """Make a generator of its own for each cell, so that an unlucky draw does not show in all of them."""
+    """Make a separate generator for each cell, so that an unlucky draw does not show in all of them."""
     return np.random.default_rng(zlib.crc32(repr(settings).encode()))
 
 

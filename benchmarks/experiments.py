@@ -8,7 +8,7 @@
     python benchmarks/experiments.py sharp        # curvature and accuracy at equal loss, against the batch
     python benchmarks/experiments.py all
 
-Every finished run is a line of `results/experiments/`, so a stopped experiment goes on where it was. Each experiment
+Every finished run is a line of `results/experiments/`, so a stopped experiment resumes. Each experiment
 draws a picture and writes a table, both of `docs/experiments.md`. `--table` makes both from the finished runs alone.
 """
 

@@ -7,13 +7,10 @@ extra ``examples``) and no network.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import math
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_bsscale.callbacks.output.quiet import quiet
 from lightning_bsscale.callbacks.scaler import BatchSizeScaler
 from lightning_bsscale.journal_file import open_new
 from lightning_bsscale.summary import summary_table
 
-__all__ = ["DigitsModel", "Result", "digits_data", "quiet", "run", "train"]
+__all__ = ["DigitsModel", "Result", "digits_data", "run", "train"]
 
 SMALL, LARGE = 8, 64
 RATE = 0.01
@@ -129,22 +127,6 @@ class DigitsModel(pl.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress Lightning's banners and warnings in a block."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def train(

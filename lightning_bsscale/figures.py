@@ -7,7 +7,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import ref
 
 from lightning_bsscale.summary import describe_number, time_unit
@@ -144,10 +144,7 @@ def plot_noise_scale(
     Returns:
         The figure and the axes.
     """
-    figure: Any = None if ax is None else ax.figure
-    axes: Any = ax
-    if ax is None:
-        figure, axes = _figure(1)
+    figure, axes = _figure(1) if ax is None else (cast("Figure", ax.figure), ax)
     _draw_noise(axes, history, decisions)
     axes.set_xlabel("examples seen")
     return figure, axes
@@ -295,10 +292,8 @@ def plot_layers(reports: NoiseReport | Mapping[str, NoiseReport], ax: Axes | Non
     """
     several = {"": reports} if isinstance(reports, NoiseReport) else dict(reports)
     names = list(dict.fromkeys(name for report in several.values() for name in report.layers))
-    figure: Any = None if ax is None else ax.figure
-    axes: Any = ax
+    figure, axes = _figure(1) if ax is None else (cast("Figure", ax.figure), ax)
     if ax is None:
-        figure, axes = _figure(1)
         figure.set_size_inches(8, max(2.5, 1.2 + 0.28 * len(names)))
     labels = [name or "(model)" for name in names]
     if isinstance(reports, NoiseReport):
@@ -350,10 +345,7 @@ def plot_branches(answer: BranchAnswer, ax: Axes | None = None) -> tuple[Figure,
     Returns:
         The figure and the axes.
     """
-    figure: Any = None if ax is None else ax.figure
-    axes: Any = ax
-    if ax is None:
-        figure, axes = _figure(1)
+    figure, axes = _figure(1) if ax is None else (cast("Figure", ax.figure), ax)
     rows = [row for row in answer.rows if math.isfinite(row.worth)]
     sizes = [row.batch_size for row in answer.rows]
     left, right = sizes[0] / 1.3, sizes[-1] * 1.3

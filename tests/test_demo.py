@@ -3,8 +3,6 @@
 import contextlib
 import importlib.util
 import io
-import logging
-import warnings
 
 import pytest
 import sklearn.datasets  # noqa: F401  its first import sets environment variables: not inside a test
@@ -62,18 +60,6 @@ def test_a_second_run_replaces_no_file(tmp_path, monkeypatch, capsys):
     assert main(["demo", "--out", str(tmp_path), "--epochs", "1"]) == 0
     check_files(capsys.readouterr().out, tmp_path / "bsscale-v1.png", tmp_path / "bsscale-v1.jsonl")
     assert {(tmp_path / name).read_text() for name in ("bsscale.jsonl", "bsscale.png")} == {"mine\n"}
-
-
-def test_quiet_puts_levels_and_filters_back(monkeypatch):
-    logger = logging.getLogger("lightning.pytorch")
-    monkeypatch.setattr(logger, "level", logging.WARNING)  # whatever the demos before this one left
-    before = logger.level, list(warnings.filters)
-    with demo.quiet():
-        assert logger.level == logging.ERROR
-    assert (logger.level, list(warnings.filters)) == before
-    with contextlib.suppress(KeyError), demo.quiet():
-        raise KeyError
-    assert (logger.level, list(warnings.filters)) == before
 
 
 def test_a_seed_fixes_the_run_and_leaves_the_rest_alone():

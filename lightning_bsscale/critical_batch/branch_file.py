@@ -1,4 +1,4 @@
-"""The file of finished branches, one line each, so that a stopped probe goes on where it was."""
+"""The file of finished branches, one line each, from which a stopped probe resumes."""
 
 from __future__ import annotations
 

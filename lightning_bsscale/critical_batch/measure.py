@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_bsscale.callbacks.checks.preflight import choose_rule
+from lightning_bsscale.callbacks.output.quiet import quiet
 from lightning_bsscale.callbacks.trainer.batches import part_of
 from lightning_bsscale.critical_batch.branch_file import BranchFile
 from lightning_bsscale.critical_batch.plan import BranchPlan, plan_branches
@@ -65,7 +63,7 @@ def measure_critical_batch(
         module: The LightningModule, with automatic optimization and a validation step that logs a loss.
         train_loader: What `trainer.fit` would be given; loader batches of another size than the first are left out.
         val_loader: The held-out examples; its batches must come in the same order every time.
-        record: File of finished branches (JSON lines). If it exists, the probe goes on from it.
+        record: File of finished branches (JSON lines). If it exists, the probe resumes from it.
         datamodule: Whose transfer hooks are used, if the loaders are from one.
         ckpt_path: The checkpoint to branch from: weights, optimizer state and learning rate are its. None for the
             module as it is, with a new optimizer at its initial learning rate.
@@ -94,7 +92,7 @@ def measure_critical_batch(
     each = 1 - (1 - check_number("confidence", confidence, above=0, below=1)) / 2
     check_number("minutes", minutes, above=0)
     started = time.monotonic()
-    with isolate_rng(), _quiet():
+    with isolate_rng(), quiet():
         trainers = Trainers(module, val_loader, datamodule, dict(trainer_options or {}), ckpt_path, monitor, seed)
         trainers.limit_held_out(held_out_examples)
         stream = TrainingData(train_loader, seed)
@@ -209,18 +207,3 @@ def _affordable(
 
 def _clock(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -279,7 +279,7 @@ class _PutAside:
 
 
 class _Blocks:
-    """Sums of gradients in blocks of equally many batches; when there are too many, neighbours become one."""
+    """Sums of gradients in blocks of equally many batches; when there are too many, adjacent ones are joined."""
 
     def __init__(self, parts: _Parts, num_blocks: int) -> None:
         self._parts, self._most, self._each = parts, 2 * num_blocks, 1

@@ -32,7 +32,7 @@ class NoiseReport:
         layers: The same for the parameters of each module, by its name.
         groups: The same for each parameter group of the optimizer, by name or number; empty without an optimizer.
         hessian: B_noise = tr(H Sigma) / G.HG; None if it was not asked for or not measured.
-        hessian_products: Number of Hessian-vector products behind it, each with a batch of its own.
+        hessian_products: Number of Hessian-vector products behind it, each with another batch.
         preconditioned: tr(P Sigma) / G.PG with the optimizer's diagonal P; None without its state.
         relative_error: The relative error asked for: half the width of the interval over the estimate.
         ending: Why the measurement ended.

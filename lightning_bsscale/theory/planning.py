@@ -7,7 +7,7 @@ What was spent on a loss elsewhere (examples ``E_i`` in batches of ``B_i``) is w
     E = sum E_i (B_crit + B) / (B_crit + B_i),    steps S = E / B = S_min (1 + B_crit/B),    S_min = E_min / B_crit
 
 which has a value for every critical batch, also 0 and infinity. Each term of E changes in one direction with B_crit, so
-its values at the ends of B_crit's interval are the ends of its own.
+the ends of its interval are its values at those of B_crit's.
 
 Source: McCandlish et al. 2018, arXiv 1812.06162, eq. 2.11 and 2.12. Where it stops being true: see `theory.tradeoff`;
 and a training whose critical batch grows has one at each moment, of which this takes one.

@@ -2,9 +2,9 @@
 
 Larger micro-batches use a device better up to a point, and beyond it only need more memory. The search computes windows
 alternately in micro-batches of the present size and of twice that, and keeps a doubling if an example is at least 3 %
-faster in four of five comparisons of neighbours. Whatever slows the machine for many windows, such as another program,
-slows both neighbours alike. A doubling is refused for good when it has failed twice. A size can only be tried when
-windows are long enough for it, so the search advances as the batch grows.
+faster in four of five comparisons of adjacent measurements. Whatever slows the machine for many windows, such as
+another program, slows both alike. A doubling is refused for good when it has failed twice. A size can only be tried
+when windows are long enough for it, so the search advances as the batch grows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["SizeSearch"]
 TIMES_NEEDED = 6
 # A doubling is kept if an example takes at most this share of its time before.
 WORTHWHILE = 0.97
-# One of the five, because a machine may change its pace between two neighbours.
+# One of the five, because a machine may change its pace between two measurements.
 MOST_AGAINST = 1
 # A doubling that fails so often is not tried again.
 MOST_FAILURES = 2

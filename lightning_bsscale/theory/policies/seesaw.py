@@ -26,7 +26,7 @@ class Seesaw(Policy):
     """Where the schedule cuts the learning rate by α, cut it by √α and grow the batch, up to the noise scale.
 
     The schedule is the callback's own or the user's scheduler, whatever its shape; ``f`` is its factor relative to its
-    peak so far, so nothing grows while it rises. The schedule goes on as it is, and the learning-rate rule multiplies
+    peak so far, so nothing grows while it rises. The schedule stays as it is, and the learning-rate rule multiplies
     it by the factor of the batch. The noise of training stays that of the schedule wherever a·√b = α (Adam) or a·b = α
     (SGD), for a cut by a and a growth by b. The square-root and the linear rule give exactly that at every batch size,
     rounded and gated ones included. Seesaw adds how far to grow:
