@@ -1,4 +1,4 @@
-"""Compute a window in micro-batches of another size than its loader batches: the only writer of how it is computed.
+"""The only writer of a strategy's `training_step` and `backward`: a window in micro-batches of any size.
 
 Lightning counts, logs, validates and saves by loader batches, and calls `strategy.training_step` and
 `strategy.backward` for each. These two are wrapped during training:
