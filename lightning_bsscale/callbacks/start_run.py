@@ -151,8 +151,8 @@ def _position(
     }
     if stored is not None:
         lost = 0 if stored.window is None else stored.loader_batches_in_epoch - stored.position.loader_batches
-        cut = {"lost": lost, "lost_examples": lost * stored.now.granularity}
-        return settings.plan.resumed(stored.position, **lengths, **cut)
+        lost_examples = lost * stored.now.granularity
+        return settings.plan.resumed(stored.position, **lengths, lost=lost, lost_examples=lost_examples)
     position = settings.plan.begin(**lengths)
     if trainer.global_step > 0:  # training began without the callback, and followed the plan
         return settings.plan.begin_at(position, batch_idx, trainer.global_step)
