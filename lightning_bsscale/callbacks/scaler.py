@@ -250,6 +250,6 @@ class BatchSizeScaler(WindowCallback):
         name = self._options.callback
         if self._options.dry_run:
             return NullActuator(trainer, name, micro_batches)
-        micro_batches.recovery = preflight.recovery_of(trainer, self._options.split)
+        micro_batches.limit.options = preflight.recovery_options(trainer, self._options.split)
         given = self._options
         return TrainerActuator(trainer, pl_module, name, micro_batches, given.schedule, given.also_scale)

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.trainer.hyperparameters import unusable_entry
 from lightning_bsscale.callbacks.trainer.optimizer_step import can_wrap_step, unwrapped
-from lightning_bsscale.callbacks.trainer.out_of_memory import Recovery
+from lightning_bsscale.callbacks.trainer.out_of_memory import RecoveryOptions
 from lightning_bsscale.theory.checks import show
 from lightning_bsscale.theory.hyperparameters import HyperparameterRule
 from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule, resolve_rule, rule_for_optimizer
@@ -443,7 +443,7 @@ def is_sharded(trainer: pl.Trainer) -> bool:
     return isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
 
 
-def recovery_of(trainer: pl.Trainer, split: bool | None) -> Recovery:
+def recovery_options(trainer: pl.Trainer, split: bool | None) -> RecoveryOptions:
     """Return whether a window is computed again, in smaller micro-batches, where memory runs out.
 
     Args:
@@ -459,17 +459,17 @@ def recovery_of(trainer: pl.Trainer, split: bool | None) -> Recovery:
     else:
         is_possible = trainer.world_size == 1 and not is_sharded(trainer)
     if not is_possible:
-        return Recovery()
+        return RecoveryOptions()
     if has_batch_norm(trainer.lightning_module) and not split:
         hint = (
             "bsscale: smaller micro-batches were not tried, because the model has batch normalisation, whose output "
             "depends on them. Set split=True to allow it."
         )
-        return Recovery(hint=hint)
+        return RecoveryOptions(hint=hint)
     if split is False:
         hint = "bsscale: loader batches are kept whole by split=False; split='auto' would compute this one in parts."
-        return Recovery(is_allowed=True, hint=hint)
-    return Recovery(is_allowed=True, divides=True)
+        return RecoveryOptions(is_allowed=True, hint=hint)
+    return RecoveryOptions(is_allowed=True, divides=True)
 
 
 def has_batch_norm(pl_module: pl.LightningModule) -> bool:

@@ -46,6 +46,8 @@ class ScopedHyperparameters:
 
     def restore(self) -> None:
         """Put the user's values back, also after a step that raised an exception."""
+        if not self._replaced:
+            return  # as nearly always, and asked several times in every step
         replaced, self._replaced = self._replaced, []
         with ExitStack() as each:  # even if another fails
             for one in replaced:

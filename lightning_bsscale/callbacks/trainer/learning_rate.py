@@ -158,6 +158,8 @@ class ScopedFactor:
         if self._first_written is not None:
             self._change = self.optimizer.param_groups[0]["lr"] / self._first_written if self._first_written else 1.0
             self._first_written = None
+        if not self._scaled:
+            return  # most calls: a step restores at each place where the user's code may look
         scaled, self._scaled = self._scaled, []
         originals = [one.unscaled(self._applied) for one in scaled]
         for one, lr in zip(scaled, originals, strict=True):
