@@ -88,8 +88,9 @@ def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, callbac
 
 # Below two windows of equal weight, theory/estimate.py calls every estimate unresolved.
 MIN_WINDOWS = 2.0
-# In fewer steps even the default memory is too short, and there is little to decide.
-MIN_STEPS = 150
+# In fewer steps even a callback's default options hold too few windows, and there is little to learn: for the scaler, and
+# for the monitor, which measures half as often.
+MIN_STEPS = {True: 150, False: 300}
 
 
 def _shares_micro_batches(strategy: Any) -> bool:
@@ -359,21 +360,22 @@ def warn_short_plan(
     """Warn if the averages cannot resolve a noise scale in this training, given its budget and measured windows."""
     if total_examples is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         spacing = max(start_batch_size, loader_batch * options.measure_every)
-        warn_short_memory(total_examples, options.memory, start_batch_size, spacing)
+        least = MIN_STEPS[options.decides] * start_batch_size
+        warn_short_memory(total_examples, options.memory, least, spacing)
 
 
-def warn_short_memory(total_examples: float, memory: float, batch_size: int, spacing: int) -> None:
+def warn_short_memory(total_examples: float, memory: float, least: int, spacing: int) -> None:
     """Warn if the averages cannot hold the two windows that an interval needs.
 
     Args:
         total_examples: the budget
         memory: the option
-        batch_size: the starting batch, in examples
+        least: examples of a training that is too short to warn of
         spacing: examples from one measured window to the next
     """
     examples = memory * total_examples
     held = math.ceil(total_examples / spacing) if memory == 1 else windows_in_memory(examples, spacing)
-    if held < MIN_WINDOWS and total_examples >= MIN_STEPS * batch_size:
+    if held < MIN_WINDOWS and total_examples >= least:
         better = 4 * spacing / total_examples
         advice = "Set a lower measure_every" + (f", or memory={better:.2g}." if memory < better <= 1 else ".")
         rank_zero_warn(
