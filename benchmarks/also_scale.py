@@ -8,8 +8,8 @@ Two tasks, each with one thread and 8 seeds, paired: a seed fixes the initial we
 - The digits of the demo, 25 epochs of SGD with momentum 0.9, from a batch of 8.
 
 Beside the loss, each run records what its optimizer really updated with: the decay in all (the sum of learning rate
-times weight decay over the steps, so that weights without a gradient shrink to exp of minus this) and the last second
-beta or momentum.
+times weight decay over the steps, so that weights without a gradient shrink to exp of minus this) and the lowest
+second beta or momentum.
 
 Finished runs are lines of results/also_scale.jsonl and are not made again, so the command may be stopped and resumed.
 The table of docs/also_scale.md, between its markers, and the picture docs/also_scale.svg follow from them.
@@ -47,7 +47,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 SEQUENCES = 12_000
 BEST_RATE = 0.7  # of front.py's rates, for its fixed batch of 4
 EPOCHS = 25
-STUDENT = 2.365  # 97.5 % quantile of Student's t with 7 degrees of freedom
+# 97.5 % quantiles of Student's t, by the number of seeds; more seeds take the last.
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
+SHOWN = ("loss", "steps", "growth", "decay", "averaging")
 Record = dict[str, Any]
 
 
@@ -92,18 +94,18 @@ def recording(optimizer: type[torch.optim.Optimizer]) -> Any:
 
     Returns:
         A class of it, whose `decay` is the sum of learning rate times weight decay over the steps so far, and whose
-        `averaging` is the last second beta, or momentum.
+        `averaging` is the lowest second beta, or momentum.
     """
 
     class Recording(optimizer):  # type: ignore[misc, valid-type]
         decay = 0.0
-        averaging = math.nan
+        averaging = math.inf
 
         def step(self, closure: Callable[[], Any] | None = None) -> Any:
             loss = None if closure is None else closure()
             group = self.param_groups[0]
             self.decay += group["lr"] * group["weight_decay"]
-            self.averaging = group["betas"][1] if "betas" in group else group["momentum"]
+            self.averaging = min(self.averaging, group["betas"][1] if "betas" in group else group["momentum"])
             super().step()
             return loss
 
@@ -271,7 +273,7 @@ def make(path: Path, seeds: int) -> None:
 
 
 def by_name(runs: list[tuple[Record, Record]], task: str) -> dict[str, dict[int, Record]]:
-    """Group a task's results.
+    """Group a task's results, and leave out the seeds that are not finished.
 
     Args:
         runs: Settings and results.
@@ -284,22 +286,65 @@ def by_name(runs: list[tuple[Record, Record]], task: str) -> dict[str, dict[int,
     for job, result in runs:
         if job["task"] == task and job["name"] in groups:
             groups[job["name"]][job["seed"]] = result
-    return groups
+    whole = set.intersection(*(set(group) for group in groups.values()))
+    return {name: {seed: group[seed] for seed in sorted(whole)} for name, group in groups.items()}
 
 
-def differences(groups: dict[str, dict[int, Record]], name: str, key: str = "loss") -> list[float]:
-    """Subtract the scaler alone, seed by seed.
+def differences(groups: dict[str, dict[int, Record]], name: str) -> list[float]:
+    """Subtract the loss of the scaler alone, seed by seed.
 
     Args:
         groups: A task's results by name and seed.
         name: The runs to compare.
-        key: What to subtract.
 
     Returns:
-        One difference per seed that both have.
+        One difference for each seed.
     """
-    some, others = groups[name], groups[SCALER]
-    return [some[seed][key] - others[seed][key] for seed in sorted(some.keys() & others.keys())]
+    return [result["loss"] - groups[SCALER][seed]["loss"] for seed, result in groups[name].items()]
+
+
+def half_width(error: float, seeds: int) -> float:
+    """Return half the width of a 95 % interval.
+
+    Args:
+        error: The standard error.
+        seeds: How many seeds it is from, at least two.
+
+    Returns:
+        The error times Student's quantile.
+    """
+    return error * STUDENT.get(seeds, STUDENT[8])
+
+
+def rows(groups: dict[str, dict[int, Record]], task: str) -> list[str]:
+    """Write a task's rows.
+
+    Args:
+        groups: Its results by name and seed.
+        task: Its name.
+
+    Returns:
+        Markdown rows.
+    """
+    lines = []
+    for name, group in groups.items():
+        means = {key: mean_and_error([one[key] for one in group.values()]) for key in SHOWN}
+        loss, difference, interval = f"{means['loss'][0]:.4f}", "–", "–"
+        if name != SCALER:
+            mean, error = mean_and_error(differences(groups, name))
+            difference = f"{mean:+.4f}"
+        if len(group) > 1:
+            loss += f" ± {means['loss'][1]:.4f}"
+        if len(group) > 1 and name != SCALER:
+            difference += f" ± {error:.4f}"
+            ends = (mean - half_width(error, len(group)), mean + half_width(error, len(group)))
+            interval = "{:+.4f} to {:+.4f}".format(*ends)
+        decay = f"{means['decay'][0]:.3f}" if means["decay"][0] else "–"
+        lines.append(
+            f"| {task} | {name} | {len(group)} | {loss} | {difference} | {interval} | {means['steps'][0]:,.0f}"
+            f" | {means['growth'][0]:.1f} | {decay} | {means['averaging'][0]:.3g} |"
+        )
+    return lines
 
 
 def table(runs: list[tuple[Record, Record]]) -> str:
@@ -312,31 +357,16 @@ def table(runs: list[tuple[Record, Record]]) -> str:
         Markdown.
     """
     lines = [
-        "| task | run | held-out loss | difference to the scaler alone | its 95 % interval | steps"
-        " | last batch / first | decay in all | last β₂ or momentum |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| task | run | seeds | held-out loss | difference to the scaler alone | its 95 % interval | steps"
+        " | last batch / first | decay in all | lowest β₂ or momentum |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for task in TASKS:
         groups = by_name(runs, task)
-        for name, group in groups.items():
-            mean = {
-                key: mean_and_error([one[key] for one in group.values()])
-                for key in ("loss", "steps", "growth", "decay", "averaging")
-            }
-            shown, interval = "–", "–"
-            if name != SCALER:
-                difference, error = mean_and_error(differences(groups, name))
-                shown = f"{difference:+.4f} ± {error:.4f}"
-                interval = f"{difference - STUDENT * error:+.4f} to {difference + STUDENT * error:+.4f}"
-            decay = f"{mean['decay'][0]:.3f}" if mean["decay"][0] else "–"
-            lines.append(
-                f"| {task} | {name} | {mean['loss'][0]:.4f} ± {mean['loss'][1]:.4f} | {shown} | {interval}"
-                f" | {mean['steps'][0]:,.0f} | {mean['growth'][0]:.1f} | {decay} | {mean['averaging'][0]:.3g} |"
-            )
-    seeds = {len(group) for task in TASKS for group in by_name(runs, task).values()}
-    assert len(seeds) == 1, "an unfinished seed: make the missing runs first"
-    note = f"{seeds.pop()} seeds, one thread. Losses in nats (per byte, or per image); ± is one standard error, of"
-    return "\n".join(lines) + f"\n\n{note} differences paired by seed."
+        if groups[SCALER]:
+            lines += rows(groups, task)
+    lines += ["", "Losses in nats (per byte, or per image); ± is one standard error. Differences are paired by seed."]
+    return "\n".join(lines)
 
 
 def draw(figure: Any, runs: list[tuple[Record, Record]]) -> None:
@@ -347,15 +377,17 @@ def draw(figure: Any, runs: list[tuple[Record, Record]]) -> None:
         runs: Settings and results.
     """
     figure.set_size_inches(9.5, 3.2)
+    by_task = {task: by_name(runs, task) for task in TASKS}
     panels = figure.subplots(1, len(TASKS), width_ratios=[len(arms) for arms in TASKS.values()])
-    for panel, task in zip(panels, TASKS, strict=True):
-        groups = by_name(runs, task)
+    for panel, (task, groups) in zip(panels, by_task.items(), strict=True):
         names = [name for name in groups if name != SCALER]
         for place, name in enumerate(names):
             values = differences(groups, name)
-            mean, error = mean_and_error(values)
             panel.plot([place] * len(values), values, "o", color="0.65", markersize=4)
-            panel.errorbar(place + 0.15, mean, STUDENT * error, marker="s", markersize=5, capsize=3, color="tab:blue")
+            if len(values) > 1:
+                mean, error = mean_and_error(values)
+                bar = half_width(error, len(values))
+                panel.errorbar(place + 0.15, mean, bar, marker="s", markersize=5, capsize=3, color="tab:blue")
         panel.axhline(0, color="0.6", linewidth=1)
         panel.set_xlim(-0.5, len(names) - 0.2)
         panel.set_xticks(range(len(names)), [name.replace("(", "\n(") for name in names], fontsize=8)
@@ -386,7 +418,7 @@ def main() -> int:
         The exit status: 1 if `--check` finds that the page is not that of the results.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=8, help="number of seeds (default: 8, for which the interval is)")
+    parser.add_argument("--seeds", type=int, default=8, help="number of seeds (default: 8)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="file of finished runs")
     parser.add_argument("--table", action="store_true", help="make no runs")
     parser.add_argument("--check", action="store_true", help="only compare the page with the results")
