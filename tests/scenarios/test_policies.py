@@ -185,10 +185,13 @@ def test_growth_replaces_the_decay_of_the_callbacks_own_schedule(tmp_path, polic
     assert len(steps) < 0.9 * PLAN
 
 
+PLAIN = dict(lr_rule="linear", warmup=0, max_micro_batch_size=None)
+
+
 def test_a_scheduler_on_epochs():
     """Lightning's own default, and the CLI's: it cuts by two after each epoch."""
     module = KeepsOwnRates(lambda o, t: {"scheduler": lr_scheduler.StepLR(o, 1, 0.5), "interval": "epoch"})
-    scaler = BatchSizeScaler(policy=Smith(cut=2), lr_rule="linear", warmup=0, max_micro_batch_size=None)
+    scaler = BatchSizeScaler(policy=Smith(cut=2), max_batch_size=10**6, **PLAIN)
     trainer = fit(module, regression_loader(512, LOADED), [scaler], max_epochs=4, accumulate_grad_batches=4)
     # The scheduler is stepped after the epoch's last window, so the first window of an epoch is still the old one.
     assert [(own, examples) for own, examples in zip(module.own, module.windows, strict=True)] == [
@@ -218,7 +221,7 @@ def test_growth_at_a_plateau():
         return {"scheduler": lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0), "monitor": "flat"}
 
     module = Flat(plateau)
-    scaler = BatchSizeScaler(policy=Smith(cut=2), lr_rule="linear", warmup=0, max_micro_batch_size=None)
+    scaler = BatchSizeScaler(policy=Smith(cut=2), max_batch_size=10**6, **PLAIN)
     trainer = fit(module, regression_loader(512, LOADED), [scaler], max_epochs=4, accumulate_grad_batches=4)
     assert sorted({own for own in module.own}, reverse=True) == [0.1, 0.05, 0.025]
     assert scaler.batch_size == 128

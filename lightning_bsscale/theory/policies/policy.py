@@ -58,7 +58,8 @@ class Situation:
         warmup_examples: Length of the warmup, in examples.
         optimizer_steps: Optimizer steps taken so far.
         schedule_factor: The schedule's current factor on the learning rate, without the rule's: the callback's own
-            schedule, or the user's learning rate relative to its initial value.
+            schedule, or the user's learning rate relative to its initial value (where that was not noted, as by
+            ReduceLROnPlateau, to the optimizer's default).
         schedule_peak: The largest of these factors so far; in a warmup it rises with `schedule_factor`.
         examples_at_last_change: Examples seen when the batch size last changed; None if it never did.
         noise: The current estimate, or None.
