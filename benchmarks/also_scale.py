@@ -12,10 +12,10 @@ times weight decay over the steps, so that weights without a gradient shrink to 
 second beta or momentum.
 
 Finished runs are lines of results/also_scale.jsonl and are not made again, so the command may be stopped and resumed.
-The table of docs/also_scale.md, between its markers, and the picture docs/also_scale.svg follow from them.
+The table of docs/also_scale.md, between its markers, follows from them.
 
-    python benchmarks/also_scale.py              # make the missing runs, then table and picture
-    python benchmarks/also_scale.py --table      # only table and picture
+    python benchmarks/also_scale.py              # make the missing runs, then the table
+    python benchmarks/also_scale.py --table      # only the table
     python benchmarks/also_scale.py --check      # exit with status 1 if the page is not that of the results
 """
 
@@ -30,11 +30,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-import matplotlib
 import torch
 from front import START, TASK, ByteModel, Sequences, as_is, corpus, warmup_and_cosine
 from machine import describe, mean_and_error
-from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, Beta2, HyperparameterRule, Momentum, WeightDecay
@@ -369,33 +367,6 @@ def table(runs: list[tuple[Record, Record]]) -> str:
     return "\n".join(lines)
 
 
-def draw(figure: Any, runs: list[tuple[Record, Record]]) -> None:
-    """Draw the differences of each seed, and their means.
-
-    Args:
-        figure: An empty figure.
-        runs: Settings and results.
-    """
-    figure.set_size_inches(9.5, 3.2)
-    by_task = {task: by_name(runs, task) for task in TASKS}
-    panels = figure.subplots(1, len(TASKS), width_ratios=[len(arms) for arms in TASKS.values()])
-    for panel, (task, groups) in zip(panels, by_task.items(), strict=True):
-        names = [name for name in groups if name != SCALER]
-        for place, name in enumerate(names):
-            values = differences(groups, name)
-            panel.plot([place] * len(values), values, "o", color="0.65", markersize=4)
-            if len(values) > 1:
-                mean, error = mean_and_error(values)
-                bar = half_width(error, len(values))
-                panel.errorbar(place + 0.15, mean, bar, marker="s", markersize=5, capsize=3, color="tab:blue")
-        panel.axhline(0, color="0.6", linewidth=1)
-        panel.set_xlim(-0.5, len(names) - 0.2)
-        panel.set_xticks(range(len(names)), [name.replace("(", "\n(") for name in names], fontsize=8)
-        panel.set_title(task, fontsize=9)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("loss, difference to\nthe scaler alone")
-
-
 def page_with(text: str, made: str) -> str:
     """Put the table between its markers.
 
@@ -412,7 +383,7 @@ def page_with(text: str, made: str) -> str:
 
 
 def main() -> int:
-    """Make the missing runs, then write table and picture.
+    """Make the missing runs, then write the table.
 
     Returns:
         The exit status: 1 if `--check` finds that the page is not that of the results.
@@ -432,10 +403,6 @@ def main() -> int:
     if options.check:
         return int(page_with(text, made) != text)
     page.write_text(page_with(text, made), encoding="utf-8")
-    matplotlib.rcParams["svg.hashsalt"] = "also_scale"
-    figure = Figure(layout="constrained")
-    draw(figure, runs)
-    figure.savefig(DOCS / "also_scale.svg", metadata={"Date": None})
     print(made)
     return 0
 
