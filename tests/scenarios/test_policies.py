@@ -67,12 +67,13 @@ def train(policy, path=None, *, scheduler=None, **options):
     used = [rate for (rate,) in trainer.optimizers[0].used]
     assert sum(module.windows) == START * PLAN
     if path is not None:
-        assert_replayed(path)
+        own = options.get("schedule")
+        assert_replayed(path, own if isinstance(own, Roots) else None)
     return list(zip(module.windows, module.own, used, strict=True)), scaler
 
 
-def assert_replayed(path):
-    replayed = list(replay(path))
+def assert_replayed(path, schedule=None):
+    replayed = list(replay(path, schedule=schedule))
     assert {one.kind for one in replayed} >= {"window", "factor", "decision", "end"}
     assert not [one for one in replayed if not one.agrees]
 
@@ -182,7 +183,7 @@ def test_growth_replaces_the_decay_of_the_callbacks_own_schedule(tmp_path, polic
             wanted = (share(seen) / peak) ** -growth
             assert wanted / rounding <= ratio <= wanted * 1.001
         seen += examples
-    assert len(steps) < 0.9 * PLAN
+    assert len(steps) < 0.95 * PLAN
 
 
 PLAIN = dict(lr_rule="linear", warmup=0, max_micro_batch_size=None)
@@ -193,20 +194,9 @@ def test_a_scheduler_on_epochs():
     module = KeepsOwnRates(lambda o, t: {"scheduler": lr_scheduler.StepLR(o, 1, 0.5), "interval": "epoch"})
     scaler = BatchSizeScaler(policy=Smith(cut=2), max_batch_size=10**6, **PLAIN)
     trainer = fit(module, regression_loader(512, LOADED), [scaler], max_epochs=4, accumulate_grad_batches=4)
-    # The scheduler is stepped after the epoch's last window, so the first window of an epoch is still the old one.
-    assert [(own, examples) for own, examples in zip(module.own, module.windows, strict=True)] == [
-        *[(0.1, 32)] * 16,
-        *[(0.05, 32)] * 1,
-        *[(0.05, 64)] * 7,
-        (0.05, 32),
-        *[(0.025, 64)] * 1,
-        *[(0.025, 128)] * 3,
-        (0.025, 64),
-        *[(0.0125, 128)] * 1,
-        *[(0.0125, 256)] * 1,
-        (0.0125, 128),
-    ]
-    assert trainer.optimizers[0].used[17] == [pytest.approx(0.1)]
+    found = list(zip(module.own, module.windows, trainer.optimizers[0].used, strict=True))
+    expected = [(0.1, 32, 16), (0.05, 64, 8), (0.025, 128, 4), (0.0125, 256, 2)]
+    assert found == [(own, size, [pytest.approx(0.1)]) for own, size, many in expected for _ in range(many)]
 
 
 def test_growth_at_a_plateau():
@@ -223,10 +213,13 @@ def test_growth_at_a_plateau():
     module = Flat(plateau)
     scaler = BatchSizeScaler(policy=Smith(cut=2), max_batch_size=10**6, **PLAIN)
     trainer = fit(module, regression_loader(512, LOADED), [scaler], max_epochs=4, accumulate_grad_batches=4)
-    assert sorted({own for own in module.own}, reverse=True) == [0.1, 0.05, 0.025]
-    assert scaler.batch_size == 128
-    constant = [used for (used,), size in zip(trainer.optimizers[0].used, module.windows, strict=True) if size == 128]
-    assert constant == pytest.approx([0.1] * len(constant))
+    # The first epoch is the best one so far. After each of the others the scheduler cuts, and the first window of the
+    # next one, planned before, is still of the old size; so is the ragged last one.
+    found = list(zip(module.own, module.windows, trainer.optimizers[0].used, strict=True))
+    third = [(0.05, 32, 0.05), *[(0.05, 64, 0.1)] * 7, (0.05, 32, 0.05)]
+    fourth = [(0.025, 64, 0.05), *[(0.025, 128, 0.1)] * 3, (0.025, 64, 0.05)]
+    expected = [*[(0.1, 32, 0.1)] * 32, *third, *fourth]
+    assert found == [(own, size, [pytest.approx(used)]) for own, size, used in expected]
 
 
 MADE = {
