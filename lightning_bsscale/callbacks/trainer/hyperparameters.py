@@ -100,24 +100,24 @@ class _ScopedTensors:
             self._known[id(tensor)] = known = (tensor, tensor._version, tensor.item())
         return known[2]
 
-    @torch.no_grad()
     def fill(self, tensors: Sequence[Tensor], values: Sequence[float]) -> None:
         for tensor, value in zip(tensors, values, strict=True):
             number = self._number(tensor) if id(tensor) not in self._filled else value  # groups may share one
             if value != number:
                 original = tensor.detach().clone()
-                tensor.fill_(value)
+                with torch.no_grad():
+                    tensor.fill_(value)
                 self._filled[id(tensor)] = _Filled(tensor, original, number, value, tensor._version)
 
-    @torch.no_grad()
     def restore(self) -> None:
         filled, self._filled = self._filled, {}
         for one in filled.values():
-            if one.tensor._version == one.version:
-                one.tensor.copy_(one.original)
-                self._known[id(one.tensor)] = (one.tensor, one.tensor._version, one.number)
-            elif one.written:  # the optimizer has changed it: the same change is the user's
-                one.tensor.mul_(one.number / one.written)
+            with torch.no_grad():
+                if one.tensor._version == one.version:
+                    one.tensor.copy_(one.original)
+                    self._known[id(one.tensor)] = (one.tensor, one.tensor._version, one.number)
+                elif one.written:  # the optimizer has changed it: the same change is the user's
+                    one.tensor.mul_(one.number / one.written)
 
 
 def _parts(value: Any) -> Sequence[Any]:

@@ -265,4 +265,4 @@ class NoiseScalePolicy(Policy):
             return reason.with_number(f"{situation.batch_size} examples")
         if reason is Reason.NEAR_END and total is not None:
             return reason.with_number(f"at {total:.10g} examples")
-        return reason.value
+        return str(reason)
