@@ -101,8 +101,8 @@ class BatchSizeScaler(WindowCallback):
                 ``"auto"``.
             lr_cap: Largest factor on the learning rate. Defaults to None, no ceiling.
             schedule: None leaves the user's scheduler in control; a name (``"cosine"``, ``"linear"``, ``"step"``,
-                ``"exponential"``, ``"constant"``) or a schedule object controls the learning rate, with `warmup`.
-                Defaults to None.
+                ``"exponential"``, ``"wsd"``, ``"constant"``) or a schedule object controls the learning rate, with
+                `warmup`. Defaults to None.
             also_scale: What else of the optimizer follows the batch: names (``"weight_decay"``, ``"beta2"``,
                 ``"momentum"``) or objects such as ``Beta2(floor=0.9)``. Defaults to nothing.
             warmup: No growth before this: a float is a share of the budget, an int a number of examples. Defaults to

@@ -220,10 +220,18 @@ class ScopedFactor:
 
 
 def relative_learning_rate(optimizer: Optimizer) -> float:
-    """Return the user's learning rate relative to the initial one (first parameter group); 1 without a scheduler."""
+    """Return the user's learning rate relative to the initial one (first parameter group); 1 where none is known.
+
+    ReduceLROnPlateau and changes by hand leave no note of the initial one. There it is the optimizer's default, also of
+    a group that began with another: the ratio of two of these numbers is the same.
+    """
     group = optimizer.param_groups[0]
-    initial = float(group.get("initial_lr", 0.0))
-    return float(group["lr"]) / initial if initial else 1.0
+    initial = group.get("initial_lr")
+    if initial is None:
+        initial = getattr(optimizer, "defaults", {}).get("lr")
+        if initial is None or isinstance(initial, Tensor):  # which the group may share, and change in place
+            return 1.0
+    return float(group["lr"]) / float(initial) if initial else 1.0
 
 
 def reset_to_initial(optimizer: Optimizer) -> None:
