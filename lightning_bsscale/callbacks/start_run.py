@@ -76,7 +76,7 @@ def start_run(
         rule=rule,
         rule_for=options.rule_for,
         schedule=options.schedule,
-        also_scale=options.also_scale,
+        also_scale=options.also_scale_for(optimizer),
         total_examples=total,
         warmup_examples=plan.warmup_examples,
         memory=math.inf if total is None or options.memory == 1 else options.memory * total,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,7 +23,7 @@ from lightning_bsscale.callbacks.trainer.hyperparameters import unusable_entry
 from lightning_bsscale.callbacks.trainer.optimizer_step import can_wrap_step, unwrapped
 from lightning_bsscale.callbacks.trainer.out_of_memory import RecoveryOptions
 from lightning_bsscale.theory.checks import show
-from lightning_bsscale.theory.hyperparameters import HyperparameterRule
+from lightning_bsscale.theory.hyperparameters import HyperparameterRule, hyperparameters_for_optimizer
 from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule, resolve_rule, rule_for_optimizer
 from lightning_bsscale.theory.windows import windows_in_memory
 
@@ -197,18 +197,20 @@ def check_learning_rate_control(trainer: pl.Trainer) -> None:
         )
 
 
-def check_hyperparameters(trainer: pl.Trainer, rules: Sequence[HyperparameterRule]) -> None:
+def check_hyperparameters(
+    trainer: pl.Trainer, also_scale_for: Callable[[Optimizer], Sequence[HyperparameterRule]]
+) -> None:
     """Refuse rules for what the optimizer does not have.
 
     Args:
         trainer: the Trainer, with its optimizers
-        rules: the option `also_scale`
+        also_scale_for: returns the rules for an optimizer
 
     Raises:
         MisconfigurationException: If a parameter group lacks an entry that a rule replaces, or holds no numbers there.
     """
     optimizer = unwrapped(trainer.optimizers[0])
-    for rule in rules:
+    for rule in also_scale_for(optimizer):
         unusable = unusable_entry(optimizer.param_groups, rule)
         if unusable is not None:
             key, value = unusable
@@ -268,6 +270,16 @@ def choose_rule(lr_rule: Any, lr_cap: float | None, optimizer: Optimizer) -> Lea
     except ValueError as error:
         raise MisconfigurationException(str(error)) from error
     return resolve_rule(rule, cap=lr_cap)
+
+
+def choose_also_scale(
+    also_scale: str | tuple[HyperparameterRule, ...], optimizer: Optimizer
+) -> tuple[HyperparameterRule, ...]:
+    """Return the option's rules of other hyperparameters; for ``"auto"`` those that suit the optimizer and fit it."""
+    if not isinstance(also_scale, str):
+        return also_scale
+    rules = hyperparameters_for_optimizer([cls.__name__ for cls in type(optimizer).__mro__])
+    return tuple(rule for rule in rules if unusable_entry(optimizer.param_groups, rule) is None)
 
 
 def check_policy(policy: Any, rule: LearningRateRule) -> None:

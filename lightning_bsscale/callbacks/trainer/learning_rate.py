@@ -204,9 +204,11 @@ class ScopedFactor:
         """The learning rate of the last update (first parameter group); before any, the user's."""
         return float(self._last_lr if self._last_lr is not None else self.optimizer.param_groups[0]["lr"])
 
-    def follow(self, optimizer: Any) -> None:
-        """Change to another optimizer, with the same factors."""
+    def follow(self, optimizer: Any, also_scale: Sequence[HyperparameterRule] = ()) -> None:
+        """Change to another optimizer and its rules of other hyperparameters, with the same factors."""
         self.remove()
+        ratio, self._others = self._others.ratio, ScopedHyperparameters(also_scale)
+        self._others.ratio = ratio
         self.optimizer = optimizer
         self._detector = _OverwriteDetector()
         self._wrapper = UpdateWrapper(optimizer, self.apply, self.restore)

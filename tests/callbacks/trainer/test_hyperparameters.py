@@ -310,6 +310,33 @@ def test_the_journal_names_the_rules(tmp_path):
     ]
 
 
+class Tuned(AdamW):
+    """A user's own subclass."""
+
+
+@pytest.mark.parametrize(("cls", "follows"), [(AdamW, True), (Tuned, True), (torch.optim.NAdam, True), (SGD, False)])
+def test_by_default_beta2_follows_the_batch_in_adam_and_its_relatives(cls, follows):
+    betas = {"betas": (0.9, 0.999)} if follows else {}
+    trainer, module = train(lambda p: keeping_values(cls)(p, lr=0.01, **betas), scripted(*BATCHES))
+    used = [values[0].get("betas") for values in trainer.optimizers[0].used]
+    assert used == [(0.9, pytest.approx(0.999**ratio)) if follows else None for ratio in WINDOWS]
+    assert all(seen.get("betas") == betas.get("betas") for seen in module.seen)
+    if follows:
+        trainer, _ = train(lambda p: keeping_values(cls)(p, lr=0.01, **betas), scripted(*BATCHES, also_scale=()))
+        assert all(values[0]["betas"] == (0.9, 0.999) for values in trainer.optimizers[0].used)
+
+
+def test_the_default_depends_on_what_the_second_beta_is():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    chosen = BatchSizeScaler()._options.also_scale_for
+    assert chosen(Tuned([parameter])) == (Beta2(),)
+    assert chosen(torch.optim.Adamax([parameter])) == chosen(torch.optim.RMSprop([parameter])) == ()
+    adam = AdamW([parameter])
+    adam.param_groups[0]["betas"] = "adaptive"
+    assert chosen(adam) == ()  # only what the user asks for by name is refused
+    assert GradientNoiseScaleMonitor()._options.also_scale_for(AdamW([parameter])) == ()
+
+
 def test_from_yaml():
     scaler = {
         "class_path": "lightning_bsscale.BatchSizeScaler",
@@ -318,4 +345,5 @@ def test_from_yaml():
         },
     }
     (made,) = callbacks_from([scaler])
-    assert made._options.also_scale == (WeightDecay(exponent=0.5), Beta2(floor=0.9))
+    optimizer = AdamW([torch.nn.Parameter(torch.zeros(1))])
+    assert made._options.also_scale_for(optimizer) == (WeightDecay(exponent=0.5), Beta2(floor=0.9))
