@@ -43,8 +43,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import matplotlib
 import torch
 from front_methods import METHODS
+from front_page import DOCS, draw, table
+from front_summary import best_rates, summarize
 from front_tasks import TASKS, Counted, Task
 from language_model import corpus
 from machine import describe
@@ -230,28 +233,6 @@ def hindsight(task: Task, records: list[dict[str, Any]]) -> list[list[float]]:
     return pairs
 
 
-def best_rates(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Return each name's learning rate of the lowest mean loss.
-
-    Args:
-        records: Finished runs of one task.
-
-    Returns:
-        The factor on the base learning rate by name.
-    """
-    losses: dict[str, dict[float, dict[int, float]]] = {}
-    for run in records:
-        losses.setdefault(run["name"], {}).setdefault(run["rate"], {})[run["seed"]] = run["val_loss"]
-    best = {}
-    for name, by_rate in losses.items():
-        # Over common seeds, so that no learning rate wins by lucky seeds; those with few seeds do not count.
-        most = max(map(len, by_rate.values()))
-        by_rate = {rate: runs for rate, runs in by_rate.items() if 2 * len(runs) >= most}
-        common = set.intersection(*(set(runs) for runs in by_rate.values())) or set().union(*by_rate.values())
-        best[name] = min(by_rate, key=lambda rate: statistics.fmean(by_rate[rate].get(s, math.inf) for s in common))
-    return best
-
-
 def worker(name: str, job: dict[str, Any], path: Path) -> dict[str, Any] | None:
     """Make one run in a worker process, unless another command has finished it meanwhile.
 
@@ -399,7 +380,7 @@ def main() -> int:
         for _ in range(2):
             todo = selected(growing_jobs(task, options.seeds, current_runs(task)), only)
             failed += run_all(task, todo, path_of(task), options.workers)
-    # write_results()
+    write_results()
     return 1 if failed else 0
 
 
@@ -423,6 +404,47 @@ def time_rows(task: Task, only: set[str], seeds: int, workers: int) -> int:
         if best.get(job["name"]) == job["rate"]
     ]
     return run_all(task, selected(todo, only), RESULTS / f"front_times_{task.name}.jsonl", workers)
+
+
+def write_results() -> None:
+    """Write results/front.json, the tables of docs/front.md and its picture, from the finished runs."""
+    summaries: dict[str, Any] = {}
+    page = DOCS / "front.md"
+    text = page.read_text()
+    for task in TASKS.values():
+        records = current_runs(task)
+        if not records:
+            continue
+        timed = list(finished(RESULTS / f"front_times_{task.name}.jsonl").values())
+        ours = [name for name, method in METHODS.items() if method.is_ours]
+        machine = records[0]["machine"]
+        summaries[task.name] = {
+            "settings": dict(task.settings),
+            "parameters": records[0]["parameters"],
+            "machine": machine,
+            **summarize(records, timed, start=task.start, ours=ours),
+        }
+        text = between(text, f"<!-- {task.name} -->", f"<!-- end of {task.name} -->", table(task, summaries[task.name]))
+    (RESULTS / "front.json").write_text(json.dumps(summaries, indent=1) + "\n")
+    page.write_text(text)
+    matplotlib.rcParams["svg.hashsalt"] = "bsscale"
+    draw(summaries).savefig(DOCS / "front.svg", metadata={"Date": None})
+
+
+def between(text: str, begin: str, end: str, part: str) -> str:
+    """Put a part between its markers in a text.
+
+    Args:
+        text: The text.
+        begin: The first marker.
+        end: The second one.
+        part: The part.
+
+    Returns:
+        The new text.
+    """
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{part.strip()}\n\n{end}{rest.split(end)[1]}"
 
 
 if __name__ == "__main__":
