@@ -31,7 +31,6 @@ import argparse
 import hashlib
 import json
 import logging
-import math
 import multiprocessing
 import os
 import statistics
@@ -224,7 +223,9 @@ def hindsight(task: Task, records: list[dict[str, Any]]) -> list[list[float]]:
     for part in range(1, 16 if runs else 0):
         share = part / 16
         batches = [
-            max([task.start, *(made["batch"] for made in run["growths"] if made["examples"] <= share * run["examples"])])
+            max(
+                [task.start, *(made["batch"] for made in run["growths"] if made["examples"] <= share * run["examples"])]
+            )
             for run in runs
         ]
         multiple = float(max(1, round(statistics.geometric_mean(batches) / task.start)))
@@ -371,7 +372,8 @@ def main() -> int:
             failed += time_rows(task, only, min(options.seeds, 3), options.workers)
             continue
         if options.redo:
-            todo = selected([*fixed_jobs(task, options.seeds), *growing_jobs(task, options.seeds, current_runs(task))], only)
+            every = [*fixed_jobs(task, options.seeds), *growing_jobs(task, options.seeds, current_runs(task))]
+            todo = selected(every, only)
             keys = {key_of(task, job) for job in todo}
             kept = [json.dumps(record) for key, record in finished(path_of(task)).items() if key not in keys]
             path_of(task).write_text("".join(f"{line}\n" for line in kept))

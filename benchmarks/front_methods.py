@@ -19,7 +19,7 @@ class Method:
         title: What it is, in one phrase.
         start: The start batch as a multiple of the task's.
         rates: Factors on the learning rate that was best for the fixed batch it starts from; the best one counts.
-        make: Makes the callback; `plan` is the scaler's mean batch in hindsight, and `sgd` whether the optimizer is SGD.
+        make: Makes the callback; `plan` is the scaler's mean batch in hindsight, `sgd` whether the optimizer is SGD.
         needs_plan: Whether it needs `plan`.
         is_ours: Whether it is the scaler with another target, which shows what the scaler would do in as many steps.
     """

@@ -56,7 +56,13 @@ def table(task: Task, summary: Summary) -> str:
         Markdown.
     """
     rows = [row for row in summary["rows"] if row["is_main"]]
-    rows.sort(key=lambda row: (not row["name"].startswith("fixed"), list(METHODS).index(row["name"]) if row["name"] in METHODS else 0, -row["steps"]))
+    rows.sort(
+        key=lambda row: (
+            not row["name"].startswith("fixed"),
+            list(METHODS).index(row["name"]) if row["name"] in METHODS else 0,
+            -row["steps"],
+        )
+    )
     machine = summary["machine"]
     tried = ", ".join(f"{factor:g}" for factor in sorted({rate for rates in task.rates.values() for rate in rates}))
     lines = [
@@ -65,19 +71,24 @@ def table(task: Task, summary: Summary) -> str:
     ]
     for row in rows:
         against = row.get("against_start")
-        difference = "–" if row["name"] == f"fixed{task.start}" or not against else number(against["difference"], against["error"], signed=True)
+        difference = (
+            "–"
+            if row["name"] == f"fixed{task.start}" or not against
+            else number(against["difference"], against["error"], signed=True)
+        )
         seconds = "–" if row["seconds"] is None else f"{row['seconds']:.1f}"
         name = title_of(row["name"])
         lines.append(
             f"| {f'**{name}**' if row['name'] == 'scaler' else name} | {row['learning_rate']:.3g} |"
             f" {number(row['loss'], row['error'])} | {difference} | {row['steps']:,.0f} | {seconds} |"
         )
-    few = sorted({row["seeds"] for row in rows})
+    seeds = sorted({row["seeds"] for row in rows})
+    followed = "by its square root" if task.power == 0.5 else "linearly"
     lines += [
         "",
-        f"{' to '.join(map(str, few[:: max(1, len(few) - 1)]))} seeds, paired; ± is one standard error. Learning rates"
+        f"{' to '.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds, paired; ± is one standard error. Learning rates"
         f" tried for the fixed batches: {tried} times"
-        f" {task.settings['base_rate']:g}, which follows the batch {'by its square root' if task.power == 0.5 else 'linearly'};"
+        f" {task.settings['base_rate']:g}, which follows the batch {followed};"
         f" the best one counts. Seconds are medians of the training loop on an otherwise idle machine. Python"
         f" {machine['python']}, torch {machine['torch']}, lightning {machine['lightning']}, {machine['processor']}, 1"
         " thread a run.",
@@ -93,7 +104,7 @@ def table(task: Task, summary: Summary) -> str:
                 for row in reversed(summary["against_fixed"])
             ),
             "",
-            "| at its number of steps, against the scaler with a target that takes as many | loss, difference | steps |",
+            "| against the scaler with the target that takes as many steps | loss, difference | steps |",
             "|---|---|---|",
             *(
                 f"| {title_of(row['name'])} | {number(row['difference'], row['error'], signed=True)}"
@@ -173,4 +184,6 @@ def points(axis: Axes, rows: list[dict[str, Any]], quantity: str, top: float) ->
             label=label if first else None,
         )
         if row["name"].startswith("fixed"):
-            axis.annotate(row["name"][5:], (row[quantity], min(row["loss"], top)), (4, 5), textcoords="offset points", fontsize=8)
+            axis.annotate(
+                row["name"][5:], (row[quantity], min(row["loss"], top)), (4, 5), textcoords="offset points", fontsize=8
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -89,7 +90,7 @@ def on_front(steps: float, front: Sequence[tuple[float, Mapping[int, float]]], s
     at = math.log(steps)
     if at <= points[0][0]:
         return points[0][1]
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if at <= x1:
             return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
     return points[-1][1]
@@ -115,9 +116,7 @@ def steps_at_loss(loss: float, front: Sequence[tuple[float, float]]) -> float | 
     return None
 
 
-def summarize(
-    records: Sequence[Record], timed: Sequence[Record], *, start: int, ours: Sequence[str]
-) -> dict[str, Any]:
+def summarize(records: Sequence[Record], timed: Sequence[Record], *, start: int, ours: Sequence[str]) -> dict[str, Any]:
     """Turn runs into rows and comparisons.
 
     Args:

@@ -8,7 +8,6 @@ the order of the examples, whatever the batch.
 from __future__ import annotations
 
 import functools
-import math
 import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -132,9 +131,7 @@ def loss_per_byte(model: ByteModel) -> float:
 
 def digits(batch: int, seed: int, count: int | None) -> Loader:
     """Load the digits, in a new order for each epoch."""
-    return DataLoader(
-        digits_data()[0], batch_size=batch, shuffle=True, generator=torch.Generator().manual_seed(seed)
-    )
+    return DataLoader(digits_data()[0], batch_size=batch, shuffle=True, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
