@@ -152,10 +152,8 @@ def main() -> int:
     failed = []
     if not options.pictures:
         total = sum(command.minutes for command in missing.values())
-        print(
         number = len(chosen) - len(missing)
         print(f"{number} of {len(chosen)} benchmarks are done; the others take {minutes(total)}.", flush=True)
-        )
         for name, command in missing.items():
             if run(name, command):
                 failed.append(name)

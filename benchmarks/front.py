@@ -19,7 +19,7 @@ measuring anything.
 Finished runs are lines of results/front_TASK.jsonl and are not repeated, so the command may be stopped and started
 again at any time. With `--times` a few runs of each row are made again, for their seconds, on an idle machine.
 
-    python benchmarks/front.py --workers 2                  # make all missing runs of all tasks, then tables and pictures
+    python benchmarks/front.py --workers 2                  # make all missing runs, then tables and picture
     python benchmarks/front.py --task lm --only scaler --seeds 2
     python benchmarks/front.py --times --workers 1          # on an idle machine
     python benchmarks/front.py --table                      # only write tables and pictures

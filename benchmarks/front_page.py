@@ -86,8 +86,8 @@ def table(task: Task, summary: Summary) -> str:
     followed = "by its square root" if task.power == 0.5 else "linearly"
     lines += [
         "",
-        f"{' to '.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds, paired; ± is one standard error. Learning rates"
-        f" tried for the fixed batches: {tried} times"
+        f"{' to '.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds, paired; ± is one standard error. Learning"
+        f" rates tried for the fixed batches: {tried} times"
         f" {task.settings['base_rate']:g}, which follows the batch {followed};"
         f" the best one counts. Seconds are medians of the training loop on an otherwise idle machine. Python"
         f" {machine['python']}, torch {machine['torch']}, lightning {machine['lightning']}, {machine['processor']}, 1"
