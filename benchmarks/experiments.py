@@ -702,88 +702,103 @@ def sharp_page() -> Page:
     return Page(f"{rows(head, body)}\n\n{len(seeds)} seeds; ± is one standard error.", draw)
 
 
-def optimizers_page() -> Page:
-    fixed: dict[tuple[str, int, float], dict[int, Record]] = {}
+Seeds = dict[int, Record]
+
+
+def runs_of(optimizer: str) -> tuple[Seeds, Seeds, dict[float, Seeds]]:
+    """Return an optimizer's runs by seed: at fixed batch 8, with the scaler, and at fixed batch 64 by their factor."""
+    scaled = {job["seed"]: record for job, record in finished("optimizer_scaler") if job["optimizer"] == optimizer}
+    base: Seeds = {}
+    large: dict[float, Seeds] = {}
     for job, record in finished("optimizer_fixed"):
-        fixed.setdefault((job["optimizer"], job["batch"], job["factor"]), {})[job["seed"]] = record
-    scaled: dict[str, dict[int, Record]] = {}
-    for job, record in finished("optimizer_scaler"):
-        scaled.setdefault(job["optimizer"], {})[job["seed"]] = record
-    growth, large, drawn = [], [], {}
+        if job["optimizer"] == optimizer:
+            (base if job["batch"] == BASE else large.setdefault(job["factor"], {}))[job["seed"]] = record
+    return base, scaled, large
+
+
+def differences(runs: Seeds, base: Seeds, key: str) -> tuple[float, float]:
+    """Return the mean of paired differences and its error; nan if a run failed, or there is none."""
+    found = [record.get(key, math.nan) - base[seed][key] for seed, record in runs.items() if seed in base]
+    return mean_and_error(found or [math.nan])
+
+
+def compared(runs: Seeds, base: Seeds, key: str) -> str:
+    value, error = differences(runs, base, key)
+    form = "+.1%" if key == "val_accuracy" else "+.3f"
+    return "failed" if math.isnan(value) else f"{value:{form}} ± {error:{form[1:]}}"
+
+
+def scaler_cells(runs: Seeds, base: Seeds) -> list[str]:
+    """Write an optimizer's runs with the scaler: rule, steps, final batch, factor, differences to fixed batch 8."""
+    errors = {record["error"] for record in runs.values() if "error" in record}
+    if errors:
+        return ["–", "–", "–", "–", "; ".join(sorted(errors)), "–"]
+    found = list(runs.values())
+    ends = sorted(record["final_batch"] for record in found)
+    return [
+        "/".join(sorted({record["rule"] for record in found})),
+        f"{statistics.fmean(record['optimizer_steps'] for record in found):,.0f}",
+        f"{ends[0]}" if ends[0] == ends[-1] else f"{ends[0]}–{ends[-1]}",
+        f"{statistics.fmean(record['factor'] for record in found):.2f}",
+        compared(runs, base, "val_loss"),
+        compared(runs, base, "val_accuracy"),
+    ]
+
+
+def optimizers_page() -> Page:
+    growth, fixed, drawn = [], [], {}
+    steps: dict[str, set[int]] = {}
     for name in OPTIMIZERS:
-        base, runs, own = fixed[name, BASE, 1.0], scaled[name], factor_by_rule(name)
+        (base, scaled, large), own = runs_of(name), factor_by_rule(name)
         tried = [f"**{rate:g}**" if rate == best_rate(name) else f"{rate:g}" for rate in tried_rates(name)]
-        errors = {record["error"] for record in runs.values() if "error" in record}
-        if errors:
-            controlled = ["–", "–", "–", "–", "; ".join(sorted(errors)), "–"]
-        else:
-            batches = sorted(record["final_batch"] for record in runs.values())
-            controlled = [
-                next(iter(runs.values()))["rule"],
-                f"{statistics.fmean(record['optimizer_steps'] for record in runs.values()):,.0f}",
-                f"{batches[0]}" if batches[0] == batches[-1] else f"{batches[0]}–{batches[-1]}",
-                f"{statistics.fmean(record['factor'] for record in runs.values()):.2f}",
-                paired(runs, base, "val_loss"),
-                paired(runs, base, "val_accuracy"),
-            ]
         loss, error = mean_and_error([loss_of(record) for record in base.values()])
         accuracy = statistics.fmean(record["val_accuracy"] for record in base.values())
-        growth.append([name, f"{loss:.3f} ± {error:.3f}", f"{accuracy:.1%}", *controlled])
-        at = {factor: fixed.get((name, LARGE, factor), {}) for factor in (*FACTORS.values(), own)}
-        at_own = [f"{own:.3g}", paired(at[own], base, "val_loss"), paired(at[own], base, "val_accuracy")]
-        others = [paired(at[factor], base, "val_loss") for factor in FACTORS.values()]
-        large.append([name, ", ".join(tried), *others, *(at_own if math.isfinite(own) else ["–"] * 3)])
+        growth.append([name, f"{loss:.3f} ± {error:.3f}", f"{accuracy:.1%}", *scaler_cells(scaled, base)])
+        by_rule = large.get(own, {})
+        others = [compared(large.get(factor, {}), base, "val_loss") for factor in FACTORS.values()]
+        at_own = [f"{own:.3g}", compared(by_rule, base, "val_loss"), compared(by_rule, base, "val_accuracy")]
+        fixed.append([name, ", ".join(tried), *others, *at_own])
         drawn[name] = {
-            "scaler": differences(runs, base, "val_loss"),
-            "own": differences(at[own], base, "val_loss"),
-            **{rule: differences(at[factor], base, "val_loss") for rule, factor in FACTORS.items()},
+            "scaler": differences(scaled, base, "val_loss"),
+            "own": differences(by_rule, base, "val_loss"),
+            **{rule: differences(large.get(at, {}), base, "val_loss") for rule, at in FACTORS.items()},
         }
+        for key, some in (("base", base), ("large", by_rule)):
+            steps.setdefault(key, set()).update(record["optimizer_steps"] for record in some.values())
     difference = "difference in loss"
     head = ["optimizer", f"fixed {BASE}: held-out loss", "accuracy", "scaler: rule", "steps", "final batch", "factor"]
     first = rows([*head, difference, "in accuracy"], growth)
     head = ["optimizer", f"learning rates tried at {BASE}"]
-    head += [f"fixed {LARGE}: {difference} at factor {factor:.3g}" for factor in FACTORS.values()]
-    second = rows([*head, "factor by the rule", difference, "in accuracy"], large)
-    steps = {batch: f"{next(iter(fixed['SGD', batch, 1.0].values()))['optimizer_steps']:,}" for batch in (BASE, LARGE)}
-    seeds = len(fixed["SGD", BASE, 1.0])
+    head += [f"fixed {LARGE}: {difference} at {factor:.3g} times it" for factor in FACTORS.values()]
+    second = rows([*head, "factor by the rule", difference, "in accuracy"], fixed)
+    at = [f"{'/'.join(f'{count:,}' for count in sorted(steps[key]))}" for key in ("base", "large")]
     note = (
-        f"{seeds} seeds, {EPOCHS} epochs: {steps[BASE]} steps at {BASE}, {steps[LARGE]} at {LARGE}; ± is one standard "
-        f"error of paired differences to fixed {BASE}."
+        f"{len(base)} seeds, {EPOCHS} epochs: {at[0]} steps at {BASE}, {at[1]} at {LARGE}; ± is one standard error of "
+        f"paired differences to fixed {BASE}."
     )
+    return Page(f"{first}\n\n{second}\n\n{note}", lambda figure: draw_optimizers(figure, drawn))
 
-    def draw(figure: Any) -> None:
-        figure.set_size_inches(9, 4.6)
-        left, right = figure.subplots(1, 2, sharey=True)
-        series = [
-            (left, "scaler", "o", "tab:blue", "scaler"),
-            (left, "own", "s", "tab:orange", f"fixed {LARGE}, by the rule"),
-        ]
-        for (rule, factor), shape, color in zip(FACTORS.items(), "v^D", ("tab:blue", "tab:orange", "0.3"), strict=True):
-            series.append((right, rule, shape, color, f"× {factor:.3g}"))
-        for place, (axes, key, shape, color, label) in enumerate(series):
-            at = np.arange(len(drawn)) + 0.16 * ((place if axes is left else place - 2) - (0.5 if axes is left else 1))
+
+def draw_optimizers(figure: Any, drawn: dict[str, dict[str, tuple[float, float]]]) -> None:
+    figure.set_size_inches(9, 4.6)
+    left, right = figure.subplots(1, 2, sharey=True)
+    panels = (
+        (left, {"scaler": "scaler", "own": f"fixed {LARGE}, learning rate by the rule"}),
+        (right, {rule: f"fixed {LARGE}, learning rate × {factor:.3g}" for rule, factor in FACTORS.items()}),
+    )
+    for axes, shown in panels:
+        for place, (key, label) in enumerate(shown.items()):
+            color, shape = ("tab:blue", "tab:orange", "0.3")[place], "osD"[place]
+            at = np.arange(len(drawn)) + 0.2 * (place - (len(shown) - 1) / 2)
             values, errors = np.array([found[key] for found in drawn.values()]).T
-            axes.errorbar(values, at, xerr=errors, marker=shape, color=color, label=label, linestyle="", capsize=2)
-        for axes in (left, right):
-            axes.axvline(0, color="0.6", linewidth=1)
-            axes.set_xlabel(f"held-out loss, difference to fixed {BASE}")
-            axes.legend(fontsize="small")
-        left.set_yticks(range(len(drawn)), list(drawn))
-        left.invert_yaxis()
-
-    return Page(f"{first}\n\n{second}\n\n{note}", draw)
-
-
-def differences(runs: dict[int, Record], base: dict[int, Record], key: str) -> tuple[float, float]:
-    """Return the mean of paired differences and its error; nan if a run failed."""
-    return mean_and_error([record.get(key, math.nan) - base[seed][key] for seed, record in runs.items()] or [math.nan])
-
-
-def paired(runs: dict[int, Record], base: dict[int, Record], key: str) -> str:
-    value, error = differences(runs, base, key)
-    if math.isnan(value):
-        return "diverged"
-    return f"{value:+.1%} ± {error:.1%}" if key == "val_accuracy" else f"{value:+.3f} ± {error:.3f}"
+            axes.errorbar(values, at, xerr=errors, fmt=shape, color=color, label=label, capsize=2)
+        axes.axvline(0, color="0.6", linewidth=1)
+        axes.set_xscale("symlog", linthresh=0.1, linscale=1.5)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlabel(f"held-out loss, difference to fixed {BASE}")
+        axes.legend(fontsize="small", loc="lower right")
+    left.set_yticks(range(len(drawn)), list(drawn))
+    left.invert_yaxis()
 
 
 # The runs of each experiment with their default number of seeds, and its page.
