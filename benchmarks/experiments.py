@@ -796,7 +796,8 @@ def draw_optimizers(figure: Any, drawn: dict[str, dict[str, tuple[float, float]]
         axes.set_xscale("symlog", linthresh=0.1, linscale=1.5)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel(f"held-out loss, difference to fixed {BASE}")
-        axes.legend(fontsize="small", loc="lower right")
+        axes.set_xlim(-0.4, 4)
+        axes.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     left.set_yticks(range(len(drawn)), list(drawn))
     left.invert_yaxis()
 
