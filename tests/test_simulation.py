@@ -334,7 +334,7 @@ def test_the_model_follows_the_users_law():
 def test_false_growths_are_as_rare_as_the_confidence_of_the_whole_run_says():
     def found(**options):
         made = control(2000, policy=NoiseScalePolicy(confidence=0.9, **options), max_batch_size=2000, memory=0.02)
-        return false_growths(made, 8 * 23.0, target_ratio=1.0, runs=30, seed=0)
+        return false_growths(made, Still(8 * 23.0), target_ratio=1.0, runs=30, seed=0)
 
     whole, each = found(whole_run=True), found()
     assert max(whole.share, whole.on_high_bound) < 0.1 < each.on_high_bound
