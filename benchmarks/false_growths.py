@@ -1,9 +1,9 @@
 """How often does the control grow beyond the noise scale, and what does it cost to promise that it seldom does?
 
 Runs are simulated with the package's own averages, policy and limits (`lightning_bsscale.simulation.control`). First
-those whose noise scale stays as it is, with Gaussian gradients. *Beyond* is the share of runs with at least one growth to a batch
-above the true noise scale times `target_ratio` (1 here), *high bound* the share that grew at least once on a bound
-above the true noise scale (a batch is rounded down, and grows by at least a quarter, so few of these go beyond),
+those whose noise scale stays as it is, with Gaussian gradients. *Beyond* is the share of runs with at least one growth
+to a batch above the true noise scale times `target_ratio` (1 here), *high bound* the share that grew at least once on a
+bound above the true noise scale (a batch is rounded down, and grows by at least a quarter, so few of these go beyond),
 *final* the mean of the last batch as a share of the truth, *largest* the largest batch of any run. Standard errors are
 at most 0.05 for 100 runs.
 
@@ -97,9 +97,7 @@ class Moving:
         pass
 
 
-def control(
-    policy: str, windows: int, measure_every: int = 8, memory: float = 0.05, tail: float = math.inf
-) -> Control:
+def control(policy: str, windows: int, measure_every: int = 8, memory: float = 0.05, tail: float = math.inf) -> Control:
     return Control(
         policy=NoiseScalePolicy(**POLICIES[policy]),
         loader_batch=UNIT,

@@ -154,10 +154,12 @@ def language(
     """
     from front import START, TASK, ByteModel, corpus, warmup_and_cosine
 
-    class Half(ByteModel):
-        task = {**TASK, "width": TASK["width"] // 2, "heads": TASK["heads"] // 2, "context": TASK["context"] // 2}
+    half = {**TASK, **{name: TASK[name] // 2 for name in ("width", "heads", "context")}}
 
-    rows = corpus()[0][:, : Half.task["context"] + 1]
+    class Half(ByteModel):
+        task = half
+
+    rows = corpus()[0][:, : half["context"] + 1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Half(0.7 * TASK["base_rate"] * math.sqrt(MICRO_BATCHES * size / START))

@@ -2,8 +2,8 @@
 
 Everything that decides is the package's own: `MeasuredWindows` with its averages, `BatchState` with policy and rule.
 Simulated are the window's sums (exact in distribution for Gaussian gradients and for heavy-tailed ones) and what
-training does to the true noise scale (a `World`). A run advances from one measured window to the next, and asks the policy there; a real run asks it
-after every window, and receives a window's sums one window later.
+training does to the true noise scale (a `World`). A run advances from one measured window to the next, and asks the
+policy there; a real run asks it after every window, and receives a window's sums one window later.
 """
 
 from __future__ import annotations

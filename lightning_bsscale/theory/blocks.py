@@ -186,7 +186,7 @@ def _moments(square_of_sum: float, sum_sq_norms: float, count: float, examples: 
 
 
 def _jackknife(without: Sequence[tuple[float, float]], ratio: float | None) -> tuple[float, float, float, float]:
-    """Return the variances of trace and squared norm, their covariance, and the third moment of trace - ratio square."""
+    """Return the variances of trace and squared norm, their covariance, and the third moment of the difference."""
     count = len(without)
     traces, squares = zip(*without, strict=True)
     trace, grad_sq = sum(traces) / count, sum(squares) / count

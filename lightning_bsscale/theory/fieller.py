@@ -84,7 +84,7 @@ def fieller_interval(
     quantile: float,
     third_moment: float = 0.0,
 ) -> tuple[float, float, bool]:
-    """Compute Fieller's set for the ratio trace / grad_sq, restricted to zero and above, longer where windows are skewed.
+    """Compute Fieller's set for the ratio trace / grad_sq, restricted to zero and above, longer for skewed windows.
 
     The set contains all ratios ``rho`` for which ``trace - rho grad_sq`` lies within ``quantile`` standard errors of
     zero:
@@ -98,15 +98,15 @@ def fieller_interval(
     A mean over heavy-tailed windows usually lies *below* the true value, since most samples contain too few of the rare
     large values. Where they are values of the trace (single examples with a large gradient), the ratio is usually too
     low; where they are values of the squared norm (two micro-batches of a window that both hold a rare example of the
-    same large gradient), it is too high. The set tests ``D = trace - rho_hat grad_sq``, whose third moment has both. One
-    end is therefore that of Fieller's set for a trace of
+    same large gradient), it is too high. The set tests ``D = trace - rho_hat grad_sq``, whose third moment has both.
+    One end is therefore that of Fieller's set for a trace of
 
         trace + quantile^2 * third_moment / variance of D
 
-    the upper end for a third moment above zero, the lower end for one below. The form is Johnson's (1978), who has
-    (1 + 2 quantile^2) / 6 instead of quantile^2: a sample from a heavy tail underestimates its own third moment, and
-    about three times his term restores the coverage of both ends (benchmarks/averages.py). Without skewness the interval
-    is Fieller's.
+    the upper end for a third moment above zero, the lower end for one below. The form is Johnson's (1978), who has (1 +
+    2 quantile^2) / 6 instead of quantile^2: a sample from a heavy tail underestimates its own third moment, and about
+    three times his term restores the coverage of both ends (benchmarks/averages.py). Without skewness the interval is
+    Fieller's.
 
     Args:
         trace: Mean of tr(Sigma).
