@@ -135,7 +135,7 @@ def digits(seed: int, *, stretches: int, windows: int, every: int, size: int) ->
 def language(
     seed: int, *, stretches: int, windows: int, every: int, size: int, between: int, samples: int
 ) -> Iterator[Iterator[Step]]:
-    """Train the byte-level transformer of benchmarks/front.py, at half its width and context, as it is trained there.
+    """Train the byte-level transformer of benchmarks/front.py, at half its width, depth and context, as it is there.
 
     AdamW, learning rate 0.0056 (that of batch 16 there), clipping at norm 1, warmup and cosine. The truth is unbiased,
     by all pairs of many micro-batches, which no step sees.
@@ -154,7 +154,7 @@ def language(
     """
     from front import START, TASK, ByteModel, corpus, warmup_and_cosine
 
-    half = {**TASK, **{name: TASK[name] // 2 for name in ("width", "heads", "context")}}
+    half = {**TASK, **{name: TASK[name] // 2 for name in ("width", "heads", "layers", "context")}}
 
     class Half(ByteModel):
         task = half

