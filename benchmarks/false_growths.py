@@ -186,7 +186,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for disturbance in DISTURBED:
         for policy in POLICIES:
-            row = by_setting["disturbed", disturbance, policy]
+            row = by_setting.get(("disturbed", disturbance, policy))
+            if row is None:
+                continue
             scale, law, tail = disturbance
             ends = {"stays": "stays", "waves": f"waves, {scale / 2:g} to {2 * scale:g}"}
             moves = ends.get(law, f"falls, {2 * scale:g} to {scale / 2:g}").replace("stays", f"{scale:g}")
