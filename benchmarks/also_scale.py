@@ -1,4 +1,4 @@
-"""Measure what the rules of `also_scale` do to the loss: the scaler at its defaults, with and without each of them.
+"""Measure what the rules of `also_scale` do to the loss: the scaler with and without each of them.
 
 Two tasks, each with one thread and 8 seeds, paired: a seed fixes the initial weights, the examples and their order.
 

@@ -88,8 +88,8 @@ def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, callbac
 
 # Below two windows of equal weight, theory/estimate.py calls every estimate unresolved.
 MIN_WINDOWS = 2.0
-# In fewer steps even a callback's default options hold too few windows, and there is little to learn: for the scaler, and
-# for the monitor, which measures half as often.
+# In fewer steps even a callback's default options hold too few windows, and there is little to learn: for the scaler,
+# and for the monitor, which measures half as often.
 MIN_STEPS = {True: 150, False: 300}
 
 
