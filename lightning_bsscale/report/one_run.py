@@ -1,0 +1,75 @@
+"""The part of the page about one run: verdict, numbers, pictures, decisions, warnings, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lightning_bsscale.report.decisions import decision_section
+from lightning_bsscale.report.figure import Axis, Figure, figure_block
+from lightning_bsscale.report.markup import Markup, cut, tag
+from lightning_bsscale.report.pictures import learning_rate_figure, noise_figure, time_figure, worth_figure
+from lightning_bsscale.report.run_record import RunRecord
+from lightning_bsscale.report.sections import facts, settings_section, warning_list, why_empty
+
+__all__ = ["headline", "one_run", "verdict_block"]
+
+
+def headline(run: RunRecord) -> str:
+    return f"The batch grew from {run.start_batch:.0f} to {run.batch:.0f} {run.unit}."
+
+
+def verdict_block(run: RunRecord) -> list[Markup | None]:
+    return [
+        tag("ul", [tag("li", tag("bdi", cut(reason))) for reason in ("because",)]),
+        tag(
+            "div",
+            tag("strong", "What to do next"),
+            tag("ul", [tag("li", tag("bdi", cut(step))) for step in ("x",)]),
+            class_="next",
+        ),
+    ]
+
+
+def one_run(
+    run: RunRecord, name: str, limit: int, axes: Sequence[Axis], *, heading: str, switch: Markup | None = None
+) -> tuple[list[Figure], Markup]:
+    """Write the part of one run.
+
+    Args:
+        run: the run
+        name: begin of its ids
+        limit: most points in a line, and rows in a table
+        axes: the first axes to draw on
+        heading: element of its headline
+        switch: what chooses the axis, if it belongs to this run alone
+
+    Returns:
+        Its figures with points for the script, and its section.
+    """
+    level = "h2" if heading == "h1" else "h3"
+    noise = noise_figure(run, f"{name}-noise", limit, axes) if run.phases or run.windows.count else None
+    rate = learning_rate_figure(run, f"{name}-rate", limit, axes)
+    worth = worth_figure(run, f"{name}-worth", limit, axes)
+    time = time_figure(run, f"{name}-time")
+    warned = warning_list(run)
+
+    def parts() -> Iterator[object]:
+        yield tag(heading, tag("bdi", headline(run)), id=f"{name}-headline")
+        yield None if heading == "h1" else tag("p", "Journal: ", tag("bdi", run.path.name))
+        yield tag("div", verdict_block(run), class_="verdict")
+        if warned:
+            yield tag("div", tag("strong", "Know before you read on"), tag("ul", warned), class_="warnings")
+        yield facts(run)
+        empty = why_empty(run)
+        if empty is not None:
+            yield tag("p", empty, class_="card")
+        yield switch
+        yield [figure_block(figure, level) for figure in (noise, rate) if figure is not None]
+        yield tag(level, "Decisions")
+        yield decision_section(run, name, limit, "h3" if level == "h2" else "h4")
+        yield [figure_block(figure, level) for figure in (worth, time) if figure is not None]
+        yield tag(level, "Settings to reproduce it")
+        yield settings_section(run)
+
+    drawn = [figure for figure in (noise, rate, worth) if figure is not None]
+    return drawn, tag("section", list(parts()), aria_labelledby=f"{name}-headline")
