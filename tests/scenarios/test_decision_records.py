@@ -14,8 +14,9 @@ import torch
 from lightning_bsscale import BatchSizeScaler, Decision
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.replay import replay
-from lightning_bsscale.summary import describe_grounds, describe_number, summary_table
+from lightning_bsscale.summary import describe_grounds, summary_table
 from lightning_bsscale.theory.described import describe
+from lightning_bsscale.theory.numbers import describe_number
 from lightning_bsscale.theory.policies import Limits, Situation
 from lightning_bsscale.theory.records import CHANGES_LIMIT, HOLDS_LIMIT, DecisionLog, DecisionRecord
 from lightning_bsscale.theory.stored import as_plain, from_plain

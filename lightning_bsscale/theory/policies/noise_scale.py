@@ -81,8 +81,8 @@ class NoiseScalePolicy(Policy):
 
     The gates are checked first, and the first reason to hold wins: in warmup, before ``not_before``, no estimate,
     unresolved, cooling down, at the limit, too near the end. The target is ``target_ratio * lower_bound(confidence)``.
-    If it is at least ``hysteresis`` times the current batch size, the batch grows to the target, by at most
-    ``max_growth`` at a time.
+    If it is at least ``hysteresis`` times the current batch size, and at least the next possible one, the batch grows
+    to the target, by at most ``max_growth`` at a time.
 
     A run looks at the bound many times, and each look may be too high by chance. With ``whole_run`` the probability of
     error, ``1 - confidence``, is divided among the looks that do not share their windows: as many as the averaging
@@ -197,7 +197,7 @@ class NoiseScalePolicy(Policy):
         wanted, at_most = (self._target(bound, situation, limits) for bound in (lower, upper))
         if wanted is None or at_most is None:
             return self._decision(situation, limits, batch, Reason.NO_PRICES)
-        if wanted >= self.hysteresis * batch:
+        if wanted >= self._needed(batch, limits):
             # max_growth may lie below the next possible batch; holding forever would be worse than exceeding it.
             step = max(self.max_growth * batch, batch + limits.granularity)
             grown = limits.clip(min(wanted, step))
@@ -246,5 +246,9 @@ class NoiseScalePolicy(Policy):
             bound=bound,
             confidence=self._confidence_of_a_look(situation),
             target=self._target(bound, situation, limits),
-            needed=situation.batch_size / self.hysteresis if shrinks else self.hysteresis * situation.batch_size,
+            needed=situation.batch_size / self.hysteresis if shrinks else self._needed(situation.batch_size, limits),
         )
+
+    def _needed(self, batch: int, limits: Limits) -> float:
+        """Return the smallest target with which the batch grows; one below the next possible batch changes nothing."""
+        return max(self.hysteresis * batch, (batch // limits.granularity + 1) * limits.granularity)

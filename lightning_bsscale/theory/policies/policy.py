@@ -170,8 +170,9 @@ class Decision:
     """A policy's decision and the numbers behind it.
 
     :class:`NoiseScalePolicy` compares ``target = target_ratio * bound`` with ``needed``. To grow, the target of the
-    lower bound must be at least ``needed = hysteresis * batch_size``. To shrink, the target of the upper bound must be
-    at most ``needed = batch_size / hysteresis``. A policy that uses other numbers leaves these at None.
+    lower bound must be at least ``needed = hysteresis * batch_size``, or the next possible batch size if that is
+    larger. To shrink, the target of the upper bound must be at most ``needed = batch_size / hysteresis``. A policy that
+    uses other numbers leaves these at None.
 
     Attributes:
         batch_size: The batch size from the next window on, in examples; the current one to hold.
