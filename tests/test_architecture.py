@@ -27,7 +27,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "replay": ({"theory", "journal"}, set()),
     "summary": ({"theory", "journal"}, set()),
     "figures": ({"theory", "journal", "summary", "numpy"}, {"matplotlib"}),
-    "report": ({"theory", "journal", "figures", "numpy"}, {"matplotlib"}),
+    "report": ({"theory", "journal", "verdict", "report"}, set()),
     "simulation": ({"theory", "numpy", "simulation"}, {"matplotlib"}),
     "demo": (
         {"torch", "lightning", "numpy", "sklearn", "theory", "callbacks", "journal", "journal_file", "summary"},

@@ -10,7 +10,7 @@ from lightning_bsscale.report.drawing import BOTTOM, LEFT, RIGHT, TOP, frame, li
 from lightning_bsscale.report.figure import Axis, Figure, shown, spread
 from lightning_bsscale.report.run_record import RunRecord
 from lightning_bsscale.report.sections import mean_worth
-from lightning_bsscale.summary import describe_count, describe_time
+from lightning_bsscale.theory.numbers import describe_count, describe_time
 
 __all__ = ["comparison_figures"]
 
@@ -31,7 +31,10 @@ def comparison_figures(runs: Sequence[RunRecord], limit: int, axes: Sequence[Axi
     """
     names = sorted({name for run in runs for name in run.metrics})
     shared = [name for name in names if sum(name in run.metrics for run in runs) > 1]
-    return [*(_metric_figure(runs, name, f"metric-{index}", limit, axes) for index, name in enumerate(shared[:4])), _front(runs, limit)]
+    return [
+        *(_metric_figure(runs, name, f"metric-{index}", limit, axes) for index, name in enumerate(shared[:4])),
+        _front(runs, limit),
+    ]
 
 
 def line_class(index: int) -> str:
@@ -107,8 +110,8 @@ def _front(runs: Sequence[RunRecord], limit: int) -> Figure:
         ],
         legend=_legend(runs),
         reading=(
-            "A flatter line is a larger batch: more is averaged in each step. Where a line bends down, that run's batch "
-            "grew."
+            "A flatter line is a larger batch: more is averaged in each step. Where a line bends to the right, that "
+            "run's batch grew."
         ),
         head=("run", "first batch", "last batch", "steps", runs[0].unit, "worth of an example", "time", "journal"),
         rows=[(str(index + 1), *_numbers(run)) for index, run in enumerate(runs)],

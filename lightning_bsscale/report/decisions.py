@@ -8,7 +8,7 @@ from lightning_bsscale.report.figure import Figure, figure_block, shown, spread,
 from lightning_bsscale.report.markup import Markup, cut, tag
 from lightning_bsscale.report.pictures import bars
 from lightning_bsscale.report.run_record import Change, Hold, RunRecord
-from lightning_bsscale.summary import describe_count
+from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.records import DecisionRecord
 
 __all__ = ["decision_section", "readable"]
@@ -80,7 +80,18 @@ def _change_table(run: RunRecord, changes: Sequence[Change], caption: str) -> Ma
     decisions = [change.record.decision for change in changes]
     reasons = {decision.reason for decision in decisions}
     has_target = any(decision.target != decision.bound for decision in decisions)
-    head = [run.unit, "step", "batch", "noise scale", "bound", "target", "needed", "learning rate", "reason", "held before"]
+    head = [
+        run.unit,
+        "step",
+        "batch",
+        "noise scale",
+        "bound",
+        "target",
+        "needed",
+        "learning rate",
+        "reason",
+        "held before",
+    ]
     rows = [_change_row(change) for change in changes]
     if not has_target:
         head, rows = _without(head, rows, "target")
@@ -90,9 +101,10 @@ def _change_table(run: RunRecord, changes: Sequence[Change], caption: str) -> Ma
     return table(head, rows, caption=caption, left=1 if "reason" not in head else 2)
 
 
-def _without(
-    head: list[str], rows: Sequence[Sequence[object]], title: str
-) -> tuple[list[str], list[Sequence[object]]]:
+_Rows = list[tuple[object, ...]]
+
+
+def _without(head: list[str], rows: _Rows, title: str) -> tuple[list[str], _Rows]:
     place = head.index(title)
     return [*head[:place], *head[place + 1 :]], [(*row[:place], *row[place + 1 :]) for row in rows]
 
@@ -157,7 +169,13 @@ def _holds(run: RunRecord, name: str, limit: int, heading: str) -> list[Markup]:
         ),
         head=("code", "stretches", run.unit, "share", "reason"),
         rows=[
-            (cut(code, 40), describe_count(hold.runs), shown(hold.examples), f"{100 * share:.1f} %", cut(hold.reason, 200))
+            (
+                cut(code, 40),
+                describe_count(hold.runs),
+                shown(hold.examples),
+                f"{100 * share:.1f} %",
+                cut(hold.reason, 200),
+            )
             for code, hold, share in held[:limit]
         ],
     )

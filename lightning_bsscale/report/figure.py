@@ -11,7 +11,7 @@ from lightning_bsscale.report.axes import LARGEST, Scale, linear
 from lightning_bsscale.report.drawing import LEFT, RIGHT
 from lightning_bsscale.report.markup import Markup, number, tag
 from lightning_bsscale.report.run_record import Place, RunRecord
-from lightning_bsscale.summary import describe_number
+from lightning_bsscale.theory.numbers import describe_number
 
 __all__ = ["Axis", "Figure", "axes_of", "figure_block", "shown", "spread", "table"]
 
@@ -113,7 +113,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str
         tag(
             "table",
             tag("caption", caption),
-            tag("thead", tag("tr", [tag("th", title, scope="col", class_=side(place)) for place, title in enumerate(head)])),
+            tag(
+                "thead",
+                tag("tr", [tag("th", title, scope="col", class_=side(place)) for place, title in enumerate(head)]),
+            ),
             tag(
                 "tbody",
                 [
@@ -140,7 +143,10 @@ def figure_block(figure: Figure, heading: str) -> Markup:
         _legend(figure.legend),
         figure.pictures,
         tag(
-            "figcaption", tag("strong", "How to read it. "), figure.reading, None if not figure.note else f" {figure.note}"
+            "figcaption",
+            tag("strong", "How to read it. "),
+            figure.reading,
+            None if not figure.note else f" {figure.note}",
         ),
         tag(
             "details",

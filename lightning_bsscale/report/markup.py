@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,11 +17,12 @@ __all__ = ["Markup", "cut", "data_block", "number", "tag", "text"]
 
 LONGEST_TEXT = 500
 _ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"}
-_EMPTY = frozenset({"br", "input", "meta", "line", "path", "rect", "circle"})
-_TAGS = _EMPTY | frozenset(
-    "a bdi button caption code details div dd dl dt fieldset figcaption figure footer g h1 h2 h3 h4 header label legend "
-    "li main nav ol p pre section span strong summary svg table tbody td th thead title tr ul "
-    "text desc defs clipPath pattern script style html head body".split()
+_VOID = frozenset({"input", "meta"})
+_CLOSED = frozenset({"circle", "line", "path", "rect"})
+_TAGS = re.compile(
+    "html|head|meta|title|style|script|body|header|main|footer|section|div|p|h[1-4]|[uo]l|li|d[ltd]|a|bdi|strong|span|"
+    "fieldset|legend|label|input|figure|figcaption|details|summary|table|caption|thead|tbody|t[rhd]|pre|code|"
+    "svg|desc|g|text|path|line|rect|circle"
 )
 # Control characters, marks that turn the direction of a line, halves of a surrogate pair, and line separators.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -82,16 +84,17 @@ def tag(name: str, /, *inside: object, **attributes: object) -> Markup:
         >>> tag("p", "1 < 2", class_="note")
         '<p class="note">1 &lt; 2</p>'
     """
-    assert name in _TAGS, name
+    assert _TAGS.fullmatch(name), name
     written = "".join(_attribute(key, value) for key, value in attributes.items())
-    if name in _EMPTY:
-        return Markup(f"<{name}{written}>" if name in {"br", "input", "meta"} else f"<{name}{written}/>")
+    if name in _VOID | _CLOSED:
+        return Markup(f"<{name}{written}{'/' if name in _CLOSED else ''}>")
     return Markup(f"<{name}{written}>{''.join(_flat(inside))}</{name}>")
 
 
 def _attribute(key: str, value: object) -> str:
     name = key.rstrip("_").replace("_", "-")
-    assert name != "style" and not name.startswith("on"), name
+    assert name != "style"
+    assert not name.startswith("on")
     if value is None or value is False:
         return ""
     return f" {name}" if value is True else f' {name}="{text(value)}"'

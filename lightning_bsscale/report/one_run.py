@@ -9,25 +9,21 @@ from lightning_bsscale.report.figure import Axis, Figure, figure_block
 from lightning_bsscale.report.markup import Markup, cut, tag
 from lightning_bsscale.report.pictures import learning_rate_figure, noise_figure, time_figure, worth_figure
 from lightning_bsscale.report.run_record import RunRecord
-from lightning_bsscale.report.sections import facts, settings_section, warning_list, why_empty
+from lightning_bsscale.report.sections import facts, settings_section, warning_list
 
-__all__ = ["headline", "one_run", "verdict_block"]
-
-
-def headline(run: RunRecord) -> str:
-    return f"The batch grew from {run.start_batch:.0f} to {run.batch:.0f} {run.unit}."
+__all__ = ["next_steps", "one_run"]
 
 
-def verdict_block(run: RunRecord) -> list[Markup | None]:
-    return [
-        tag("ul", [tag("li", tag("bdi", cut(reason))) for reason in ("because",)]),
-        tag(
-            "div",
-            tag("strong", "What to do next"),
-            tag("ul", [tag("li", tag("bdi", cut(step))) for step in ("x",)]),
-            class_="next",
-        ),
-    ]
+def next_steps(run: RunRecord) -> Markup | None:
+    """Write what to change next; None where nothing is to be gained."""
+    steps = run.verdict.next_steps
+    if not steps:
+        return None
+    return tag("div", tag("strong", "What to do next"), _sentences(steps), class_="next")
+
+
+def _sentences(sentences: Sequence[str]) -> Markup:
+    return tag("ul", [tag("li", tag("bdi", cut(sentence))) for sentence in sentences])
 
 
 def one_run(
@@ -54,15 +50,14 @@ def one_run(
     warned = warning_list(run)
 
     def parts() -> Iterator[object]:
-        yield tag(heading, tag("bdi", headline(run)), id=f"{name}-headline")
+        yield tag(heading, tag("bdi", cut(run.verdict.headline)), id=f"{name}-headline")
         yield None if heading == "h1" else tag("p", "Journal: ", tag("bdi", run.path.name))
-        yield tag("div", verdict_block(run), class_="verdict")
+        yield tag(
+            "div", _sentences(run.verdict.reasons) if run.verdict.reasons else None, next_steps(run), class_="verdict"
+        )
         if warned:
             yield tag("div", tag("strong", "Know before you read on"), tag("ul", warned), class_="warnings")
         yield facts(run)
-        empty = why_empty(run)
-        if empty is not None:
-            yield tag("p", empty, class_="card")
         yield switch
         yield [figure_block(figure, level) for figure in (noise, rate) if figure is not None]
         yield tag(level, "Decisions")

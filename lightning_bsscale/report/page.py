@@ -9,8 +9,8 @@ from importlib import resources
 
 from lightning_bsscale.report.comparison import comparison_figures
 from lightning_bsscale.report.figure import Axis, Figure, axes_of, figure_block
-from lightning_bsscale.report.markup import Markup, data_block, tag
-from lightning_bsscale.report.one_run import headline, one_run, verdict_block
+from lightning_bsscale.report.markup import Markup, cut, data_block, tag
+from lightning_bsscale.report.one_run import next_steps, one_run
 from lightning_bsscale.report.run_record import RunRecord
 
 __all__ = ["MOST_RUNS", "make_page"]
@@ -37,11 +37,11 @@ def make_page(runs: Sequence[RunRecord]) -> str:
         raise ValueError(f"A report shows 1 to {MOST_RUNS} runs, got {len(runs):,}.")
     limit, axes = max(24, MOST_POINTS // len(runs)), axes_of(runs)
     if len(runs) == 1:
-        title = headline(runs[0])
+        title = cut(runs[0].verdict.headline)
         figures, section = one_run(runs[0], "run", limit, axes, heading="h1", switch=_axis_switch(axes))
         return _document(title, runs, [section], figures)
     title = f"{len(runs)} runs compared"
-    figures, sections = comparison_figures(runs, limit, axes), []
+    figures, sections = comparison_figures(runs, limit, axes), list[Markup]()
     parts: list[object] = [tag("h1", title), tag("ol", [_card(run, index) for index, run in enumerate(runs)])]
     parts += [_axis_switch(axes), [figure_block(figure, "h2") for figure in figures]]
     for index, run in enumerate(runs):
@@ -52,14 +52,16 @@ def make_page(runs: Sequence[RunRecord]) -> str:
 
 def _card(run: RunRecord, index: int) -> Markup:
     link = tag("a", tag("bdi", run.path.name), href=f"#run{index + 1}-headline")
-    return tag("li", tag("div", link, ": ", tag("bdi", headline(run)), verdict_block(run), class_="card verdict"))
+    return tag(
+        "li", tag("div", link, ": ", tag("bdi", cut(run.verdict.headline)), next_steps(run), class_="card verdict")
+    )
 
 
-def _document(
-    title: str, runs: Sequence[RunRecord], parts: Sequence[object], figures: Sequence[Figure]
-) -> str:
+def _document(title: str, runs: Sequence[RunRecord], parts: Sequence[object], figures: Sequence[Figure]) -> str:
     style, script = (_own(name) for name in ("style.css", "script.js"))
-    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    )
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -68,7 +70,9 @@ def _document(
         tag("title", title),
         tag("style", Markup(style)),
     )
-    names = [name if index == 0 else [", ", name] for index, name in enumerate(tag("bdi", run.path.name) for run in runs)]
+    names = [
+        name if index == 0 else [", ", name] for index, name in enumerate(tag("bdi", run.path.name) for run in runs)
+    ]
     body = tag(
         "body",
         tag("header", tag("div", "Report of ", names), _choice("theme", "Colours", _THEMES)),

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from lightning_bsscale.report.axes import Scale, drawable, linear, logarithmic
 from lightning_bsscale.report.drawing import (
     BOTTOM,
-    LEFT,
-    RIGHT,
     TOP,
     WIDTH,
     band,
@@ -22,7 +20,7 @@ from lightning_bsscale.report.drawing import (
 from lightning_bsscale.report.figure import Axis, Figure, shown, spread
 from lightning_bsscale.report.markup import Markup, cut, number, tag
 from lightning_bsscale.report.run_record import Phase, Place, RunRecord, Window
-from lightning_bsscale.summary import describe_count, describe_time
+from lightning_bsscale.theory.numbers import describe_count, describe_time
 from lightning_bsscale.theory.tradeoff import sample_efficiency
 
 __all__ = ["bars", "learning_rate_figure", "noise_figure", "time_figure", "worth_figure"]
@@ -392,7 +390,7 @@ def time_figure(run: RunRecord, name: str, most: int = 10) -> Figure | None:
         )
         for phase in phases
     ]
-    most_seconds = max(phases, key=lambda one: one.seconds)
+    longest = max(phases, key=lambda one: one.seconds)
     has_parts = any(phase.computing or phase.stepping for phase in phases)
     legend = [("bar rate-bar", "forward and backward passes"), ("bar batch-bar", "optimizer's step")]
     return Figure(
@@ -402,16 +400,16 @@ def time_figure(run: RunRecord, name: str, most: int = 10) -> Figure | None:
             bars(
                 f"{name}-bars",
                 "Time at each batch size",
-                f"Most time, {100 * most_seconds.seconds / total:.0f} %, was spent at batch {shown(most_seconds.batch_size)}.",
+                f"Most time, {100 * longest.seconds / total:.0f} %, was spent at batch {shown(longest.batch_size)}.",
                 rows,
             )
         ],
         legend=[*(legend if has_parts else []), ("bar rest-bar", "everything else, such as loading")],
         reading=(
-            f"Each bar is the time spent at one batch size, with the seconds that 1,000 {run.unit} took there. If these "
-            "fall as the batch grows, a larger batch is also faster on your machine; if not, it saved steps but no time."
+            f"Each bar is the time spent at one batch size, with the time that 1,000 {run.unit} took there. If that "
+            "falls as the batch grows, a larger batch is also faster on your machine; if not, it saved no time."
         ),
-        head=("batch", "steps", run.unit, "time", f"seconds per 1,000 {run.unit}"),
+        head=("batch", "steps", run.unit, "time", f"time per 1,000 {run.unit}"),
         rows=[
             (
                 shown(phase.batch_size),

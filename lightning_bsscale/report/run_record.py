@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any, Generic, TypeVar
 from lightning_bsscale.journal import Header, Line, read_lines
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.events import DropEvent, EndEvent, GiveUpEvent, MetricEvent, WindowEvent
+from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.state import RunNumbers, RunState
 from lightning_bsscale.theory.stored import FRACTIONS, check_stored, from_plain
+from lightning_bsscale.verdict import RunFacts, Verdict, read_facts, verdict_of
 
 __all__ = ["Change", "Hold", "Phase", "Place", "RunRecord", "Thinned", "Window", "read_run"]
 
@@ -162,6 +163,8 @@ class RunRecord:
         gave_up: whether an error ended the measurements
         drops: windows that were left without a step
         problems: what was wrong with the file
+        facts: what its verdict is made from; None where that cannot be said
+        verdict: what it found, why, and what to change next
     """
 
     path: Path
@@ -184,6 +187,8 @@ class RunRecord:
     gave_up: bool = False
     drops: int = 0
     problems: list[str] = field(default_factory=list)
+    facts: RunFacts | None = None
+    verdict: Verdict = field(default_factory=lambda: Verdict(""))
 
     @property
     def unit(self) -> str:
@@ -229,7 +234,7 @@ def read_run(path: Path) -> RunRecord:
 
     Raises:
         ValueError: If it is no journal.
-    """
+    """  # noqa: DOC502
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         lines = read_lines(path)
@@ -239,8 +244,25 @@ def read_run(path: Path) -> RunRecord:
                 reader.past(number, line)
         except ValueError as error:
             reader.run.problems.append(f"The file can be read up to here only: {error}")
-    reader.run.problems += [str(one.message) for one in caught]
-    return reader.finished()
+    run = reader.finished()
+    run.problems += [str(one.message) for one in caught]
+    run.facts, run.verdict = _judged(run)
+    return run
+
+
+def _judged(run: RunRecord) -> tuple[RunFacts | None, Verdict]:
+    if not run.phases and not run.windows.count:
+        ended = "The run ended" if run.ended is not None else "It was interrupted, or has only begun,"
+        return None, Verdict(f"Nothing was trained: the journal holds no optimizer step. {ended} before its first one.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            facts = read_facts(run.path)
+        return facts, verdict_of(facts)
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+        # The file is damaged, or holds numbers that do not belong together.
+        now, reason = describe_count(run.batch, run.unit), f"The journal does not allow a verdict: {error}"
+        return None, Verdict(f"The batch was {now} at the last line that can be read.", (reason,))
 
 
 def _started(path: Path, number: int, line: Line) -> tuple[RunNumbers, RunState]:
@@ -317,7 +339,7 @@ class _Reader:
         alone = line.examples is not None and run.numbers.now.world_size == 1
         examples = _believable(line.examples or 0, usual) if alone else usual
         computing, stepping = _parts(line)
-        took = getattr(line, "took", None)
+        took = line.took
         if took is None and None not in line.seconds:
             took = computing + stepping
         phase = run.phases.setdefault(run.batch, Phase(run.batch))
@@ -364,8 +386,8 @@ class _Reader:
     def finished(self) -> RunRecord:
         """Return the record at the end of the file."""
         self._end_of_hold()
-        latest = getattr(self.run.ended, "latest", None)
-        self.run.latest = latest or self.run.latest
+        if self.run.ended is not None and self.run.ended.latest is not None:
+            self.run.latest = self.run.ended.latest
         return self.run
 
 

@@ -10,23 +10,13 @@ from lightning_bsscale.report.figure import shown, table
 from lightning_bsscale.report.markup import Markup, cut, tag, text
 from lightning_bsscale.report.pictures import is_known_worth, worth_of
 from lightning_bsscale.report.run_record import RunRecord
-from lightning_bsscale.summary import describe_count, describe_time
+from lightning_bsscale.theory.numbers import describe_count, describe_time
 
-__all__ = ["facts", "settings_section", "warning_list", "why_empty"]
+__all__ = ["facts", "settings_section", "warning_list"]
 
 LONGEST_OPTION = 120
 LONGEST_LINE = 80
 MOST_OPTIONS = 64
-
-
-def why_empty(run: RunRecord) -> str | None:
-    """Return why there is nothing to draw, or None."""
-    if run.phases or run.windows.count:
-        return None
-    if run.problems:
-        return "No optimizer step of this run can be read; the warnings say why."
-    ended = "The run ended" if run.ended is not None else "The run was interrupted, or is still"
-    return f"This journal holds no optimizer step, so there is nothing to draw. {ended} before its first one."
 
 
 def mean_worth(run: RunRecord) -> tuple[float, float] | None:
@@ -45,21 +35,25 @@ def facts(run: RunRecord) -> Markup:
     """Write the few numbers that everyone looks for first."""
     examples, steps = run.now.examples - run.first.examples, run.now.steps - run.first.steps
     rows: list[tuple[str, str]] = [
-        ("batch", shown(run.batch) if run.batch == run.start_batch else f"{shown(run.start_batch)} → {shown(run.batch)}"),
+        (
+            "batch",
+            shown(run.batch) if run.batch == run.start_batch else f"{shown(run.start_batch)} → {shown(run.batch)}",
+        ),
         ("optimizer steps", describe_count(steps)),
         (f"{run.unit} seen", describe_count(examples)),
     ]
-    if run.numbers.decides and 0 < run.start_batch and 0 < examples < 1e300:
-        without = math.ceil(examples / run.start_batch)
-        saved = without - steps
-        if saved >= 1:
-            share = f"{describe_count(saved)} of {describe_count(without)} ({100 * saved / without:.0f} %)"
-            rows.append(("steps saved" if run.numbers.acts else "steps that it would have saved", share))
+    if run.facts is not None and run.facts.numbers.acts and run.changes.count:
+        planned = run.facts.planned_steps
+        saved = planned - run.facts.optimizer_steps
+        if saved > 0:
+            rows.append(
+                ("steps saved", f"{describe_count(saved)} of {describe_count(planned)} ({100 * saved / planned:.0f} %)")
+            )
     worth = mean_worth(run)
     if worth is not None:
         rows.append(("worth of an example, on average", f"{100 * worth[0]:.0f} %"))
     if run.timed:
-        rows.append(("time of the timed steps", describe_time(run.now.seconds)))
+        rows.append(("training time", describe_time(run.now.seconds)))
     return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows], class_="facts")
 
 
@@ -71,7 +65,7 @@ def warning_list(run: RunRecord) -> list[Markup]:
 def _warnings(run: RunRecord) -> Iterator[str]:
     yield from (cut(problem) for problem in run.problems)
     if run.ended is None and run.phases:
-        yield "The journal has no end record: the run was interrupted, or is still training. All numbers are up to there."
+        yield "The journal has no end record: the run was interrupted, or is still training. The numbers end there."
     if isinstance(run.header.get("continues"), dict):
         old = cut(str(run.header["continues"].get("path", "another file")))
         yield f"This run continues another one, whose journal is {old}; the numbers here begin where it was resumed."
@@ -81,7 +75,7 @@ def _warnings(run: RunRecord) -> Iterator[str]:
         yield "After an error the measurements of the last windows were abandoned."
     ended = None if run.ended is None else run.ended.state
     if ended is not None and ended.lost_examples:
-        yield f"{shown(ended.lost_examples)} {run.unit} entered no optimizer step, because their window was left unfinished."
+        yield f"{shown(ended.lost_examples)} {run.unit} entered no optimizer step: their window was left unfinished."
     elif run.drops:
         yield f"{describe_count(run.drops)} windows were left without an optimizer step."
     if ended is not None and ended.row_limit is not None:
@@ -90,8 +84,8 @@ def _warnings(run: RunRecord) -> Iterator[str]:
         yield "This was a dry run: the batch and the learning rate of the training stayed as they were."
     if run.numbers.now.world_size > 1:
         yield (
-            f"{run.numbers.now.world_size:,} ranks: between two measurements, their {run.unit} are counted at the usual "
-            "size of a loader batch."
+            f"{run.numbers.now.world_size:,} ranks: between two measurements, their {run.unit} are counted at the "
+            "usual size of a loader batch."
         )
     dropped = [window for window in run.windows.items if window.noise is None]
     if len(dropped) == len(run.windows.items) and run.windows.count:
@@ -113,7 +107,10 @@ def settings_section(run: RunRecord) -> list[Markup]:
         ("loader batch over all ranks", shown(numbers.now.granularity)),
         ("ranks", f"{numbers.now.world_size:,}"),
         ("accumulate_grad_batches", shown(numbers.now.accumulate)),
-        ("smallest and largest batch", f"{shown(numbers.limits.min_batch_size)} to {shown(numbers.limits.max_batch_size)}"),
+        (
+            "smallest and largest batch",
+            f"{shown(numbers.limits.min_batch_size)} to {shown(numbers.limits.max_batch_size)}",
+        ),
         (f"budget in {run.unit}", shown(numbers.total_examples)),
         (f"warmup in {run.unit}", shown(numbers.warmup_examples)),
         (f"memory in {run.unit}", shown(numbers.memory)),
