@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 __all__ = ["Scale", "linear", "logarithmic", "short"]
 
-LARGEST = 1e300
-"""Numbers beyond it are not drawn: what is computed from them would no longer be a number."""
+LARGEST = 1e150
+"""Numbers beyond it are not drawn: their ratio to a small one would no longer be a number."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,7 @@ def _share(share: float) -> str:
 def _holds(run: RunRecord, name: str, limit: int, heading: str) -> list[Markup]:
     holds = sorted(run.holds.items(), key=lambda one: (-one[1].examples, one[0]))
     covered = run.now.examples - run.first.examples
-    if not holds or not 0 < covered < 1e300:
+    if not holds or covered <= 0:
         return []
     held = [(code, hold, hold.examples / covered) for code, hold in holds]
     most = held[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lightning_bsscale.report.axes import Scale, drawable, linear, logarithmic
+from lightning_bsscale.report.axes import LARGEST, Scale, drawable, linear, logarithmic
 from lightning_bsscale.report.drawing import (
     BOTTOM,
     TOP,
@@ -78,22 +78,19 @@ def noise_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) ->
     windows = spread(run.windows.items, limit)
     known = [window for window in windows if window.noise is not None]
     steps = batch_stairs(run)
-    resolved = [one.noise.noise_scale for one in known if one.noise is not None and one.noise.resolved]
+    resolved = [_value(one) for one in known if _is_resolved(one)]
     seen = drawable([*resolved, *(size for _, size in steps)]) or [1.0]
-    bounds = {id(one): _bound(one, _confidence(run)) for one in known}
     y = logarithmic([0.5 * min(seen), 3 * max(seen)], BOTTOM, TOP)
-    has_bound = any(value > 0 for value in bounds.values())
+    bounds = {id(one): _bound(one, _confidence(run)) for one in known}
+    rows = spread(windows, limit // 3)
     pictures, points = [], {}
-    marked = windows if len(windows) < 2 else windows[:: max(1, len(windows) // limit)]
-    rows = spread(marked, limit // 3)
-    sentence = _noise_words(run, resolved)
     for axis in axes:
         x = axis.scale([run.first, run.now])
         pictures.append(
             picture(
                 f"{name}-{axis.key}",
                 f"Noise scale and batch against {axis.name}",
-                sentence,
+                _noise_words(run, resolved),
                 _veils(run, axis, x, windows),
                 frame(x, y, axis.name),
                 band(_ends(known, axis), x, y, "band"),
@@ -105,39 +102,47 @@ def noise_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) ->
             )
         )
         points[axis.key] = [round(x.place(axis.of(one.place)), 1) for one in rows]
-    unit = run.unit
-    legend = [("noise", "noise scale, where it is resolved")] if known else []
-    legend += [("band", f"its {_percent(known)} interval")] if known else []
-    confidence = _confidence(run)
-    legend += [("bound", f"lower bound that decides ({100 * (confidence or 0):.3g} %)")] if has_bound else []
-    legend += [("batch", "batch in one optimizer step")]
-    legend += [("mark", "the batch changed")] if run.changes.count else []
-    legend += [("veil", "warmup")] if run.numbers.warmup_examples > run.first.examples else []
-    legend += [("span", "not resolved")] if any(not _is_resolved(one) for one in windows) else []
     return Figure(
         name=name,
         heading="Noise scale and batch",
         pictures=pictures,
-        legend=legend,
+        legend=_noise_legend(run, windows, has_bound=any(value > 0 for value in bounds.values())),
         reading=(
-            f"The noise scale says how many {unit} one step can average before more of them stop helping; "
+            f"The noise scale says how many {run.unit} one step can average before more of them stop helping; "
             "the batch should stay below it. The batch grows where the lower bound, not the line itself, has risen "
-            "well above it, so an uncertain measurement never makes it grow."
+            "well above it, so an uncertain measurement does not make it grow."
         ),
-        head=(unit, "step", "batch", "noise scale", "low", "high", "lower bound"),
-        rows=[
-            (
-                shown(one.place.examples),
-                shown(one.place.steps),
-                shown(one.batch_size),
-                _noise_cell(one),
-                "-" if one.noise is None else shown(one.noise.low),
-                "-" if one.noise is None else shown(one.noise.high),
-                shown(bounds.get(id(one), math.nan)) if has_bound else "-",
-            )
-            for one in rows
-        ],
+        head=(run.unit, "step", "batch", "noise scale", "low", "high", "lower bound"),
+        rows=[_noise_row(one, bounds.get(id(one), math.nan)) for one in rows],
         points=points,
+    )
+
+
+def _noise_legend(run: RunRecord, windows: Sequence[Window], *, has_bound: bool) -> list[tuple[str, str]]:
+    known = [one for one in windows if one.noise is not None]
+    confidence = _confidence(run) or 0.5
+    entries = [
+        (known, "noise", "noise scale, where it is resolved"),
+        (known, "band", f"its {_percent(known)} interval"),
+        (has_bound, "bound", f"lower bound that decides ({100 * confidence:.3g} %)"),
+        (True, "batch", "batch in one optimizer step"),
+        (0 < run.changes.count <= MOST_MARKS, "mark", "the batch changed"),
+        (run.numbers.warmup_examples > run.first.examples, "veil", "warmup"),
+        (not all(map(_is_resolved, windows)), "span", "not resolved"),
+    ]
+    return [(cls, words) for is_there, cls, words in entries if is_there]
+
+
+def _noise_row(window: Window, bound: float) -> tuple[str, ...]:
+    noise, is_resolved = window.noise, _is_resolved(window)
+    return (
+        shown(window.place.examples),
+        shown(window.place.steps),
+        shown(window.batch_size),
+        "no estimate" if noise is None else shown(noise.noise_scale) if is_resolved else "not resolved",
+        "-" if noise is None else shown(noise.low),
+        "-" if noise is None else shown(noise.high),
+        "-" if math.isnan(bound) else shown(bound),
     )
 
 
@@ -151,16 +156,9 @@ def _noise_words(run: RunRecord, resolved: Sequence[float]) -> str:
     return f"{batch}. The noise scale goes from {shown(resolved[0])} to {shown(resolved[-1])} where it is resolved."
 
 
-def _noise_cell(window: Window) -> str:
-    if window.noise is None:
-        return "no estimate"
-    return shown(window.noise.noise_scale) if window.noise.resolved else "not resolved"
-
-
 def _percent(windows: Sequence[Window]) -> str:
-    noise = windows[-1].noise
-    assert noise is not None
-    return f"{100 * noise.confidence:.3g} %" if 0 < noise.confidence < 1 else "?"
+    noise = windows[-1].noise if windows else None
+    return "" if noise is None or not 0 < noise.confidence < 1 else f"{100 * noise.confidence:.3g} %"
 
 
 def _value(window: Window) -> float:
@@ -188,7 +186,7 @@ def _veils(run: RunRecord, axis: Axis, x: Scale, windows: Sequence[Window]) -> l
 
 
 def _marks(run: RunRecord, axis: Axis, x: Scale, y: Scale) -> list[Markup]:
-    changes = [one for one in run.changes.items if math.isfinite(one.place.examples)]
+    changes = run.changes.items
     if len(changes) > MOST_MARKS:
         return []
     places = [(x.place(axis.of(one.place)), y.place(float(one.record.batch_size))) for one in changes]
@@ -278,7 +276,7 @@ def _factor_before(run: RunRecord) -> float:
     state = run.header.get("state")
     batch = state.get("batch") if isinstance(state, dict) else None
     factor = batch.get("lr_scale") if isinstance(batch, dict) else None
-    return float(factor) if isinstance(factor, (int, float)) and 0 < factor < 1e300 else 1.0
+    return float(factor) if isinstance(factor, (int, float)) and 0 < factor < LARGEST else 1.0
 
 
 # ---------------------------------------------------------------- what the batch bought
@@ -340,7 +338,7 @@ def worth_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) ->
 
 def is_known_worth(window: Window) -> bool:
     """Return whether what an example is worth in this window follows from its numbers."""
-    return 0 < _value(window) < 1e300 and 0 < window.batch_size < 1e300
+    return 0 < _value(window) < LARGEST and 0 < window.batch_size
 
 
 def worth_of(window: Window) -> float:
@@ -430,4 +428,4 @@ def _rest(phase: Phase) -> float:
 
 def _per_example(phase: Phase) -> str:
     timed = phase.examples * phase.timed / phase.steps
-    return describe_time(1000 * phase.seconds / timed) if 0 < timed < 1e300 else "unknown"
+    return describe_time(1000 * phase.seconds / timed) if timed > 0 else "unknown"

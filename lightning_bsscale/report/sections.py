@@ -28,7 +28,7 @@ def mean_worth(run: RunRecord) -> tuple[float, float] | None:
         since, total = window.place.examples, total + stretch
         if is_known_worth(window):
             known, weighted = known + stretch, weighted + stretch * worth_of(window)
-    return (weighted / known, known / total) if 0 < known < 1e300 else None
+    return (weighted / known, known / total) if known > 0 else None
 
 
 def facts(run: RunRecord) -> Markup:
