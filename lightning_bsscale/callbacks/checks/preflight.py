@@ -137,7 +137,8 @@ def check_min_epochs(trainer: pl.Trainer, total_examples: float | None, epoch_ex
         if needed > total_examples:
             raise MisconfigurationException(
                 f"Trainer(min_epochs={trainer.min_epochs}) requires {describe_count(needed)} examples, but the budget "
-                f"(max_steps, or total_examples) ends after {describe_count(total_examples)}. Lower min_epochs, or raise the budget."
+                f"(max_steps, or total_examples) ends after {describe_count(total_examples)}. Lower min_epochs, or "
+                "raise the budget."
             )
 
 
@@ -349,7 +350,8 @@ def check_plan(trainer: pl.Trainer, options: RunOptions, total_examples: float |
     if isinstance(warmup, int) and warmup >= total_examples:
         rank_zero_warn(
             f"bsscale: warmup={warmup} examples covers all of this training ({describe_count(total_examples)} "
-            "examples), so the batch never grows. An int counts examples; a float such as 0.05 is a share of the training.",
+            "examples), so the batch never grows. An int counts examples; a float such as 0.05 is a share of the "
+            "training.",
             category=UserWarning,
         )
 
@@ -379,8 +381,8 @@ def warn_short_memory(total_examples: float, memory: float, batch_size: int, spa
         advice = "Set a lower measure_every" + (f", or memory={better:.2g}." if memory < better <= 1 else ".")
         rank_zero_warn(
             "bsscale: the noise scale can hardly be resolved in this training: one window in "
-            f"{describe_count(spacing)} examples is measured, and memory={memory:g} of {describe_count(total_examples)} examples averages over "
-            f"{describe_count(examples)}. These hold "
+            f"{describe_count(spacing)} examples is measured, and memory={memory:g} of "
+            f"{describe_count(total_examples)} examples averages over {describe_count(examples)}. These hold "
             f"{held:.1f} windows, but an interval needs more than {MIN_WINDOWS:g}. {advice}",
             category=UserWarning,
         )
