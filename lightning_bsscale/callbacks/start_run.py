@@ -90,7 +90,9 @@ def start_run(
         decides=options.decides,
         acts=options.decides and not options.dry_run,
     )
-    state = _first_state(trainer, settings, stored, _position(trainer, settings, stored, loaders, actuator, batch_idx))
+    state = _first_state(
+        trainer, options.unit, settings, stored, _position(trainer, settings, stored, loaders, actuator, batch_idx)
+    )
     if checkpoint is not None:
         restore_policy(options.policy, checkpoint)
         gradients.unsent_examples = state.examples.assumed / now.world_size
@@ -105,7 +107,7 @@ def start_run(
         _warn_single_micro_batch(trainer, options, settings, state, loaders, rows)
         # The first loader batch of a resumed run may be a short one.
         usual_size = size if stored is None else now.own_granularity
-        sizes = SizeCheck(usual_size if options.decides else None)
+        sizes = SizeCheck(usual_size if options.decides else None, options.unit)
         actuator.attach(optimizer, settings.plan, state.position)
         reports = Reports(options, settings, journal, sizes)
         return WindowLoop(settings, state, actuator, gradients, loaders, reports, profile, pace)
@@ -145,7 +147,7 @@ def _micro_batches(trainer: pl.Trainer, options: RunOptions, usual_rows: float) 
 
 
 def _first_state(
-    trainer: pl.Trainer, settings: RunSettings, stored: RunState | None, position: PlanPosition
+    trainer: pl.Trainer, unit: str, settings: RunSettings, stored: RunState | None, position: PlanPosition
 ) -> RunState:
     if stored is None:
         lr = relative_learning_rate(unwrapped(trainer.optimizers[0]))
@@ -153,7 +155,7 @@ def _first_state(
     state = resume_run(settings, stored, position, epoch=trainer.current_epoch)
     if settings.decides:
         before, now = stored.batch.batch_size, state.batch.batch_size
-        messages.warn_changed_start(settings.first, stored.now, settings.now, before, now)
+        messages.warn_changed_start(settings.first, stored.now, settings.now, before, now, unit)
     return state
 
 

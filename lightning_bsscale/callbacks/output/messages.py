@@ -32,7 +32,7 @@ def log_start(batch_size: int, limits: Limits, options: RunOptions, *, is_resume
         )
 
 
-def warn_changed_start(first: Start, before: Start, now: Start, batch_before: int, batch_size: int) -> None:
+def warn_changed_start(first: Start, before: Start, now: Start, batch_before: int, batch_size: int, unit: str) -> None:
     """Warn about what differs from the run that is resumed, if anything.
 
     Args:
@@ -41,14 +41,17 @@ def warn_changed_start(first: Start, before: Start, now: Start, batch_before: in
         now: this start
         batch_before: the batch in the checkpoint, in examples
         batch_size: the batch from now on
+        unit: what is counted
     """
-    changes = describe_change(before, now)
+    changes = describe_change(before, now, unit)
     if changes:
-        stays = "stays" if batch_size == batch_before else f"becomes {batch_size}, the nearest possible one"
+        stays = (
+            "stays" if batch_size == batch_before else f"becomes {describe_count(batch_size)}, the nearest possible one"
+        )
         rank_zero_warn(
-            f"bsscale: resuming with {changes}. The batch of {batch_before} examples {stays}: "
+            f"bsscale: resuming with {changes}. The batch of {describe_count(batch_before, unit)} {stays}: "
             f"{batch_size // now.granularity} loader batches per step. Planned steps are still those of the first "
-            f"start, {first.batch_size} examples each.",
+            f"start, {describe_count(first.batch_size, unit)} each.",
             category=UserWarning,
         )
 
