@@ -14,11 +14,9 @@ from lightning_bsscale.report.sections import facts, settings_section, warning_l
 __all__ = ["next_steps", "one_run"]
 
 
-def next_steps(run: RunRecord) -> Markup | None:
-    """Write what to change next; None where nothing is to be gained."""
-    steps = run.verdict.next_steps
-    if not steps:
-        return None
+def next_steps(run: RunRecord) -> Markup:
+    """Write what to change next."""
+    steps = run.verdict.next_steps or ("Nothing in this journal asks for a change.",)
     return tag("div", tag("strong", "What to do next"), _sentences(steps), class_="next")
 
 

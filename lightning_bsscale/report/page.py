@@ -46,7 +46,13 @@ def make_page(runs: Sequence[RunRecord]) -> str:
     parts += [_axis_switch(axes), [figure_block(figure, "h2") for figure in figures]]
     for index, run in enumerate(runs):
         more, section = one_run(run, f"run{index + 1}", limit, axes, heading="h2")
-        figures, sections = [*figures, *more], [*sections, section]
+        figures, sections = (
+            [*figures, *more],
+            [
+                *sections,
+                tag("details", tag("summary", f"All about run {index + 1}: ", tag("bdi", run.path.name)), section),
+            ],
+        )
     return _document(title, runs, [*parts, *sections], figures)
 
 

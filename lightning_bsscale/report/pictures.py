@@ -32,9 +32,9 @@ LONGEST_NAME = 64
 
 
 def _bound(window: Window, confidence: float | None) -> float:
-    """Return the one-sided lower bound that a policy of this confidence looks at; nan where there is none."""
+    """Return the one-sided lower bound that a policy of this confidence decides by; nan where it does not."""
     noise = window.noise
-    if noise is None or confidence is None or not 0.5 <= confidence < 1:
+    if noise is None or not noise.resolved or confidence is None or not 0.5 <= confidence < 1:
         return math.nan
     try:
         return noise.lower_bound(confidence)
@@ -61,6 +61,16 @@ def _in_order(axis: Axis, points: Sequence[tuple[Place, float]]) -> list[tuple[f
 
 def _is_resolved(window: Window) -> bool:
     return window.noise is not None and window.noise.resolved
+
+
+_WHY_IT_GROWS = (
+    "The batch grows where the lower bound, not the line itself, has risen well above it, so that an uncertain "
+    "measurement does not make it grow."
+)
+_WHAT_IT_MEANS = (
+    "Where the whole band lies above the batch, a larger one would save steps; where it lies below, a smaller one would "
+    "save examples."
+)
 
 
 def noise_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) -> Figure:
@@ -109,8 +119,7 @@ def noise_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) ->
         legend=_noise_legend(run, windows, has_bound=any(value > 0 for value in bounds.values())),
         reading=(
             f"The noise scale says how many {run.unit} one step can average before more of them stop helping; "
-            "the batch should stay below it. The batch grows where the lower bound, not the line itself, has risen "
-            "well above it, so an uncertain measurement does not make it grow."
+            f"a good batch is near it or below. {_WHY_IT_GROWS if run.numbers.decides else _WHAT_IT_MEANS}"
         ),
         head=(run.unit, "step", "batch", "noise scale", "low", "high", "lower bound"),
         rows=[_noise_row(one, bounds.get(id(one), math.nan)) for one in rows],
