@@ -50,8 +50,10 @@ def _changes(run: RunRecord, limit: int) -> list[Markup]:
         assert latest is not None
         words = f"The batch never changed. The last decision, after {shown(latest.situation.examples_seen)} {run.unit}:"
         return [tag("p", words, " ", tag("bdi", readable(latest.decision.reason)), _grounds(latest))]
-    words = f"The batch changed {describe_count(count)} {'times' if count > 1 else 'time'}."
-    parts = [tag("p", words)]
+    times = f"{describe_count(count)} times" if count > 1 else "once"
+    reasons = {readable(change.record.decision.reason) for change in changes}
+    why = [", each time because " if count > 1 else " because ", tag("bdi", reasons.pop())] if len(reasons) == 1 else []
+    parts = [tag("p", f"The batch changed {times}", why, ".")]
     if len(changes) <= MOST_OPEN:
         return [*parts, _change_table(run, changes, "Changes of the batch")]
     half = MOST_OPEN // 2
@@ -76,7 +78,7 @@ def _grounds(record: DecisionRecord) -> str:
 
 
 def _change_table(run: RunRecord, changes: Sequence[Change], caption: str) -> Markup:
-    """Write one row for each change; what is the same in all of them is said once."""
+    """Write one row for each change; what is the same in all of them is left out."""
     decisions = [change.record.decision for change in changes]
     reasons = {decision.reason for decision in decisions}
     has_target = any(decision.target != decision.bound for decision in decisions)
@@ -97,7 +99,6 @@ def _change_table(run: RunRecord, changes: Sequence[Change], caption: str) -> Ma
         head, rows = _without(head, rows, "target")
     if len(reasons) == 1:
         head, rows = _without(head, rows, "reason")
-        caption = f"{caption}; in each {readable(reasons.pop())}"
     return table(head, rows, caption=caption, left=1 if "reason" not in head else 2)
 
 

@@ -11,7 +11,7 @@ from lightning_bsscale.report.markup import Markup, number, tag
 __all__ = ["BOTTOM", "HEIGHT", "LEFT", "RIGHT", "TOP", "WIDTH", "band", "frame", "line", "picture", "spans", "stairs"]
 
 WIDTH, HEIGHT = 720, 370
-LEFT, RIGHT, TOP, BOTTOM = 66, 706, 12, 312
+LEFT, RIGHT, TOP, BOTTOM = 72, 706, 12, 312
 Point = tuple[float, float]
 
 

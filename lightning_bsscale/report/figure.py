@@ -130,7 +130,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str
         ),
         class_="scroll",
         tabindex="0",
-        role="region",
+        role="group",
         aria_label=caption,
     )
 

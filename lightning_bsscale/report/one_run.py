@@ -56,7 +56,7 @@ def one_run(
         if warned:
             yield tag("div", tag("strong", "Know before you read on"), tag("ul", warned), class_="warnings")
         yield facts(run)
-        yield switch
+        yield switch if noise is not None else None
         yield [figure_block(figure, level) for figure in (noise, rate) if figure is not None]
         yield tag(level, "Decisions")
         yield decision_section(run, name, limit, "h3" if level == "h2" else "h4")
@@ -65,4 +65,4 @@ def one_run(
         yield settings_section(run)
 
     drawn = [figure for figure in (noise, rate, worth) if figure is not None]
-    return drawn, tag("section", list(parts()), aria_labelledby=f"{name}-headline")
+    return drawn, tag("section", list(parts()))

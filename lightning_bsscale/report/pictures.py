@@ -68,8 +68,8 @@ _WHY_IT_GROWS = (
     "measurement does not make it grow."
 )
 _WHAT_IT_MEANS = (
-    "Where the whole band lies above the batch, a larger one would save steps; where it lies below, a smaller one would "
-    "save examples."
+    "Where the whole band lies above the batch, a larger one would save steps; where it lies below, a smaller one "
+    "would save examples."
 )
 
 
@@ -347,7 +347,7 @@ def worth_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) ->
 
 def is_known_worth(window: Window) -> bool:
     """Return whether what an example is worth in this window follows from its numbers."""
-    return 0 < _value(window) < LARGEST and 0 < window.batch_size
+    return 0 < _value(window) < LARGEST and window.batch_size > 0
 
 
 def worth_of(window: Window) -> float:
@@ -393,13 +393,12 @@ def time_figure(run: RunRecord, name: str, most: int = 10) -> Figure | None:
     rows = [
         (
             f"batch {shown(phase.batch_size)}: {describe_time(phase.seconds)}, {_per_example(phase)} per 1,000",
-            [("rate-bar", phase.computing), ("batch-bar", phase.stepping), ("rest-bar", _rest(phase))],
+            list(zip((cls for cls, _ in _PARTS), _parts(phase), strict=True)),
         )
         for phase in phases
     ]
     longest = max(phases, key=lambda one: one.seconds)
-    has_parts = any(phase.computing or phase.stepping for phase in phases)
-    legend = [("bar rate-bar", "forward and backward passes"), ("bar batch-bar", "optimizer's step")]
+    spent = [sum(part) for part in zip(*map(_parts, phases), strict=True)]
     return Figure(
         name=name,
         heading="Where the time went",
@@ -411,7 +410,7 @@ def time_figure(run: RunRecord, name: str, most: int = 10) -> Figure | None:
                 rows,
             )
         ],
-        legend=[*(legend if has_parts else []), ("bar rest-bar", "everything else, such as loading")],
+        legend=[(f"bar {cls}", words) for (cls, words), seconds in zip(_PARTS, spent, strict=True) if seconds > 0],
         reading=(
             f"Each bar is the time spent at one batch size, with the time that 1,000 {run.unit} took there. If that "
             "falls as the batch grows, a larger batch is also faster on your machine; if not, it saved no time."
@@ -431,8 +430,17 @@ def time_figure(run: RunRecord, name: str, most: int = 10) -> Figure | None:
     )
 
 
-def _rest(phase: Phase) -> float:
-    return max(0.0, phase.seconds - phase.computing - phase.stepping)
+_PARTS = (
+    ("rate-bar", "forward and backward passes"),
+    ("batch-bar", "optimizer's step"),
+    ("rest-bar", "everything else, such as loading"),
+    ("noise-bar", "all of it, where the parts cannot be told apart"),
+)
+
+
+def _parts(phase: Phase) -> tuple[float, ...]:
+    computing, stepping, undivided = phase.computing, phase.stepping, phase.undivided
+    return computing, stepping, max(0.0, phase.seconds - computing - stepping - undivided), undivided
 
 
 def _per_example(phase: Phase) -> str:

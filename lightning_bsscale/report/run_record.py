@@ -127,6 +127,7 @@ class Phase:
         seconds: seconds of the timed ones
         computing: of these, in forward and backward passes
         stepping: of these, in the optimizer's step and what belongs to it
+        undivided: of these, of steps whose parts were not measured
     """
 
     batch_size: float
@@ -136,6 +137,7 @@ class Phase:
     seconds: float = 0.0
     computing: float = 0.0
     stepping: float = 0.0
+    undivided: float = 0.0
 
 
 @dataclass(eq=False)
@@ -252,8 +254,9 @@ def read_run(path: Path) -> RunRecord:
 
 def _judged(run: RunRecord) -> tuple[RunFacts | None, Verdict]:
     if not run.phases and not run.windows.count:
-        ended = "The run ended" if run.ended is not None else "It was interrupted, or has only begun,"
-        return None, Verdict(f"Nothing was trained: the journal holds no optimizer step. {ended} before its first one.")
+        ended = "The run ended" if run.ended is not None else "The run was interrupted, or is still,"
+        why = f"{ended} before its first optimizer step, so there is nothing to draw."
+        return None, Verdict("Nothing was trained.", (why,), ("Train for at least one optimizer step.",))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -351,6 +354,7 @@ class _Reader:
             phase.seconds += took
             phase.computing += min(took, computing)
             phase.stepping += min(max(0.0, took - computing), stepping)
+            phase.undivided += took if None in line.seconds else 0.0
         run.now = Place(now.examples + examples, now.steps + 1, now.seconds + (took or 0.0))
         run.track.add(run.now)
 

@@ -46,9 +46,8 @@ def facts(run: RunRecord) -> Markup:
         planned = run.facts.planned_steps
         saved = planned - run.facts.optimizer_steps
         if saved > 0:
-            rows.append(
-                ("steps saved", f"{describe_count(saved)} of {describe_count(planned)} ({100 * saved / planned:.0f} %)")
-            )
+            of = f"steps saved, of {describe_count(planned)} ({100 * saved / planned:.0f} %)"
+            rows.append((of, describe_count(saved)))
     worth = mean_worth(run)
     if worth is not None:
         rows.append(("worth of an example, on average", f"{100 * worth[0]:.0f} %"))
@@ -120,7 +119,7 @@ def settings_section(run: RunRecord) -> list[Markup]:
     ]
     code = Markup("\n".join(map(text, _call(run))))
     return [
-        tag("pre", tag("code", code), tabindex="0", role="region", aria_label="Code"),
+        tag("pre", tag("code", code), tabindex="0", role="group", aria_label="Code"),
         table(("setting", "value"), rows, caption="Settings of the run, from its journal", left=1),
     ]
 

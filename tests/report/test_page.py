@@ -128,7 +128,8 @@ def test_an_empty_run_says_why_it_is_empty(started, tmp_path):
     started(tmp_path / "empty.jsonl", settings_of(10))
     root = read_page(page_of(tmp_path / "empty.jsonl"))
     assert not pictures(root)
-    assert "holds no optimizer step" in root.text
+    assert texts(root, "h1") == ["Nothing was trained."]
+    assert "before its first optimizer step" in root.text
     assert "The policy was not asked" in root.text
 
 
