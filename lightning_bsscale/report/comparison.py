@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lightning_bsscale.report.axes import drawable, linear
+from lightning_bsscale.report.axes import Scale, drawable, linear
 from lightning_bsscale.report.drawing import BOTTOM, LEFT, RIGHT, TOP, frame, line, picture
 from lightning_bsscale.report.figure import Axis, Figure, shown, spread
+from lightning_bsscale.report.markup import Markup, number, tag
 from lightning_bsscale.report.run_record import RunRecord
 from lightning_bsscale.report.sections import mean_worth
 from lightning_bsscale.theory.numbers import describe_count, describe_time
@@ -37,6 +38,16 @@ def comparison_figures(runs: Sequence[RunRecord], limit: int, axes: Sequence[Axi
     ]
 
 
+def _number_at_end(index: int, points: Sequence[tuple[float, float]], x: Scale, y: Scale) -> Markup | None:
+    """Write the run's number where its line ends, for whoever cannot tell the colours apart."""
+    shown = [point for point in points if len(drawable(point)) == len(point)]
+    if not shown:
+        return None
+    across, up = x.place(shown[-1][0]), y.place(shown[-1][1])
+    place = dict(x=number(across - 6), y=number(up - 6 if up > TOP + 20 else up + 18))
+    return tag("text", str(index + 1), class_="run-name", **place)
+
+
 def line_class(index: int) -> str:
     """Return the classes of one run's line."""
     return f"run run-{index % KINDS} dash-{index // KINDS % 3}"
@@ -54,8 +65,9 @@ def _metric_figure(runs: Sequence[RunRecord], metric: str, name: str, limit: int
     for axis in axes:
         x = axis.scale(ends)
         drawn = [
-            line([(axis.of(place), value) for place, value in points], x, y, line_class(index))
-            for index, points in enumerate(values)
+            part
+            for index, points in enumerate([(axis.of(place), value) for place, value in run] for run in values)
+            for part in (line(points, x, y, line_class(index)), _number_at_end(index, points, x, y))
         ]
         pictures.append(
             picture(
@@ -94,7 +106,7 @@ def _front(runs: Sequence[RunRecord], limit: int) -> Figure:
     drawn = []
     for index, run in enumerate(runs):
         points = [(place.examples, place.steps) for place in spread(run.track.items, limit)]
-        drawn.append(line(points, x, y, line_class(index)))
+        drawn += [line(points, x, y, line_class(index)), _number_at_end(index, points, x, y)]
     fewest = min(range(len(runs)), key=lambda index: runs[index].now.steps)
     return Figure(
         name="front",
@@ -115,6 +127,7 @@ def _front(runs: Sequence[RunRecord], limit: int) -> Figure:
         ),
         head=("run", "first batch", "last batch", "steps", runs[0].unit, "worth of an example", "time", "journal"),
         rows=[(str(index + 1), *_numbers(run)) for index, run in enumerate(runs)],
+        is_open=True,
     )
 
 

@@ -51,6 +51,7 @@ class Figure:
         rows: the table behind it
         points: for each first axis, where the table's rows are in the picture
         note: what is left out, or None
+        is_open: whether the table is shown without opening it
     """
 
     name: str
@@ -62,6 +63,7 @@ class Figure:
     rows: Sequence[Sequence[object]]
     points: dict[str, list[float]] = field(default_factory=dict)
     note: str | None = None
+    is_open: bool = False
 
 
 def axes_of(runs: Sequence[RunRecord]) -> list[Axis]:
@@ -152,6 +154,7 @@ def figure_block(figure: Figure, heading: str) -> Markup:
             "details",
             tag("summary", "The numbers behind it"),
             table(figure.head, figure.rows, caption=f"{figure.heading}: numbers"),
+            open=figure.is_open,
         )
         if figure.rows
         else None,

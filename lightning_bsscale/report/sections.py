@@ -51,8 +51,9 @@ def facts(run: RunRecord) -> Markup:
     worth = mean_worth(run)
     if worth is not None:
         rows.append(("worth of an example, on average", f"{100 * worth[0]:.0f} %"))
-    if run.timed:
-        rows.append(("training time", describe_time(run.now.seconds)))
+    pace = None if run.facts is None else run.facts.pace
+    if pace is not None and pace.windows:
+        rows.append(("training time, without pauses", describe_time(pace.seconds)))
     return tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in rows], class_="facts")
 
 

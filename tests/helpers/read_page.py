@@ -12,7 +12,7 @@ ELEMENTS = re.compile(
     "svg|desc|g|text|path|line|rect|circle"
 )
 ATTRIBUTES = re.compile(
-    "charset|content|name|http-equiv|lang|class|id|type|value|checked|href|role|tabindex|scope|aria-label|"
+    "charset|content|name|http-equiv|lang|class|id|type|value|checked|open|href|role|tabindex|scope|aria-label|"
     "aria-labelledby|aria-hidden|viewbox|d|x|y|x1|x2|y1|y2|cx|cy|r|width|height"
 )
 
