@@ -61,12 +61,7 @@ def start_run(
     rule = options.rule_for(optimizer)
     loaders = read_loaders(trainer, size, rows, options.batch_size_fn)
     first = None if stored is None else stored.first
-    now = Start(
-        granularity=read_unit(loaders.first_size, loaders.batch_size, trainer.world_size, first),
-        loader_batch_size=loaders.batch_size,
-        world_size=trainer.world_size,
-        accumulate=actuator.accumulate,
-    )
+    now = _this_start(trainer.world_size, loaders, actuator, first)
     plan = read_plan(trainer, options, loaders, first or now, now)
     gradients = GradientWatch(trainer, optimizer, actuator.micro_batches)
     total = plan.total_examples
@@ -111,6 +106,15 @@ def start_run(
         actuator.attach(optimizer, settings.plan, state.position)
         reports = Reports(options, settings, journal, sizes)
         return WindowLoop(settings, state, actuator, gradients, loaders, reports, profile, pace)
+
+
+def _this_start(world_size: int, loaders: Loaders, actuator: Actuator, first: Start | None) -> Start:
+    return Start(
+        granularity=read_unit(loaders.first_size, loaders.batch_size, world_size, first),
+        loader_batch_size=loaders.batch_size,
+        world_size=world_size,
+        accumulate=actuator.accumulate,
+    )
 
 
 def _profile(options: RunOptions, optimizer: Optimizer, *, is_resumed: bool) -> RunProfile:

@@ -107,7 +107,7 @@ class HoldIfWorse(PolicyOfPolicies):
         if worse <= max(self.tolerance * abs(trend.value), SPREADS * trend.deviation):
             return "", None
         value, expected = describe_number(latest.value, 4), describe_number(trend.value, 4)
-        reason = f"hold: {self.monitor} is {value}, behind its trend before {at}, {expected}"
+        reason = f"hold: {self.monitor} is {value}, behind its trend of {expected} before {at}"
         return reason, "behind_trend"
 
 
