@@ -14,9 +14,11 @@ from pathlib import Path
 from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.demo import RATE, SMALL, train
 from lightning_bsscale.report.figure import Figure, axes_of
+from lightning_bsscale.report.noise_picture import noise_figure
 from lightning_bsscale.report.page import make_page
-from lightning_bsscale.report.pictures import learning_rate_figure, noise_figure, worth_figure
-from lightning_bsscale.report.run_record import read_run
+from lightning_bsscale.report.rate_picture import learning_rate_figure
+from lightning_bsscale.report.read_run import read_run
+from lightning_bsscale.report.worth_picture import worth_figure
 
 DOCS = Path(__file__).parent
 POINTS = 200

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the page; return the exit status."""
     from lightning_bsscale.report.page import make_page
-    from lightning_bsscale.report.run_record import read_run
+    from lightning_bsscale.report.read_run import read_run
 
     out: Path = arguments.out
     runs = []

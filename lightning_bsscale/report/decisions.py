@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning_bsscale.report.bars import bars
 from lightning_bsscale.report.figure import Figure, figure_block, shown, spread, table
 from lightning_bsscale.report.markup import Markup, cut, tag
-from lightning_bsscale.report.pictures import bars
 from lightning_bsscale.report.run_record import Change, Hold, RunRecord
 from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.records import DecisionRecord

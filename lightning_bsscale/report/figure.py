@@ -13,7 +13,7 @@ from lightning_bsscale.report.markup import Markup, number, tag
 from lightning_bsscale.report.run_record import Place, RunRecord
 from lightning_bsscale.theory.numbers import describe_number
 
-__all__ = ["Axis", "Figure", "axes_of", "figure_block", "shown", "spread", "table"]
+__all__ = ["Axis", "Figure", "axes_of", "figure_block", "in_order", "shown", "spread", "table"]
 
 _T = TypeVar("_T")
 
@@ -92,6 +92,11 @@ def spread(items: Sequence[_T], limit: int) -> list[_T]:
     if len(items) <= limit:
         return list(items)
     return [items[round(index * (len(items) - 1) / (limit - 1))] for index in range(limit)]
+
+
+def in_order(axis: Axis, points: Sequence[tuple[Place, float]]) -> list[tuple[float, float]]:
+    """Return points by their number on the first axis."""
+    return [(axis.of(place), value) for place, value in points]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str, left: int = 0) -> Markup:

@@ -7,9 +7,12 @@ from collections.abc import Iterator, Sequence
 from lightning_bsscale.report.decisions import decision_section
 from lightning_bsscale.report.figure import Axis, Figure, figure_block
 from lightning_bsscale.report.markup import Markup, cut, tag
-from lightning_bsscale.report.pictures import learning_rate_figure, noise_figure, time_figure, worth_figure
+from lightning_bsscale.report.noise_picture import noise_figure
+from lightning_bsscale.report.rate_picture import learning_rate_figure
 from lightning_bsscale.report.run_record import RunRecord
 from lightning_bsscale.report.sections import facts, settings_section, warning_list
+from lightning_bsscale.report.time_picture import time_figure
+from lightning_bsscale.report.worth_picture import worth_figure
 
 __all__ = ["next_steps", "one_run"]
 

@@ -15,9 +15,11 @@ from lightning_bsscale.report.run_record import RunRecord
 
 __all__ = ["MOST_RUNS", "make_page"]
 
-MOST_RUNS = 12
+MOST_RUNS = 8
+MOST_BYTES = 480_000
 MOST_POINTS = 300
 """Points of a line, and rows of a table, on a page of one run; several runs share them, so that a page stays small."""
+FEWEST_POINTS = 12
 _THEMES = (("auto", "auto"), ("light", "light"), ("dark", "dark"))
 
 
@@ -35,7 +37,14 @@ def make_page(runs: Sequence[RunRecord]) -> str:
     """
     if not 0 < len(runs) <= MOST_RUNS:
         raise ValueError(f"A report shows 1 to {MOST_RUNS} runs, got {len(runs):,}.")
-    limit, axes = max(24, MOST_POINTS // len(runs)), axes_of(runs)
+    limit = MOST_POINTS // len(runs)
+    while len((page := _page(runs, limit)).encode()) > MOST_BYTES and limit > FEWEST_POINTS:
+        limit //= 2  # a thousand long reasons, or names
+    return page
+
+
+def _page(runs: Sequence[RunRecord], limit: int) -> str:
+    axes = axes_of(runs)
     if len(runs) == 1:
         title = cut(runs[0].verdict.headline)
         figures, section = one_run(runs[0], "run", limit, axes, heading="h1", switch=_axis_switch(axes))

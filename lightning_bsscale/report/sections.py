@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning_bsscale.report.figure import shown, table
 from lightning_bsscale.report.markup import Markup, cut, tag, text
-from lightning_bsscale.report.pictures import is_known_worth, worth_of
 from lightning_bsscale.report.run_record import RunRecord
+from lightning_bsscale.report.worth_picture import is_known_worth, worth_of
 from lightning_bsscale.theory.numbers import describe_count, describe_time
 
 __all__ = ["facts", "settings_section", "warning_list"]

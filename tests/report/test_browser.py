@@ -37,7 +37,7 @@ def browser():
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     from lightning_bsscale.report.page import make_page
-    from lightning_bsscale.report.run_record import read_run
+    from lightning_bsscale.report.read_run import read_run
 
     folder = tmp_path_factory.mktemp("reports")
     runs = [read_run(write_run(folder / f"{index}.jsonl", 400)) for index in range(2)]
@@ -77,9 +77,8 @@ def shown(browser, reports, scheme, width):
 
 
 def visible(page):
-    return {
-        one.get_attribute("id") for one in page.locator("svg[role=img]").all() if one.is_visible() and one.bounding_box()
-    }
+    pictures = page.locator("svg[role=img]").all()
+    return {one.get_attribute("id") for one in pictures if one.is_visible() and one.bounding_box()}
 
 
 @pytest.mark.parametrize("name", ["one", "two"])

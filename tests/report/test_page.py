@@ -10,7 +10,7 @@ import pytest
 
 from lightning_bsscale.journal import Journal, run_header
 from lightning_bsscale.report.page import MOST_RUNS, make_page
-from lightning_bsscale.report.run_record import read_run
+from lightning_bsscale.report.read_run import read_run
 from lightning_bsscale.theory import run
 from lightning_bsscale.theory.events import MetricEvent, WindowEvent
 from lightning_bsscale.theory.policies import Decision
@@ -220,6 +220,15 @@ def test_the_most_runs_make_a_page_of_the_allowed_size(tmp_path):
     read_page(page_of(*paths))
     with pytest.raises(ValueError, match=f"1 to {MOST_RUNS} runs, got {MOST_RUNS + 1}"):
         make_page([read_run(paths[0])] * (MOST_RUNS + 1))
+
+
+def test_long_reasons_do_not_make_a_page_too_large(started, tmp_path):
+    journal = started(tmp_path / "long.jsonl", settings_of(10_000))
+    for index in range(400):
+        before, after = (8, 16) if index % 2 == 0 else (16, 8)
+        journal.write(WindowEvent(start=index, length=before // 4))
+        journal.write(decided(8 * (index + 1), before, after, f"{index} " + 400 * "'", f"code {index}"))
+    read_page(page_of(*[journal.path] * MOST_RUNS))
 
 
 # ---------------------------------------------------------------- hostile journals

@@ -6,8 +6,9 @@ import pytest
 
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.report.figure import spread
-from lightning_bsscale.report.pictures import batch_stairs
-from lightning_bsscale.report.run_record import Thinned, read_run
+from lightning_bsscale.report.noise_picture import batch_stairs
+from lightning_bsscale.report.read_run import read_run
+from lightning_bsscale.report.run_record import Thinned
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from tests.helpers.written_runs import SIZE, write_run
 
