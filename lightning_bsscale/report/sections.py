@@ -132,21 +132,30 @@ def _call(run: RunRecord) -> list[str]:
         for name in ("policy", "lr_rule", "schedule"):
             if header.get(name) is not None:
                 options += _in_lines(name, header[name])
-        options.append(f"warmup={numbers.warmup_examples:.0f}")
+        if header.get("also_scale"):
+            options.append(f"also_scale={_option(header['also_scale'])}")
+        warmup = numbers.warmup_examples
+        options.append(f"warmup={_share(run, warmup) if numbers.total_examples else round(_finite(warmup))}")
         options.append(f"max_batch_size={numbers.limits.max_batch_size}")
-    options.append(f"memory={_memory(run)}")
+    options.append(f"memory={_share(run, numbers.memory)}")
     options.append(f"measure_every={numbers.measure_every}")
     if numbers.decides and not numbers.acts:
         options.append("dry_run=True")
+    if run.unit != "examples":
+        options += ["batch_size_fn=...", f"unit={cut(run.unit, 40)!r}"]
     name = "BatchSizeScaler" if numbers.decides else "GradientNoiseScaleMonitor"
     return [f"{name}(", *(f"    {option}{'' if option.endswith('(') else ','}" for option in options), ")"]
 
 
-def _memory(run: RunRecord) -> str:
-    # The option is a share of the budget; 1.0 averages over everything.
-    memory, total = run.numbers.memory, run.numbers.total_examples
-    share = memory / total if total and 0 < memory < math.inf else 1.0
-    return f"{min(1.0, share):.4g}"
+def _finite(value: float) -> float:
+    return value if 0 <= value < math.inf else 0.0
+
+
+def _share(run: RunRecord, examples: float) -> float:
+    """Return examples as a share of the budget, as the options take them; 1.0 if either has no end."""
+    total = run.numbers.total_examples
+    share = examples / total if total and examples < math.inf else 1.0
+    return float(f"{min(1.0, share):.6g}")
 
 
 def _in_lines(name: str, thing: Any) -> list[str]:

@@ -4,22 +4,28 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import lightning_bsscale
 from lightning_bsscale.journal import Journal, run_header
 from lightning_bsscale.report.page import MOST_RUNS, make_page
 from lightning_bsscale.report.read_run import read_run
 from lightning_bsscale.theory import run
 from lightning_bsscale.theory.events import MetricEvent, WindowEvent
-from lightning_bsscale.theory.policies import Decision
+from lightning_bsscale.theory.policies import Decision, NoiseScalePolicy
 from tests.helpers.read_page import pictures, read_page
 from tests.helpers.records import DECISION
 from tests.helpers.simulated_run import Program
 from tests.helpers.written_runs import settings_of, write_run
 
+ROOT = Path(__file__).parents[2]
 LARGEST_PAGE = 500_000
+NAMES = ("BatchSizeScaler", "NoiseScalePolicy", "Sqrt")
 
 
 def page_of(*paths):
@@ -69,6 +75,27 @@ def test_the_policy_of_the_page_allows_its_own_style_and_script_alone(journal):
     assert all(re.fullmatch(r"'sha256-[A-Za-z0-9+/]{43}='", rules[name]) for name in ("style-src", "script-src"))
     assert "http:" not in page.replace("http://www.w3.org/2000/svg", "")
     assert "https:" not in page
+
+
+def test_the_settings_are_code_that_makes_the_callback_again(journal):
+    (code,) = texts(read_page(page_of(journal)), "code")
+    scaler = eval(code, {name: getattr(lightning_bsscale, name) for name in NAMES})
+    settings = read_run(journal).numbers
+    made = scaler._options
+    assert (made.policy, made.measure_every) == (NoiseScalePolicy(), settings.measure_every)
+    assert made.warmup == settings.warmup_examples / settings.total_examples
+    assert made.memory == settings.memory / settings.total_examples
+    assert made.max_batch_size == settings.limits.max_batch_size
+
+
+def test_a_page_needs_neither_torch_nor_matplotlib(journal, tmp_path):
+    heavy = ("torch", "lightning", "matplotlib", "numpy", "torchmetrics")
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({heavy})); from lightning_bsscale.cli import main; "
+        f"sys.exit(main(['report', {str(journal)!r}, '-o', {str(tmp_path / 'page.html')!r}]))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == page_of(journal)
 
 
 # ---------------------------------------------------------------- journals of every kind
