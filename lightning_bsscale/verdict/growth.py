@@ -155,7 +155,7 @@ def explain_monitor(facts: RunFacts) -> Said:
         if times is None:
             return Said(next_steps=(f"{measure_more(facts)} How many it takes cannot be forecast yet.",))
         return Said(next_steps=(more_windows(facts, times),))
-    worth = f"{100 * sample_efficiency(batch, noise.noise_scale):.2g} %"
+    worth = f"{describe_number(100 * sample_efficiency(batch, noise.noise_scale), 2)} %"
     reason = f"By it, an example in a batch of {describe_count(batch)} is worth {worth} of one in a very small batch."
     if noise.low >= WORTH_MORE * batch:
         larger = describe_count(noise.low)

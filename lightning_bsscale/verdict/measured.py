@@ -65,7 +65,7 @@ def explain_unmeasured(facts: RunFacts) -> Said:
     if facts.dropped_windows and not facts.measured_windows:
         many = describe_count(facts.dropped_windows)
         return Said(
-            reasons=(f"All {many} measured windows had a NaN or inf in their gradient.",),
+            reasons=(f"The gradient of all {many} measured windows was not finite (NaN or inf).",),
             next_steps=("Lower the learning rate, or clip the gradient (gradient_clip_val).",),
         )
     has_pair = numbers.samples_per_micro_batch > 1 or numbers.now.accumulate > 1
