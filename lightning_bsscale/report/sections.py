@@ -36,7 +36,7 @@ def facts(run: RunRecord) -> Markup:
     examples, steps = run.now.examples - run.first.examples, run.now.steps - run.first.steps
     rows: list[tuple[str, str]] = [
         (
-            "batch",
+            "batch" if run.numbers.acts or not run.numbers.decides else "batch, in a dry run",
             shown(run.batch) if run.batch == run.start_batch else f"{shown(run.start_batch)} → {shown(run.batch)}",
         ),
         ("optimizer steps", describe_count(steps)),
