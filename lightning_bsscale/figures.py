@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 from weakref import ref
 
-from lightning_bsscale.summary import describe_number, time_unit
 from lightning_bsscale.theory.branching import BranchAnswer
 from lightning_bsscale.theory.noise_report import NoiseReport
+from lightning_bsscale.theory.numbers import describe_count, describe_number, time_unit
 from lightning_bsscale.theory.planning import Plan, Row
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.tradeoff import examples_for_steps, relative_examples, relative_steps
@@ -72,7 +72,7 @@ def _batch_staircase(
     return [made.examples_seen for made in history], [made.batch_size for made in history]
 
 
-def _draw_noise(axes: Axes, history: Sequence[Measurement], decisions: Sequence[DecisionRecord]) -> None:
+def _draw_noise(axes: Axes, history: Sequence[Measurement], decisions: Sequence[DecisionRecord], unit: str) -> None:
     known = [made for made in history if made.noise is not None]
     xs = [made.examples_seen for made in known]
     noises = [made.noise for made in known if made.noise is not None]
@@ -101,9 +101,14 @@ def _draw_noise(axes: Axes, history: Sequence[Measurement], decisions: Sequence[
     axes.step(batch_xs, batches, where="post", color=BATCH, linewidth=1.6, label="batch")
     axes.set_yscale("log", base=2)
     axes.set_ylim(bottom, top)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_ylabel("examples")
+    axes.yaxis.set_major_formatter(lambda value, _: describe_count(value))
+    axes.set_ylabel(unit)
     axes.legend(loc="best", fontsize="small")
+
+
+def _label_seen(axes: Axes, unit: str) -> None:
+    axes.set_xlabel(f"{unit} seen")
+    axes.xaxis.set_major_formatter(lambda value, _: describe_count(value))
 
 
 def _draw_rate(axes: Axes, history: Sequence[Measurement], decisions: Sequence[DecisionRecord]) -> None:
@@ -132,7 +137,11 @@ def _draw_rate(axes: Axes, history: Sequence[Measurement], decisions: Sequence[D
 
 
 def plot_noise_scale(
-    history: Sequence[Measurement], decisions: Sequence[DecisionRecord] = (), ax: Axes | None = None
+    history: Sequence[Measurement],
+    decisions: Sequence[DecisionRecord] = (),
+    ax: Axes | None = None,
+    *,
+    unit: str = "examples",
 ) -> tuple[Figure, Any]:
     """Draw the noise scale with its band and the batch against examples seen.
 
@@ -140,18 +149,23 @@ def plot_noise_scale(
         history: measured windows
         decisions: changes of the batch; without any, the batch of the measured windows is drawn
         ax: axes to draw on; None creates a figure
+        unit: what the run counts
 
     Returns:
         The figure and the axes.
     """
     figure, axes = _figure(1) if ax is None else (cast("Figure", ax.figure), ax)
-    _draw_noise(axes, history, decisions)
-    axes.set_xlabel("examples seen")
+    _draw_noise(axes, history, decisions, unit)
+    _label_seen(axes, unit)
     return figure, axes
 
 
 def plot_run(
-    history: Sequence[Measurement], decisions: Sequence[DecisionRecord], ax: Axes | None = None
+    history: Sequence[Measurement],
+    decisions: Sequence[DecisionRecord],
+    ax: Axes | None = None,
+    *,
+    unit: str = "examples",
 ) -> tuple[Figure, Any]:
     """Draw noise scale and batch, and below them the learning rate with and without the factor.
 
@@ -159,16 +173,17 @@ def plot_run(
         history: measured windows
         decisions: changes of the batch
         ax: axes to draw the upper panel alone on; None creates a figure with both
+        unit: what the run counts
 
     Returns:
         The figure, and its axes (one or both).
     """
     if ax is not None:
-        return plot_noise_scale(history, decisions, ax)
+        return plot_noise_scale(history, decisions, ax, unit=unit)
     figure, axes = _figure(2)
-    _draw_noise(axes[0], history, decisions)
+    _draw_noise(axes[0], history, decisions, unit)
     _draw_rate(axes[1], history, decisions)
-    axes[1].set_xlabel("examples seen")
+    _label_seen(axes[1], unit)
     return figure, axes
 
 

@@ -184,6 +184,6 @@ def _draw(found: Probe, path: Path) -> str:
 
 
 def _number(value: float) -> str:
-    if not math.isfinite(value):
-        return "unknown"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    from lightning_bsscale.theory.numbers import describe_count
+
+    return describe_count(value) if math.isfinite(value) else "unknown"

@@ -19,6 +19,7 @@ from lightning_bsscale.critical_batch.plan import plan_branches
 from lightning_bsscale.critical_batch.trainers import Trainers, load_weights
 from lightning_bsscale.critical_batch.training_data import TrainingData
 from lightning_bsscale.functional import measure_noise_scale
+from lightning_bsscale.report.page import make_page
 from lightning_bsscale.theory.branching import critical_batch
 from tests.helpers.refusals import Case, Said, command
 from tests.helpers.refusals_of_training import CASES, by_hand
@@ -108,6 +109,7 @@ CASES += [
     Case(lambda: trainers(by_hand()).branch([*regression_loader(4)], 1, 1.0), error=(ProbeError,)),
     Case(lambda: trainers(monitor="accuracy").held_out_loss(None), "'accuracy' nothing", error=(ProbeError,)),
     Case(lambda: load_weights(Regression(), {"state_dict": {}}), error=(ProbeError,)),
+    Case(lambda: make_page([])),
     Case(lambda: command("probe", "--task", "task"), error=(Said,)),
     Case(lambda: command("probe", "--task", "nowhere:task"), error=(Said,)),
     Case(lambda: command("probe", "--task", "builtins:dict"), "{}", error=(Said,)),
