@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import lightning.pytorch as pl
 import pytest
@@ -112,7 +113,8 @@ def test_branches_differ_in_batch_and_learning_rate_alone(tmp_path, checkpoint):
     assert "log" not in vars(module)
     assert found.batch_size == 4
     assert [row.batch_size for row in found.answer.rows] == [2, 4, 8, 16, 32]
-    assert "forecast: 2 offsets x 5 branches of 128 examples" in lines[1]
+    assert re.match(r"forecast: 2 offsets of 5 branches over 128 examples each, about \d+ s to go", lines[1])
+    assert re.match(r"offset 1 of 2 done after \d+ s, about \d+ s to go", lines[2])
     value = found.answer.value if found.answer.resolved and found.noise.resolved else math.nan
     assert found.ratio.value == pytest.approx(value / found.noise.noise_scale, nan_ok=True)
     json.dumps(found.to_json(), allow_nan=False)
