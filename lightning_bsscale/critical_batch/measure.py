@@ -119,6 +119,7 @@ def measure_critical_batch(
         noise=noise,
         report=report,
         ratio=ratio_to_noise_scale(answer, noise),
+        start_loss=start_loss,
         batch_size=plan.batch_size,
         examples=plan.examples,
         seconds=lines.seconds,
@@ -252,7 +253,7 @@ def _all_offsets(
                 f"forecast: {total} offsets of {len(run.plan.branches)} branches over {run.plan.examples:,} examples "
                 f"each, {left}"
             )
-        else:
+        elif number & (number - 1) == 0:
             say(f"offset {number} of {'' if wanted else 'about '}{total} done after {_clock(passed)}, {left}")
         run.finish(number)
         number += 1

@@ -308,9 +308,9 @@ def _reason(low: float, high: float, batch_sizes: Sequence[float]) -> str:
     if low and high < math.inf:
         return f"The critical batch is between {low:,g} and {high:,g}"
     if low == batch_sizes[-1]:
-        return f"Not resolved: the critical batch is above {low:,g}, the largest that was tried"
+        return f"Not resolved: the critical batch is above {low:,g}, the largest that was tried; try larger ones"
     if high == batch_sizes[1]:
-        return f"Not resolved: the critical batch is below {high:,g}, the smallest that can be judged"
+        return f"Not resolved: the critical batch is below {high:,g}, the smallest that can be judged; try smaller ones"
     if not low and math.isinf(high):
         return "Not resolved: no batch could be told from the critical one; more offsets or longer branches are needed"
     known = f"above {low:,g}" if low else f"below {high:,g}"

@@ -2,13 +2,11 @@
 
 import lightning.pytorch as pl
 import pytest
-import torch
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor, Milestones
 from lightning_bsscale.critical_batch import ProbeError
 from lightning_bsscale.critical_batch.checkpoint import branching_point, load_checkpoint
-from tests.critical_batch.test_measure import branches_seen, checkpoint, probe  # noqa: F401
 from tests.helpers.training import QUIET, Regression, regression_loader
 
 GROWS = Milestones({0.25: 2, 0.5: 4})
@@ -74,19 +72,3 @@ def test_a_state_of_another_version_is_refused(tmp_path):
     made["callbacks"]["BatchSizeScaler"]["schema"] = 1
     with pytest.raises(ProbeError, match="state of schema 1"):
         branching_point(made, rows=4, accumulate=None)
-
-
-def test_branches_begin_at_the_batch_and_the_learning_rate_of_the_last_step(tmp_path, checkpoint):  # noqa: F811
-    """A checkpoint's optimizer holds the user's learning rate, to which the scaler's factor belongs."""
-    path, _ = checkpoint
-    made = torch.load(path, weights_only=False)
-    scaler = BatchSizeScaler(policy=GROWS, lr_rule="linear", warmup=0)
-    made["callbacks"] = trained(tmp_path, scaler)["callbacks"]
-    torch.save(made, path)
-    found, _ = probe(tmp_path, ckpt_path=path, multiples=(1, 2))
-    assert [row.batch_size for row in found.answer.rows] == [16, 32]
-    assert found.batch_size == 16
-    same, twice = branches_seen()[:2]
-    assert same["rates"] == pytest.approx([0.02 * 0.6 * 4] * 8)
-    assert twice["rates"] == pytest.approx([0.02 * 0.6 * 8] * 4)
-    assert "grown from 4" in found.to_json()["notes"][0]

@@ -74,7 +74,7 @@ def branches(rng, base, examples, offsets, deviation):
 )
 def test_the_interval_contains_the_critical_batch_and_narrows_with_the_budget(base, examples, deviation):
     truth, rng, widths = exact_critical_batch(base / 2, examples, deviation), np.random.default_rng(0), []
-    for offsets in (2, 4, 16):
+    for offsets in (4, 16, 64):
         found = [
             critical_batch((base * MULTIPLES).tolist(), LOSS, *branches(rng, base, examples, offsets, deviation))
             for _ in range(50)
@@ -83,7 +83,18 @@ def test_the_interval_contains_the_critical_batch_and_narrows_with_the_budget(ba
         assert covered >= 42, (covered, truth)
         grid = [math.log2(min(one.high, 16 * base) / max(one.low, base / 4)) for one in found]
         widths.append(sum(grid) / len(grid))
-    assert widths[0] > widths[1] + 0.5 > widths[2] + 0.3, widths
+    assert widths[0] > widths[1] + 0.5 > widths[2] + 0.8, widths
+    assert sum(one.resolved for one in found) >= 40
+
+
+def test_at_equal_examples_the_answer_would_be_larger_the_longer_the_branch():
+    """Why the smallest batch is looked at on its way: half the progress is no half of the examples."""
+    answers = []
+    for examples in (256, 512, 1024):
+        progress = lambda batch: LOSS - expected_loss(batch, examples, 6.0)  # noqa: B023, E731
+        at_equal_examples = root(lambda b: progress(b) > (1 + 16 / b) / 2 * progress(16), 16)  # noqa: B023
+        answers.append((exact_critical_batch(16, examples, 6.0), at_equal_examples))
+    assert [round(one) for pair in answers for one in pair] == [106, 193, 130, 320, 193, 608]
 
 
 def test_one_step_at_the_best_learning_rate_gives_the_hessian_weighted_noise_scale():
@@ -123,7 +134,7 @@ def test_ends_are_the_neighbours_on_the_grid(critical, low, high):
     assert found.resolved == (low > 0 and high < math.inf)
     assert found.reason.startswith("The critical" if found.resolved else "Not resolved")
     if found.resolved:
-        assert found.value == pytest.approx(critical, rel=0.1)
+        assert found.value == pytest.approx(critical, rel=0.15)
 
 
 def test_an_undecided_batch_hides_nothing_but_a_contradiction_does():
@@ -190,7 +201,7 @@ def test_the_ratio_has_the_interval_of_both():
     assert unknown.to_json() == {"value": None, "low": 0.0, "high": None}
     # Undecided batches between a judged one and none: the answer has a value, but no second end.
     losses, earlier = hyperbola(45, SIZES, (0.0,) * 3)
-    losses = [[x + swing * size / 500 for x, size in zip(losses[0], SIZES, strict=True)] for swing in (-1, 0, 1)]
+    losses = [[x + swing * size / 2000 for x, size in zip(losses[0], SIZES, strict=True)] for swing in (-1, 0, 1)]
     half = critical_batch(SIZES, 2.0, losses, earlier)
     assert half.low > 0
     assert math.isfinite(half.value)
@@ -219,6 +230,6 @@ def test_the_worth_is_the_share_at_which_the_smallest_batch_has_the_loss():
     found = critical_batch(SIZES, 2.0, *hyperbola(30, SIZES, (-0.01, 0.0, 0.01)))
     wanted = [(1 + 8 / 30) / (1 + size / 30) for size in SIZES]
     # The looks at the smallest batch are between 17/32 and 1 of its examples; below, the line from the start is above.
-    assert [row.worth for row in found.rows[:3]] == pytest.approx(wanted[:3], abs=0.01)
+    assert [row.worth for row in found.rows[:3]] == pytest.approx(wanted[:3], abs=0.015)
     assert all(row.worth > share for row, share in zip(found.rows[3:], wanted[3:], strict=True))
     assert [row.needed for row in found.rows] == [1.0, *shares_needed(SIZES)]
