@@ -23,6 +23,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def probe(job: Job) -> Record:
         settings |= {"examples": 1024, "offsets": 32}
     else:
         module, loaders = ValidatedByteModel(), Text(job["seed"], first=sequences_seen(job))
-        settings = {"multiples": (0.5, 1, 2, 4, 8, 16), "examples": 1024, "held_out_examples": 1024, "offsets": 16}
+        settings = {"multiples": (0.5, 1, 2, 4, 8, 16), "examples": 512, "held_out_examples": 512, "offsets": 8}
     began, cpu = time.monotonic(), time.process_time()
     found = measure_critical_batch(
         module,
@@ -195,11 +196,17 @@ def fitted(compute: Any, seeds: Sequence[Any], *losses: float) -> tuple[float, t
     return compute(seeds, *losses), interval(lambda some: compute(some, *losses), seeds)
 
 
+@cache
+def of_stage(stage: float) -> tuple[Any, Any]:
+    """Return the fitted critical batch of the whole way to a loss, and of the way from it on, with their intervals."""
+    seeds = by_seed(finished("sweep"))
+    return fitted(whole_hyperbola, seeds, stage), fitted(local_hyperbola, seeds, stage, STAGES[stage])
+
+
 def digits_table(probes: Sequence[tuple[Job, Record]]) -> str:
-    seeds, body = by_seed(finished("sweep")), []
+    body = []
     for job, record in sorted(probes, key=lambda one: (-one[0]["stage"], one[0]["rate"], one[0]["seed"])):
-        stage, found = job["stage"], record["probe"]
-        is_main = job["rate"] == RATE
+        stage, found, (whole, local) = job["stage"], record["probe"], of_stage(job["stage"])
         body.append(
             [
                 f"{stage:g}",
@@ -207,8 +214,8 @@ def digits_table(probes: Sequence[tuple[Job, Record]]) -> str:
                 f"{job['seed']}",
                 scale(found["noise_scale"]),
                 scale(record["hessian"]),
-                with_interval(*fitted(whole_hyperbola, seeds, stage)) if is_main else "",
-                with_interval(*fitted(local_hyperbola, seeds, stage, STAGES[stage])) if is_main else "",
+                with_interval(*whole),
+                with_interval(*local),
                 f"**{ends(found)}**",
                 f"{record['cpu']:.0f}",
             ]
@@ -258,12 +265,11 @@ def draw(figure: Any, probes: Sequence[tuple[Job, Record]]) -> None:
     """Draw all intervals of each stage beside each other."""
     figure.set_size_inches(9, 4)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    seeds = by_seed(finished("sweep"))
     colors = ("tab:orange", "tab:green", "tab:blue", "tab:cyan", "tab:red")
     names = ("B_simple", "B_noise", "hyperbola, to here", "hyperbola, from here", "branches")
     for place, stage in enumerate(STAGES):
         some = [one for job, one in probes if (job["task"], job["stage"], job.get("rate")) == ("digits", stage, RATE)]
-        whole, local = fitted(whole_hyperbola, seeds, stage), fitted(local_hyperbola, seeds, stage, STAGES[stage])
+        whole, local = of_stage(stage)
         shown = [
             [[*one["probe"]["noise_scale"].values()] for one in some],
             [one["hessian"] for one in some],

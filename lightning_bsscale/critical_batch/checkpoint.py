@@ -84,7 +84,7 @@ def branching_point(checkpoint: dict[str, Any] | None, rows: int, accumulate: in
     try:
         run = read_run(states[name], name)
     except MisconfigurationException as error:
-        raise ProbeError(str(error)) from error
+        raise ProbeError(f"the checkpoint does not say what its batch was: {error}") from error
     batch, path = run.batch.batch_size, run.batch.path
     if run.loader_batches <= run.windows * run.now.accumulate and batch > run.now.batch_size:
         # No step was ever longer than the user's own, so the batch is one that a dry run would have had.
