@@ -75,10 +75,10 @@ def probe(job: Job) -> Record:
         train_to(path, job)
     if job["task"] == "digits":
         module, loaders, settings = ConstantRate(job["rate"]), Digits(), {"multiples": (0.5, 1, 2, 4, 8, 16)}
-        settings |= {"examples": 1024, "offsets": 32}
+        settings |= {"examples": 1024, "offsets": 64}
     else:
         module, loaders = ValidatedByteModel(), Text(job["seed"], first=sequences_seen(job))
-        settings = {"multiples": (0.5, 1, 2, 4, 8, 16), "examples": 512, "held_out_examples": 512, "offsets": 8}
+        settings = {"multiples": (1, 16, 64), "examples": 2048, "held_out_examples": 512, "offsets": 6}
     began, cpu = time.monotonic(), time.process_time()
     found = measure_critical_batch(
         module,
@@ -209,19 +209,25 @@ def digits_table(probes: Sequence[tuple[Job, Record]]) -> str:
         stage, found, (whole, local) = job["stage"], record["probe"], of_stage(job["stage"])
         body.append(
             [
-                f"{stage:g}",
+                f"{stage:g} ({found['start_loss']:.2f})",
                 f"{job['rate']:g}",
-                f"{job['seed']}",
                 scale(found["noise_scale"]),
                 scale(record["hessian"]),
                 with_interval(*whole),
                 with_interval(*local),
                 f"**{ends(found)}**",
+                f"{found['offsets']}",
                 f"{record['cpu']:.0f}",
             ]
         )
-    head = ["loss", "learning rate", "seed", "B_simple", "B_noise", "hyperbola, from the start to this loss"]
-    head += ["hyperbola, from this loss on", "branches", "CPU seconds"]
+    head = [
+        "loss (at the checkpoint)",
+        "learning rate",
+        "B_simple",
+        "B_noise",
+        "hyperbola, from the start to this loss",
+    ]
+    head += ["hyperbola, from this loss to half of it or 0.2", "branches", "offsets", "CPU seconds"]
     return rows(head, body)
 
 
@@ -237,10 +243,20 @@ def language_table(probes: Sequence[tuple[Job, Record]]) -> str:
                 scale(record["preconditioned"]),
                 with_interval(*fitted(language_hyperbola, seeds)),
                 f"**{ends(found)}**",
+                f"{found['offsets']}",
                 f"{record['cpu']:.0f}",
             ]
         )
-    head = ["read", "loss", "B_simple", "preconditioned", "hyperbola, whole training", "branches", "CPU seconds"]
+    head = [
+        "read",
+        "loss",
+        "B_simple",
+        "preconditioned",
+        "hyperbola, whole training",
+        "branches",
+        "offsets",
+        "CPU seconds",
+    ]
     return rows(head, body)
 
 

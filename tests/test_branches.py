@@ -11,6 +11,7 @@ import torch
 from lightning_bsscale.critical_batch import measure_critical_batch
 from tests.helpers.training import QUIET
 
+pytest.importorskip("sklearn.datasets")  # it sets environment variables, which a test must not
 ROOT = Path(__file__).parents[1]
 
 
