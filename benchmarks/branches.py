@@ -51,17 +51,21 @@ Record = dict[str, Any]
 
 # The loss at the checkpoint, and the lower one to which the local hyperbola goes.
 STAGES = {1.0: 0.5, 0.5: 0.2, 0.3: 0.2}
+# At a loss of 1 as many as `probe` makes at most; the later ones are what a shared machine had time for.
+OFFSETS = {1.0: 64, 0.5: 24, 0.3: 24}
 SHARES = (0.1, 0.5)
-RATE, RATES = 0.1, (0.05, 0.2)
-SEEDS = 2
+# Sequences of a branch: the batches relative to 4, and the number of offsets.
+BRANCHES: dict[int, tuple[tuple[float, ...], int]] = {512: ((0.5, 2, 8, 16), 8), 2048: ((1, 16, 64), 6)}
+RATE = 0.1
 
 
 def jobs(task: str) -> list[Job]:
     """List the probes of a task."""
     if task == "language":
-        return [{"task": task, "stage": share, "seed": 0} for share in SHARES]
-    first = [{"task": task, "stage": stage, "rate": RATE, "seed": seed} for seed in range(SEEDS) for stage in STAGES]
-    return first + [{"task": task, "stage": 0.5, "rate": rate, "seed": 0} for rate in RATES]
+        return [
+            {"task": task, "stage": share, "seed": 0, "examples": number} for share in SHARES for number in BRANCHES
+        ]
+    return [{"task": task, "stage": stage, "rate": RATE, "seed": 0} for stage in STAGES]
 
 
 def probe(job: Job) -> Record:
@@ -70,21 +74,22 @@ def probe(job: Job) -> Record:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     WORK.mkdir(parents=True, exist_ok=True)
-    path = WORK / ("_".join(str(value) for value in job.values()) + ".ckpt")
+    path = WORK / f"{job['task']}_{job['stage']}_{job['seed']}.ckpt"
     if not path.exists():
         train_to(path, job)
     if job["task"] == "digits":
         module, loaders, settings = ConstantRate(job["rate"]), Digits(), {"multiples": (0.5, 1, 2, 4, 8, 16)}
-        settings |= {"examples": 1024, "offsets": 64}
+        settings |= {"examples": 1024, "offsets": OFFSETS[job["stage"]]}
     else:
         module, loaders = ValidatedByteModel(), Text(job["seed"], first=sequences_seen(job))
-        settings = {"multiples": (1, 16, 64), "examples": 2048, "held_out_examples": 512, "offsets": 6}
+        multiples, offsets = BRANCHES[job["examples"]]
+        settings = {"multiples": multiples, "examples": job["examples"], "held_out_examples": 512, "offsets": offsets}
     began, cpu = time.monotonic(), time.process_time()
     found = measure_critical_batch(
         module,
         loaders.train_dataloader(),
         loaders.val_dataloader(),
-        record=path.with_suffix(".jsonl"),
+        record=path.with_name("_".join(str(value) for value in job.values()) + ".jsonl"),
         ckpt_path=path,
         trainer_options={"accelerator": "cpu", "gradient_clip_val": clipping(job["task"])},
         say=lambda text: print(text, flush=True),
@@ -154,7 +159,8 @@ def language_runs() -> list[dict[str, float]]:
     }
     more = {run["seed"]: run["val_loss"] for run in longer}
     return [
-        {name: by_seed[seed] for name, by_seed in best_rates.items()} | {"longer": more[seed]} for seed in sorted(more)
+        {name: losses_of[seed] for name, losses_of in best_rates.items()} | {"longer": more[seed]}
+        for seed in sorted(more)
     ]
 
 
@@ -187,7 +193,7 @@ def scale(values: Sequence[float | None] | dict[str, float | None] | None) -> st
         return "–"
     value, low, high = values.values() if isinstance(values, dict) else values
     if value is None:
-        return f"above {number(low or 0.0)}"
+        return f"above {number(low)}" if low else "not resolved"
     return with_interval(value, (low or 0.0, math.inf if high is None else high))
 
 
@@ -205,12 +211,11 @@ def of_stage(stage: float) -> tuple[Any, Any]:
 
 def digits_table(probes: Sequence[tuple[Job, Record]]) -> str:
     body = []
-    for job, record in sorted(probes, key=lambda one: (-one[0]["stage"], one[0]["rate"], one[0]["seed"])):
+    for job, record in sorted(probes, key=lambda one: -one[0]["stage"]):
         stage, found, (whole, local) = job["stage"], record["probe"], of_stage(job["stage"])
         body.append(
             [
                 f"{stage:g} ({found['start_loss']:.2f})",
-                f"{job['rate']:g}",
                 scale(found["noise_scale"]),
                 scale(record["hessian"]),
                 with_interval(*whole),
@@ -220,14 +225,8 @@ def digits_table(probes: Sequence[tuple[Job, Record]]) -> str:
                 f"{record['cpu']:.0f}",
             ]
         )
-    head = [
-        "loss (at the checkpoint)",
-        "learning rate",
-        "B_simple",
-        "B_noise",
-        "hyperbola, from the start to this loss",
-    ]
-    head += ["hyperbola, from this loss to half of it or 0.2", "branches", "offsets", "CPU seconds"]
+    head = ["loss (at the checkpoint)", "B_simple", "B_noise", "hyperbola, to this loss"]
+    head += ["hyperbola, from this loss on", "branches", "offsets", "CPU seconds"]
     return rows(head, body)
 
 
@@ -237,8 +236,8 @@ def language_table(probes: Sequence[tuple[Job, Record]]) -> str:
         found = record["probe"]
         body.append(
             [
-                f"{job['stage']:.0%}",
-                f"{found['start_loss']:.3f}",
+                f"{job['stage']:.0%} ({found['start_loss']:.2f})",
+                f"{job['examples']:,}",
                 scale(found["noise_scale"]),
                 scale(record["preconditioned"]),
                 with_interval(*fitted(language_hyperbola, seeds)),
@@ -247,16 +246,8 @@ def language_table(probes: Sequence[tuple[Job, Record]]) -> str:
                 f"{record['cpu']:.0f}",
             ]
         )
-    head = [
-        "read",
-        "loss",
-        "B_simple",
-        "preconditioned",
-        "hyperbola, whole training",
-        "branches",
-        "offsets",
-        "CPU seconds",
-    ]
+    head = ["read (loss)", "sequences of a branch", "B_simple", "preconditioned", "hyperbola, whole training"]
+    head += ["branches", "offsets", "CPU seconds"]
     return rows(head, body)
 
 
@@ -266,7 +257,11 @@ def worth_table(probes: Sequence[tuple[Job, Record]]) -> str:
     body = []
     for job, record in probes:
         by_batch = {row["batch_size"]: row for row in record["probe"]["branches"]}
-        name = f"digits, loss {job['stage']:g}" if job["task"] == "digits" else f"language, {job['stage']:.0%}"
+        name = (
+            f"digits, loss {job['stage']:g}"
+            if job["task"] == "digits"
+            else f"language, {job['stage']:.0%}, {job['examples']:,}"
+        )
         cells = []
         for batch in batches:
             row = by_batch.get(batch)
@@ -284,7 +279,7 @@ def draw(figure: Any, probes: Sequence[tuple[Job, Record]]) -> None:
     colors = ("tab:orange", "tab:green", "tab:blue", "tab:cyan", "tab:red")
     names = ("B_simple", "B_noise", "hyperbola, to here", "hyperbola, from here", "branches")
     for place, stage in enumerate(STAGES):
-        some = [one for job, one in probes if (job["task"], job["stage"], job.get("rate")) == ("digits", stage, RATE)]
+        some = [one for job, one in probes if (job["task"], job["stage"]) == ("digits", stage)]
         whole, local = of_stage(stage)
         shown = [
             [[*one["probe"]["noise_scale"].values()] for one in some],
@@ -297,6 +292,7 @@ def draw(figure: Any, probes: Sequence[tuple[Job, Record]]) -> None:
     left.set_xticks(range(len(STAGES)), [f"{stage:g}" for stage in STAGES])
     left.set_xlabel("digits: loss at the checkpoint")
     language = [(job, one) for job, one in probes if job["task"] == "language"]
+    language.sort(key=lambda one: (one[0]["stage"], one[0]["examples"]))
     whole = fitted(language_hyperbola, language_runs())
     for place, (_, one) in enumerate(language):
         found = one["probe"]
@@ -308,8 +304,8 @@ def draw(figure: Any, probes: Sequence[tuple[Job, Record]]) -> None:
             [[*found["critical_batch_size"].values()]],
         ]
         _bars(right, place, shown, colors, names)
-    right.set_xticks(range(len(language)), [f"{job['stage']:.0%}" for job, _ in language])
-    right.set_xlabel("language model: share of the training")
+    right.set_xticks(range(len(language)), [f"{job['stage']:.0%}, {job['examples']:,}" for job, _ in language])
+    right.set_xlabel("language model: share of the training, and sequences of a branch")
     left.set_ylabel("examples")
     left.set_yscale("log", base=2)
     left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -331,12 +327,13 @@ def _bars(axes: Any, place: int, shown: Sequence[Any], colors: Sequence[str], na
 def page(text: str) -> str:
     """Put the tables on the page."""
     probes = done()
-    digits = [one for one in probes if one[0]["task"] == "digits"]
-    language = sorted((one for one in probes if one[0]["task"] == "language"), key=lambda one: one[0]["stage"])
-    first = [one for one in digits if one[0]["rate"] == RATE and one[0]["seed"] == 0]
+    digits = sorted((one for one in probes if one[0]["task"] == "digits"), key=lambda one: -one[0]["stage"])
+    language = sorted(
+        (one for one in probes if one[0]["task"] == "language"), key=lambda one: (one[0]["stage"], one[0]["examples"])
+    )
     text = with_table(text, "digits", digits_table(digits))
     text = with_table(text, "language", language_table(language))
-    return with_table(text, "worth", worth_table([*first, *language]))
+    return with_table(text, "worth", worth_table([*digits, *language]))
 
 
 def make(task: str) -> None:

@@ -1,7 +1,7 @@
 """The trainings that `branches.py` probes, as any user has them: a LightningModule and a DataModule.
 
 cd benchmarks
-python -m lightning_bsscale probe --task probed_tasks:digits --ckpt ../runs/branches/digits_0.5_0.1_0.ckpt
+python -m lightning_bsscale probe --task probed_tasks:digits --ckpt ../runs/branches/digits_0.5_0.ckpt
 python -m lightning_bsscale probe --task probed_tasks:language --ckpt ../runs/branches/language_0.1_0.ckpt
 """
 
