@@ -32,8 +32,7 @@ import numpy as np
 import torch
 from experiments import by_seed, finished, number, rows, tuned, with_interval, with_table
 from fits import best, crossing, fit, hyperbola, interval
-from front import TASK
-from front import finished as finished_front
+from language_model import TASK
 from machine import describe
 from matplotlib.figure import Figure
 from plain_training import noise_of
@@ -148,8 +147,10 @@ def language_runs() -> list[dict[str, float]]:
 
     Beside them is the loss of batch 8 after 14.8 % more sequences, which says what a difference is worth.
     """
-    everything = [*finished_front(RESULTS / "front.jsonl").values()]
-    longer = [*finished_front(RESULTS / "front_longer.jsonl").values()]
+    everything, longer = (
+        [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("front_lm.jsonl", "front_longer.jsonl")
+    )
     losses: dict[str, dict[float, dict[int, float]]] = {}
     for run in everything:
         if run["name"].startswith("fixed"):

@@ -14,12 +14,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from front import START, TASK, ByteModel, Sequences, as_is, corpus
+from language_model import TASK, ByteModel, Sequences, as_is, corpus
 from plain_training import data, look
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from trainer_runs import SmallModel
 
+START = 4
 LANGUAGE_RATE = 0.7 * TASK["base_rate"]  # the best for a batch of 4 in front.py
 DIGITS_BATCH, LOOKED_AT = 8, 450
 
