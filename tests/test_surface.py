@@ -22,7 +22,7 @@ PUBLIC_NAMES = {
 # Those of BatchSizeScaler and NoiseScalePolicy are in the README's table, which test_docs.py compares.
 CONSTRUCTORS = {
     "GradientNoiseScaleMonitor": {
-        "measure_every": 8,
+        "measure_every": 16,
         "split": "auto",
         "loss_is_mean_over": "examples",
         "split_fn": None,
