@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lightning_bsscale.report.axes import Scale, drawable, logarithmic
+from lightning_bsscale.report.axes import LARGEST, Scale, drawable, logarithmic
 from lightning_bsscale.report.drawing import BOTTOM, TOP, band, frame, line, picture, spans, stairs
 from lightning_bsscale.report.figure import Axis, Figure, in_order, shown, spread
 from lightning_bsscale.report.markup import Markup, number, tag
 from lightning_bsscale.report.run_record import Place, RunRecord, Window
+from lightning_bsscale.theory.numbers import describe_number
 
 __all__ = ["batch_stairs", "noise_figure"]
 
@@ -29,6 +30,16 @@ def _bound(window: Window, confidence: float | None) -> float:
 
 def _confidence(run: RunRecord) -> float | None:
     return None if run.latest is None else run.latest.decision.confidence
+
+
+def _target_ratio(run: RunRecord) -> float:
+    """Return the target as a multiple of the bound, where all decisions agree on one; else 1."""
+    records = [change.record for change in run.changes.items]
+    records += [] if run.latest is None else [run.latest]
+    pairs = [(record.decision.bound, record.decision.target) for record in records]
+    ratios = [target / bound for bound, target in pairs if bound and target and 0 < bound < LARGEST]
+    is_one = bool(ratios) and all(math.isclose(ratio, ratios[0], rel_tol=1e-6) for ratio in ratios)
+    return ratios[0] if is_one and 0 < ratios[0] < LARGEST else 1.0
 
 
 def batch_stairs(run: RunRecord) -> list[tuple[Place, float]]:
@@ -69,6 +80,7 @@ def noise_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) ->
     seen = drawable([*resolved, *(size for _, size in steps)]) or [1.0]
     y = logarithmic([0.5 * min(seen), 3 * max(seen)], BOTTOM, TOP)
     bounds = {id(one): _bound(one, _confidence(run)) for one in known}
+    ratio = _target_ratio(run)
     rows = spread(windows, limit // 3)
     pictures, points = [], {}
     for axis in axes:
@@ -81,7 +93,7 @@ def noise_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) ->
                 _veils(run, axis, x, windows),
                 frame(x, y, axis.name),
                 band(_ends(known, axis), x, y, "band"),
-                line([(axis.of(one.place), bounds[id(one)] or math.nan) for one in known], x, y, "bound"),
+                line([(axis.of(one.place), ratio * bounds[id(one)] or math.nan) for one in known], x, y, "bound"),
                 line([(axis.of(one.place), one.resolved) for one in known], x, y, "noise"),
                 stairs(in_order(axis, steps), x, y, "batch"),
                 _marks(run, axis, x, y),
@@ -106,11 +118,14 @@ def noise_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) ->
 
 def _noise_legend(run: RunRecord, windows: Sequence[Window], *, has_bound: bool) -> list[tuple[str, str]]:
     known = [one for one in windows if one.noise is not None]
-    confidence = _confidence(run) or 0.5
+    decides = f"lower bound that decides ({100 * (_confidence(run) or 0.5):.3g} %)"
+    ratio = _target_ratio(run)
+    if ratio != 1:
+        decides = f"target: {describe_number(ratio)} × the {decides}"
     entries = [
         (known, "noise", "noise scale, where it is resolved"),
         (known, "band", f"its {_percent(known)} interval"),
-        (has_bound, "bound", f"lower bound that decides ({100 * confidence:.3g} %)"),
+        (has_bound, "bound", decides),
         (True, "batch", "batch in one optimizer step"),
         (0 < run.changes.count <= MOST_MARKS, "mark", "the batch changed"),
         (run.numbers.warmup_examples > run.first.examples, "veil", "warmup"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from lightning_bsscale.report.decisions import decision_section
 from lightning_bsscale.report.figure import Axis, Figure, figure_block
 from lightning_bsscale.report.markup import Markup, cut, tag
+from lightning_bsscale.report.metric_picture import metric_figure
 from lightning_bsscale.report.noise_picture import noise_figure
 from lightning_bsscale.report.rate_picture import learning_rate_figure
 from lightning_bsscale.report.run_record import RunRecord
@@ -48,6 +49,10 @@ def one_run(
     rate = learning_rate_figure(run, f"{name}-rate", limit, axes)
     worth = worth_figure(run, f"{name}-worth", limit, axes)
     time = time_figure(run, f"{name}-time")
+    alone = [] if switch is None else list(run.metrics)
+    metrics = [
+        metric_figure([run], metric, f"{name}-metric-{index}", limit, axes) for index, metric in enumerate(alone)
+    ]
     warned = warning_list(run)
 
     def parts() -> Iterator[object]:
@@ -60,7 +65,7 @@ def one_run(
             yield tag("div", tag("strong", "Know before you read on"), tag("ul", warned), class_="warnings")
         yield facts(run)
         yield switch if noise is not None else None
-        yield [figure_block(figure, level) for figure in (noise, rate) if figure is not None]
+        yield [figure_block(figure, level) for figure in (noise, rate, *metrics) if figure is not None]
         yield tag(level, "Decisions")
         yield decision_section(run, name, limit, "h3" if level == "h2" else "h4")
         yield [figure_block(figure, level) for figure in (worth, time) if figure is not None]

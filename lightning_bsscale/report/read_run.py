@@ -17,7 +17,7 @@ from lightning_bsscale.verdict import RunFacts, Verdict, read_facts, verdict_of
 __all__ = ["read_run"]
 
 MOST_CODES = 32
-MOST_METRICS = 8
+MOST_METRICS = 4
 MOST = 1e30
 
 

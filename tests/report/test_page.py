@@ -240,6 +240,18 @@ def test_losses_are_compared_where_the_journals_have_them(started, tmp_path):
     root = read_page(page_of(*paths))
     assert "val_loss of each run" in texts(root, "h2")
     assert {f"metric-0-{axis}" for axis in ("examples", "steps")} <= {one.attributes["id"] for one in pictures(root)}
+    assert "val_loss" in texts(read_page(page_of(paths[0])), "h2")
+
+
+def test_a_target_is_drawn_as_its_share_of_the_bound(tmp_path):
+    pages = {}
+    for ratio in (1.0, 0.5):
+        path = write_run(tmp_path / f"{ratio}.jsonl", 400, policy=NoiseScalePolicy(target_ratio=ratio))
+        pages[ratio] = read_page(page_of(path))
+    assert "target: 0.5 × the lower bound that decides (90 %)" in pages[0.5].text
+    assert "target: " not in next(pages[1.0].all("figure")).text
+    first = read_run(tmp_path / "0.5.jsonl").changes.items[0].record
+    assert first.decision.target == pytest.approx(0.5 * first.decision.bound)
 
 
 def test_the_most_runs_make_a_page_of_the_allowed_size(tmp_path):
