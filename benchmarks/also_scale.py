@@ -1,4 +1,4 @@
-"""Measure what the rules of `also_scale` do to the loss: the scaler at its defaults, with and without each of them.
+"""Measure what the rules of `also_scale` do to the loss: the scaler with and without each of them.
 
 Paired by seed: a seed fixes the initial weights, the examples and their order.
 
