@@ -2,18 +2,20 @@
 PYTHON ?= python3
 WORKERS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-nightly lint format docs clean
+.PHONY: help demo test test-nightly bench lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    set up and run the demonstration (about a minute on a CPU after installation)"
 	@echo "make test    set up and run the tests (WORKERS=$(WORKERS), PYTEST_ARGS='-k name')"
 	@echo "make test-nightly  the same with 50 kills, 500 random programs and the long trainings"
+	@echo "make bench   run all benchmarks and draw all pictures again (hours; resumes; BENCH_ARGS='--list' or '--pictures')"
 	@echo "make lint    ruff (check and format), mypy --strict, codespell"
 	@echo "make format  let ruff fix what it can"
 	@echo "make docs    build docs/ into docs/_build/html, warnings are errors"
@@ -36,6 +38,9 @@ test: $(VENV)/.installed-test
 
 test-nightly: PYTEST_ARGS += --nightly --timeout 1800
 test-nightly: test
+
+bench: $(VENV)/.installed-examples
+	$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

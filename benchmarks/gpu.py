@@ -30,7 +30,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from front import RESULTS, TASK, ByteModel, Sequences, as_is, finished
+from front import RESULTS, finished
+from language_model import TASK, ByteModel, Sequences, as_is
 from machine import describe
 from torch import Tensor
 from torch.utils.data import DataLoader

@@ -12,7 +12,7 @@ The result is the median of the pairs' ratios. Its interval is that of the sign 
 smallest to the k-th largest ratio, with the largest k that leaves at least 95 % (for 15 pairs, the 4th). The
 half-width is half the interval's length.
 
-    python benchmarks/overhead.py                # 15 pairs of each kind, at least 5 s per run: about 8 minutes
+    python benchmarks/overhead.py                # 15 pairs of each kind, at least 12 s per run: about 15 minutes
     python benchmarks/overhead.py --ranks 2      # the same under DDP, with each pair in the same processes
     python benchmarks/overhead.py --accumulate 1 # a single loader batch a step, into results/overhead_split.json
     python benchmarks/overhead.py --append       # add pairs to the existing ones
@@ -242,12 +242,12 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=15, help="pairs of each kind, at least 6 (default: 15)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="minimum duration of a run (default: 5)")
+    parser.add_argument("--seconds", type=float, default=12.0, help="minimum duration of a run (default: 12)")
     parser.add_argument("--examples", type=int, default=8, help="examples per loader batch (default: 8)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens per example (default: 64)")
     parser.add_argument("--accumulate", type=int, default=4, help="loader batches per step (default: 4)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
-    parser.add_argument("--measure-every", type=int, default=8, help="the monitor's option (default: 8, its default)")
+    parser.add_argument("--measure-every", type=int, default=16, help="the monitor's option (default: 16, its default)")
     parser.add_argument("--ranks", type=int, default=1, help="processes under DDP; 1 means no DDP (default: 1)")
     parser.add_argument("--append", action="store_true", help="keep the pairs of the existing results")
     parser.add_argument("--out", type=Path, help="results; the table is beside it (default: in benchmarks/results)")

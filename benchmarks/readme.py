@@ -151,7 +151,8 @@ def overhead() -> list[str]:
     return [
         "**What watching costs** (`benchmarks/overhead.py`): time with `GradientNoiseScaleMonitor()` over time without,"
         f" for a transformer of {found[0]['parameter_tensors']} parameter tensors, median of interleaved pairs. A"
-        f" single loader batch a step, one in eight of which is computed in two halves: {phrases[0]}. Four a step,"
+        f" single loader batch a step, one in {found[0]['measure_every']} of which is computed in two halves:"
+        f" {phrases[0]}. Four a step,"
         f" from before that was possible: {phrases[1]}; {phrases[2]}. Under DDP on {found[3]['ranks']} processes of one"
         f" machine, of the same age: {phrases[3]}; {phrases[4]}. A window that is not measured has no hook."
         f" ({ran_on(found[0]['machine'])}.)"

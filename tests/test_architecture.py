@@ -236,6 +236,7 @@ LEARNING_RATE = PurePosixPath("callbacks/trainer/learning_rate.py")
 HYPERPARAMETERS = PurePosixPath("callbacks/trainer/hyperparameters.py")
 SCHEDULERS = PurePosixPath("callbacks/trainer/schedulers.py")
 STOP = PurePosixPath("callbacks/trainer/stop.py")
+MICRO_BATCHES = PurePosixPath("callbacks/trainer/micro_batches.py")
 COLLECTIVE = PurePosixPath("gradients/reduce.py")
 
 
@@ -336,6 +337,8 @@ def test_a_folders_table_of_its_files_is_no_circle():
     [
         (ACCUMULATION, attribute_writes, "accumulate_grad_batches"),
         (STOP, attribute_writes, "should_stop"),
+        (MICRO_BATCHES, attribute_writes, "training_step"),
+        (MICRO_BATCHES, attribute_writes, "backward"),
         (SCHEDULERS, attribute_writes, "frequency"),
         (LEARNING_RATE, key_writes, "lr"),
         *((HYPERPARAMETERS, key_writes, key) for key in ("weight_decay", "betas", "momentum", "dampening")),

@@ -70,6 +70,9 @@ def test_the_page_of_policies():
     sections = "\n".join(re.findall(r"^## (.+)", page, flags=re.MULTILINE))
     assert {f'"{name}"' for name in POLICIES} <= set(re.findall(r'"\w+"', sections))
     assert {cls.__name__ for cls in policy_classes()} <= set(re.findall(r"`(\w+)", sections))
+    for section in page.split("\n## ")[1:]:
+        assert "**Source.**" in section, section
+        assert "**Not for**" in section, section
 
 
 def test_the_picture_of_policies_is_up_to_date():

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,6 +26,8 @@ from lightning_bsscale.theory.schedules import Schedule
 
 __all__ = ["Actuator", "NullActuator", "TrainerActuator"]
 
+AlsoScaleFor = Callable[[Any], Sequence[HyperparameterRule]]
+
 
 class Actuator:
     """Acts on one training, from `on_train_start` to its end. This base class only reads the learning rate.
@@ -43,7 +45,7 @@ class Actuator:
         self._held = ExitStack()
         self._held.callback(micro_batches.restore)
         self._lr: ScopedFactor | None = None
-        self._also_scale: Sequence[HyperparameterRule] = ()
+        self._also_scale_for: AlsoScaleFor = lambda optimizer: ()
 
     # ------------------------------------------------------------------ windows
 
@@ -73,7 +75,7 @@ class Actuator:
 
     def attach(self, optimizer: Any, plan: UserPlan, position: PlanPosition) -> None:
         """Wrap the optimizer's step, and assume that the user's schedulers are at the plan's position."""
-        self._lr = ScopedFactor(optimizer, self._also_scale)
+        self._lr = ScopedFactor(optimizer, self._also_scale_for(optimizer))
         self._held.callback(self._lr.remove)
 
     def check_optimizer(self) -> None:
@@ -86,7 +88,7 @@ class Actuator:
 
     def follow_optimizer(self, optimizer: Any) -> None:
         """Change to another optimizer, with the same factors."""
-        self._scoped.follow(optimizer)
+        self._scoped.follow(optimizer, self._also_scale_for(optimizer))
 
     @property
     def _scoped(self) -> ScopedFactor:
@@ -178,7 +180,7 @@ class TrainerActuator(Actuator):
         callback: name of the callback, for messages
         micro_batches: computes windows
         schedule: the callback's own schedule, which excludes the user's scheduler
-        also_scale: rules of other hyperparameters
+        also_scale_for: returns the rules of other hyperparameters for an optimizer
     """
 
     def __init__(
@@ -188,10 +190,10 @@ class TrainerActuator(Actuator):
         callback: str,
         micro_batches: MicroBatches,
         schedule: Schedule | None,
-        also_scale: Sequence[HyperparameterRule] = (),
+        also_scale_for: AlsoScaleFor,
     ) -> None:
         super().__init__(trainer, callback, micro_batches)
-        self._also_scale = also_scale
+        self._also_scale_for = also_scale_for
         self._schedule = schedule
         self._accumulation = Accumulation(trainer)  # first, as it may refuse to start
         self._held.callback(self._accumulation.restore)
@@ -237,7 +239,7 @@ class TrainerActuator(Actuator):
         """  # noqa: DOC502
         super().check_optimizer()
         preflight.check_learning_rate_control(self.trainer)
-        preflight.check_hyperparameters(self.trainer, self._also_scale)
+        preflight.check_hyperparameters(self.trainer, self._also_scale_for)
 
     def scale_learning_rate(self, factor: float, scheduled: float, ratio: float) -> None:
         """Set the factors from the next update on: the batch's, the own schedule's, and the batch over the start's."""

@@ -50,7 +50,7 @@ class GradientWatch:
         self._trainer = trainer
         self._micro_batches = micro_batches
         # Gradients that are computed again were seen before, and the last of them in part.
-        micro_batches.on_discarded = self.stop
+        micro_batches.recovery.on_discarded = self.stop
         with self._explain_unsupported():
             self._watcher = choose_watcher(
                 trainer.strategy.model or trainer.lightning_module,
@@ -187,7 +187,7 @@ class GradientWatch:
 
     def take_row_limit(self) -> int | None:
         """Return the most rows in a micro-batch if one rank alone ran out of memory in this window, else None."""
-        limit, self._micro_batches.new_row_limit = self._micro_batches.new_row_limit, None
+        limit = self._micro_batches.limit.take_new()
         return limit if self._trainer.world_size == 1 else None
 
     def discard(self) -> None:
@@ -201,9 +201,9 @@ class GradientWatch:
         if not is_sent:
             return
         share = share or self._empty_share(window)
-        seconds, rows, has_room = self._micro_batches.take_times()
+        seconds, rows, has_room = self._micro_batches.costs.take()
         of_host = [self.unsent_examples, *(math.nan if value is None else value for value in self.times.own)]
-        limit = smallest_power(self._micro_batches.row_limit, self._trainer.world_size)
+        limit = smallest_power(self._micro_batches.limit.rows, self._trainer.world_size)
         of_host += [seconds, rows, not has_room, limit]
         self.unsent_examples = 0.0
         sums, difference = share.sums, share.difference.to(share.sums)

@@ -18,7 +18,7 @@ from lightning_bsscale.callbacks.window_callback import WindowCallback
 from lightning_bsscale.record_lists import DecisionList
 from lightning_bsscale.summary import summary_table
 from lightning_bsscale.theory.checks import check_integer
-from lightning_bsscale.theory.hyperparameters import HyperparameterRule, resolve_hyperparameters
+from lightning_bsscale.theory.hyperparameters import HyperparameterRule
 from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.policies import Policy, resolve_policy
 from lightning_bsscale.theory.records import DecisionLog
@@ -75,7 +75,7 @@ class BatchSizeScaler(WindowCallback):
         lr_rule: str | LearningRateRule = "auto",
         lr_cap: float | None = None,
         schedule: str | Schedule | None = None,
-        also_scale: str | HyperparameterRule | Sequence[str | HyperparameterRule] = (),
+        also_scale: str | HyperparameterRule | Sequence[str | HyperparameterRule] = "auto",
         warmup: int | float = 0.05,
         total_examples: int | None = None,
         max_batch_size: int | None = None,
@@ -104,10 +104,11 @@ class BatchSizeScaler(WindowCallback):
                 ``"auto"``.
             lr_cap: Largest factor on the learning rate. Defaults to None, no ceiling.
             schedule: None leaves the user's scheduler in control; a name (``"cosine"``, ``"linear"``, ``"step"``,
-                ``"exponential"``, ``"constant"``) or a schedule object controls the learning rate, with `warmup`.
-                Defaults to None.
-            also_scale: What else of the optimizer follows the batch: names (``"weight_decay"``, ``"beta2"``,
-                ``"momentum"``) or objects such as ``Beta2(floor=0.9)``. Defaults to nothing.
+                ``"exponential"``, ``"wsd"``, ``"constant"``) or a schedule object controls the learning rate, with
+                `warmup`. Defaults to None.
+            also_scale: What else of the optimizer follows the batch: ``"auto"`` (``"beta2"`` for Adam and relatives,
+                else nothing), names (``"weight_decay"``, ``"beta2"``, ``"momentum"``), objects such as
+                ``Beta2(floor=0.9)``, or ``()`` for nothing. Defaults to ``"auto"``.
             warmup: No growth before this: a float is a share of the budget, an int a number of examples. Defaults to
                 0.05.
             total_examples: The budget in examples; training stops when it is used up. Defaults to None: the user's
@@ -150,7 +151,7 @@ class BatchSizeScaler(WindowCallback):
                 rule_for=partial(preflight.choose_rule, rule, cap),
                 policy=resolve_policy(policy),
                 schedule=options.check_schedule(schedule),
-                also_scale=resolve_hyperparameters(also_scale),
+                also_scale_for=partial(preflight.choose_also_scale, options.check_also_scale(also_scale)),
                 warmup=checked_warmup,
                 total_examples=options.check_total(total_examples, checked_warmup),
                 max_batch_size=None
@@ -256,7 +257,7 @@ class BatchSizeScaler(WindowCallback):
     def _check_optimizer(self, trainer: pl.Trainer) -> None:
         if not self._options.dry_run:
             preflight.check_learning_rate_control(trainer)
-            preflight.check_hyperparameters(trainer, self._options.also_scale)
+            preflight.check_hyperparameters(trainer, self._options.also_scale_for)
         preflight.check_policy(self._options.policy, self._options.rule_for(trainer.optimizers[0]))
         preflight.check_schedule(trainer, self._options.schedule)
         preflight.warn_unapplied_schedule(self._options)
@@ -267,6 +268,6 @@ class BatchSizeScaler(WindowCallback):
         name = self._options.callback
         if self._options.dry_run:
             return NullActuator(trainer, name, micro_batches)
-        micro_batches.recovery = preflight.recovery_of(trainer, self._options.split)
+        micro_batches.limit.options = preflight.recovery_options(trainer, self._options.split)
         given = self._options
-        return TrainerActuator(trainer, pl_module, name, micro_batches, given.schedule, given.also_scale)
+        return TrainerActuator(trainer, pl_module, name, micro_batches, given.schedule, given.also_scale_for)

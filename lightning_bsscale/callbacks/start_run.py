@@ -74,7 +74,7 @@ def start_run(
         rule=rule,
         rule_for=options.rule_for,
         schedule=options.schedule,
-        also_scale=options.also_scale,
+        also_scale=options.also_scale_for(optimizer),
         total_examples=total,
         warmup_examples=plan.warmup_examples,
         memory=math.inf if total is None or options.memory == 1 else options.memory * total,
@@ -125,7 +125,7 @@ def _profile(options: RunOptions, optimizer: Optimizer, *, is_resumed: bool) -> 
         policy=type(options.policy).__name__ if options.decides else None,
         optimizer=type(optimizer).__name__,
         beta2=float(beta2) if isinstance(beta2, (int, float)) else None,
-        also_scale=tuple(type(rule).__name__ for rule in options.also_scale),
+        also_scale=tuple(type(rule).__name__ for rule in options.also_scale_for(optimizer)),
         max_batch_size=options.max_batch_size,
         split=options.split,
         is_resumed=is_resumed,
@@ -177,7 +177,9 @@ def _position(
         "frequencies": actuator.frequencies,
     }
     if stored is not None:
-        return settings.plan.resumed(stored.position, **lengths)
+        lost = 0 if stored.window is None else stored.loader_batches_in_epoch - stored.position.loader_batches
+        lost_examples = lost * stored.now.granularity
+        return settings.plan.resumed(stored.position, **lengths, lost=lost, lost_examples=lost_examples)
     position = settings.plan.begin(**lengths)
     if trainer.global_step > 0:  # training began without the callback, and followed the plan
         return settings.plan.begin_at(position, batch_idx, trainer.global_step)

@@ -146,6 +146,8 @@ class UserPlan:
         epoch_batches: int | None,
         epoch_examples: int | None,
         frequencies: Iterable[int] = (),
+        lost: int = 0,
+        lost_examples: int = 0,
     ) -> PlanPosition:
         """Adapt a checkpoint's position to the loaders and schedulers of this start.
 
@@ -154,11 +156,15 @@ class UserPlan:
             epoch_batches: as for `begin`
             epoch_examples: as for `begin`
             frequencies: as for `begin`
+            lost: loader batches between the position and the checkpoint, in a window that it cut
+            lost_examples: their examples, of the loader that yielded them
 
         Returns:
             the adapted position
         """
-        done, expected, origin = position.loader_batches, epoch_batches, (position.ready, position.loader_batches)
+        done, expected = position.loader_batches, epoch_batches
+        # This start's pace begins after what is lost, which the plan passes at the pace of the last start.
+        origin = (position.ready + lost_examples // self.plan_granularity, done + lost)
         if self._pace == 1:
             if position.expected is not None and epoch_batches is not None:
                 expected = min(epoch_batches, position.expected)

@@ -28,6 +28,7 @@ __all__ = [
     "WarmupCosine",
     "WarmupExponential",
     "WarmupLinear",
+    "WarmupStableDecay",
     "WarmupStep",
     "resolve_schedule",
 ]
@@ -196,6 +197,39 @@ class WarmupExponential(Schedule):
 
 @final
 @dataclass(frozen=True, slots=True)
+class WarmupStableDecay(Schedule):
+    """Linear warmup, a constant learning rate, then a straight line down over the last part: ``1 - (1 - final) q``.
+
+    ``q`` is the progress from the start of the decay (or the end of the warmup, if that is later) to the budget's end.
+
+    Args:
+        decay: Share of the whole budget in which the learning rate falls, above 0 and at most 1.
+        final: Factor at the budget's end, from 0 to 1.
+
+    Source: Hu et al. 2024, arXiv 2404.06395 (warmup, stable, decay); Hägele et al. 2024, arXiv 2405.18392 (its length).
+
+    Example:
+        >>> [round(WarmupStableDecay(final=0.1).factor(seen, 1000, 100), 3) for seen in (50, 100, 800, 900, 1000)]
+        [0.5, 1.0, 1.0, 0.55, 0.1]
+    """
+
+    decay: float = 0.2
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        object.__setattr__(self, "decay", check_number("decay", self.decay, above=0, at_most=1))
+        object.__setattr__(self, "final", _checked_final(self.final))
+
+    def factor(self, examples_seen: float, total_examples: float, warmup_examples: float) -> float:  # noqa: D102
+        total = check_number("total_examples", total_examples, above=0, may_be_infinite=True)
+        begins = math.inf if math.isinf(total) else max(warmup_examples, (1 - self.decay) * total)
+        progress = _decay_progress(examples_seen, total, begins)
+        return _warmup(examples_seen, warmup_examples) * (1 - (1 - self.final) * progress)
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class WarmupConstant(Schedule):
     """Linear warmup, then a constant learning rate.
 
@@ -242,6 +276,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "linear": WarmupLinear,
     "step": WarmupStep,
     "exponential": WarmupExponential,
+    "wsd": WarmupStableDecay,
     "constant": WarmupConstant,
 }
 """Schedules by name; each can be created without arguments."""

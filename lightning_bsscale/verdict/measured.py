@@ -126,7 +126,7 @@ def with_windows(noise: NoiseScale, times: float) -> NoiseScale:
         effective_windows=noise.effective_windows * times,
         confidence=noise.confidence,
         degrees_of_freedom=noise.degrees_of_freedom * times,
-        trace_third_moment=noise.trace_third_moment / times**2,
+        third_moment=noise.third_moment / times**2,
     )
 
 

@@ -3,7 +3,6 @@
 import functools
 import re
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,23 +16,13 @@ from tests.helpers.ddp_runs import trainer_of
 from tests.helpers.expected_warnings import OTHER_START, said_of
 from tests.helpers.places import here
 from tests.helpers.processes import fit_on
-from tests.helpers.sharded_runs import FsdpOnCpu, Trains, fsdp1, fsdp2, items
+from tests.helpers.sharded_runs import FromPosition, FsdpToOneFile, Trains, fsdp1, fsdp2, items
 from tests.helpers.training import ByStep, run_of
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
 
 LOADER_BATCHES, SIZE = 36, 4  # an epoch over all ranks; examples of each
 WINDOWS = [8, 4, 8, 12]  # loader batches over all ranks: 1, 2 and 4 ranks can make each of them
-
-
-class FsdpToOneFile(FsdpOnCpu):
-    """torch takes what is on a CPU already for a copy, frees the original and dies (pytorch issue 188989)."""
-
-    def setup_environment(self):
-        from torch.distributed.fsdp._flat_param import FlatParamHandle
-
-        FlatParamHandle.to_cpu = lambda handle: nullcontext()
-        super().setup_environment()
 
 
 class ForgetsWeights(ModelParallelStrategy):
@@ -75,22 +64,6 @@ class GrowsOnce(Policy):
     def decide(self, situation, limits):
         first = situation.optimizer_steps == 1
         return Decision(batch_size=self.batch_size if first else situation.batch_size, reason="once")
-
-
-class FromPosition(torch.utils.data.DataLoader):
-    position = 0
-
-    def __iter__(self):
-        self.position %= len(self)
-        while self.position < len(self):
-            self.position += 1
-            yield self.dataset[self.position - 1]
-
-    def state_dict(self):
-        return {"position": self.position}
-
-    def load_state_dict(self, state):
-        self.position = state["position"]
 
 
 class Ended(NamedTuple):

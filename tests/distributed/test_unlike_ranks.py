@@ -115,6 +115,22 @@ def test_the_first_rank_writes_the_journal_into_the_log_folder(tmp_path, with_lo
     assert [str(path) for path in tmp_path.rglob("*.jsonl")] == [str(journal)]
 
 
+@in_every_place
+@pytest.mark.parametrize("loaders", [[(400, 4), (397, 4)], [(600, 6), (200, 2)]], ids=str)
+def test_a_run_that_grew_on_two_ranks_replays_to_the_decisions_of_both(tmp_path, loaders):
+    """The journal is the first rank's; the other one has seen other examples and other seconds."""
+    path = tmp_path / "run.jsonl"
+    ranks = fit_on(2, trained, loaders, record=str(path), max_micro_batch_size="auto")
+    replayed = list(replay(path))
+    assert not [one for one in replayed if not one.agrees]
+    for kind, name in (("decision", "decisions"), ("measurement", "history")):
+        made = [as_plain(one.replayed) for one in replayed if one.kind == kind]
+        assert [rank[name] for rank in ranks] == [made, made]
+    changes = [one.replayed for one in replayed if one.kind == "decision" and one.replayed.is_change]
+    assert len(changes) >= 3
+    assert replayed[-1].kind == "end" or replayed[-2].kind == "end"
+
+
 class SlowAtTheEnd(pl.Callback):
     def on_train_end(self, trainer, pl_module):
         if trainer.global_rank == 0:

@@ -50,7 +50,7 @@ from lightning_bsscale.simulation.pictures import draw_forecast
 from lightning_bsscale.simulation.quadratic import NoisyQuadratic
 from lightning_bsscale.theory.hyperparameters import HyperparameterRule, scaled_values
 from lightning_bsscale.theory.run import begin_run
-from lightning_bsscale.theory.schedules import WarmupStep
+from lightning_bsscale.theory.schedules import WarmupStableDecay, WarmupStep
 from lightning_bsscale.verdict import read_facts
 from tests.helpers.records import DECISION
 from tests.helpers.written_runs import settings_of, write_run
@@ -173,6 +173,7 @@ CASES += [
     Case(lambda: WarmupStep(milestones=(30, 60))),
     Case(lambda: WarmupStep(milestones=(0.5, 0.5))),
     Case(lambda: WarmupStep(gamma=0)),
+    Case(lambda: WarmupStableDecay(decay=20)),
     Case(lambda: Limits(granularity=0, min_batch_size=1, max_batch_size=2)),
     Case(lambda: Limits(granularity=8, min_batch_size=9, max_batch_size=15)),
 ]

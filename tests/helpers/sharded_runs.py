@@ -1,5 +1,7 @@
 """Trainings with sharded parameters: strategies, and the model that they shard."""
 
+from contextlib import nullcontext
+
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -17,6 +19,16 @@ class FsdpOnCpu(FSDPStrategy):
         return FullyShardedDataParallel(
             model, mixed_precision=self.mixed_precision_config, device_id=torch.device("cpu"), **self.kwargs
         )
+
+
+class FsdpToOneFile(FsdpOnCpu):
+    """torch takes what is on a CPU already for a copy, frees the original and dies (pytorch issue 188989)."""
+
+    def setup_environment(self):
+        from torch.distributed.fsdp._flat_param import FlatParamHandle
+
+        FlatParamHandle.to_cpu = lambda handle: nullcontext()
+        super().setup_environment()
 
 
 def fsdp1(ranks=2, on_cpu=FsdpOnCpu, **options):
@@ -58,3 +70,21 @@ def items(count, sizes=(4,)):
         x = torch.randn(sizes[index % len(sizes)], WIDTH, generator=generator)
         made.append((x, torch.randn(x.shape, generator=generator)))
     return made
+
+
+class FromPosition(torch.utils.data.DataLoader):
+    """Resumes where it stood."""
+
+    position = 0
+
+    def __iter__(self):
+        self.position %= len(self)
+        while self.position < len(self):
+            self.position += 1
+            yield self.dataset[self.position - 1]
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]

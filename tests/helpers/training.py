@@ -291,6 +291,35 @@ class Saves(pl.Callback):
     on_train_epoch_end = on_train_batch_end
 
 
+SCALED_KEYS = ("weight_decay", "betas", "momentum", "dampening")
+
+
+def values_of(group):
+    """What else than the learning rate may follow the batch, of one parameter group, as numbers."""
+    return {key: _as_numbers(group[key]) for key in SCALED_KEYS if key in group}
+
+
+def _as_numbers(value):
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_as_numbers, value))
+    return value.item() if isinstance(value, torch.Tensor) else value
+
+
+def keeping_values(optimizer):
+    """The optimizer's class, which keeps what it updates with: for each step the values of each group."""
+
+    class Keeps(optimizer):
+        used = ()
+
+        def step(self, closure=None):
+            loss = None if closure is None else closure()
+            self.used = [*self.used, [values_of(group) for group in self.param_groups]]
+            super().step()
+            return loss
+
+    return Keeps
+
+
 class KeepsRates(torch.optim.SGD):
     """SGD that keeps the rates that it really updates with."""
 

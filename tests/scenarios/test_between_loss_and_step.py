@@ -154,6 +154,8 @@ def test_groups_decay_and_rates_are_those_of_a_hand_written_loop(optimizer):
         rates = [float(group["lr"]) for group in ours.param_groups]
         for group, rate in zip(ours.param_groups, rates, strict=True):
             group["lr"] = rate * math.sqrt(count)
+            if "betas" in group:  # Adam's second beta follows the batch too
+                group["betas"] = (0.9, 0.999**count)
         ours.step()
         for group, rate in zip(ours.param_groups, rates, strict=True):
             group["lr"] = rate

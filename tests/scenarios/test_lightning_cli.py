@@ -19,6 +19,7 @@ from lightning_bsscale import (
     Smith,
 )
 from lightning_bsscale.theory.described import describe
+from lightning_bsscale.theory.policies import POLICIES as BY_NAME
 from lightning_bsscale.theory.rules import Capped, Sqrt
 from lightning_bsscale.theory.schedules import WarmupCosine
 from tests.helpers.lightning_cli import callbacks_from
@@ -58,7 +59,7 @@ def test_every_kind_of_option():
 
 
 POLICIES = {
-    "policy: meta": NoiseScalePolicy.meta(),
+    **{f"policy: {name}": make() for name, make in BY_NAME.items()},
     "policy: {class_path: lightning_bsscale.Seesaw, init_args: {cut: 2, form: sgd, gate: null}}": Seesaw(
         cut=2, form="sgd", gate=None
     ),

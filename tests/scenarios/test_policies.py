@@ -27,7 +27,13 @@ from lightning_bsscale import (
     Sqrt,
 )
 from lightning_bsscale.replay import replay
-from lightning_bsscale.theory.schedules import WarmupCosine
+from lightning_bsscale.theory.schedules import (
+    Schedule,
+    WarmupCosine,
+    WarmupLinear,
+    WarmupStableDecay,
+    resolve_schedule,
+)
 from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH, WITHOUT_VALIDATION
 from tests.helpers.known_noise import NOISE_SCALE, KnownNoise, gradients
 from tests.helpers.training import CountsWindows, KeepsRates, Regression, Saves, fit, regression_loader, run_of
@@ -61,14 +67,22 @@ def train(policy, path=None, *, scheduler=None, **options):
     used = [rate for (rate,) in trainer.optimizers[0].used]
     assert sum(module.windows) == START * PLAN
     if path is not None:
-        assert_replayed(path)
+        own = options.get("schedule")
+        assert_replayed(path, own if isinstance(own, Roots) else None)
     return list(zip(module.windows, module.own, used, strict=True)), scaler
 
 
-def assert_replayed(path):
-    replayed = list(replay(path))
+def assert_replayed(path, schedule=None):
+    replayed = list(replay(path, schedule=schedule))
     assert {one.kind for one in replayed} >= {"window", "factor", "decision", "end"}
     assert not [one for one in replayed if not one.agrees]
+
+
+class Hyperbola(lr_scheduler.LRScheduler):
+    """A scheduler of the user's own."""
+
+    def get_lr(self):
+        return [lr / (1 + self.last_epoch / 25) for lr in self.base_lrs]
 
 
 USERS = {
@@ -80,6 +94,7 @@ USERS = {
         o, lambda n: min(1.0, (n + 1) / 20, 1 - 0.9 * max(0.0, n / PLAN - 0.6) / 0.4)
     ),
     "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=PLAN + 1, final_div_factor=2),
+    "own class": Hyperbola,
 }
 FORMS = [
     (Seesaw(gate=None), "sqrt", 1.0),
@@ -88,12 +103,10 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("form", "name"), [*((0, name) for name in USERS), *((form, name) for form in (1, 2) for name in ("cosine", "wsd"))]
-)
-def test_growth_replaces_the_decay_of_the_users_scheduler(tmp_path, form, name):
+@pytest.mark.parametrize("name", USERS)
+@pytest.mark.parametrize(("policy", "rule", "growth"), FORMS, ids=["adam", "sgd", "smith"])
+def test_growth_replaces_the_decay_of_the_users_scheduler(tmp_path, policy, rule, growth, name):
     """B = B0 / f^growth; the rate in the update is √f (Seesaw) or the peak's (Smith), within one cut and rounding."""
-    policy, rule, growth = FORMS[form]
     steps, _ = train(policy, tmp_path / "j", scheduler=USERS[name], lr_rule=rule)
     peak, rises = max(own for _, own, _ in steps), True
     decay = 0.0 if isinstance(policy, Smith) else 0.5
@@ -131,18 +144,82 @@ def test_a_peak_within_the_warmup_is_known_after_it(tmp_path):
     assert max(examples for examples, _, _ in steps) > 2 * START
 
 
-def test_seesaw_with_the_callbacks_own_schedule(tmp_path):
-    steps, _ = train(Seesaw(gate=None), tmp_path / "j", schedule=WarmupCosine(final=0.05), lr_rule="sqrt", warmup=0.1)
-    seen, saved = 0, 1 - len(steps) / PLAN
-    for examples, _, used in steps[:-1]:
-        # The schedule's factor is that of the window's middle.
-        share = WarmupCosine(final=0.05).factor(seen + examples / 2, START * PLAN, 0.1 * START * PLAN)
-        if seen < 0.1 * START * PLAN:
-            assert (examples, used) == (START, pytest.approx(0.1 * share))
+class Roots(Schedule):
+    """A schedule of the user's own: one over the square root of the examples."""
+
+    def factor(self, examples_seen, total_examples, warmup_examples):
+        return (1 + 20 * examples_seen / total_examples) ** -0.5
+
+
+SCHEDULES = {
+    "cosine": WarmupCosine(final=0.05),
+    "linear": WarmupLinear(final=0.05),
+    "step": "step",
+    "exponential": "exponential",
+    "wsd": WarmupStableDecay(decay=0.5, final=0.1),
+    "own": Roots(),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("policy", "rule", "growth"), FORMS, ids=["adam", "sgd", "smith"])
+def test_growth_replaces_the_decay_of_the_callbacks_own_schedule(tmp_path, policy, rule, growth, name):
+    """The batch follows the schedule at the start of its window, the learning rate that at the window's middle."""
+    steps, _ = train(policy, tmp_path / "j", schedule=SCHEDULES[name], lr_rule=rule, warmup=0.1)
+    schedule, total = resolve_schedule(SCHEDULES[name]), START * PLAN
+
+    def share(seen):
+        return schedule.factor(seen, total, 0.1 * total)
+
+    peak = share(0.1 * total) if name != "own" else 1.0
+    seen, rounding = 0, 2**0.25 * (1 + LOADED / START)
+    for examples, own, used in steps[:-1]:
+        ratio = examples / START
+        assert own == 0.1
+        assert used == pytest.approx(own * share(seen + examples / 2) * RULES[rule].ratio(START, examples, None))
+        if seen < 0.1 * total:
+            assert ratio == 1
         else:
-            assert math.sqrt(share) / 1.25 <= used / 0.1 <= math.sqrt(share) * 1.001
+            wanted = (share(seen) / peak) ** -growth
+            assert wanted / rounding <= ratio <= wanted * 1.001
         seen += examples
-    assert saved > 0.3
+    assert len(steps) < 0.95 * PLAN
+
+
+PLAIN = dict(lr_rule="linear", warmup=0, max_micro_batch_size=None)
+
+
+def test_a_scheduler_on_epochs():
+    """Lightning's own default, and the CLI's: it cuts by two after each epoch."""
+    module = KeepsOwnRates(lambda o, t: {"scheduler": lr_scheduler.StepLR(o, 1, 0.5), "interval": "epoch"})
+    scaler = BatchSizeScaler(policy=Smith(cut=2), max_batch_size=10**6, **PLAIN)
+    trainer = fit(module, regression_loader(512, LOADED), [scaler], max_epochs=4, accumulate_grad_batches=4)
+    found = list(zip(module.own, module.windows, trainer.optimizers[0].used, strict=True))
+    expected = [(0.1, 32, 16), (0.05, 64, 8), (0.025, 128, 4), (0.0125, 256, 2)]
+    assert found == [(own, size, [pytest.approx(0.1)]) for own, size, many in expected for _ in range(many)]
+
+
+def test_growth_at_a_plateau():
+    """ReduceLROnPlateau cuts by two where a loss does not improve; the batch doubles instead."""
+
+    class Flat(KeepsOwnRates):
+        def training_step(self, batch, batch_idx):
+            self.log("flat", 1.0)
+            return super().training_step(batch, batch_idx)
+
+    def plateau(optimizer, trainer):
+        return {"scheduler": lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0), "monitor": "flat"}
+
+    module = Flat(plateau)
+    scaler = BatchSizeScaler(policy=Smith(cut=2), max_batch_size=10**6, **PLAIN)
+    trainer = fit(module, regression_loader(512, LOADED), [scaler], max_epochs=4, accumulate_grad_batches=4)
+    # The first epoch is the best one so far. After each of the others the scheduler cuts, and the first window of the
+    # next one, planned before, is still of the old size; so is the ragged last one.
+    found = list(zip(module.own, module.windows, trainer.optimizers[0].used, strict=True))
+    third = [(0.05, 32, 0.05), *[(0.05, 64, 0.1)] * 7, (0.05, 32, 0.05)]
+    fourth = [(0.025, 64, 0.05), *[(0.025, 128, 0.1)] * 3, (0.025, 64, 0.05)]
+    expected = [*[(0.1, 32, 0.1)] * 32, *third, *fourth]
+    assert found == [(own, size, [pytest.approx(used)]) for own, size, used in expected]
 
 
 MADE = {
@@ -174,13 +251,15 @@ MEASURE = {
     "meta": ("meta", NOISE_SCALE * (1 / 0.36 - 1)),
     "prices": (NoiseScalePolicy(confidence=0.5, step_price=4, example_price=0.25), math.sqrt(NOISE_SCALE * 16)),
     "seesaw": (Seesaw(confidence=0.5), NOISE_SCALE),
+    "smith": (Smith(confidence=0.5, gate=2.0), 2 * NOISE_SCALE),
 }
 
 
 @pytest.mark.parametrize("name", MEASURE)
 def test_where_measuring_policies_come_to_rest(tmp_path, name):
     policy, expected = MEASURE[name]
-    options = dict(schedule="cosine", lr_rule="sqrt") if name == "seesaw" else {}
+    rules = {"seesaw": "sqrt", "smith": "linear"}
+    options = dict(schedule="cosine", lr_rule=rules[name]) if name in rules else {}
     scaler = BatchSizeScaler(
         policy=policy, measure_every=1, memory=1.0, max_batch_size=1024, record=tmp_path / "j", warmup=0.02, **options
     )

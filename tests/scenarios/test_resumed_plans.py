@@ -86,6 +86,25 @@ def test_plan_scheduler_and_examples_end_together(saved, ends_with, accumulate, 
         assert_all_end_together(path, ends_with, accumulate, size, now)
 
 
+def test_what_a_cut_window_lost_keeps_its_size_in_the_plan(tmp_path):
+    """With a budget, which counts it too, the plan ends where the training does."""
+
+    def trained(size, batches, others=(), **settings):
+        options = dict(warmup=0, lr_rule="none", split=False, total_examples=EPOCHS * EXAMPLES)
+        scaler = BatchSizeScaler(policy=Scripted(batches), **options)
+        module, loader = CountsWindows(scheduler=one_cycle(planned(1))), regression_loader(EXAMPLES, batch_size=size)
+        trainer = fit(module, loader, [scaler, *others], max_epochs=10, **settings)
+        steps = trainer.lr_scheduler_configs[0].scheduler.last_epoch
+        return steps, run_of(scaler).planned_steps, run_of(scaler).used_examples
+
+    path = tmp_path / "saved.ckpt"
+    trained(4, [8, 12, 8, 16], [Saves(path, 6, 2)])
+    assert state_in(path).window.ended == 1
+    for size in (2, 8):
+        found = trained(size, [12, 16, 12, 20], ckpt_path=path)
+        assert found == (planned(1), planned(1), EPOCHS * EXAMPLES), size
+
+
 def test_the_schedule_waits_while_an_epoch_is_repeated_and_does_so_after_another_resume(saved, tmp_path):
     """16 of 21 loader batches of 4, then 11 of 8: Lightning begins the epoch anew."""
     saves = [Saves(tmp_path / f"{index}.ckpt", index) for index in (0, 2, 5, 7, 9)]

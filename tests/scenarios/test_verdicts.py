@@ -512,6 +512,6 @@ def test_adams_memory_is_named_where_it_outlives_the_growth(beta2, scaled, is_sa
     since = trainer.global_step - next(one for one in scaler.decisions if one.is_change).situation.optimizer_steps
     if is_said:
         assert found("remembers about # steps (beta2=0.999), more than the # since", text) == [1000, since]
-        assert scaler.verdict().next_steps[-1] == 'Try also_scale="beta2".'
+        assert scaler.verdict().next_steps[-1] == 'Set also_scale="beta2".'
     else:
         assert 'also_scale="beta2"' not in text

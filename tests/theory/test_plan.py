@@ -111,13 +111,18 @@ def test_resumed_within_an_epoch_with_other_loader_batches(
     position = walk(first, epochs, [3], frequency, by_hand(epochs, size, accumulate, frequency))
     examples = data.draw(st.integers(1, 40), label="examples of the epoch in progress")
     batches, batches_now = -(-examples // size), -(-examples // now)
-    done = data.draw(st.integers(0, min(batches, batches_now) - 1), label="loader batches before the checkpoint")
+    done = data.draw(st.integers(0, min(batches, batches_now) - 1), label="loader batches in windows that ended")
+    lost = data.draw(
+        st.integers(0, min(batches, batches_now) - 1 - done), label="those after them, before the checkpoint"
+    )
     position = first.start_epoch(position, batches, loader_batches=position.loader_batches, epoch_examples=examples)
     if done:
         position = first.advance(position, done, is_last=False)
     plan = make(accumulate, size=now, plan_size=size, ends_with_epochs=ends_with_epochs)
     loader = {"epoch_batches": batches_now, "epoch_examples": examples}
-    position = plan.resumed(stored(position), **loader, frequencies=[frequency])
+    cut = {"lost": lost, "lost_examples": lost * size}
+    position = plan.resumed(stored(position), **loader, frequencies=[frequency], **cut)
+    done += lost
     # What the plan sees of this epoch: all of it, or as much as is trained on.
     seen = examples if ends_with_epochs else done * size + min((batches_now - done) * now, examples)
     seen = examples if now == size else seen

@@ -14,6 +14,7 @@ from lightning_bsscale.theory.schedules import (
     WarmupCosine,
     WarmupExponential,
     WarmupLinear,
+    WarmupStableDecay,
     WarmupStep,
     resolve_schedule,
 )
@@ -30,6 +31,8 @@ MEMBERS = [
     (WarmupStep(milestones=()), 1.0),
     (WarmupExponential(), 0.01),
     (WarmupExponential(final=1), 1.0),
+    (WarmupStableDecay(), 0.0),
+    (WarmupStableDecay(decay=1, final=0.1), 0.1),
     (WarmupConstant(), 1.0),
 ]
 
@@ -95,12 +98,22 @@ def test_closed_forms(progress):
     assert factor(WarmupConstant()) == 1
 
 
+@pytest.mark.parametrize(("decay", "begins"), [(0.4, 600), (0.95, 200), (1, 200)])
+def test_a_stable_learning_rate_falls_over_the_last_part(decay, begins):
+    """A straight line from the start of the decay, or from the end of the warmup of 200, to the end."""
+    schedule = WarmupStableDecay(decay, final=0.2)
+    found = [schedule.factor(seen, TOTAL, 200) for seen in (100, 200, begins, (begins + 1000) / 2, 1000)]
+    assert found == pytest.approx([0.5, 1, 1, 0.6, 0.2])
+
+
 def test_steps_fall_at_shares_of_the_whole_budget():
     schedule = WarmupStep(milestones=(0.3, 0.6, 0.9), gamma=0.5)
     assert [schedule.factor(seen, TOTAL, 100) for seen in (299, 300, 599, 600, 900)] == [1, 0.5, 0.5, 0.25, 0.125]
 
 
-@pytest.mark.parametrize("schedule", [WarmupCosine(), WarmupLinear(), WarmupExponential()], ids=repr)
+@pytest.mark.parametrize(
+    "schedule", [WarmupCosine(), WarmupLinear(), WarmupExponential(), WarmupStableDecay()], ids=repr
+)
 def test_asked_at_the_middle_the_sum_of_rates_hardly_depends_on_the_windows(schedule):
     def mean_rate(window):
         return sum(schedule.factor(seen + window / 2, TOTAL, 100) * window for seen in range(0, 1000, window)) / TOTAL
@@ -112,6 +125,7 @@ def test_asked_at_the_middle_the_sum_of_rates_hardly_depends_on_the_windows(sche
 
 def test_a_run_without_an_end_does_not_decay():
     assert WarmupCosine().factor(10**9, math.inf, 100) == 1
+    assert WarmupStableDecay().factor(10**9, math.inf, 100) == 1
     assert WarmupConstant().factor(50, math.inf, 100) == 0.5
 
 

@@ -14,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from lightning_bsscale.theory.checks import check_integer, check_number, show
-from lightning_bsscale.theory.hyperparameters import HyperparameterRule
+from lightning_bsscale.theory.hyperparameters import HyperparameterRule, resolve_hyperparameters
 from lightning_bsscale.theory.rules import Constant, LearningRateRule, resolve_rule
 from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule, resolve_schedule
 
@@ -29,6 +29,10 @@ def _constant(optimizer: Optimizer) -> LearningRateRule:
     return Constant()
 
 
+def _nothing(optimizer: Optimizer) -> tuple[HyperparameterRule, ...]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """A callback's checked options, which `BatchSizeScaler` documents. The defaults are those of the monitor.
@@ -37,6 +41,7 @@ class RunOptions:
         callback: name of the callback, for messages
         decides: whether batch size and learning-rate factor are decided, instead of only measuring
         rule_for: returns the rule for an optimizer
+        also_scale_for: returns the rules of its other hyperparameters
         split: None for ``"auto"``
         weighs_counts: whether the loss is a mean over what `batch_size_fn` counts, instead of over examples
         unit: what `batch_size_fn` counts, as a plural word
@@ -47,7 +52,7 @@ class RunOptions:
     rule_for: Callable[[Optimizer], LearningRateRule] = _constant
     policy: Any = None
     schedule: Schedule | None = None
-    also_scale: tuple[HyperparameterRule, ...] = ()
+    also_scale_for: Callable[[Optimizer], tuple[HyperparameterRule, ...]] = _nothing
     warmup: int | float = 0
     total_examples: float | None = None
     max_batch_size: int | None = None
@@ -101,6 +106,11 @@ def check_rule(lr_rule: object, lr_cap: object) -> tuple[Any, float | None]:
             "Remove lr_cap, or choose a rule."
         )
     return lr_rule, cap
+
+
+def check_also_scale(value: object) -> str | tuple[HyperparameterRule, ...]:
+    """Return the checked rules of other hyperparameters; ``"auto"`` is resolved later, by the optimizer."""
+    return value if isinstance(value, str) and value == "auto" else resolve_hyperparameters(value, auto="'auto', ")
 
 
 def check_schedule(value: object) -> Schedule | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,9 +21,9 @@ from torch.optim import Optimizer
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.trainer.hyperparameters import unusable_entry
 from lightning_bsscale.callbacks.trainer.optimizer_step import can_wrap_step, unwrapped
-from lightning_bsscale.callbacks.trainer.out_of_memory import Recovery
+from lightning_bsscale.callbacks.trainer.out_of_memory import RecoveryOptions
 from lightning_bsscale.theory.checks import show
-from lightning_bsscale.theory.hyperparameters import HyperparameterRule
+from lightning_bsscale.theory.hyperparameters import HyperparameterRule, hyperparameters_for_optimizer
 from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule, resolve_rule, rule_for_optimizer
 from lightning_bsscale.theory.windows import windows_in_memory
@@ -89,8 +89,9 @@ def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, callbac
 
 # Below two windows of equal weight, theory/estimate.py calls every estimate unresolved.
 MIN_WINDOWS = 2.0
-# In fewer steps even the default memory is too short, and there is little to decide.
-MIN_STEPS = 150
+# In fewer steps even a callback's default options hold too few windows, and there is little to learn: for the scaler,
+# and for the monitor, which measures half as often.
+MIN_STEPS = {True: 150, False: 300}
 
 
 def _shares_micro_batches(strategy: Any) -> bool:
@@ -198,18 +199,20 @@ def check_learning_rate_control(trainer: pl.Trainer) -> None:
         )
 
 
-def check_hyperparameters(trainer: pl.Trainer, rules: Sequence[HyperparameterRule]) -> None:
+def check_hyperparameters(
+    trainer: pl.Trainer, also_scale_for: Callable[[Optimizer], Sequence[HyperparameterRule]]
+) -> None:
     """Refuse rules for what the optimizer does not have.
 
     Args:
         trainer: the Trainer, with its optimizers
-        rules: the option `also_scale`
+        also_scale_for: returns the rules for an optimizer
 
     Raises:
         MisconfigurationException: If a parameter group lacks an entry that a rule replaces, or holds no numbers there.
     """
     optimizer = unwrapped(trainer.optimizers[0])
-    for rule in rules:
+    for rule in also_scale_for(optimizer):
         unusable = unusable_entry(optimizer.param_groups, rule)
         if unusable is not None:
             key, value = unusable
@@ -269,6 +272,16 @@ def choose_rule(lr_rule: Any, lr_cap: float | None, optimizer: Optimizer) -> Lea
     except ValueError as error:
         raise MisconfigurationException(str(error)) from error
     return resolve_rule(rule, cap=lr_cap)
+
+
+def choose_also_scale(
+    also_scale: str | tuple[HyperparameterRule, ...], optimizer: Optimizer
+) -> tuple[HyperparameterRule, ...]:
+    """Return the option's rules of other hyperparameters; for ``"auto"`` those that suit the optimizer and fit it."""
+    if not isinstance(also_scale, str):
+        return also_scale
+    rules = hyperparameters_for_optimizer([cls.__name__ for cls in type(optimizer).__mro__])
+    return tuple(rule for rule in rules if unusable_entry(optimizer.param_groups, rule) is None)
 
 
 def check_policy(policy: Any, rule: LearningRateRule) -> None:
@@ -362,21 +375,22 @@ def warn_short_plan(
     """Warn if the averages cannot resolve a noise scale in this training, given its budget and measured windows."""
     if total_examples is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         spacing = max(start_batch_size, loader_batch * options.measure_every)
-        warn_short_memory(total_examples, options.memory, start_batch_size, spacing)
+        least = MIN_STEPS[options.decides] * start_batch_size
+        warn_short_memory(total_examples, options.memory, least, spacing)
 
 
-def warn_short_memory(total_examples: float, memory: float, batch_size: int, spacing: int) -> None:
+def warn_short_memory(total_examples: float, memory: float, least: int, spacing: int) -> None:
     """Warn if the averages cannot hold the two windows that an interval needs.
 
     Args:
         total_examples: the budget
         memory: the option
-        batch_size: the starting batch, in examples
+        least: examples of a training that is too short to warn of
         spacing: examples from one measured window to the next
     """
     examples = memory * total_examples
     held = math.ceil(total_examples / spacing) if memory == 1 else windows_in_memory(examples, spacing)
-    if held < MIN_WINDOWS and total_examples >= MIN_STEPS * batch_size:
+    if held < MIN_WINDOWS and total_examples >= least:
         better = 4 * spacing / total_examples
         advice = "Set a lower measure_every" + (f", or memory={better:.2g}." if memory < better <= 1 else ".")
         rank_zero_warn(
@@ -447,7 +461,7 @@ def is_sharded(trainer: pl.Trainer) -> bool:
     return isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
 
 
-def recovery_of(trainer: pl.Trainer, split: bool | None) -> Recovery:
+def recovery_options(trainer: pl.Trainer, split: bool | None) -> RecoveryOptions:
     """Return whether a window is computed again, in smaller micro-batches, where memory runs out.
 
     Args:
@@ -463,17 +477,17 @@ def recovery_of(trainer: pl.Trainer, split: bool | None) -> Recovery:
     else:
         is_possible = trainer.world_size == 1 and not is_sharded(trainer)
     if not is_possible:
-        return Recovery()
+        return RecoveryOptions()
     if has_batch_norm(trainer.lightning_module) and not split:
         hint = (
             "bsscale: smaller micro-batches were not tried, because the model has batch normalisation, whose output "
             "depends on them. Set split=True to allow it."
         )
-        return Recovery(hint=hint)
+        return RecoveryOptions(hint=hint)
     if split is False:
         hint = "bsscale: loader batches are kept whole by split=False; split='auto' would compute this one in parts."
-        return Recovery(is_allowed=True, hint=hint)
-    return Recovery(is_allowed=True, divides=True)
+        return RecoveryOptions(is_allowed=True, hint=hint)
+    return RecoveryOptions(is_allowed=True, divides=True)
 
 
 def has_batch_norm(pl_module: pl.LightningModule) -> bool:

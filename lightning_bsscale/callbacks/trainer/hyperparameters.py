@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from lightning_bsscale.theory.hyperparameters import HyperparameterRule, scaled_values
 
@@ -26,6 +30,7 @@ class ScopedHyperparameters:
     def __init__(self, rules: Sequence[HyperparameterRule]) -> None:
         self._rules = rules
         self._replaced: list[tuple[dict[str, Any], str, Any, Any]] = []  # group, key, the user's value, the written one
+        self._tensors = _ScopedTensors()
         self.ratio = 1.0
 
     @property
@@ -35,21 +40,90 @@ class ScopedHyperparameters:
 
     def apply(self, groups: Sequence[dict[str, Any]]) -> None:
         """Write the rules' values as the update begins; a second call does nothing."""
-        if self._replaced or not self.is_wanted:
+        if self._replaced or self._tensors.are_filled or not self.is_wanted:
             return
         # First all of them are computed, so that an error leaves nothing replaced.
-        made = [(group, scaled_values(rule, group, self.ratio)) for group in groups for rule in self._rules]
+        made = [(group, self._values(rule, group)) for group in groups for rule in self._rules]
         for group, values in made:
             for key, value in values.items():
-                self._replaced.append((group, key, group[key], value))
+                original = group[key]
+                if any(isinstance(part, Tensor) for part in _parts(original)):
+                    self._tensors.fill(_parts(original), _parts(value))
+                    continue
+                self._replaced.append((group, key, original, value))
                 group[key] = value
+
+    def _values(self, rule: HyperparameterRule, group: dict[str, Any]) -> dict[str, Any]:
+        numbers = {key: self._tensors.as_numbers(group[key]) for key in rule.keys if key in group}
+        return scaled_values(rule, {**group, **numbers}, self.ratio)
 
     def restore(self) -> None:
         """Put the user's values back, also after a step that raised an exception."""
+        if not self._replaced:
+            return  # as nearly always, and asked several times in every step
         replaced, self._replaced = self._replaced, []
         with ExitStack() as each:  # even if another fails
+            each.callback(self._tensors.restore)
             for one in replaced:
                 each.callback(_restore, *one)
+
+
+@dataclass(frozen=True, slots=True)
+class _Filled:
+    tensor: Tensor
+    original: Tensor
+    number: float  # that of the original
+    written: float
+    version: int
+
+
+class _ScopedTensors:
+    """Entries that are tensors: they keep their identity, because a captured or compiled step may hold them.
+
+    A tensor is read from its device when it is first seen, and again only after the user has changed it.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Tensor, int, float]] = {}
+        self._filled: dict[int, _Filled] = {}
+
+    @property
+    def are_filled(self) -> bool:
+        return bool(self._filled)
+
+    def as_numbers(self, value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return tuple(map(self.as_numbers, value))
+        return self._number(value) if isinstance(value, Tensor) else value
+
+    def _number(self, tensor: Tensor) -> float:
+        known = self._known.get(id(tensor))
+        if known is None or known[0] is not tensor or known[1] != tensor._version:
+            self._known[id(tensor)] = known = (tensor, tensor._version, tensor.item())
+        return known[2]
+
+    def fill(self, tensors: Sequence[Tensor], values: Sequence[float]) -> None:
+        for tensor, value in zip(tensors, values, strict=True):
+            number = self._number(tensor) if id(tensor) not in self._filled else value  # groups may share one
+            if value != number:
+                original = tensor.detach().clone()
+                with torch.no_grad():
+                    tensor.fill_(value)
+                self._filled[id(tensor)] = _Filled(tensor, original, number, value, tensor._version)
+
+    def restore(self) -> None:
+        filled, self._filled = self._filled, {}
+        for one in filled.values():
+            with torch.no_grad():
+                if one.tensor._version == one.version:
+                    one.tensor.copy_(one.original)
+                    self._known[id(one.tensor)] = (one.tensor, one.tensor._version, one.number)
+                elif one.written:  # the optimizer has changed it: the same change is the user's
+                    one.tensor.mul_(one.number / one.written)
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (tuple, list)) else (value,)
 
 
 def _restore(group: dict[str, Any], key: str, original: Any, written: Any) -> None:
@@ -76,7 +150,13 @@ def unusable_entry(groups: Sequence[Mapping[str, Any]], rule: HyperparameterRule
     for group in groups:
         for key in rule.keys:
             value = group.get(key)
-            parts = value if isinstance(value, (tuple, list)) else [value]
-            if not all(isinstance(part, (int, float)) and not isinstance(part, bool) for part in parts):
+            are_tensors = [isinstance(part, Tensor) for part in _parts(value)]
+            if any(are_tensors) != all(are_tensors) or not all(map(_is_number, _parts(value))):
                 return key, value
     return None
+
+
+def _is_number(part: Any) -> bool:
+    if isinstance(part, Tensor):
+        return part.numel() == 1 and part.is_floating_point()
+    return isinstance(part, (int, float)) and not isinstance(part, bool)

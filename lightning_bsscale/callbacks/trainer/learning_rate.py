@@ -158,6 +158,8 @@ class ScopedFactor:
         if self._first_written is not None:
             self._change = self.optimizer.param_groups[0]["lr"] / self._first_written if self._first_written else 1.0
             self._first_written = None
+        if not self._scaled:
+            return  # most calls: a step restores at each place where the user's code may look
         scaled, self._scaled = self._scaled, []
         originals = [one.unscaled(self._applied) for one in scaled]
         for one, lr in zip(scaled, originals, strict=True):
@@ -202,9 +204,11 @@ class ScopedFactor:
         """The learning rate of the last update (first parameter group); before any, the user's."""
         return float(self._last_lr if self._last_lr is not None else self.optimizer.param_groups[0]["lr"])
 
-    def follow(self, optimizer: Any) -> None:
-        """Change to another optimizer, with the same factors."""
+    def follow(self, optimizer: Any, also_scale: Sequence[HyperparameterRule] = ()) -> None:
+        """Change to another optimizer and its rules of other hyperparameters, with the same factors."""
         self.remove()
+        ratio, self._others = self._others.ratio, ScopedHyperparameters(also_scale)
+        self._others.ratio = ratio
         self.optimizer = optimizer
         self._detector = _OverwriteDetector()
         self._wrapper = UpdateWrapper(optimizer, self.apply, self.restore)
@@ -218,10 +222,18 @@ class ScopedFactor:
 
 
 def relative_learning_rate(optimizer: Optimizer) -> float:
-    """Return the user's learning rate relative to the initial one (first parameter group); 1 without a scheduler."""
+    """Return the user's learning rate relative to the initial one (first parameter group); 1 where none is known.
+
+    ReduceLROnPlateau and changes by hand leave no note of the initial one. There it is the optimizer's default, also of
+    a group that began with another: the ratio of two of these numbers is the same.
+    """
     group = optimizer.param_groups[0]
-    initial = float(group.get("initial_lr", 0.0))
-    return float(group["lr"]) / initial if initial else 1.0
+    initial = group.get("initial_lr")
+    if initial is None:
+        initial = getattr(optimizer, "defaults", {}).get("lr")
+        if initial is None or isinstance(initial, Tensor):  # which the group may share, and change in place
+            return 1.0
+    return float(group["lr"]) / float(initial) if initial else 1.0
 
 
 def reset_to_initial(optimizer: Optimizer) -> None:

@@ -1,4 +1,4 @@
-"""Recognise that a device ran out of memory, free what the failed computation held, and undo what it logged."""
+"""Recognise that a device ran out of memory, remember how much it holds, and undo what a failed computation left."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 
-__all__ = ["LoggedValues", "Recovery", "add_note", "free_memory", "is_out_of_memory", "passed_through", "warn_smaller"]
+from lightning_bsscale.theory.micro_batches import smaller_size, smallest
+
+__all__ = [
+    "LoggedValues",
+    "RecoveryOptions",
+    "RowLimit",
+    "add_note",
+    "free_memory",
+    "is_out_of_memory",
+    "passed_through",
+]
 
 # What `is_oom_error` does not know: other accelerators, C++'s own allocator, libraries that allocate beside torch's.
 PHRASES = ("backend out of memory", "not enough memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-class Recovery(NamedTuple):
+class RecoveryOptions(NamedTuple):
     """Whether a window is computed again where memory ran out.
 
     Attributes:
@@ -29,6 +39,43 @@ class Recovery(NamedTuple):
     is_allowed: bool = False
     divides: bool = False
     hint: str = ""
+
+
+class RowLimit:
+    """Most rows in a micro-batch since memory ran out on this rank.
+
+    Attributes:
+        rows: the limit; None if memory did not run out
+        options: whether there may be one
+    """
+
+    def __init__(self) -> None:
+        self.rows: int | None = None
+        self.options = RecoveryOptions()
+        self._is_new = False
+        self._did_not_fit = 0  # rows, until that is said
+
+    def lower(self, rows: int) -> None:
+        """Set the limit to the next smaller size, because so many rows did not fit."""
+        self.rows, self._is_new = smallest(self.rows, smaller_size(rows)), True
+        self._did_not_fit = max(self._did_not_fit, rows)
+
+    def take_new(self) -> int | None:
+        """Return the limit if it was lowered since the last call, else None."""
+        was_new, self._is_new = self._is_new, False
+        return self.rows if was_new else None
+
+    def warn(self) -> None:
+        """Warn if it was lowered since the last call; once what did not fit has been computed."""
+        rows, self._did_not_fit = self._did_not_fit, 0
+        if rows:
+            warnings.warn(
+                f"bsscale: memory ran out in a micro-batch of {rows} examples. It was computed again in smaller ones, "
+                f"with the same gradient, and from now on at most {self.rows} examples are computed at once. To begin "
+                f"with that, set max_micro_batch_size={self.rows}.",
+                category=UserWarning,
+                stacklevel=2,
+            )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -52,17 +99,6 @@ def add_note(error: BaseException, note: str) -> None:
     """Add a note to an error that is raised again, where Python can (from 3.11 on)."""
     if sys.version_info >= (3, 11):
         error.add_note(note)
-
-
-def warn_smaller(rows: int, limit: int) -> None:
-    """Warn that micro-batches are smaller from now on; on the rank that ran out of memory."""
-    warnings.warn(
-        f"bsscale: memory ran out in a micro-batch of {rows} examples. It was computed again in smaller ones, with the "
-        f"same gradient, and from now on at most {limit} examples are computed at once. To begin with that, set "
-        f"max_micro_batch_size={limit}.",
-        category=UserWarning,
-        stacklevel=2,
-    )
 
 
 class LoggedValues:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
+from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Situation, recorded_decision
-from lightning_bsscale.theory.policies.wrapper import PolicyOfPolicies, checked_policies
+from lightning_bsscale.theory.policies.wrapper import PolicyOfPolicies, checked_policies, explained
 
 __all__ = ["Largest"]
 
@@ -16,7 +17,11 @@ __all__ = ["Largest"]
 class Largest(PolicyOfPolicies):
     """Ask all policies, and take the largest batch: ``Largest([Seesaw(), Milestones({0.8: 4})])``.
 
-    The reason names the policy. Among equal ones the first is taken. The batch shrinks only if all of them say so.
+    The reason names the policy, and what the others ask for. Among equal ones the first is taken. The batch shrinks
+    only if all of them say so.
+
+    Source: none; it only compares answers. Where it stops being true: what one policy holds back for a reason (a gate,
+    a cooldown, a metric), another may do, so put a limit around them all, as in ``HoldIfWorse(Largest([...]))``.
 
     Args:
         policies: The policies, at least two and at most 16.
@@ -39,4 +44,7 @@ class Largest(PolicyOfPolicies):
         if not decided:
             return answers[0][1]
         policy, largest = max(decided, key=lambda one: one[1].batch_size)
-        return replace(largest, reason=f"{largest.reason} ({type(policy).__name__})")
+        others = ", ".join(
+            f"{type(one).__name__} {describe_count(made.batch_size)}" for one, made in decided if one is not policy
+        )
+        return explained(largest, situation, type(policy).__name__ + (f"; {others}" if others else ""))

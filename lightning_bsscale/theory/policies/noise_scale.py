@@ -9,6 +9,7 @@ from typing import cast, final
 
 from lightning_bsscale.theory.checks import check_number, show
 from lightning_bsscale.theory.critical_batch_ratio import read_critical_batch_ratio
+from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Reason, Situation, noise_bounds
 from lightning_bsscale.theory.policies.position import check_position, in_examples, need_budget
 from lightning_bsscale.theory.tradeoff import batch_size_for_prices
@@ -234,14 +235,15 @@ class NoiseScalePolicy(Policy):
 
     def _decision(self, situation: Situation, limits: Limits, batch_size: int, reason: Reason) -> Decision:
         """Return the decision with its numbers; for a hold, those of the test for growth."""
+        said = self._sentence(situation, reason)
         if situation.noise is None:
-            return Decision(batch_size=batch_size, reason=reason.value, code=reason.code)
+            return Decision(batch_size=batch_size, reason=said, code=reason.code)
         lower, upper = noise_bounds(situation.noise, self._confidence_of_a_look(situation))
         shrinks = reason is Reason.SHRINK
         bound = upper if shrinks else lower
         return Decision(
             batch_size=batch_size,
-            reason=reason.value,
+            reason=said,
             code=reason.code,
             bound=bound,
             confidence=self._confidence_of_a_look(situation),
@@ -252,3 +254,20 @@ class NoiseScalePolicy(Policy):
     def _needed(self, batch: int, limits: Limits) -> float:
         """Return the smallest target with which the batch grows; one below the next possible batch changes nothing."""
         return max(self.hysteresis * batch, (batch // limits.granularity + 1) * limits.granularity)
+
+    def _sentence(self, situation: Situation, reason: Reason) -> str:
+        """Return the reason, with until when or how far where the record has no other number that says so."""
+        total = situation.total_examples
+        if reason is Reason.IN_WARMUP:
+            return reason.with_number(f"until {describe_count(situation.warmup_examples)}")
+        if reason is Reason.NOT_BEFORE:
+            return reason.with_number(f"at {describe_count(in_examples(self.not_before, total))}")
+        if reason is Reason.COOLING_DOWN and total is not None and situation.examples_at_last_change is not None:
+            return reason.with_number(
+                f"until {describe_count(situation.examples_at_last_change + self.cooldown * total)}"
+            )
+        if reason is Reason.AT_LIMIT:
+            return reason.with_number(describe_count(situation.batch_size))
+        if reason is Reason.NEAR_END and total is not None:
+            return reason.with_number(f"at {describe_count(total)}")
+        return str(reason)

@@ -7,7 +7,7 @@ from typing import final
 
 from lightning_bsscale.theory.checks import check_number
 from lightning_bsscale.theory.numbers import describe_count, describe_number
-from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Reason, Situation
+from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Reason, Situation, hold_in_warmup
 
 __all__ = ["NormTest"]
 
@@ -44,8 +44,8 @@ class NormTest(Policy):
 
     def decide(self, situation: Situation, limits: Limits) -> Decision:  # noqa: D102
         batch, noise = situation.batch_size, situation.noise
-        if situation.examples_seen < situation.warmup_examples:
-            return Decision(batch_size=batch, reason=Reason.IN_WARMUP.value, code=Reason.IN_WARMUP.code)
+        if (hold := hold_in_warmup(situation)) is not None:
+            return hold
         if noise is None:
             return Decision(batch_size=batch, reason=Reason.NO_ESTIMATE.value, code=Reason.NO_ESTIMATE.code)
         biased = max(noise.grad_sq, 0.0) + noise.trace / batch

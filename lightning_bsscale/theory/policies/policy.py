@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from lightning_bsscale.theory.checks import check_integer, check_number, is_real
 from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.numbers import describe_count
 
 __all__ = [
     "Decision",
@@ -21,6 +22,7 @@ __all__ = [
     "Reason",
     "Situation",
     "SupportsDecide",
+    "hold_in_warmup",
     "hold_without_decision",
     "noise_bounds",
     "recorded_decision",
@@ -57,7 +59,8 @@ class Situation:
         warmup_examples: Length of the warmup, in examples.
         optimizer_steps: Optimizer steps taken so far.
         schedule_factor: The schedule's current factor on the learning rate, without the rule's: the callback's own
-            schedule, or the user's learning rate relative to its initial value.
+            schedule, or the user's learning rate relative to its initial value (where that was not noted, as by
+            ReduceLROnPlateau, to the optimizer's default).
         schedule_peak: The largest of these factors so far; in a warmup it rises with `schedule_factor`.
         examples_at_last_change: Examples seen when the batch size last changed; None if it never did.
         noise: The current estimate, or None.
@@ -141,7 +144,10 @@ class Limits:
 
 
 class Reason(str, Enum):
-    """Why the batch changed or was held; the values are the sentences in log, journal and documentation."""
+    """Why the batch changed or was held; the values are the sentences in log, journal and documentation.
+
+    Where a number says until when or how far, it is added to the sentence.
+    """
 
     IN_WARMUP = "hold: still in warmup"
     NOT_BEFORE = "hold: growth begins later, by the policy's not_before"
@@ -164,6 +170,15 @@ class Reason(str, Enum):
         """The member's name in lower case, such as ``"unresolved"``: the code of a :class:`Decision`."""
         return self.name.lower()
 
+    def with_number(self, number: str) -> str:
+        """Return the sentence with a number that explains it.
+
+        Example:
+            >>> Reason.IN_WARMUP.with_number("until 5,000")
+            'hold: still in warmup, until 5,000'
+        """
+        return f"{self.value}, {number}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
@@ -176,8 +191,8 @@ class Decision:
 
     Attributes:
         batch_size: The batch size from the next window on, in examples; the current one to hold.
-        reason: Why, as a sentence; the built-in ones are the values of :class:`Reason`. Truncated to 500 characters
-            in a record.
+        reason: Why, as a sentence; the built-in ones begin with a value of :class:`Reason`. Truncated to 500
+            characters in a record.
         code: The kind of reason, as a short constant string: a run of holds with one code is one record, whatever
             numbers the sentences contain. None means :attr:`Reason.code` if the reason is one of its sentences,
             otherwise ``"hold"``, ``"grow"`` or ``"shrink"``, by the requested batch size.
@@ -248,6 +263,14 @@ class Policy(ABC):
         Returns:
             The decision; to hold, its batch size is the current one.
         """
+
+
+def hold_in_warmup(situation: Situation) -> Decision | None:
+    """Return the hold of the scaler's warmup; None after it."""
+    if situation.examples_seen >= situation.warmup_examples:
+        return None
+    reason = Reason.IN_WARMUP.with_number(f"until {describe_count(situation.warmup_examples)}")
+    return Decision(batch_size=situation.batch_size, reason=reason, code=Reason.IN_WARMUP.code)
 
 
 @lru_cache(maxsize=8)

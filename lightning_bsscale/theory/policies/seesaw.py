@@ -8,7 +8,15 @@ from typing import final
 
 from lightning_bsscale.theory.checks import check_number, join_names, show
 from lightning_bsscale.theory.numbers import describe_count
-from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Reason, Situation, noise_bounds
+from lightning_bsscale.theory.policies.policy import (
+    Decision,
+    Limits,
+    Policy,
+    Reason,
+    Situation,
+    hold_in_warmup,
+    noise_bounds,
+)
 
 __all__ = ["Seesaw", "grow_for_decay"]
 
@@ -113,8 +121,8 @@ def grow_for_decay(
         The decision.
     """
     batch, noise = situation.batch_size, situation.noise
-    if situation.examples_seen < situation.warmup_examples:
-        return Decision(batch_size=batch, reason=Reason.IN_WARMUP.value, code=Reason.IN_WARMUP.code)
+    if (hold := hold_in_warmup(situation)) is not None:
+        return hold
     share = situation.schedule_factor / situation.schedule_peak if situation.schedule_peak > 0 else 1.0
     wanted = situation.start_batch_size * _whole_cuts(share, cut) ** exponent
     needed = batch * cut**exponent
@@ -139,7 +147,7 @@ def grow_for_decay(
     if wanted < needed or possible(wanted) <= batch < limits.clip(math.inf):
         return held(f"hold: {asks}, less than one cut more than the batch", "no_cut_due")
     if limits.clip(math.inf) <= batch:
-        return held(Reason.AT_LIMIT.value, Reason.AT_LIMIT.code)
+        return held(Reason.AT_LIMIT.with_number(f"{batch} examples"), Reason.AT_LIMIT.code)
     if gate is not None and noise is None:
         return held(Reason.NO_ESTIMATE.value, Reason.NO_ESTIMATE.code)
     if gate is not None and noise is not None and not noise.resolved:

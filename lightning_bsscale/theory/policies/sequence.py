@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lightning_bsscale.theory.checks import show
+from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Situation
 from lightning_bsscale.theory.policies.position import check_position, in_examples, need_budget
-from lightning_bsscale.theory.policies.wrapper import PolicyOfPolicies, checked_policies
+from lightning_bsscale.theory.policies.wrapper import PolicyOfPolicies, checked_policies, explained
 
 __all__ = ["Sequence"]
 
@@ -19,7 +20,12 @@ __all__ = ["Sequence"]
 class Sequence(PolicyOfPolicies):
     """Ask one policy after the other: ``Sequence([NoiseScalePolicy(), Seesaw()], at=[0.5])``.
 
-    Each decides from its position on, and starts from the batch size that the one before has left.
+    Each decides from its position on, and starts from the batch size that the one before has left. The reason names the
+    policy and where it begins.
+
+    Source: none; it only passes the question on. Where it stops being true: a policy that computes the batch from the
+    start batch (``Seesaw``, ``Smith``, ``Milestones``) counts from there, not from what the one before has left, so it
+    waits until its own batch is larger, and ``Milestones`` shrinks to it.
 
     Args:
         policies: The policies, at least two and at most 16.
@@ -62,4 +68,8 @@ class Sequence(PolicyOfPolicies):
     def decide(self, situation: Situation, limits: Limits) -> Decision:  # noqa: D102
         seen = situation.examples_seen
         place = sum(in_examples(one, situation.total_examples) <= seen for one in self.at)
-        return self.policies[place].decide(situation, limits)
+        policy = self.policies[place]
+        begins = in_examples(self.at[place - 1], situation.total_examples) if place else 0.0
+        return explained(
+            policy.decide(situation, limits), situation, f"{type(policy).__name__}, from {describe_count(begins)} on"
+        )

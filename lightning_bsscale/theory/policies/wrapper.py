@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning_bsscale.theory.checks import show
-from lightning_bsscale.theory.policies.policy import Policy
+from lightning_bsscale.theory.policies.policy import Decision, Policy, Situation, recorded_decision
 
-__all__ = ["PolicyOfPolicies", "checked_policies"]
+__all__ = ["PolicyOfPolicies", "checked_policies", "explained"]
 
 
 class PolicyOfPolicies(Policy):
@@ -57,6 +58,21 @@ class PolicyOfPolicies(Policy):
             for policy, state in zip(self.asked, states, strict=True):
                 if state is not None and callable(load := getattr(policy, "load_state_dict", None)):
                     load(state)
+
+
+def explained(answer: Decision, situation: Situation, words: str) -> Decision:
+    """Add words to the reason of an answer, whose code stays that of the policy.
+
+    Args:
+        answer: What ``decide`` returned.
+        situation: The situation it was given.
+        words: For example the policy's name.
+
+    Returns:
+        The decision; what is no valid one is returned as it is, and recorded as such.
+    """
+    decision = recorded_decision(answer, situation)
+    return answer if decision is None else replace(decision, reason=f"{decision.reason} ({words})")
 
 
 def checked_policies(name: str, given: Any, *, at_least: int) -> tuple[Any, ...]:

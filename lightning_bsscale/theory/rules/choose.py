@@ -36,6 +36,7 @@ _SQRT = (
     *("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SparseAdam", "FusedAdam", "DeepSpeedCPUAdam"),
     *("Adam8bit", "AdamW8bit", "PagedAdam", "PagedAdamW", "PagedAdam8bit", "PagedAdamW8bit", "AdamWScheduleFree"),
     *("Lion", "Lion8bit", "PagedLion", "Adafactor", "LAMB", "FusedLAMB", "NVLAMB", "Adagrad", "RMSprop", "Muon"),
+    *("MuonWithAuxAdam", "SingleDeviceMuonWithAuxAdam"),  # Muon for matrices and Adam for the rest, in one optimizer
 )
 # Folded to lower case, because libraries disagree on LAMB and Lamb, LARS and Lars.
 _RULE_NAME_BY_OPTIMIZER: dict[str, str] = {

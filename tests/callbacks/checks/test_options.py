@@ -21,7 +21,7 @@ from lightning_bsscale import (
     Sqrt,
     WarmupCosine,
 )
-from lightning_bsscale.theory.schedules import WarmupExponential, WarmupLinear, WarmupStep
+from lightning_bsscale.theory.schedules import WarmupExponential, WarmupLinear, WarmupStableDecay, WarmupStep
 
 NO_NUMBERS = [
     True,
@@ -75,6 +75,8 @@ NUMBERS = [
     (WarmupLinear, "final", [1.01], False),
     (WarmupExponential, "final", [0, 1.01], False),
     (WarmupStep, "gamma", [0, 1.01], False),
+    (WarmupStableDecay, "decay", [0, 1.01], False),
+    (WarmupStableDecay, "final", [1.01], False),
 ]
 INTEGERS = [
     (scaler, "total_examples", [0], True),
@@ -202,6 +204,7 @@ KEPT = [
     (capped, "cap", np.int64(8), 8.0),
     *((cls, "final", np.float64(0.5), 0.5) for cls in (WarmupCosine, WarmupLinear, WarmupExponential)),
     (WarmupStep, "gamma", np.float32(0.5), 0.5),
+    *((WarmupStableDecay, name, np.float32(0.5), 0.5) for name in ("decay", "final")),
     (WarmupStep, "milestones", [np.float32(0.25), np.float64(0.5)], (0.25, 0.5)),
 ]
 

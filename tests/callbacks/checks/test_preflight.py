@@ -68,6 +68,7 @@ def test_windows_in_memory_is_what_the_averages_come_to(memory):
 
 
 TWO_EPOCHS = dict(accumulate_grad_batches=2, max_epochs=2)
+FOUR_EPOCHS = dict(accumulate_grad_batches=2, max_epochs=4)
 SHORT = [
     # 800 examples, batch 4: one loader batch in 8, so 32 examples from one measured window to the next.
     (BatchSizeScaler, dict(memory=0.02), dict(max_epochs=1), "32 .* 16.* measure_every.* memory=0.16"),
@@ -78,9 +79,10 @@ SHORT = [
     (BatchSizeScaler, dict(memory=0.01, measure_every=2), TWO_EPOCHS, None),
     (BatchSizeScaler, dict(memory=0.08), TWO_EPOCHS, None),
     (BatchSizeScaler, dict(memory=1.0, measure_every=199, warmup=0), dict(max_epochs=1), None),
-    (GradientNoiseScaleMonitor, dict(memory=0.01), TWO_EPOCHS, "32 .* 16"),
-    (GradientNoiseScaleMonitor, dict(memory=0.08), TWO_EPOCHS, None),
-    (GradientNoiseScaleMonitor, dict(memory=1.0, measure_every=400), TWO_EPOCHS, r"1\.0 windows.* measure_every"),
+    # The monitor measures half as often: one loader batch in 16.
+    (GradientNoiseScaleMonitor, dict(memory=0.01), FOUR_EPOCHS, "64 .* 32"),
+    (GradientNoiseScaleMonitor, dict(memory=0.08), FOUR_EPOCHS, None),
+    (GradientNoiseScaleMonitor, dict(memory=1.0, measure_every=800), FOUR_EPOCHS, r"1\.0 windows.* measure_every"),
 ]
 
 
@@ -103,10 +105,12 @@ def test_a_memory_that_holds_no_two_windows_is_said_once(cls, options, settings,
 
 
 def test_with_the_defaults_it_is_never_said():
-    for steps in range(preflight.MIN_STEPS, 2000, 7):
-        preflight.warn_short_memory(steps * 32, 0.05, 32, 8 * 32)
+    for decides, measure_every in ((True, 8), (False, 16)):
+        least = preflight.MIN_STEPS[decides]
+        for steps in range(least, 2000, 7):
+            preflight.warn_short_memory(steps * 32, 0.05, least * 32, measure_every * 32)
     with pytest.warns(UserWarning, match=HARDLY_RESOLVED):
-        preflight.warn_short_memory(preflight.MIN_STEPS * 32, 0.04, 32, 8 * 32)
+        preflight.warn_short_memory(150 * 32, 0.04, 150 * 32, 8 * 32)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """What else follows the batch: in the update it is the rule's, and everywhere else the user's."""
 
+import copy
+
 import lightning.pytorch as pl
 import pytest
 import torch
 from torch.optim import SGD, AdamW, lr_scheduler
 
 from lightning_bsscale import BatchSizeScaler, Beta2, GradientNoiseScaleMonitor, WeightDecay
-from lightning_bsscale.callbacks.trainer.hyperparameters import ScopedHyperparameters
+from lightning_bsscale.callbacks.trainer.hyperparameters import ScopedHyperparameters, unusable_entry
 from lightning_bsscale.journal import read_journal
 from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION
 from tests.helpers.lightning_cli import callbacks_from
@@ -17,31 +19,15 @@ from tests.helpers.training import (
     Saves,
     assert_same_weights,
     fit,
+    keeping_values,
     regression_loader,
     scripted,
+    values_of,
 )
 
 pytestmark = [CANNOT_MEASURE, WITHOUT_VALIDATION]
-KEYS = ("weight_decay", "betas", "momentum", "dampening")
 # One epoch of 16 loader batches of 4, the last window of 3 of them: batches of 4, 8, 8, 16, 16, 12 (a ragged end).
 WINDOWS, BATCHES = [1, 2, 2, 4, 4, 3], [8, 8, 16]
-
-
-def values(group):
-    return {key: group[key] for key in KEYS if key in group}
-
-
-def keeping(optimizer):
-    """The optimizer's class, which keeps what it updates with."""
-
-    class Keeps(optimizer):
-        def step(self, closure=None):
-            loss = None if closure is None else closure()
-            self.used = [*getattr(self, "used", []), [values(group) for group in self.param_groups]]
-            super().step()
-            return loss
-
-    return Keeps
 
 
 class Looks(Regression):
@@ -51,7 +37,7 @@ class Looks(Regression):
         self.seen = []
 
     def look(self):
-        self.seen.append(values(self.trainer.optimizers[0].param_groups[0]))
+        self.seen.append(values_of(self.trainer.optimizers[0].param_groups[0]))
 
     def on_train_batch_start(self, batch, batch_idx):
         self.look()
@@ -70,7 +56,7 @@ class Looks(Regression):
 def two_groups(parameters):
     weight, bias = parameters
     groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0, "betas": (0.8, 0.94)}]
-    return keeping(AdamW)(groups, lr=0.01, betas=(0.9, 0.99))
+    return keeping_values(AdamW)(groups, lr=0.01, betas=(0.9, 0.99))
 
 
 def train(optimizer, *callbacks, module=None, examples=64, **settings):
@@ -90,8 +76,89 @@ def test_each_group_updates_with_its_own_values_and_has_them_back():
     ]
     assert len(module.seen) == 16 * 3 + len(WINDOWS)
     assert all(seen == {"weight_decay": 0.1, "betas": (0.9, 0.99)} for seen in module.seen)
-    assert values(first) == {"weight_decay": 0.1, "betas": (0.9, 0.99)}
-    assert values(second) == {"weight_decay": 0, "betas": (0.8, 0.94)}
+    assert values_of(first) == {"weight_decay": 0.1, "betas": (0.9, 0.99)}
+    assert values_of(second) == {"weight_decay": 0, "betas": (0.8, 0.94)}
+
+
+# ---------------------------------------------------------------- kinds of optimizers, and values in tensors
+
+ADAMS = {
+    "fused": {"fused": True},
+    "foreach": {"foreach": True},
+    "tensors": {"lr": torch.tensor(0.01), "betas": (torch.tensor(0.9), torch.tensor(0.99))},
+}
+
+
+@pytest.mark.parametrize("name", ADAMS)
+def test_every_kind_of_adam_updates_with_the_same_values(name):
+    def run(**options):
+        options = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.5, **options}
+        scaler = scripted(*BATCHES, also_scale=["weight_decay", Beta2(floor=0.97)])
+        trainer, module = train(lambda p: keeping_values(AdamW)(p, **options), scaler)
+        return trainer.optimizers[0], module
+
+    (found, module), (plain, expected) = run(**copy.deepcopy(ADAMS[name])), run()
+    for (one,), (other,) in zip(found.used, plain.used, strict=True):
+        assert one == {key: pytest.approx(value) for key, value in other.items()}
+    for mine, theirs in zip(module.parameters(), expected.parameters(), strict=True):
+        assert mine.detach().flatten().tolist() == pytest.approx(theirs.detach().flatten().tolist(), rel=1e-4)
+    assert all(seen == {"weight_decay": 0.5, "betas": pytest.approx((0.9, 0.99))} for seen in module.seen)
+
+
+def test_a_tensor_keeps_its_identity_and_has_its_value_back_to_the_last_digit():
+    decay, betas = torch.tensor(0.1), (torch.tensor(0.9), torch.tensor(0.99))
+    groups = [{"weight_decay": decay, "betas": betas}, {"weight_decay": 0.3, "betas": betas}]  # as torch shares them
+    scoped = ScopedHyperparameters([WeightDecay(), Beta2(floor=0)])
+    scoped.ratio = 4.0
+    for _ in range(3):
+        scoped.apply(groups)
+        scoped.apply(groups)
+        assert (decay.item(), groups[1]["weight_decay"]) == (pytest.approx(0.2), 0.6)
+        assert [beta.item() for beta in betas] == pytest.approx([0.9, 0.99**4])
+        scoped.restore()
+    assert all(group["betas"] is betas for group in groups)
+    assert groups[0]["weight_decay"] is decay
+    assert (decay, *betas) == (torch.tensor(0.1), torch.tensor(0.9), torch.tensor(0.99))
+
+
+def test_a_tensor_is_read_from_its_device_only_when_the_user_has_changed_it(monkeypatch):
+    reads = []
+    item = torch.Tensor.item
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: reads.append(item(tensor)) or reads[-1])
+    decay = torch.tensor(0.5)
+    groups, scoped = [{"weight_decay": decay}], ScopedHyperparameters([WeightDecay()])
+    for ratio, users in [(4.0, 0.5), (16.0, 0.5), (1.0, 0.5), (4.0, 0.25), (4.0, 0.25)]:
+        if users == 0.25 and not reads[1:]:
+            decay.fill_(users)
+        scoped.ratio = ratio
+        scoped.apply(groups)
+        assert decay == users * ratio**0.5
+        scoped.restore()
+        assert decay == users
+    assert reads == [0.5, 0.25]
+
+
+def test_what_the_optimizer_changes_of_a_tensor_is_the_users():
+    decay = torch.tensor(0.5)
+    scoped = ScopedHyperparameters([WeightDecay()])
+    scoped.ratio = 4.0
+    scoped.apply([{"weight_decay": decay}])
+    decay.mul_(0.5)
+    scoped.restore()
+    assert decay == 0.25
+
+
+@pytest.mark.parametrize(
+    ("betas", "is_usable"),
+    [
+        ((torch.tensor(0.9), torch.tensor([0.99])), True),
+        ((0.9, torch.tensor(0.99)), False),
+        ((torch.tensor(0.9), torch.tensor([0.99, 0.9])), False),
+        ((torch.tensor(0), torch.tensor(1)), False),
+    ],
+)
+def test_which_tensors_are_numbers(betas, is_usable):
+    assert (unusable_entry([{"betas": betas}], Beta2()) is None) == is_usable
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -111,7 +178,7 @@ def test_a_gradient_moves_the_weights_as_far_whatever_the_momentum(nesterov):
             self.path.append(self.weight.item())
 
         def configure_optimizers(self):
-            return keeping(SGD)(self.parameters(), lr=1.0, momentum=0.5, nesterov=nesterov)
+            return keeping_values(SGD)(self.parameters(), lr=1.0, momentum=0.5, nesterov=nesterov)
 
     module = Slope()
     scaler = scripted(*60 * [4], 8, lr_rule="none", also_scale="momentum")
@@ -143,7 +210,7 @@ def test_a_scheduler_that_cycles_the_momentum_stays_in_charge():
         return {"scheduler": cycle, "interval": "step"}
 
     def optimizer(parameters):
-        return keeping(SGD)(parameters, lr=0.01, momentum=0.9)
+        return keeping_values(SGD)(parameters, lr=0.01, momentum=0.9)
 
     module = Looks(optimizer, one_cycle)
     trainer, _ = train(None, scripted(*BATCHES, also_scale="momentum"), module=module)
@@ -157,7 +224,7 @@ def test_a_scheduler_that_cycles_the_momentum_stays_in_charge():
 
 @pytest.mark.parametrize("changes", [lambda decay: decay * 0.9, lambda decay: decay])
 def test_what_the_optimizer_changes_in_its_step_is_the_users(changes):
-    class Decays(keeping(AdamW)):
+    class Decays(keeping_values(AdamW)):
         def step(self, closure=None):
             loss = super().step(closure)
             self.param_groups[0]["weight_decay"] = changes(self.param_groups[0]["weight_decay"])
@@ -209,7 +276,7 @@ def test_an_error_in_the_step_leaves_nothing_replaced():
     module = Looks(lambda p: Fails(p, lr=0.01, weight_decay=0.2, betas=(0.9, 0.99)))
     with pytest.raises(Broken):
         train(None, scripted(*BATCHES, also_scale=["weight_decay", "beta2"]), module=module)
-    assert values(module.trainer.optimizers[0].param_groups[0]) == {"weight_decay": 0.2, "betas": (0.9, 0.99)}
+    assert values_of(module.trainer.optimizers[0].param_groups[0]) == {"weight_decay": 0.2, "betas": (0.9, 0.99)}
 
 
 def test_values_are_put_on_once_and_taken_off_once():
@@ -243,6 +310,33 @@ def test_the_journal_names_the_rules(tmp_path):
     ]
 
 
+class Tuned(AdamW):
+    """A user's own subclass."""
+
+
+@pytest.mark.parametrize(("cls", "follows"), [(AdamW, True), (Tuned, True), (torch.optim.NAdam, True), (SGD, False)])
+def test_by_default_beta2_follows_the_batch_in_adam_and_its_relatives(cls, follows):
+    betas = {"betas": (0.9, 0.999)} if follows else {}
+    trainer, module = train(lambda p: keeping_values(cls)(p, lr=0.01, **betas), scripted(*BATCHES))
+    used = [values[0].get("betas") for values in trainer.optimizers[0].used]
+    assert used == [(0.9, pytest.approx(0.999**ratio)) if follows else None for ratio in WINDOWS]
+    assert all(seen.get("betas") == betas.get("betas") for seen in module.seen)
+    if follows:
+        trainer, _ = train(lambda p: keeping_values(cls)(p, lr=0.01, **betas), scripted(*BATCHES, also_scale=()))
+        assert all(values[0]["betas"] == (0.9, 0.999) for values in trainer.optimizers[0].used)
+
+
+def test_the_default_depends_on_what_the_second_beta_is():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    chosen = BatchSizeScaler()._options.also_scale_for
+    assert chosen(Tuned([parameter])) == (Beta2(),)
+    assert chosen(torch.optim.Adamax([parameter])) == chosen(torch.optim.RMSprop([parameter])) == ()
+    adam = AdamW([parameter])
+    adam.param_groups[0]["betas"] = "adaptive"
+    assert chosen(adam) == ()  # only what the user asks for by name is refused
+    assert GradientNoiseScaleMonitor()._options.also_scale_for(AdamW([parameter])) == ()
+
+
 def test_from_yaml():
     scaler = {
         "class_path": "lightning_bsscale.BatchSizeScaler",
@@ -251,4 +345,5 @@ def test_from_yaml():
         },
     }
     (made,) = callbacks_from([scaler])
-    assert made._options.also_scale == (WeightDecay(exponent=0.5), Beta2(floor=0.9))
+    optimizer = AdamW([torch.nn.Parameter(torch.zeros(1))])
+    assert made._options.also_scale_for(optimizer) == (WeightDecay(exponent=0.5), Beta2(floor=0.9))

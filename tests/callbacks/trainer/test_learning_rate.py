@@ -5,7 +5,7 @@ import torch
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
-from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor
+from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor, relative_learning_rate
 from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.training import KeepsRates, Regression, UnsizedRegression, fit, regression_loader, scripted
 
@@ -66,3 +66,18 @@ def test_a_rate_of_zero_is_a_rate():
     assert trainer.callback_metrics["bsscale/lr"] == 0
     assert scaler.lr_scale == pytest.approx(2.0)
     assert all(map(torch.equal, before, module.parameters()))
+
+
+def test_relative_to_the_initial_learning_rate_or_to_the_default():
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([{"params": [weight], "lr": 0.4}], lr=0.1)
+    assert relative_learning_rate(optimizer) == pytest.approx(4)
+    torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)  # notes nothing
+    optimizer.param_groups[0]["lr"] *= 0.5
+    assert relative_learning_rate(optimizer) == pytest.approx(2)  # half of what it was
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # notes where it found it
+    optimizer.param_groups[0]["lr"] *= 0.5
+    assert relative_learning_rate(optimizer) == pytest.approx(0.5)
+    tensor = torch.optim.AdamW([weight], lr=torch.tensor(0.1))
+    tensor.param_groups[0]["lr"].mul_(0.5)
+    assert relative_learning_rate(tensor) == 1

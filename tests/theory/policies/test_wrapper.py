@@ -38,14 +38,17 @@ def test_one_policy_after_the_other(places, total):
     asked = {seen: policy.decide(at(seen, total), LIMITS).batch_size for seen in (0, 299, 300, 699, 700, 1000)}
     assert asked == {0: 8, 299: 8, 300: 16, 699: 16, 700: 64, 1000: 64}
     assert policy.needs_budget == any(isinstance(place, float) for place in places)
+    assert policy.decide(at(299, total), LIMITS).reason == "mine (Says, from 0 on)"
+    assert policy.decide(at(700, total), LIMITS).reason == "mine (Says, from 700 on)"
+    assert policy.decide(at(700, total), LIMITS).code == "mine"
 
 
 @pytest.mark.parametrize(
     ("answers", "batch", "reason"),
     [
-        ([8, 64, 16], 64, "mine (Says)"),
-        ([32, 32, 8], 32, "first (Says)"),
-        ([8, 16, 24], 24, "mine (Says)"),
+        ([8, 64, 16], 64, "mine (Says; Says 8, Says 16)"),
+        ([32, 32, 8], 32, "first (Says; Says 32, Says 8)"),
+        ([8, 16, 24], 24, "mine (Says; Says 8, Says 16)"),
         ([None, 16, None], 16, "mine (Says)"),
     ],
 )
@@ -58,6 +61,7 @@ def test_the_largest_answer_wins(answers, batch, reason):
 def test_no_valid_answer_is_passed_on():
     assert Largest([Says(None), Says(None)]).decide(at(5), LIMITS) is None
     assert HoldIfWorse(Says(None)).decide(at(5), LIMITS) is None
+    assert Sequence([Says(None), Says(8)], at=[300]).decide(at(5), LIMITS) is None
 
 
 def test_rules_must_suit_all():

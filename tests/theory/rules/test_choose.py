@@ -9,6 +9,7 @@ from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule, reso
         (["SGD", "ASGD"], "saturating"),
         (["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "SparseAdam", "FusedAdam", "AdamW8bit"], "sqrt"),
         (["Lion", "Adafactor", "LAMB", "Lamb", "FusedLAMB", "Adagrad", "RMSprop", "Muon"], "sqrt"),
+        (["MuonWithAuxAdam", "SingleDeviceMuonWithAuxAdam"], "sqrt"),
         (["LARS", "Lars"], "linear"),
     ],
 )
