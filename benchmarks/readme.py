@@ -61,7 +61,8 @@ def front() -> list[str]:
         "**A small language model** ([`benchmarks/front.py`](docs/front.md), with rivals and three other trainings):"
         f" a byte-level transformer ({found['parameters']:,} parameters) reads"
         f" {found['settings']['sequences']:,} sequences of the standard library's source once; AdamW, warmup"
-        " and cosine in its own scheduler. Each fixed batch at its best learning rate of at least three; the scaler at its defaults, from batch 4 at the learning rate"
+        " and cosine in its own scheduler. Each fixed batch at its best learning rate of at least three; the scaler at"
+        " its defaults, from batch 4 at the learning rate"
         f" that is best for batch 4. {shown[-1]['seeds']} seeds, paired; ± one standard error.",
         "",
         "| run | optimizer steps | validation loss (nats/byte) | difference to fixed 4 |",
