@@ -12,7 +12,7 @@ from lightning_bsscale.theory.policies import Reason
 from lightning_bsscale.theory.records import DecisionRecord
 
 TABLE_WIDTH = 100
-MIN_REASON_WIDTH = 24
+MIN_REASON_WIDTH = 20
 
 # A table shows the numbers beside the reason, so that a few words are enough; records and log lines have the sentence.
 SHORT = {

@@ -309,7 +309,7 @@ def test_training_that_ended_in_the_warmup():
 
 @pytest.mark.parametrize(
     ("policy", "options"),
-    [(Seesaw(), {"schedule": "cosine"}), (Milestones({0.3: 2, 0.6: 4}), {})],
+    [(Seesaw(gate=None), {"schedule": "cosine"}), (Milestones({0.3: 2, 0.6: 4}), {})],
     ids=["Seesaw", "Milestones"],
 )
 def test_other_policies_in_their_own_words(policy, options, tmp_path):
