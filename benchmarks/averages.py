@@ -81,7 +81,7 @@ class Plain(RobustAverages):
         noise = self.sums.noise_scale(confidence)
         if noise is None:
             return None
-        bare = replace(noise, trace_third_moment=0.0)
+        bare = replace(noise, third_moment=0.0)
         return replace(bare, high=bare.upper_bound((1 + confidence) / 2))
 
 

@@ -6,6 +6,7 @@
     python benchmarks/experiments.py growth       # the noise scale in training, in total and by layer
     python benchmarks/experiments.py decay        # decay traded for growth, and seconds per epoch
     python benchmarks/experiments.py sharp        # curvature and accuracy at equal loss, against the batch
+    python benchmarks/experiments.py optimizers   # ten optimizers under the scaler, against fixed batches of their own
     python benchmarks/experiments.py all
 
 Every finished run is a line of `results/experiments/`, so a stopped experiment resumes. Each experiment
@@ -32,7 +33,7 @@ from fits import Fit, best, crossing, exponent, fit, hyperbola, interval, satura
 from machine import describe, mean_and_error
 from matplotlib.figure import Figure
 from plain_training import data, largest_eigenvalue, mean_loss, noise_of, train
-from trainer_runs import DECAYS, decay_run, epoch_run
+from trainer_runs import DECAYS, EPOCHS, OPTIMIZERS, decay_run, epoch_run, optimizer_run
 
 RESULTS = Path(__file__).parent / "results" / "experiments"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -53,6 +54,22 @@ MIDDLE = 1.5
 CHANCE = math.log(10)
 COLORS = matplotlib.colormaps["viridis"]
 MOMENTS = (0, 500, 1000, 2000, 4000, 8000, 16_000)
+# The learning rates at batch 8 among which each optimizer's is chosen.
+RATES = {
+    "SGD": (0.05, 0.1, 0.2, 0.4, 0.8),
+    "momentum": (0.005, 0.01, 0.02, 0.04),
+    "Adagrad": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "RMSprop": (0.001, 0.002, 0.004, 0.008, 0.016),
+    "Adam": (0.002, 0.004, 0.008, 0.016),
+    "AdamW": (0.002, 0.004, 0.008, 0.016, 0.032),
+    "LAMB": (0.005, 0.01, 0.02),
+    "LARS": (0.01, 0.02, 0.05),
+    "Lion": (0.0003, 0.001, 0.003, 0.006),
+    "Muon": (0.005, 0.01, 0.02, 0.04),
+}
+LARGE = 64
+FACTORS = {"none": 1.0, "sqrt": math.sqrt(LARGE / BASE), "linear": LARGE / BASE}
+TUNING = 100  # the first seed of the runs by which a learning rate is chosen
 
 
 def linear_jobs(seeds: int) -> list[Job]:
@@ -172,6 +189,69 @@ def sharp_run(job: Job) -> Record:
     return {"rate": rate, "accuracy": accuracy, "held_loss": held_loss, "eigenvalue": eigenvalue, **end}
 
 
+def tuning_jobs(seeds: int) -> list[Job]:
+    return [
+        {"optimizer": name, "batch": BASE, "rate": rate, "seed": TUNING + seed, "scaler": False}
+        for seed in range(seeds)
+        for name, rates in RATES.items()
+        for rate in rates
+    ]
+
+
+def tried_rates(optimizer: str) -> dict[float, float]:
+    """Return the mean held-out loss of each learning rate that was tried at batch 8; infinite where a run failed."""
+    losses: dict[float, list[float]] = {}
+    for job, record in finished("optimizer_rates"):
+        if job["optimizer"] == optimizer:
+            losses.setdefault(job["rate"], []).append(loss_of(record))
+    means = {rate: statistics.fmean(found) for rate, found in sorted(losses.items())}
+    return {rate: mean if math.isfinite(mean) else math.inf for rate, mean in means.items()}
+
+
+def best_rate(optimizer: str) -> float:
+    tried = tried_rates(optimizer)
+    return min(tried, key=lambda rate: tried[rate])
+
+
+def loss_of(record: Record) -> float:
+    return float(record.get("val_loss", math.nan))
+
+
+def scaler_jobs(seeds: int) -> list[Job]:
+    return [
+        {"optimizer": name, "batch": BASE, "rate": best_rate(name), "seed": seed, "scaler": True}
+        for seed in range(seeds)
+        for name in OPTIMIZERS
+    ]
+
+
+def factor_by_rule(optimizer: str) -> float:
+    """Return the factor from batch 8 to 64 by the rule that the scaler chose for an optimizer; nan if it chose none.
+
+    The saturating rule takes the median noise scale of the scaler's run of the first seed.
+    """
+    for job, record in finished("optimizer_scaler"):
+        if job["optimizer"] == optimizer and job["seed"] == 0 and "rule" in record:
+            rule, noise = record["rule"], record["noise_scale"]
+            return round((1 + noise / BASE) / (1 + noise / LARGE), 2) if rule == "saturating" else FACTORS[rule]
+    return math.nan
+
+
+def fixed_jobs(seeds: int) -> list[Job]:
+    """Batch 8 and 64, the latter at the factors of the rules, and at that of the optimizer's own."""
+    jobs = []
+    for name in OPTIMIZERS:
+        rate, own = best_rate(name), factor_by_rule(name)
+        factors = sorted(factor for factor in {*FACTORS.values(), own} if math.isfinite(factor))
+        runs = [(BASE, 1.0), *((LARGE, factor) for factor in factors)]
+        jobs += [
+            {"optimizer": name, "batch": batch, "factor": factor, "rate": rate * factor, "seed": seed, "scaler": False}
+            for seed in range(seeds)
+            for batch, factor in runs
+        ]
+    return jobs
+
+
 RUNS: dict[str, tuple[Callable[[int], list[Job]], Callable[[Job], Record]]] = {
     "linear": (linear_jobs, linear_run),
     "sweep": (sweep_jobs, sweep_run),
@@ -180,6 +260,9 @@ RUNS: dict[str, tuple[Callable[[int], list[Job]], Callable[[Job], Record]]] = {
     "decay": (decay_jobs, decay_run),
     "epoch": (epoch_jobs, epoch_run),
     "sharp": (sharp_jobs, sharp_run),
+    "optimizer_rates": (tuning_jobs, optimizer_run),
+    "optimizer_scaler": (scaler_jobs, optimizer_run),
+    "optimizer_fixed": (fixed_jobs, optimizer_run),
 }
 
 
@@ -619,6 +702,106 @@ def sharp_page() -> Page:
     return Page(f"{rows(head, body)}\n\n{len(seeds)} seeds; ± is one standard error.", draw)
 
 
+Seeds = dict[int, Record]
+
+
+def runs_of(optimizer: str) -> tuple[Seeds, Seeds, dict[float, Seeds]]:
+    """Return an optimizer's runs by seed: at fixed batch 8, with the scaler, and at fixed batch 64 by their factor."""
+    scaled = {job["seed"]: record for job, record in finished("optimizer_scaler") if job["optimizer"] == optimizer}
+    base: Seeds = {}
+    large: dict[float, Seeds] = {}
+    for job, record in finished("optimizer_fixed"):
+        if job["optimizer"] == optimizer:
+            (base if job["batch"] == BASE else large.setdefault(job["factor"], {}))[job["seed"]] = record
+    return base, scaled, large
+
+
+def differences(runs: Seeds, base: Seeds, key: str) -> tuple[float, float]:
+    """Return the mean of paired differences and its error; nan if a run failed, or there is none."""
+    found = [record.get(key, math.nan) - base[seed][key] for seed, record in runs.items() if seed in base]
+    return mean_and_error(found or [math.nan])
+
+
+def compared(runs: Seeds, base: Seeds, key: str) -> str:
+    value, error = differences(runs, base, key)
+    form = "+.1%" if key == "val_accuracy" else "+.3f"
+    return "failed" if math.isnan(value) else f"{value:{form}} ± {error:{form[1:]}}"
+
+
+def scaler_cells(runs: Seeds, base: Seeds) -> list[str]:
+    """Write an optimizer's runs with the scaler: rule, steps, final batch, factor, differences to fixed batch 8."""
+    errors = {record["error"] for record in runs.values() if "error" in record}
+    if errors:
+        return ["–", "–", "–", "–", "; ".join(sorted(errors)), "–"]
+    found = list(runs.values())
+    ends = sorted(record["final_batch"] for record in found)
+    return [
+        "/".join(sorted({record["rule"] for record in found})),
+        f"{statistics.fmean(record['optimizer_steps'] for record in found):,.0f}",
+        f"{ends[0]}" if ends[0] == ends[-1] else f"{ends[0]}–{ends[-1]}",
+        f"{statistics.fmean(record['factor'] for record in found):.2f}",
+        compared(runs, base, "val_loss"),
+        compared(runs, base, "val_accuracy"),
+    ]
+
+
+def optimizers_page() -> Page:
+    growth, fixed, drawn = [], [], {}
+    steps: dict[str, set[int]] = {}
+    for name in OPTIMIZERS:
+        (base, scaled, large), own = runs_of(name), factor_by_rule(name)
+        tried = [f"**{rate:g}**" if rate == best_rate(name) else f"{rate:g}" for rate in tried_rates(name)]
+        loss, error = mean_and_error([loss_of(record) for record in base.values()])
+        accuracy = statistics.fmean(record["val_accuracy"] for record in base.values())
+        growth.append([name, f"{loss:.3f} ± {error:.3f}", f"{accuracy:.1%}", *scaler_cells(scaled, base)])
+        by_rule = large.get(own, {})
+        others = [compared(large.get(factor, {}), base, "val_loss") for factor in FACTORS.values()]
+        at_own = [f"{own:.3g}", compared(by_rule, base, "val_loss"), compared(by_rule, base, "val_accuracy")]
+        fixed.append([name, ", ".join(tried), *others, *at_own])
+        drawn[name] = {
+            "scaler": differences(scaled, base, "val_loss"),
+            "own": differences(by_rule, base, "val_loss"),
+            **{rule: differences(large.get(at, {}), base, "val_loss") for rule, at in FACTORS.items()},
+        }
+        for key, some in (("base", base), ("large", by_rule)):
+            steps.setdefault(key, set()).update(record["optimizer_steps"] for record in some.values())
+    difference = "difference in loss"
+    head = ["optimizer", f"fixed {BASE}: held-out loss", "accuracy", "scaler: rule", "steps", "final batch", "factor"]
+    first = rows([*head, difference, "in accuracy"], growth)
+    head = ["optimizer", f"learning rates tried at {BASE}"]
+    head += [f"fixed {LARGE}: {difference} at {factor:.3g} times it" for factor in FACTORS.values()]
+    second = rows([*head, "factor by the rule", difference, "in accuracy"], fixed)
+    at = [f"{'/'.join(f'{count:,}' for count in sorted(steps[key]))}" for key in ("base", "large")]
+    note = (
+        f"{len(base)} seeds, {EPOCHS} epochs: {at[0]} steps at {BASE}, {at[1]} at {LARGE}; ± is one standard error of "
+        f"paired differences to fixed {BASE}."
+    )
+    return Page(f"{first}\n\n{second}\n\n{note}", lambda figure: draw_optimizers(figure, drawn))
+
+
+def draw_optimizers(figure: Any, drawn: dict[str, dict[str, tuple[float, float]]]) -> None:
+    figure.set_size_inches(9, 4.6)
+    left, right = figure.subplots(1, 2, sharey=True)
+    panels = (
+        (left, {"scaler": "scaler", "own": f"fixed {LARGE}, learning rate by the rule"}),
+        (right, {rule: f"fixed {LARGE}, learning rate × {factor:.3g}" for rule, factor in FACTORS.items()}),
+    )
+    for axes, shown in panels:
+        for place, (key, label) in enumerate(shown.items()):
+            color, shape = ("tab:blue", "tab:orange", "0.3")[place], "osD"[place]
+            at = np.arange(len(drawn)) + 0.2 * (place - (len(shown) - 1) / 2)
+            values, errors = np.array([found[key] for found in drawn.values()]).T
+            axes.errorbar(values, at, xerr=errors, fmt=shape, color=color, label=label, capsize=2)
+        axes.axvline(0, color="0.6", linewidth=1)
+        axes.set_xscale("symlog", linthresh=0.1, linscale=1.5)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlabel(f"held-out loss, difference to fixed {BASE}")
+        axes.set_xlim(-0.4, 4)
+        axes.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    left.set_yticks(range(len(drawn)), list(drawn))
+    left.invert_yaxis()
+
+
 # The runs of each experiment with their default number of seeds, and its page.
 EXPERIMENTS: dict[str, tuple[dict[str, int], Callable[[], Page]]] = {
     "linear": ({"linear": 3}, linear_page),
@@ -627,6 +810,7 @@ EXPERIMENTS: dict[str, tuple[dict[str, int], Callable[[], Page]]] = {
     "growth": ({"growth": 4}, growth_page),
     "decay": ({"decay": 3, "epoch": 3}, decay_page),
     "sharp": ({"sharp": 3}, sharp_page),
+    "optimizers": ({"optimizer_rates": 2, "optimizer_scaler": 4, "optimizer_fixed": 4}, optimizers_page),
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -52,49 +53,48 @@ def front() -> list[str]:
     Returns:
         Lines of Markdown.
     """
-    found = read("front")
-    main_rate = found["best"]["fixed4"]
-    shown = [row for row in found["rows"] if row["name"] != "scaler" and row["best"]]
-    shown += [row for row in found["rows"] if row["name"] == "scaler" and row["rate"] == main_rate]
+    found = read("front")["lm"]
+    shown = [row for row in found["rows"] if row["is_main"] and row["name"].startswith("fixed")]
+    shown.sort(key=lambda row: -row["steps"])
+    shown += [row for row in found["rows"] if row["is_main"] and row["name"] == "scaler"]
     lines = [
-        "**A small language model** (`benchmarks/front.py`): a byte-level transformer"
-        f" ({found['parameters']:,} parameters) reads {found['task']['sequences']:,} sequences of the standard"
-        " library's source once; AdamW, warmup and cosine in its own scheduler. Each fixed batch"
+        "**A small language model** ([`benchmarks/front.py`](docs/front.md), with rivals and three other trainings): a"
+        f" byte-level transformer ({found['parameters']:,} parameters) reads {found['settings']['sequences']:,}"
+        " sequences of the standard library's source once; AdamW, warmup and cosine in its own scheduler. Each fixed batch"
         " at its best learning rate of at least three; the scaler at its defaults, from batch 4 at the learning rate"
-        " that is best for batch 4. 8 seeds, paired; ± one standard error.",
+        f" that is best for batch 4. {shown[-1]['seeds']} seeds, paired; ± one standard error.",
         "",
         "| run | optimizer steps | validation loss (nats/byte) | difference to fixed 4 |",
         "|---|---|---|---|",
     ]
     for row in shown:
         name = "**`BatchSizeScaler()`** from 4" if row["name"] == "scaler" else f"fixed {row['name'][5:]}"
-        against = row.get("against_start")
-        is_start = against is None or row["name"] == "fixed4"
-        difference = "–" if is_start else f"{against['difference']:+.4f} ± {against['error']:.4f}"
+        against = row["against_start"]
+        difference = "–" if row["name"] == "fixed4" else f"{against['difference']:+.4f} ± {against['error']:.4f}"
         loss = f"{row['loss']:.4f} ± {row['error']:.4f}"
         lines.append(f"| {name} | {row['steps']:,.0f} | {loss} | {difference} |")
-    near = next(c for c in found["comparisons"] if c["run"] == f"scaler@{main_rate:g}" and c["nearest"])
+    near = min(found["against_fixed"], key=lambda row: abs(math.log(row["steps_ratio"])))
     lines += [
         "",
-        f"Against the fixed batch of about as many steps ({near['against'].split('@')[0].replace('fixed', 'fixed ')},"
-        f" {near['steps_against']:,.0f} steps) the scaler's loss differs by {near['difference']:+.4f} ±"
-        f" {near['error']:.4f}. {front_times()} ({ran_on(found['machine'])}.)",
+        f"Against the fixed batch of about as many steps (fixed {near['against'][5:]}, {near['steps_against']:,.0f}"
+        f" steps) the scaler's loss differs by {near['difference']:+.4f} ± {near['error']:.4f}. {front_times()}"
+        f" ({ran_on(found['machine'])}.)",
     ]
     return lines
 
 
 def front_times() -> str:
-    """Compare the seconds of runs that were made at the same time.
+    """Compare the seconds of runs that were made for their seconds.
 
     Returns:
         A sentence.
     """
-    records = map(json.loads, (RESULTS / "front_times.jsonl").read_text().splitlines())
+    records = map(json.loads, (RESULTS / "front_times_lm.jsonl").read_text().splitlines())
     seconds = {(record["name"], record["seed"]): record["seconds"] for record in records}
     ratios = [seconds["scaler", seed] / value for (name, seed), value in seconds.items() if name == "fixed4"]
     return (
-        f"In {len(ratios)} pairs of runs at the same time, one on each of two cores, it took"
-        f" {statistics.median(ratios):.2f} of fixed 4's seconds ({min(ratios):.2f} to {max(ratios):.2f})."
+        f"In {len(ratios)} pairs of runs on an otherwise idle machine it took {statistics.median(ratios):.2f} of fixed"
+        f" 4's seconds ({min(ratios):.2f} to {max(ratios):.2f})."
     )
 
 

@@ -25,7 +25,7 @@ GROUPS = {
     "command line": ("cli", "demo", "__main__"),
     "without Lightning": ("metric", "functional"),
     "figures": ("figures", "report"),
-    "journal": ("journal", "journal_file", "replay", "summary"),
+    "journal": ("journal", "journal_file", "record_lists", "replay", "summary"),
     "simulation": ("simulation", "critical_batch"),
 }
 ABOUT = {
@@ -36,6 +36,7 @@ ABOUT = {
     "without Lightning": "for your own loop",
     "figures": "pictures and reports",
     "journal": "a run as JSON lines, and its replay",
+    "verdict": "what a run found, in words",
     "simulation": "noise with known truth",
 }
 FLOOR = "theory"  # the bottom row, as wide as the picture

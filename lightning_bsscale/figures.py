@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 from weakref import ref
 
-from lightning_bsscale.summary import describe_number, time_unit
-from lightning_bsscale.theory.branching import BranchAnswer
+from lightning_bsscale.theory.branching import BranchAnswer, Verdict
 from lightning_bsscale.theory.noise_report import NoiseReport
+from lightning_bsscale.theory.numbers import describe_count, describe_number, time_unit
 from lightning_bsscale.theory.planning import Plan, Row
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.tradeoff import examples_for_steps, relative_examples, relative_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 NOISE, BATCH, RATE = "#0072B2", "#D55E00", "#009E73"  # distinguishable for colour-blind readers
@@ -72,7 +73,7 @@ def _batch_staircase(
     return [made.examples_seen for made in history], [made.batch_size for made in history]
 
 
-def _draw_noise(axes: Axes, history: Sequence[Measurement], decisions: Sequence[DecisionRecord]) -> None:
+def _draw_noise(axes: Axes, history: Sequence[Measurement], decisions: Sequence[DecisionRecord], unit: str) -> None:
     known = [made for made in history if made.noise is not None]
     xs = [made.examples_seen for made in known]
     noises = [made.noise for made in known if made.noise is not None]
@@ -101,9 +102,14 @@ def _draw_noise(axes: Axes, history: Sequence[Measurement], decisions: Sequence[
     axes.step(batch_xs, batches, where="post", color=BATCH, linewidth=1.6, label="batch")
     axes.set_yscale("log", base=2)
     axes.set_ylim(bottom, top)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_ylabel("examples")
+    axes.yaxis.set_major_formatter(lambda value, _: describe_count(value))
+    axes.set_ylabel(unit)
     axes.legend(loc="best", fontsize="small")
+
+
+def _label_seen(axes: Axes, unit: str) -> None:
+    axes.set_xlabel(f"{unit} seen")
+    axes.xaxis.set_major_formatter(lambda value, _: describe_count(value))
 
 
 def _draw_rate(axes: Axes, history: Sequence[Measurement], decisions: Sequence[DecisionRecord]) -> None:
@@ -132,7 +138,11 @@ def _draw_rate(axes: Axes, history: Sequence[Measurement], decisions: Sequence[D
 
 
 def plot_noise_scale(
-    history: Sequence[Measurement], decisions: Sequence[DecisionRecord] = (), ax: Axes | None = None
+    history: Sequence[Measurement],
+    decisions: Sequence[DecisionRecord] = (),
+    ax: Axes | None = None,
+    *,
+    unit: str = "examples",
 ) -> tuple[Figure, Any]:
     """Draw the noise scale with its band and the batch against examples seen.
 
@@ -140,18 +150,23 @@ def plot_noise_scale(
         history: measured windows
         decisions: changes of the batch; without any, the batch of the measured windows is drawn
         ax: axes to draw on; None creates a figure
+        unit: what the run counts
 
     Returns:
         The figure and the axes.
     """
     figure, axes = _figure(1) if ax is None else (cast("Figure", ax.figure), ax)
-    _draw_noise(axes, history, decisions)
-    axes.set_xlabel("examples seen")
+    _draw_noise(axes, history, decisions, unit)
+    _label_seen(axes, unit)
     return figure, axes
 
 
 def plot_run(
-    history: Sequence[Measurement], decisions: Sequence[DecisionRecord], ax: Axes | None = None
+    history: Sequence[Measurement],
+    decisions: Sequence[DecisionRecord],
+    ax: Axes | None = None,
+    *,
+    unit: str = "examples",
 ) -> tuple[Figure, Any]:
     """Draw noise scale and batch, and below them the learning rate with and without the factor.
 
@@ -159,16 +174,17 @@ def plot_run(
         history: measured windows
         decisions: changes of the batch
         ax: axes to draw the upper panel alone on; None creates a figure with both
+        unit: what the run counts
 
     Returns:
         The figure, and its axes (one or both).
     """
     if ax is not None:
-        return plot_noise_scale(history, decisions, ax)
+        return plot_noise_scale(history, decisions, ax, unit=unit)
     figure, axes = _figure(2)
-    _draw_noise(axes[0], history, decisions)
+    _draw_noise(axes[0], history, decisions, unit)
     _draw_rate(axes[1], history, decisions)
-    axes[1].set_xlabel("examples seen")
+    _label_seen(axes[1], unit)
     return figure, axes
 
 
@@ -302,11 +318,35 @@ def plot_layers(reports: NoiseReport | Mapping[str, NoiseReport], ax: Axes | Non
     else:
         values = [[_resolved(report, name) for report in several.values()] for name in names]
         image = axes.imshow(values, aspect="auto", norm="log", interpolation="nearest")
+        axes.set_facecolor("0.85")
         axes.set_xticks(range(len(several)), list(several), rotation=30, ha="right")
         axes.set_yticks(range(len(names)), labels, fontsize="small")
-        axes.set_title("noise scale of each layer (white: not resolved)", fontsize="medium")
-        figure.colorbar(image, ax=axes, label="examples")
+        axes.set_title("noise scale of each layer, in examples (grey: not resolved)", fontsize="medium")
+        bar = figure.colorbar(image, ax=axes)
+        _plain_ticks(bar.ax.yaxis)
+        if len(several) <= 8:
+            _write_values(axes, values)
     return figure, axes
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Write the numbers of a logarithmic axis out, at 1, 2 and 5 times each power of ten where the powers are few."""
+    low, high = axis.get_view_interval()
+    axis.set_major_formatter(lambda value, _: f"{value:,g}")
+    is_wide = high > 100 * low
+    axis.set_minor_formatter(lambda value, _: "" if is_wide or f"{value:e}"[0] not in "25" else f"{value:,g}")
+
+
+def _write_values(axes: Axes, values: Sequence[Sequence[float]]) -> None:
+    known = [value for row in values for value in row if math.isfinite(value)]
+    middle = math.sqrt(min(known) * max(known)) if known else 1.0
+    for line, row in enumerate(values):
+        for place, value in enumerate(row):
+            if math.isfinite(value):
+                color = "white" if value <= middle else "black"
+                axes.text(
+                    place, line, describe_number(value), ha="center", va="center", fontsize="x-small", color=color
+                )
 
 
 def _resolved(report: NoiseReport, name: str) -> float:
@@ -328,9 +368,9 @@ def _draw_bars(axes: Axes, report: NoiseReport, names: Sequence[str]) -> None:
         axes.axvline(report.noise.noise_scale, color=BATCH, linewidth=1.4, label="whole model")
         axes.legend(loc="best", fontsize="small")
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.set_xlim(left, right)
-    axes.invert_yaxis()
+    _plain_ticks(axes.xaxis)
+    axes.set_ylim(len(names) - 0.4, -0.6)
     confidence = f"{100 * report.noise.confidence:.3g} %"
     axes.set_xlabel(f"noise scale in examples, with its {confidence} interval (grey: not resolved)")
 
@@ -346,31 +386,38 @@ def plot_branches(answer: BranchAnswer, ax: Axes | None = None) -> tuple[Figure,
         The figure and the axes.
     """
     figure, axes = _figure(1) if ax is None else (cast("Figure", ax.figure), ax)
-    rows = [row for row in answer.rows if math.isfinite(row.worth)]
     sizes = [row.batch_size for row in answer.rows]
     left, right = sizes[0] / 1.3, sizes[-1] * 1.3
     axes.set_xscale("log", base=2)
     axes.set_xlim(left, right)
     if answer.low > 0 or answer.high < math.inf:
         ends = max(answer.low, left), min(answer.high, right)
-        axes.axvspan(*ends, color=BATCH, alpha=0.15, linewidth=0, label="critical batch")
-    axes.plot(
-        [row.batch_size for row in rows],
-        [row.worth for row in rows],
-        marker="o",
-        color=NOISE,
-        label="worth of an example",
-    )
+        axes.axvspan(*ends, color=BATCH, alpha=0.15, linewidth=0, label="the critical batch is here")
+    rows = [row for row in answer.rows if math.isfinite(row.worth)]
+    axes.plot([row.batch_size for row in rows], [row.worth for row in rows], color=NOISE, label="worth of an example")
+    for is_open in (False, True):
+        some = [row for row in rows if (row.verdict is Verdict.OPEN) is is_open]
+        axes.plot(
+            [row.batch_size for row in some],
+            [row.worth for row in some],
+            marker="o",
+            color=NOISE,
+            markerfacecolor="white" if is_open else NOISE,
+            linestyle="",
+            label="undecided" if is_open and some else "_",
+        )
     needed = [row for row in answer.rows if math.isfinite(row.needed)]
     axes.plot(
         [row.batch_size for row in needed],
         [row.needed for row in needed],
         color="0.4",
         linestyle="--",
-        label="half of that in a very small batch",
+        label="half its worth in a very small batch",
     )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.set_xlabel("batch in examples")
     axes.set_ylabel("relative to the smallest batch")
+    axes.set_ylim(bottom=min(0.0, *(row.worth for row in rows), 0.0) if rows else 0.0)
+    axes.set_title(answer.reason, fontsize="medium", wrap=True)
     axes.legend(loc="best", fontsize="small")
     return figure, axes

@@ -46,6 +46,8 @@ from lightning_bsscale.theory.events import (
     StepEvent,
     WindowEvent,
 )
+from lightning_bsscale.theory.pace import Pace
+from lightning_bsscale.theory.profile import RunProfile
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.state import RunNumbers, RunSettings, RunState
 from lightning_bsscale.theory.stored import (
@@ -114,16 +116,20 @@ _NAMES: dict[Any, str] = {cls: name for name, cls in _EVENTS.items()}
 _OF_A_STEP = (WindowEvent, Measurement, DecisionRecord)
 
 
-def run_header(settings: RunSettings, state: RunState) -> dict[str, Any]:
+def run_header(
+    settings: RunSettings, state: RunState, profile: RunProfile | None = None, pace: Pace | None = None
+) -> dict[str, Any]:
     """Return the content of a journal's first line.
 
     Args:
         settings: the settings of the run
         state: its first state
+        profile: what its readers are told beside
+        pace: the seconds of its windows so far
 
     Returns:
-        policy, rules and schedule by class and options, the settings that are numbers, and the state without its
-        history
+        policy, rules and schedule by class and options, the settings that are numbers, the state without its history,
+        the profile, and the pace
     """
     numbers = {field.name: getattr(settings, field.name) for field in dataclasses.fields(RunNumbers)}
     return {
@@ -134,6 +140,8 @@ def run_header(settings: RunSettings, state: RunState) -> dict[str, Any]:
         "dry_run": not settings.acts,
         "settings": plain_value(numbers),
         "state": as_plain(state.without_history()),
+        "profile": as_plain(RunProfile() if profile is None else profile),
+        "pace": as_plain(Pace() if pace is None else pace),
     }
 
 

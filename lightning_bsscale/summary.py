@@ -7,44 +7,46 @@ import textwrap
 from collections.abc import Sequence
 
 from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.numbers import describe_count, describe_number
+from lightning_bsscale.theory.policies import Reason
 from lightning_bsscale.theory.records import DecisionRecord
 
-TABLE_WIDTH = 120
+TABLE_WIDTH = 100
 MIN_REASON_WIDTH = 24
 
-
-def describe_number(value: float, digits: int = 3) -> str:
-    """Format a number for reading: ``33,675``, ``43.3``, ``0.0125``.
-
-    Args:
-        value: the number
-        digits: minimum of significant digits; whole numbers keep all of theirs
-
-    Returns:
-        A few characters; powers of ten only from 10¹⁵ on.
-    """
-    if not math.isfinite(value):
-        return str(float(value))
-    if abs(value) >= 1e15:
-        return f"{value:.{digits - 1}e}"
-    whole_digits = len(f"{abs(value):.0f}")
-    text = f"{value:,.{max(0, digits - whole_digits)}f}" if abs(value) >= 1 else f"{value:.{digits}g}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+# A table shows the numbers beside the reason, so that a few words are enough; records and log lines have the sentence.
+SHORT = {
+    Reason.IN_WARMUP: "in warmup",
+    Reason.NOT_BEFORE: "before not_before",
+    Reason.NO_ESTIMATE: "no estimate yet",
+    Reason.UNRESOLVED: "not resolved",
+    Reason.COOLING_DOWN: "cooling down",
+    Reason.AT_LIMIT: "at the limit",
+    Reason.NEAR_END: "too near the end",
+    Reason.NO_PRICES: "seconds not measured yet",
+    Reason.CLOSE_ENOUGH: "below needed",
+    Reason.GROW: "grow",
+    Reason.SHRINK: "shrink",
+}
+_SHORT = {reason.value: text for reason, text in SHORT.items()}
 
 
 def describe_noise(noise: NoiseScale | None) -> str:
-    """Format a noise scale: ``"123 [80.1, 210]"`` in examples, or ``"unknown"``."""
+    """Format a noise scale: ``"123 [80.1, 210]"`` in the run's unit, or ``"unknown"``."""
     if noise is None:
         return "unknown"
-    return f"{describe_number(noise.noise_scale)} [{describe_number(noise.low)}, {describe_number(noise.high)}]"
+    return f"{describe_count(noise.noise_scale)} [{describe_count(noise.low)}, {describe_count(noise.high)}]"
 
 
 def _compared(target: float | None, needed: float | None) -> tuple[str, str]:
     """Format target and needed number with enough digits to see which is larger."""
     if target is None or needed is None:
-        return tuple("-" if one is None else describe_number(one) for one in (target, needed))  # type: ignore[return-value]
+        return tuple("-" if one is None else describe_count(one) for one in (target, needed))  # type: ignore[return-value]
+    short = describe_count(target), describe_count(needed)
+    if short[0] != short[1] or target == needed:
+        return short
     digits = 3
-    while digits < 17 and target != needed and describe_number(target, digits) == describe_number(needed, digits):
+    while digits < 17 and describe_number(target, digits) == describe_number(needed, digits):
         digits += 1
     return describe_number(target, digits), describe_number(needed, digits)
 
@@ -64,7 +66,7 @@ def describe_grounds(record: DecisionRecord) -> str:
     parts = []
     if decision.bound is not None:
         share = "" if decision.confidence is None else f" ({100 * decision.confidence:.3g} %)"
-        parts.append(f"{side} bound{share} {describe_number(decision.bound)}")
+        parts.append(f"{side} bound{share} {describe_count(decision.bound)}")
         if decision.target is not None and 0 < decision.bound < math.inf:
             parts[0] += f" x {describe_number(decision.target / decision.bound)} = target {target}"
     if decision.target is not None and " = " not in "".join(parts):
@@ -76,45 +78,84 @@ def describe_grounds(record: DecisionRecord) -> str:
 
 def describe_reason(record: DecisionRecord) -> str:
     """Return a decision's reason, with the requested batch size if the limits or the loader batch changed it."""
-    requested, reason = record.decision.batch_size, record.decision.reason
-    return reason if requested == record.batch_size else f"{reason} (requested {describe_number(requested)})"
+    return record.decision.reason + _requested(record)
 
 
-def _row(record: DecisionRecord) -> tuple[str, ...]:
+def _requested(record: DecisionRecord) -> str:
+    requested = record.decision.batch_size
+    return "" if requested == record.batch_size else f" (requested {describe_count(requested)})"
+
+
+def _stretches(decisions: Sequence[DecisionRecord]) -> list[list[DecisionRecord]]:
+    """Return each change on its own, and the holds between two changes together."""
+    stretches: list[list[DecisionRecord]] = []
+    for record in decisions:
+        if record.is_change or not stretches or stretches[-1][-1].is_change:
+            stretches.append([])
+        stretches[-1].append(record)
+    return stretches
+
+
+def _reasons(stretch: Sequence[DecisionRecord]) -> str:
+    """Return the reason of a change, or the different ones of a stretch of holds, each once."""
+    texts = {record.decision.code: record.decision.reason for record in stretch}
+    short = [_SHORT.get(text, text) for text in texts.values()]
+    if stretch[-1].is_change or len(short) == 1:
+        is_short_hold = not stretch[-1].is_change and short[0] in SHORT.values()
+        return f"{'hold: ' if is_short_hold else ''}{short[0]}{_requested(stretch[-1])}"
+    # Every change is followed by a cooldown, which says nothing where there is another reason.
+    parts = [text.removeprefix("hold: ") for text in short if text != SHORT[Reason.COOLING_DOWN]]
+    return f"hold: {', '.join(parts)}"
+
+
+def _row(stretch: Sequence[DecisionRecord], *, has_target: bool) -> tuple[str, ...]:
+    # A stretch of holds begins at its first record, and shows the numbers of its last.
+    first, record = stretch[0], stretch[-1]
     decision = record.decision
-    old, new = describe_number(record.situation.batch_size), describe_number(record.batch_size)
+    old, new = describe_count(record.situation.batch_size), describe_count(record.batch_size)
     target, needed = _compared(decision.target, decision.needed)
-    upper = " (upper)" if record.is_shrink else ""
+    bound = "-" if decision.bound is None else describe_count(decision.bound)
+    if decision.bound is not None and decision.bound == decision.target:
+        bound = target
     return (
-        describe_number(record.situation.examples_seen),
-        describe_number(record.situation.optimizer_steps),
+        describe_count(first.situation.examples_seen),
+        describe_count(first.situation.optimizer_steps),
         f"{old} -> {new}" if record.is_change else old,
         describe_number(record.lr_scale),
         describe_noise(record.situation.noise),
-        "-" if decision.bound is None else f"{describe_number(decision.bound)}{upper}",
-        target,
+        f"{bound}{' (upper)' if record.is_shrink and decision.bound is not None else ''}",
+        *([target] if has_target else []),
         needed if decision.needed is None else f"{'<=' if record.is_shrink else '>='} {needed}",
-        describe_reason(record),
+        _reasons(stretch),
     )
 
 
-def summary_table(decisions: Sequence[DecisionRecord], *, changes: int | None = None, holds: int | None = None) -> str:
-    """Format changes, and the first of each run of holds, as an aligned table of 120 columns.
+def summary_table(
+    decisions: Sequence[DecisionRecord],
+    *,
+    changes: int | None = None,
+    holds: int | None = None,
+    unit: str = "examples",
+) -> str:
+    """Format decisions as an aligned table of 100 columns: a line for each change, and one for the holds in between.
 
     Args:
         decisions: the records, in order
         changes: number of all changes, if `decisions` may be thinned
         holds: number of all runs of holds
+        unit: what the run counts
 
     Returns:
-        The table, with a last line if there were more records than these.
+        The table, with a last line if there were more records than these. The target has a column of its own only
+        where it is not the bound itself.
     """
     confidences = {record.decision.confidence for record in decisions if record.decision.bound is not None}
     shared = confidences.pop() if len(confidences) == 1 else None
     bound = "bound" if shared is None else f"bound ({100 * shared:.3g} %)"
-    title = ("examples", "step", "batch", "lr factor", "noise scale [90 %]", bound, "target", "needed", "reason")
-    rows = [title, *map(_row, decisions)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(title) - 1)]
+    has_target = any(record.decision.target != record.decision.bound for record in decisions)
+    title = (unit, "step", "batch", "lr factor", "noise scale [90 %]", bound, *(["target"] if has_target else []))
+    rows = [(*title, "needed", "reason"), *(_row(one, has_target=has_target) for one in _stretches(decisions))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     indent = " " * (sum(widths) + 2 * len(widths))
     room = max(MIN_REASON_WIDTH, TABLE_WIDTH - len(indent))
     lines = []
@@ -133,42 +174,7 @@ def _omitted(decisions: Sequence[DecisionRecord], changes: int | None, holds: in
         for name, kept, made in counts
         if made is not None and made > kept
     ]
-    return [f"Shown are {' and '.join(thinned)}; older ones were thinned."] if thinned else []
-
-
-_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
-_TIMES = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
-
-
-def describe_count(value: float) -> str:
-    """Format a count of examples or steps: ``33,675``, ``12.3 M``, ``1.2 B``."""
-    for size, unit in _UNITS:
-        if size <= round(value) < math.inf:
-            return f"{describe_number(value / size)} {unit}"
-    return describe_number(round(value)) if 1 <= value < math.inf else describe_number(value)
-
-
-def time_unit(seconds: float) -> tuple[float, str]:
-    """Return the unit that suits a time, as its seconds and its name."""
-    return next((one for one in _TIMES if seconds >= one[0]), _TIMES[-1])
-
-
-def describe_time(seconds: float, low: float | None = None, high: float | None = None) -> str:
-    """Format a time, with its interval in the same unit: ``3.4 h``, ``12 min [9.5, 15.2]``.
-
-    Args:
-        seconds: the time
-        low: lower end; None for no interval
-        high: upper end; None for no interval
-
-    Returns:
-        A few characters.
-    """
-    size, unit = time_unit(seconds)
-    text = f"{describe_number(seconds / size)} {unit}"
-    if low is None or high is None or low == high:
-        return text
-    return f"{text} [{describe_number(low / size)}, {describe_number(high / size)}]"
+    return [f"Kept are {' and '.join(thinned)}; older ones were thinned."] if thinned else []
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:

@@ -17,7 +17,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "theory": ({"theory"}, set()),
     "gradients": ({"torch", "theory", "gradients"}, set()),
     "callbacks": (
-        {"torch", "lightning", "numpy", "theory", "gradients", "callbacks", "journal", "summary"},
+        {
+            *("torch", "lightning", "numpy", "theory", "gradients", "callbacks"),
+            *("journal", "summary", "record_lists", "verdict"),
+        },
         {"figures", "matplotlib"},
     ),
     "metric": ({"torch", "torchmetrics", "theory", "functional"}, {"figures", "matplotlib"}),
@@ -26,8 +29,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "journal_file": (set(), set()),
     "replay": ({"theory", "journal"}, set()),
     "summary": ({"theory", "journal"}, set()),
+    "record_lists": ({"theory"}, {"pandas"}),
+    "verdict": ({"theory", "journal", "verdict"}, set()),
     "figures": ({"theory", "journal", "summary", "numpy"}, {"matplotlib"}),
-    "report": ({"theory", "journal", "figures", "numpy"}, {"matplotlib"}),
+    "report": ({"theory", "journal", "verdict", "report"}, set()),
     "simulation": ({"theory", "numpy", "simulation"}, {"matplotlib"}),
     "demo": (
         {"torch", "lightning", "numpy", "sklearn", "theory", "callbacks", "journal", "journal_file", "summary"},
@@ -36,7 +41,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "critical_batch": ({"torch", "lightning", "numpy", "theory", "callbacks", "functional", "critical_batch"}, set()),
     "cli": (
         {"theory", "cli", "journal", "replay", "__version__"},
-        {"demo", "summary", "figures", "report", "simulation", "critical_batch", "lightning"},
+        {"demo", "summary", "verdict", "figures", "report", "simulation", "critical_batch", "lightning"},
     ),
     "__main__": ({"cli"}, set()),
     # The door names everything and loads nothing: see test_the_door_loads_no_torch.

@@ -107,7 +107,7 @@ def test_the_rule_of_ones_own_works():
     names = {name: getattr(lightning_bsscale, name) for name in lightning_bsscale.__all__}
     for code in re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S):
         exec(compile(code, page, "exec"), names)
-    (made,) = lightning_bsscale.BatchSizeScaler(also_scale=names["Epsilon"]())._options.also_scale
+    (made,) = lightning_bsscale.BatchSizeScaler(also_scale=names["Epsilon"]())._options.also_scale_for(None)
     assert scaled_values(made, {"eps": 1e-8}, 4.0) == {"eps": 5e-9}
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets  # noqa: F401  its first import sets environment variables: not inside a test
+import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # Examples of a micro-batch, and deviation of one example's gradient.
@@ -118,3 +120,84 @@ def test_the_scores_find_a_bias_and_a_narrow_interval(estimators):
     assert estimators.score(rows, truth)["unusable"] == 0.25
     rows[:200, 1] = -2
     assert math.isinf(estimators.score(rows, truth)["error"])
+
+
+@pytest.fixture
+def networks(estimators):
+    import trained_networks
+
+    return trained_networks
+
+
+def test_the_truth_of_a_network_is_measured_before_every_so_many_steps_and_before_the_last(networks):
+    """With a linear loss the gradient of a micro-batch is the mean of its examples, whatever the weight."""
+    examples = torch.arange(12.0).view(12, 1)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    training = networks.Training(
+        [weight],
+        lambda chosen: (examples[chosen] @ weight).mean(),
+        lambda: torch.arange(12).view(4, 3),
+        torch.optim.SGD([weight], lr=0.5).step,
+    )
+    steps = [*training.windows(7, lambda: (float(weight.detach()), 1.0), 3)]
+    assert [float(step.gradients.mean()) for step in steps] == [5.5] * 7
+    assert steps[0].gradients.ravel().tolist() == [1, 4, 7, 10]
+    known = {index: float(step.trace[0]) for index, step in enumerate(steps) if not np.isnan(step.trace[0])}
+    assert known == {0: 0.0, 3: -3 * 0.5 * 5.5, 6: -6 * 0.5 * 5.5}
+
+
+def test_the_truth_of_the_digits_is_that_of_all_images(networks):
+    from lightning_bsscale.demo import DigitsModel, digits_data
+
+    step = next(next(networks.digits(3, stretches=1, windows=1, every=1, size=8)))
+    images, labels = digits_data()[0].tensors
+    torch.manual_seed(3)
+    model = DigitsModel()
+    total, squares = 0.0, 0.0
+    for image, label in zip(images[:, None], labels[:, None], strict=True):
+        loss = torch.nn.functional.cross_entropy(model(image), label)
+        gradient = torch.cat([part.flatten() for part in torch.autograd.grad(loss, [*model.parameters()])])
+        total, squares = total + gradient, squares + float(gradient.square().sum())
+    grad_sq = float((total / len(labels)).square().sum())
+    assert float(step.grad_sq[0]) == pytest.approx(grad_sq, rel=1e-3)
+    assert float(step.trace[0]) == pytest.approx(squares / len(labels) - grad_sq, rel=1e-3)
+
+
+def test_the_truth_of_the_language_model_is_by_all_pairs_of_other_micro_batches(networks):
+    from lightning_bsscale.functional import window_moments
+
+    seen = []
+
+    class Kept(networks.Training):
+        def gradient(self, chosen):
+            seen.append((super().gradient(chosen), chosen))
+            return seen[-1][0]
+
+    networks.Training, before = Kept, networks.Training
+    try:
+        paths = networks.language(0, stretches=2, windows=1, every=1, size=4, between=2, samples=6)
+        first, second = (next(path) for path in paths)
+    finally:
+        networks.Training = before
+    assert len(seen) == 2 * (6 + 4) + 2 * 4  # two truths, two measured steps and two between them
+    gradients = torch.stack([gradient for gradient, _ in seen[:6]])
+    exact = window_moments(gradients.square().sum(1).tolist(), float(gradients.mean(0).square().sum()), [4] * 6)
+    assert (first.trace[0], first.grad_sq[0]) == pytest.approx((exact.trace, exact.grad_sq), rel=1e-3)
+    assert first.gradients[0].shape == (4, gradients.shape[1])
+    assert {*seen[0][1].tolist()} != {*seen[6][1].tolist()}
+    assert float(second.trace[0]) != float(first.trace[0])
+
+
+def test_the_page_shows_the_results(estimators):
+    """To the last digit, but for the machine's line at the end."""
+    results = estimators.RESULTS / "estimators.jsonl"
+    done = estimators.finished(results)
+    parts = estimators.collected(done, 300, 12)
+    made = estimators.table(parts)
+    assert made.splitlines()[:-1] == results.with_suffix(".md").read_text(encoding="utf-8").splitlines()[:-1]
+    # What is promised of networks in training, where there are repeats enough to tell.
+    for part in estimators.TRAINED:
+        whole = parts.get(part, {}).get("all five", {"repeats": 0})
+        for name in estimators.OURS if whole["repeats"] >= 40 else ():
+            assert 0.85 <= whole["scores"][name]["coverage"] <= 0.95
+    assert parts["c"]["all five"]["repeats"] >= 40

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import sklearn.datasets  # noqa: F401  its first import sets environment variables: not inside a test
 import torch
 from torch import nn
 
@@ -99,6 +100,76 @@ def test_finished_runs_are_not_made_again(experiments, tmp_path, monkeypatch):
     for seeds in (1, 3):
         experiments.make("twice", seeds, 1)
     assert sorted(job["obj"] for job, _ in experiments.finished("twice")) == [0, 1, 2]
+
+
+@pytest.fixture
+def trainer_runs(path):
+    import trainer_runs
+
+    return trainer_runs
+
+
+RULES = {"SGD": "saturating", "momentum": "saturating", "LARS": "linear"}
+
+
+def test_the_libraries_optimizers_are_known_by_their_classes(trainer_runs):
+    assert {name: trainer_runs.rule_of(name) for name in trainer_runs.OPTIMIZERS} == {
+        name: RULES.get(name, "sqrt") for name in trainer_runs.OPTIMIZERS
+    }
+
+
+def test_muon_is_one_optimizer_for_all_parameters(trainer_runs):
+    model = trainer_runs.layers()
+    matrices, others = trainer_runs.OPTIMIZERS["Muon"](model, 0.1).param_groups
+    assert [tuple(one.shape) for one in matrices["params"]] == [(8, 1, 3, 3), (32, 128)]
+    assert [tuple(one.shape) for one in others["params"]] == [(8,), (32,), (10, 32), (10,)]
+    assert (matrices["lr"], others["lr"]) == (0.1, 0.02)
+
+
+@pytest.mark.parametrize("name", ["SGD", "LAMB", "LARS", "Lion", "Muon"])
+def test_an_optimizer_trains_with_the_scaler(trainer_runs, monkeypatch, name):
+    monkeypatch.setattr(trainer_runs, "EPOCHS", 1)
+    job = {"optimizer": name, "batch": 8, "rate": 0.003, "seed": 0, "scaler": True}
+    record = trainer_runs.optimizer_run(job)
+    assert record["rule"] == RULES.get(name, "sqrt")
+    assert record["val_loss"] < 2.31
+    assert 8 <= record["final_batch"] <= 168
+
+
+def test_a_run_that_fails_is_a_result(trainer_runs, monkeypatch):
+    def fail(model, rate):
+        raise RuntimeError("no")
+
+    monkeypatch.setitem(trainer_runs.OPTIMIZERS, "broken", fail)
+    job = {"optimizer": "broken", "batch": 8, "rate": 0.003, "seed": 0, "scaler": True}
+    assert trainer_runs.optimizer_run(job) == {"error": "RuntimeError: no"}
+
+
+def test_each_optimizer_has_its_learning_rate_and_factor(experiments, monkeypatch):
+    tuning = [(0.1, 0.3), (0.1, 0.4), (0.2, 0.1), (0.2, math.nan), (0.4, 0.2), (0.4, 0.3), (0.8, None)]
+    lines = {
+        "optimizer_rates": [
+            ({"optimizer": "SGD", "rate": rate}, {"error": "no"} if loss is None else {"val_loss": loss})
+            for rate, loss in tuning
+        ],
+        "optimizer_scaler": [
+            ({"optimizer": name, "seed": seed}, {"rule": rule, "noise_scale": noise})
+            for name, seed, rule, noise in (
+                ("SGD", 1, "saturating", 20.0),
+                ("SGD", 0, "saturating", 64.0),
+                ("Adam", 0, "sqrt", 64.0),
+                ("LARS", 0, "linear", None),
+            )
+        ]
+        + [({"optimizer": "Lion", "seed": 0}, {"error": "no"})],
+    }
+    monkeypatch.setattr(experiments, "finished", lines.__getitem__)
+    assert experiments.tried_rates("SGD") == {0.1: 0.35, 0.2: math.inf, 0.4: 0.25, 0.8: math.inf}
+    assert experiments.best_rate("SGD") == 0.4
+    assert experiments.factor_by_rule("SGD") == 4.5
+    assert experiments.factor_by_rule("Adam") == pytest.approx(8**0.5)
+    assert experiments.factor_by_rule("LARS") == 8
+    assert math.isnan(experiments.factor_by_rule("Lion"))
 
 
 def test_the_page_shows_the_results():

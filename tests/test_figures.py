@@ -17,7 +17,7 @@ import pytest
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.figures import plot_branches, plot_layers, plot_noise_scale, plot_run
-from lightning_bsscale.theory.branching import critical_batch
+from lightning_bsscale.theory.branching import critical_batch, shares_needed
 from lightning_bsscale.theory.noise_report import Ending, NoiseReport
 from tests.helpers import inline_backend
 from tests.helpers.records import DECISION, MEASUREMENT, NOISE
@@ -78,11 +78,16 @@ def test_layers_are_bars_with_a_resolved_one_marked(tmp_path):
 
 
 def test_branches_are_drawn_with_the_interval_and_the_line_that_decides(tmp_path):
-    losses = [[2 - 1 / (1 + size / (45 + shift)) for size in (8, 16, 32, 64, 128)] for shift in (-1, 0, 1)]
-    figure, axes = plot_branches(critical_batch([8, 16, 32, 64, 128], 2.0, losses))
+    sizes, swing = [8, 16, 32, 64, 128], [0, 0, 0.5, 0, 0]
+    losses = [[2 - 1 / (1 + size / 45) + sign * x for size, x in zip(sizes, swing, strict=True)] for sign in (-1, 0, 1)]
+    earlier = [[2 - share / (1 + 8 / 45) + sign / 1000 for share in shares_needed(sizes)] for sign in (-1, 0, 1)]
+    figure, axes = plot_branches(critical_batch(sizes, 2.0, losses, earlier))
     drawn = lines(axes)
-    assert list(drawn["half of that in a very small batch"].get_ydata())[:2] == [1.0, 0.75]
-    assert axes.patches[0].get_x() == 32
+    assert list(drawn["half its worth in a very small batch"].get_ydata())[:2] == [1.0, 0.75]
+    assert list(drawn["undecided"].get_xdata()) == [32]
+    assert list(drawn["worth of an example"].get_xdata()) == sizes
+    assert axes.get_title() == "The critical batch is between 16 and 64"
+    assert axes.patches[0].get_x() == 16
     figure.savefig(tmp_path / "branches.png")
 
 
@@ -90,6 +95,7 @@ def test_layers_at_several_checkpoints_are_a_heat_map(tmp_path):
     later = report(first=replace(KNOWN, noise_scale=400.0), third=replace(KNOWN, resolved=False))
     figure, axes = plot_layers({"start": report(first=KNOWN), "end": later})
     assert axes.images[0].get_array().filled(-1).tolist() == [[100.0, 400.0], [-1, -1]]
+    assert [text.get_text() for text in axes.texts] == ["100", "400"]
     figure.savefig(tmp_path / "layers.png")
 
 

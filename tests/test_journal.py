@@ -22,7 +22,7 @@ from lightning_bsscale.theory import events
 from lightning_bsscale.theory.described import describe
 from lightning_bsscale.theory.events import EndEvent, EpochEvent, WindowEvent
 from lightning_bsscale.theory.measured import Arrived
-from lightning_bsscale.theory.policies import NoiseScalePolicy, Reason
+from lightning_bsscale.theory.policies import NoiseScalePolicy
 from lightning_bsscale.theory.rules import Capped, Power
 from lightning_bsscale.theory.run import begin_run
 from lightning_bsscale.theory.stored import as_plain
@@ -172,8 +172,8 @@ def test_summary():
     assert describe_noise(NOISE) == "inf [3.5, inf]"
     lines = summary_table([DECISION]).splitlines()
     indent = lines[0].index("reason")
-    assert " ".join(line[indent:] for line in lines[1:]) == Reason.UNRESOLVED.value
-    assert max(map(len, lines)) <= 120
+    assert [line[indent:] for line in lines[1:]] == ["hold: not resolved"]
+    assert max(map(len, lines)) <= 100
 
 
 FIRST = json.dumps({"event": "header", "schema": 2, **run_header(SETTINGS, BEGUN)})

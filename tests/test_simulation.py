@@ -285,6 +285,46 @@ def test_sampled_sums_have_the_right_means():
     assert np.std([d.trace for d in drawn]) == pytest.approx(50 * math.sqrt(2 / (2 * 40)), rel=0.05)
 
 
+def test_sampled_sums_with_a_tail_have_the_same_means_and_more_scatter():
+    """Of 8 examples each: the trace's variance gets the fourth moment of the factor, which exists for a tail of 6."""
+    rng = np.random.default_rng(0)
+    settings = dict(samples=3, examples=24, trace=50.0, grad_sq=2.0, directions=400)
+    drawn = [moments_of(sampled_sums(rng, tail=6.0, **settings)) for _ in range(20_000)]
+    for values, truth in (([d.trace for d in drawn], 50), ([d.grad_sq for d in drawn], 2)):
+        assert abs(np.mean(values) - truth) < 4 * np.std(values) / math.sqrt(len(drawn))
+    # The factor (tail - 2) / chi-square has a variance of 2 / (tail - 4) = 1, and a sum over 24 examples one of 1/24;
+    # the directions add 2 / (2 * 400).
+    assert np.std([d.trace for d in drawn]) == pytest.approx(50 * math.sqrt(1 / 24 + 1 / 400), rel=0.1)
+    gaussian = [moments_of(sampled_sums(rng, **settings)).trace for _ in range(2000)]
+    assert np.std(gaussian) == pytest.approx(50 / math.sqrt(400), rel=0.1)  # the twin
+    # Without a tail to speak of, both ways of drawing agree.
+    mild = [moments_of(sampled_sums(rng, tail=1e7, **settings)) for _ in range(5000)]
+    plain = [moments_of(sampled_sums(rng, **settings)) for _ in range(5000)]
+    for key in ("trace", "grad_sq"):
+        one, two = (np.array([getattr(d, key) for d in found]) for found in (mild, plain))
+        assert abs(one.mean() - two.mean()) < 4 * one.std() / 50
+        assert one.std() == pytest.approx(two.std(), rel=0.06)
+
+
+def test_the_remembered_scale_is_the_mean_over_the_memory():
+    class Jump:
+        def truth(self, examples_seen):
+            return (10.0, 1.0) if examples_seen < 1600 else (40.0, 1.0)
+
+        def train(self, examples_seen, batch_size, steps, rate):
+            pass
+
+    still = control(policy=NoiseScalePolicy(target_ratio=1e-6), warmup=0, memory=0.1)
+    run = list(controlled(still, Jump(), np.random.default_rng(0)))
+    assert all(s.remembered_scale == pytest.approx(10) for s in run if s.examples_seen < 1600)
+    after = [s for s in run if s.examples_seen >= 1600]
+    scales = [s.remembered_scale for s in after]
+    assert scales == sorted(scales)
+    # A window at every 64 examples, a fifth of the memory.
+    assert scales[9] == pytest.approx(40 - 30 * math.exp(-0.2 * 10), rel=0.01)
+    assert {s.true_scale for s in after} == {40.0}
+
+
 @pytest.mark.parametrize("batch", [1, 8, 24, 120])
 def test_windows_are_measured_where_they_contain_a_due_loader_batch(batch):
     seen = [0]
@@ -334,7 +374,7 @@ def test_the_model_follows_the_users_law():
 def test_false_growths_are_as_rare_as_the_confidence_of_the_whole_run_says():
     def found(**options):
         made = control(2000, policy=NoiseScalePolicy(confidence=0.9, **options), max_batch_size=2000, memory=0.02)
-        return false_growths(made, 8 * 23.0, target_ratio=1.0, runs=30, seed=0)
+        return false_growths(made, Still(8 * 23.0), target_ratio=1.0, runs=30, seed=0)
 
     whole, each = found(whole_run=True), found()
     assert max(whole.share, whole.on_high_bound) < 0.1 < each.on_high_bound

@@ -22,12 +22,13 @@ PUBLIC_NAMES = {
 # Those of BatchSizeScaler and NoiseScalePolicy are in the README's table, which test_docs.py compares.
 CONSTRUCTORS = {
     "GradientNoiseScaleMonitor": {
-        "measure_every": 8,
+        "measure_every": 16,
         "split": "auto",
         "loss_is_mean_over": "examples",
         "split_fn": None,
         "memory": 0.05,
         "batch_size_fn": None,
+        "unit": "examples",
         "log_prefix": "bsscale/",
         "record": False,
     },
@@ -47,7 +48,7 @@ LOGGED_KEYS = {
     *("noise_scale", "noise_scale_high", "noise_scale_low", "grad_sq_norm", "grad_trace_cov"),
     *("batch_size", "accumulate_grad_batches", "examples_seen", "dropped_windows", "limited_windows", "lr", "lr_scale"),
 }
-STATE_KEYS = {"schema", "run", "policy", "journal"}
+STATE_KEYS = {"schema", "run", "policy", "journal", "pace"}
 RUN_KEYS = {
     *("first", "now", "is_resumed", "epoch", "loader_batches_in_epoch", "position", "windows", "window", "cut"),
     *("batch", "decisions", "examples", "lost_examples", "lost_loader_batches", "measured", "row_limit", "pending"),

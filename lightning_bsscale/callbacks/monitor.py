@@ -43,6 +43,7 @@ class GradientNoiseScaleMonitor(WindowCallback):
         loss_is_mean_over: str = "examples",
         memory: float = 0.05,
         batch_size_fn: Callable[[Any], float] | None = None,
+        unit: str = "examples",
         log_prefix: str = "bsscale/",
         record: bool | str | Path = False,
     ) -> None:
@@ -62,6 +63,8 @@ class GradientNoiseScaleMonitor(WindowCallback):
             memory: Share of the training's examples over which measurements are averaged; 1.0, or an unknown number
                 of examples, averages over all. Defaults to 0.05.
             batch_size_fn: Counts the examples (or tokens) of a batch. Defaults to None: first tensor, first dimension.
+            unit: What `batch_size_fn` counts, as a plural word (``"tokens"``): messages, tables and axes speak of it.
+                Defaults to ``"examples"``.
             log_prefix: Prefix of each logged key. Defaults to ``"bsscale/"``.
             record: True writes ``bsscale.jsonl`` into the log folder, a path names the file. If it exists already,
                 ``-v1``, ``-v2``, … is inserted before its suffix (see `journal_path`). Defaults to False.
@@ -77,6 +80,7 @@ class GradientNoiseScaleMonitor(WindowCallback):
                 weighs_counts=options.check_loss_mean(loss_is_mean_over, batch_size_fn),
                 memory=options.check_memory(memory),
                 batch_size_fn=options.check_batch_size_fn(batch_size_fn),
+                unit=options.check_unit(unit),
                 log_prefix=options.check_prefix(log_prefix),
                 record=options.check_record(record),
             )
@@ -93,7 +97,7 @@ class GradientNoiseScaleMonitor(WindowCallback):
         """
         from lightning_bsscale.figures import plot_noise_scale
 
-        return plot_noise_scale(self.history, ax=ax)
+        return plot_noise_scale(self.history, ax=ax, unit=self._options.unit)
 
     def _make_actuator(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, micro_batches: MicroBatches

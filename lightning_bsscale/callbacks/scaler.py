@@ -15,11 +15,13 @@ from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.monitor import GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
 from lightning_bsscale.callbacks.window_callback import WindowCallback
+from lightning_bsscale.record_lists import DecisionList
 from lightning_bsscale.summary import summary_table
 from lightning_bsscale.theory.checks import check_integer
 from lightning_bsscale.theory.hyperparameters import HyperparameterRule
+from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.policies import Policy, resolve_policy
-from lightning_bsscale.theory.records import DecisionLog, DecisionRecord
+from lightning_bsscale.theory.records import DecisionLog
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.schedules import Schedule
 
@@ -86,6 +88,7 @@ class BatchSizeScaler(WindowCallback):
         memory: float = 0.05,
         batch_size_fn: Callable[[Any], float] | None = None,
         dry_run: bool = False,
+        unit: str = "examples",
         log_prefix: str = "bsscale/",
         record: bool | str | Path = False,
         progress_bar: bool = False,
@@ -129,6 +132,8 @@ class BatchSizeScaler(WindowCallback):
             memory: Share of the budget over which measurements are averaged; 1.0 for all. Defaults to 0.05.
             batch_size_fn: Counts the examples (or tokens) of a batch. Defaults to None: first tensor, first dimension.
             dry_run: Measure and decide, but change nothing. Defaults to False.
+            unit: What `batch_size_fn` counts, as a plural word (``"tokens"``): messages, tables and axes speak of it.
+                Defaults to ``"examples"``.
             log_prefix: Prefix of each logged key. Defaults to ``"bsscale/"``.
             record: True writes ``bsscale.jsonl`` into the log folder, a path names the file. If it exists already,
                 ``-v1``, ``-v2``, … is inserted before its suffix (see `journal_path`). Defaults to False.
@@ -161,6 +166,7 @@ class BatchSizeScaler(WindowCallback):
                 memory=options.check_memory(memory),
                 batch_size_fn=options.check_batch_size_fn(batch_size_fn),
                 dry_run=options.check_flag("dry_run", dry_run),
+                unit=options.check_unit(unit),
                 log_prefix=options.check_prefix(log_prefix),
                 record=options.check_record(record),
                 progress_bar=options.check_flag("progress_bar", progress_bar),
@@ -186,9 +192,9 @@ class BatchSizeScaler(WindowCallback):
         return 0 if self._run is None else self._run.examples.total
 
     @property
-    def decisions(self) -> list[DecisionRecord]:
+    def decisions(self) -> DecisionList:
         """Changes of the batch, and the first of each run of holds with one code; thinned in very long runs."""
-        return [] if self._run is None else list(self._run.decisions.records)
+        return DecisionList(() if self._run is None else self._run.decisions.records)
 
     @property
     def planned_steps(self) -> int:
@@ -203,15 +209,26 @@ class BatchSizeScaler(WindowCallback):
         return 0 if self._run is None else self._run.planned_steps
 
     def summary(self) -> str:
-        """Return a table of the decisions, their reasons and numbers.
+        """Return a table of the decisions with their numbers: a line for each change, and one for the holds between.
 
         Returns:
             Its columns are examples, step, batch, factor, noise scale with its two-sided interval, the one-sided bound
-            that decided, the target derived from it, the number it was compared with, and the reason.
+            that decided, the target derived from it if it is not the bound itself, the number it was compared with, and
+            the reason. A line of holds begins with the first and has the numbers of the last recorded one; `decisions`
+            has all that are recorded.
         """
         log = DecisionLog() if self._run is None else self._run.decisions
-        table = summary_table(log.records, changes=log.changes, holds=log.holds)
+        table = summary_table(log.records, changes=log.changes, holds=log.holds, unit=self._options.unit)
         return f"{table}\nDry run: batch and learning rate stayed as they were." if self._options.dry_run else table
+
+    def _stands(self) -> list[str]:
+        run, options, stands = self._run, self._options, super()._stands()
+        policy = [f"policy={type(options.policy).__name__}", *(["dry run"] if options.dry_run else [])]
+        if run is None:
+            return [*policy, *stands]
+        start, now = run.batch.start_batch_size, run.batch.batch_size
+        grown = describe_count(start) if start == now else f"{describe_count(start)} -> {describe_count(now)}"
+        return [*policy, f"batch {grown} {options.unit}", *stands]
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, Any]:
         """Draw noise scale with band, batch, and learning rate with and without the factor, against examples seen.
@@ -224,7 +241,7 @@ class BatchSizeScaler(WindowCallback):
         """
         from lightning_bsscale.figures import plot_run
 
-        return plot_run(self.history, self.decisions, ax=ax)
+        return plot_run(self.history, self.decisions, ax=ax, unit=self._options.unit)
 
     # ------------------------------------------------------------------ before the first step
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch.optim import Optimizer
 
 from lightning_bsscale.callbacks.actuator import Actuator
 from lightning_bsscale.callbacks.checks import preflight
@@ -15,13 +16,15 @@ from lightning_bsscale.callbacks.gradient_watch import GradientWatch
 from lightning_bsscale.callbacks.output import messages
 from lightning_bsscale.callbacks.output.journal import open_journal
 from lightning_bsscale.callbacks.output.reports import Reports
-from lightning_bsscale.callbacks.state.checkpoint import read_run, restore_policy
+from lightning_bsscale.callbacks.state.checkpoint import read_pace, read_run, restore_policy
 from lightning_bsscale.callbacks.trainer.learning_rate import relative_learning_rate
 from lightning_bsscale.callbacks.trainer.loaders import Loaders, SizeCheck, read_loaders
 from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
 from lightning_bsscale.callbacks.trainer.user_plan import read_plan
 from lightning_bsscale.callbacks.window_loop import WindowLoop
+from lightning_bsscale.theory.pace import Pace
 from lightning_bsscale.theory.plan import PlanPosition
+from lightning_bsscale.theory.profile import RunProfile
 from lightning_bsscale.theory.run import begin_run, resume_run
 from lightning_bsscale.theory.start import Start, read_unit
 from lightning_bsscale.theory.state import RunSettings, RunState
@@ -58,12 +61,7 @@ def start_run(
     rule = options.rule_for(optimizer)
     loaders = read_loaders(trainer, size, rows, options.batch_size_fn)
     first = None if stored is None else stored.first
-    now = Start(
-        granularity=read_unit(loaders.first_size, loaders.batch_size, trainer.world_size, first),
-        loader_batch_size=loaders.batch_size,
-        world_size=trainer.world_size,
-        accumulate=actuator.accumulate,
-    )
+    now = _this_start(trainer.world_size, loaders, actuator, first)
     plan = read_plan(trainer, options, loaders, first or now, now)
     gradients = GradientWatch(trainer, optimizer, actuator.micro_batches)
     total = plan.total_examples
@@ -87,22 +85,51 @@ def start_run(
         decides=options.decides,
         acts=options.decides and not options.dry_run,
     )
-    state = _first_state(trainer, settings, stored, _position(trainer, settings, stored, loaders, actuator, batch_idx))
+    state = _first_state(
+        trainer, options.unit, settings, stored, _position(trainer, settings, stored, loaders, actuator, batch_idx)
+    )
     if checkpoint is not None:
         restore_policy(options.policy, checkpoint)
         gradients.unsent_examples = state.examples.assumed / now.world_size
     if options.decides:
         messages.log_start(state.batch.batch_size, plan.limits, options, is_resumed=stored is not None)
     resumes = None if checkpoint is None else checkpoint["journal"]
-    journal = open_journal(trainer, options.record, settings, state, resumes)
+    profile = _profile(options, optimizer, is_resumed=stored is not None)
+    pace = Pace(steps_before=state.planned_steps) if checkpoint is None else read_pace(checkpoint)
+    journal = open_journal(trainer, options.record, settings, state, profile, pace, resumes)
     with journal.closed_on_error():
         # Last, so that an error above leaves nothing attached.
         _warn_single_micro_batch(trainer, options, settings, state, loaders, rows)
         # The first loader batch of a resumed run may be a short one.
         usual_size = size if stored is None else now.own_granularity
-        sizes = SizeCheck(usual_size if options.decides else None)
+        sizes = SizeCheck(usual_size if options.decides else None, options.unit)
         actuator.attach(optimizer, settings.plan, state.position)
-        return WindowLoop(settings, state, actuator, gradients, loaders, Reports(options, settings, journal, sizes))
+        reports = Reports(options, settings, journal, sizes)
+        return WindowLoop(settings, state, actuator, gradients, loaders, reports, profile, pace)
+
+
+def _this_start(world_size: int, loaders: Loaders, actuator: Actuator, first: Start | None) -> Start:
+    return Start(
+        granularity=read_unit(loaders.first_size, loaders.batch_size, world_size, first),
+        loader_batch_size=loaders.batch_size,
+        world_size=world_size,
+        accumulate=actuator.accumulate,
+    )
+
+
+def _profile(options: RunOptions, optimizer: Optimizer, *, is_resumed: bool) -> RunProfile:
+    betas = optimizer.param_groups[0].get("betas")
+    beta2 = betas[1] if isinstance(betas, (tuple, list)) and len(betas) > 1 else None
+    return RunProfile(
+        unit=options.unit,
+        policy=type(options.policy).__name__ if options.decides else None,
+        optimizer=type(optimizer).__name__,
+        beta2=float(beta2) if isinstance(beta2, (int, float)) else None,
+        also_scale=tuple(type(rule).__name__ for rule in options.also_scale_for(optimizer)),
+        max_batch_size=options.max_batch_size,
+        split=options.split,
+        is_resumed=is_resumed,
+    )
 
 
 def _micro_batches(trainer: pl.Trainer, options: RunOptions, usual_rows: float) -> dict[str, Any]:
@@ -124,7 +151,7 @@ def _micro_batches(trainer: pl.Trainer, options: RunOptions, usual_rows: float) 
 
 
 def _first_state(
-    trainer: pl.Trainer, settings: RunSettings, stored: RunState | None, position: PlanPosition
+    trainer: pl.Trainer, unit: str, settings: RunSettings, stored: RunState | None, position: PlanPosition
 ) -> RunState:
     if stored is None:
         lr = relative_learning_rate(unwrapped(trainer.optimizers[0]))
@@ -132,7 +159,7 @@ def _first_state(
     state = resume_run(settings, stored, position, epoch=trainer.current_epoch)
     if settings.decides:
         before, now = stored.batch.batch_size, state.batch.batch_size
-        messages.warn_changed_start(settings.first, stored.now, settings.now, before, now)
+        messages.warn_changed_start(settings.first, stored.now, settings.now, before, now, unit)
     return state
 
 

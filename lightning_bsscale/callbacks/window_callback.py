@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lightning_bsscale.callbacks.actuator import Actuator
 from lightning_bsscale.callbacks.checks import compatibility, preflight
 from lightning_bsscale.callbacks.checks.options import RunOptions
+from lightning_bsscale.callbacks.output import messages
 from lightning_bsscale.callbacks.start_run import start_run
 from lightning_bsscale.callbacks.state.checkpoint import read_run, to_checkpoint
 from lightning_bsscale.callbacks.state.open_run import OpenRun
@@ -20,9 +21,13 @@ from lightning_bsscale.callbacks.trainer.batches import rows_of
 from lightning_bsscale.callbacks.trainer.loaders import batch_size_of
 from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
 from lightning_bsscale.callbacks.window_loop import WindowLoop
+from lightning_bsscale.record_lists import MeasurementList
+from lightning_bsscale.summary import describe_noise
 from lightning_bsscale.theory.estimate import NoiseScale
-from lightning_bsscale.theory.records import Measurement
+from lightning_bsscale.theory.numbers import describe_count
+from lightning_bsscale.theory.profile import RunContext
 from lightning_bsscale.theory.state import RunState
+from lightning_bsscale.verdict import Verdict, facts_of_run, verdict_of
 
 __all__ = ["WindowCallback"]
 
@@ -57,14 +62,18 @@ class WindowCallback(pl.Callback):
         return self._outcome if self._channel.outcome is None else self._channel.outcome
 
     @property
+    def _context(self) -> RunContext | None:
+        return self._shown.context if self._loop is None else self._loop.context
+
+    @property
     def noise_scale(self) -> NoiseScale | None:
         """The averaged noise scale with its interval, or None before there is one."""
         return None if self._run is None else self._run.noise
 
     @property
-    def history(self) -> list[Measurement]:
+    def history(self) -> MeasurementList:
         """The measured windows; in a very long training, older ones are thinned."""
-        return [] if self._run is None else list(self._run.measured.history)
+        return MeasurementList(() if self._run is None else self._run.measured.history)
 
     @property
     def journal_path(self) -> Path | None:
@@ -72,8 +81,36 @@ class WindowCallback(pl.Callback):
         return None if self._recorded_to is None else Path(self._recorded_to)
 
     @property
+    def _known(self) -> Outcome:
+        return Outcome(run=self._run, journal_path=self._recorded_to, context=self._context)
+
+    @property
     def _recorded_to(self) -> str | None:
         return self._shown.journal_path if self._loop is None else self._loop.reports.journal.path
+
+    def verdict(self) -> Verdict:
+        """Say what the training found, why, and what to change next; also during training, and after an exception.
+
+        Returns:
+            A headline, the reasons with their numbers, and next steps; as text, one paragraph.
+        """
+        run, context = self._run, self._context
+        if run is None or context is None:
+            loaded = "" if run is None else ": only the state of a checkpoint is loaded"
+            return Verdict(f"No training in this process yet{loaded}.")
+        return verdict_of(facts_of_run(run, context))
+
+    def _stands(self) -> list[str]:
+        """Return where the run stands, in phrases for `repr`."""
+        run, unit = self._run, self._options.unit
+        if run is None:
+            return ["not started"]
+        seen, steps = describe_count(run.examples.total, unit), describe_count(run.windows, "steps")
+        return [f"noise scale {describe_noise(run.noise)}", f"{seen} in {steps}"]
+
+    def __repr__(self) -> str:
+        """Say what it is and where it stands."""
+        return f"{self._options.callback}({', '.join(self._stands())})"
 
     # ------------------------------------------------------------------ before the first step
 
@@ -100,7 +137,7 @@ class WindowCallback(pl.Callback):
         # A second fit of the same Trainer continues where the last one ended, as Lightning's own counters do.
         is_same = trainer.global_step > 0 and self._finished_at == (id(trainer), trainer.global_step)
         self._checkpoint = self._checkpoint if is_same else None
-        self._outcome, self._channel.outcome = Outcome(run=self._run if is_same else None), None
+        self._outcome, self._channel.outcome = self._known if is_same else Outcome(), None
         preflight.check_measurable(trainer, pl_module, name)
         self._check_trainer(trainer)
 
@@ -185,6 +222,11 @@ class WindowCallback(pl.Callback):
         else:
             self._loop.end_loader_batch(batch_idx)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the validation out of the training's seconds."""
+        if self._loop is not None:
+            self._loop.clock.pause()
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the metrics that the policy watches."""
         if self._loop is not None:
@@ -218,9 +260,9 @@ class WindowCallback(pl.Callback):
                 self._loop.abandon_pending()
                 self._loop.close_stepped()
         finally:
-            self._finish(trainer)
+            self._finish(trainer, is_interrupted=True)
 
-    def _finish(self, trainer: pl.Trainer) -> None:
+    def _finish(self, trainer: pl.Trainer, *, is_interrupted: bool = False) -> None:
         actuator, self._actuator = self._actuator, None
         loop = self._loop
         if loop is None:
@@ -239,7 +281,9 @@ class WindowCallback(pl.Callback):
             try:
                 loop.flush()
             finally:
-                self._outcome = Outcome(run=loop.state, journal_path=loop.reports.journal.path)
+                self._outcome = Outcome(run=loop.state, journal_path=loop.reports.journal.path, context=loop.context)
+        if loop.state.windows and (not is_interrupted or loop.state.measured.history):
+            messages.log_verdict(self.verdict())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the fit, so that another Trainer may use the callback."""
@@ -255,7 +299,7 @@ class WindowCallback(pl.Callback):
             "_actuator": None,
             "_finished_at": None,
             "_checkpoint": self.state_dict() or None,
-            "_outcome": Outcome(run=self._run, journal_path=self._recorded_to),
+            "_outcome": self._known,
             "_open_run": OpenRun(),
         }
 
@@ -278,7 +322,7 @@ class WindowCallback(pl.Callback):
         if self._loop is None:
             return self._checkpoint or {}
         run = self._loop.snapshot()
-        return to_checkpoint(run, self._options.policy, self._loop.reports.journal.state())
+        return to_checkpoint(run, self._options.policy, self._loop.reports.journal.state(), self._loop.pace)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training begins; refuse one of another schema."""

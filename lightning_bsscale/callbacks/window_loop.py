@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch.optim import Optimizer
 
@@ -20,10 +20,14 @@ from lightning_bsscale.callbacks.output.reports import Reports
 from lightning_bsscale.callbacks.trainer.loaders import Loaders
 from lightning_bsscale.callbacks.trainer.metrics import WatchedMetrics
 from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
+from lightning_bsscale.callbacks.trainer.timing import WindowClock
 from lightning_bsscale.theory import run
 from lightning_bsscale.theory.frozen import changed
+from lightning_bsscale.theory.pace import Pace
+from lightning_bsscale.theory.profile import RunContext, RunProfile
+from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.rules import Constant, LearningRateRule
-from lightning_bsscale.theory.state import OpenWindow, RunSettings, RunState
+from lightning_bsscale.theory.state import OpenWindow, RunNumbers, RunSettings, RunState
 
 
 @dataclass(eq=False)
@@ -36,12 +40,16 @@ class WindowLoop:
     gradients: GradientWatch
     loaders: Loaders
     reports: Reports
+    profile: RunProfile
+    pace: Pace
+    latest: DecisionRecord | None = None
     _in_progress: int | None = None  # index of the loader batch in progress
     _ended: int | None = None  # index of one that has ended and is not yet counted as ended in the state
 
     def __post_init__(self) -> None:
         """Watch the metrics that the policy names; a monitor has no policy."""
         self._metrics = WatchedMetrics(getattr(self.settings.policy, "monitors", ()))
+        self.clock = WindowClock()
 
     # ------------------------------------------------------------------ a window's life
 
@@ -59,6 +67,7 @@ class WindowLoop:
         window = self.state.window or self._open_window(batch_idx)
         self.state, self._ended = self.state.with_begun(window, size, batch_idx), None
         self.gradients.times.start()
+        self.clock.run()
 
     def _start_epoch(self, size: int, *, first: int = 0) -> None:
         self._catch_up()
@@ -136,7 +145,8 @@ class WindowLoop:
         )
         closed = run.close_window(self.settings, self.state, end, arrived)
         self.state, self._in_progress, self._ended = closed.state, None, None
-        self.reports.journal.close_window(window, self.actuator.factors, end, arrived, closed.measurement)
+        took = self._timed(window)
+        self.reports.journal.close_window(window, self.actuator.factors, end, arrived, closed.measurement, took)
         if closed.found_changed:
             self.gradients.discard()
             self.reports.once(messages.warn_changed_gradients, self.gradients.most_changed)
@@ -148,6 +158,7 @@ class WindowLoop:
         conditions = run.Conditions(self.actuator.relative_lr, *self.gradients.times.shared)
         asked = run.ask_policy(self.settings, self.state, conditions)
         self.state = asked.state
+        self.latest = self.latest if asked.decided is None else asked.decided.record
         self.reports.decided(conditions, asked)
         if self.settings.acts and self.settings.plan.is_used_up(self.state.position, self.state.used_examples):
             self.actuator.stop()
@@ -156,6 +167,24 @@ class WindowLoop:
             # Not an error, because it may show only when the batch first grows, days into a training.
             messages.warn_overwritten_factor(self.gradients.optimizer)
             self._use_rule(Constant())
+
+    def _timed(self, window: OpenWindow) -> float | None:
+        """Return the seconds of a window that has closed, and count them."""
+        took, numbers = self.clock.lap(), self.settings
+        self.pace = self.pace.with_window(numbers, took, window.begun, window.examples, is_measured=window.is_measured)
+        return took
+
+    @property
+    def context(self) -> RunContext:
+        """What is known of the run beside its state."""
+        numbers = RunNumbers(**{one.name: getattr(self.settings, one.name) for one in fields(RunNumbers)})
+        return RunContext(
+            numbers=numbers,
+            profile=self.profile,
+            latest=self.latest,
+            pace=self.pace,
+            seconds=self.gradients.times.shared,
+        )
 
     def _is_epochs_end(self, batch_idx: int) -> bool:
         return self.actuator.trainer.is_last_batch or batch_idx + 1 >= (self.state.position.epoch_batches or math.inf)
@@ -222,6 +251,7 @@ class WindowLoop:
 
     def end_epoch(self) -> None:
         """Read the watched metrics of an epoch."""
+        self.clock.pause()
         self._log_metrics(self._metrics.at_epoch_end(self.actuator.trainer))
 
     def _log_metrics(self, values: list[tuple[str, float]]) -> None:
@@ -266,4 +296,4 @@ class WindowLoop:
             self.state, measurement, found_changed = run.take_arrived(self.settings, before, arrived)
             if found_changed:
                 self.reports.once(messages.warn_changed_gradients, self.gradients.most_changed)
-            self.reports.journal.end(before, self.state, arrived, measurement)
+            self.reports.journal.end(before, self.state, arrived, measurement, self.latest)

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_bsscale import __version__
-from lightning_bsscale.cli import demo, plan, probe, replay, simulate
+from lightning_bsscale.cli import demo, plan, probe, replay, report, simulate
 from lightning_bsscale.cli.terminal import CANNOT
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = {"demo": demo, "probe": probe, "plan": plan, "simulate": simulate, "replay": replay}
+COMMANDS = {"demo": demo, "probe": probe, "plan": plan, "simulate": simulate, "report": report, "replay": replay}
 """Commands by name, in the order of the help."""
 
 INTERRUPTED = 130

@@ -221,7 +221,8 @@ def _factors(rule: LearningRateRule, present: float, noise_scale: float) -> Call
 def _as_text(
     plan: Plan, spent: Sequence[Spent], rule: LearningRateRule, factor: Callable[[Row], float], lr: float | None
 ) -> str:
-    from lightning_bsscale.summary import aligned, describe_count, describe_number
+    from lightning_bsscale.summary import aligned
+    from lightning_bsscale.theory.numbers import describe_count, describe_number
 
     row, critical = plan.recommended, plan.critical
     rate = f"the learning rate times {describe_number(factor(row))}"
@@ -261,13 +262,13 @@ def _as_text(
 
 
 def _end(value: float) -> str:
-    from lightning_bsscale.summary import describe_number
+    from lightning_bsscale.theory.numbers import describe_number
 
     return "unknown" if math.isinf(value) else describe_number(value)
 
 
 def _costs(row: Row, *, with_ends: bool = False) -> list[str]:
-    from lightning_bsscale.summary import describe_number, describe_time
+    from lightning_bsscale.theory.numbers import describe_number, describe_time
 
     costs = []
     if row.hours is not None:

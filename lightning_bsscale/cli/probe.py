@@ -34,15 +34,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("probe.json"), help="the answer; picture and branches lie beside it"
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="time for the whole measurement (default: 10)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="time for the whole measurement")
     parser.add_argument(
-        "--multiples", type=float, nargs="+", default=[0.5, 1, 2, 4, 8], help="batches to try, relative to the present"
+        "--multiples", type=float, nargs="+", default=[0.5, 1, 2, 4, 8], help="of the current batch, which to try"
     )
     parser.add_argument("--examples", type=int, help="examples of each branch (default: 8 steps of the largest batch)")
     parser.add_argument("--offsets", type=int, help="repetitions on other data (default: what the minutes allow)")
-    parser.add_argument("--lr-rule", default="auto", help="how the learning rate follows the batch (default: auto)")
+    parser.add_argument("--lr-rule", default="auto", help="how the learning rate follows the batch")
     parser.add_argument("--monitor", help="validation metric to compare (default: val_loss)")
-    parser.add_argument("--accumulate", type=int, help="accumulate_grad_batches of the training, with --task")
+    parser.add_argument(
+        "--accumulate",
+        type=int,
+        help="accumulate_grad_batches of the training (default: the config's, or 1); where the checkpoint holds a "
+        "scaler's or a monitor's state, its batch is used",
+    )
     parser.add_argument("--seed", type=int, default=0, help="order of the examples")
     parser.add_argument("--json", action="store_true", help="print the answer as one JSON object alone")
 
@@ -140,27 +145,29 @@ def _from_config(path: Path) -> dict[str, Any]:
 
 def sentence(found: Probe, out: Path) -> str:
     """Say the answer and what to do with it."""
-    answer, ratio, confidence = found.answer, found.ratio, f"{100 * (1 - 2 * (1 - found.answer.confidence)):.3g} %"
-    noise = f"the noise scale is {_number(found.noise.noise_scale)}"
+    answer, ratio, noise = found.answer, found.ratio, found.noise
     if not answer.resolved or not math.isfinite(ratio.value):
-        return f"{answer.reason}; {noise}."
+        measured = f"{_number(noise.noise_scale)} examples ({_number(noise.low)} to {_number(noise.high)})"
+        known = measured if noise.resolved else f"not resolved: at least {_number(noise.low)} examples"
+        return f"{answer.reason}. The noise scale is {known}."
+    confidence = f"{100 * (1 - 2 * (1 - answer.confidence)):.3g} %"
     return (
         f"The critical batch is about {_number(answer.value)} examples (between {_number(answer.low)} and "
-        f"{_number(answer.high)}), {_number(ratio.value)} times the noise scale of {_number(found.noise.noise_scale)} "
-        f"({confidence} interval of the ratio: {_number(ratio.low)} to {_number(ratio.high)}): "
-        f'use NoiseScalePolicy(target_ratio="{out}").'
+        f"{_number(answer.high)}), {_number(ratio.value)} times the noise scale of "
+        f"{_number(noise.noise_scale)} ({confidence} interval of the ratio: {_number(ratio.low)}"
+        f' to {_number(ratio.high)}): use NoiseScalePolicy(target_ratio="{out}").'
     )
 
 
 def table(found: Probe) -> str:
     """Format the branches."""
-    title = ("batch", "held-out loss", "worth of an example", "critical at", "verdict")
+    title = ("batch", "held-out loss", "worth of an example", "if critical", "verdict")
     lines = [title] + [
         (
             _number(row.batch_size),
             f"{row.loss:.4f}",
-            "-" if math.isnan(row.worth) else f"{row.worth:.2f}",
-            "-" if math.isnan(row.needed) else f"{row.needed:.2f}",
+            _share(row.worth),
+            _share(row.needed),
             row.verdict.value,
         )
         for row in found.answer.rows
@@ -169,6 +176,10 @@ def table(found: Probe) -> str:
     return "\n".join(
         "  ".join([*(cell.rjust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) for line in lines
     )
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else "none" if value <= 0 else f"{value:.2f}"
 
 
 def _draw(found: Probe, path: Path) -> str:
@@ -184,6 +195,6 @@ def _draw(found: Probe, path: Path) -> str:
 
 
 def _number(value: float) -> str:
-    if not math.isfinite(value):
-        return "unknown"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    from lightning_bsscale.theory.numbers import describe_count
+
+    return describe_count(value) if math.isfinite(value) else "unknown"

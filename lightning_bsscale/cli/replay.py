@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lightning_bsscale.cli.terminal import complain, write
+from lightning_bsscale.cli.terminal import complain, problem_with, write
 
 HELP = "compute a run again from its journal, and compare"
 EXAMPLE = "python -m lightning_bsscale replay runs/demo/bsscale.jsonl"
@@ -32,13 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
                 if sum(wrong.values()) <= _SHOWN:
                     recorded, replayed = _in_one_line(one.recorded), _in_one_line(one.replayed)
                     write(f"line {one.line}, {one.kind}: recorded {recorded}, replayed {replayed}")
-    except FileNotFoundError:
-        return complain(f"no such journal: {arguments.journal}")
-    except OSError as error:
-        return complain(f"{arguments.journal} cannot be read: {error.strerror or error}")
-    except ValueError as error:
-        sentence, path = str(error), str(arguments.journal)
-        return complain(sentence if path in sentence else f"{path}: {sentence}")
+    except (OSError, ValueError) as error:
+        return complain(problem_with(arguments.journal, error))
     if sum(wrong.values()) > _SHOWN:
         write(f"... and {sum(wrong.values()) - _SHOWN} more that disagree")
     write("; ".join(f"{total[kind] - wrong[kind]} of {total[kind]} {KINDS[kind]}" for kind in KINDS) + " agree")

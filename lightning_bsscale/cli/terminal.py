@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 CANNOT = 1
 """Exit status where a command cannot do what was asked."""
@@ -17,6 +18,16 @@ def complain(sentence: str) -> int:
     """Write to stderr why a command cannot do what was asked, and return its exit status."""
     print(_shown(sentence, sys.stderr.encoding), file=sys.stderr)
     return CANNOT
+
+
+def problem_with(path: Path, error: Exception) -> str:
+    """Return in one sentence why a file cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return f"no such journal: {path}"
+    if isinstance(error, OSError):
+        return f"{path} cannot be read: {error.strerror or error}"
+    sentence = str(error)
+    return sentence if str(path) in sentence else f"{path}: {sentence}"
 
 
 def _shown(text: str, encoding: str | None) -> str:

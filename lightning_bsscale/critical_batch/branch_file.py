@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,29 @@ class BranchFile:
             self._append({"value": {name: self._values[name]}})
         return self._values[name]
 
-    def add(self, offset: int, batch_size: float, loss: float, seconds: float, data: str) -> None:
-        """Write a finished branch; `data` is the fingerprint of its examples."""
-        plain = loss if math.isfinite(loss) else str(loss)
-        line = {"branch": [offset, batch_size], "loss": plain, "seconds": round(seconds, 3), "data": data}
+    def known(self, name: str, otherwise: Any = None) -> Any:
+        """Return a value of the file, or another if it has none."""
+        return self._values.get(name, otherwise)
+
+    def add(
+        self,
+        offset: int,
+        batch_size: float,
+        loss: float,
+        seconds: float,
+        data: str,
+        earlier: Sequence[float] = (),
+    ) -> None:
+        """Write a finished branch; `data` is the fingerprint of its examples, `earlier` are its losses on the way."""
+        plain = [one if math.isfinite(one) else str(one) for one in (loss, *earlier)]
+        line: dict[str, Any] = {
+            "branch": [offset, batch_size],
+            "loss": plain[0],
+            "seconds": round(seconds, 3),
+            "data": data,
+        }
+        if earlier:
+            line["earlier"] = plain[1:]
         self._branches[offset, batch_size] = line
         self._append(line)
 
@@ -78,14 +98,19 @@ class BranchFile:
         """Return the held-out loss of a finished branch; not finite if it diverged."""
         return float(self._branches[offset, batch_size]["loss"])
 
+    def earlier(self, offset: int, batch_size: float) -> list[float]:
+        """Return its held-out losses on the way."""
+        return [float(one) for one in self._branches[offset, batch_size]["earlier"]]
+
     @property
     def seconds(self) -> float:
         """Return what all finished branches took."""
         return float(sum(line["seconds"] for line in self._branches.values()))
 
-    def slowest(self) -> float:
-        """Return the seconds of the slowest branch."""
-        return float(max(line["seconds"] for line in self._branches.values()))
+    def median_seconds(self, batch_size: float) -> float | None:
+        """Return the median of what branches of a batch took, None without any."""
+        taken = [line["seconds"] for (_, size), line in self._branches.items() if size == batch_size]
+        return statistics.median(taken) if taken else None
 
 
 def _as_object(text: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_bsscale.callbacks.trainer.batches import CannotRegroup, part_of, rows_of
 from lightning_bsscale.critical_batch.probe import ProbeError
+from lightning_bsscale.theory.branching import shares_needed
 from lightning_bsscale.theory.checks import check_number
 
 __all__ = ["Branch", "BranchPlan", "plan_branches"]
@@ -43,6 +44,17 @@ class BranchPlan:
     loader_batches: int
     rows: int
     batch_size: float
+
+    @property
+    def examples(self) -> int:
+        """Examples of each branch."""
+        return self.loader_batches * self.rows
+
+    @property
+    def looks(self) -> list[int]:
+        """Steps of the smallest batch after which it is compared with each larger one."""
+        steps = self.examples / self.branches[0].batch_size
+        return [max(1, round(share * steps)) for share in shares_needed([one.batch_size for one in self.branches])]
 
 
 def plan_branches(

@@ -28,7 +28,8 @@ class Probe:
         report: The whole measurement of it; None if it was read from the file of a stopped probe.
         ratio: `critical batch / noise scale`, for `NoiseScalePolicy(target_ratio=...)`; its interval covers with the
             confidence asked for, as both intervals are wider (half the error each).
-        batch_size: The batch at the branching point, in examples.
+        start_loss: The held-out loss at the branching point.
+        batch_size: The batch there, in examples.
         examples: Examples of each branch.
         seconds: Seconds that the branches took, those of a stopped probe included.
         notes: What else the reader must know, as sentences.
@@ -38,6 +39,7 @@ class Probe:
     noise: NoiseScale
     report: NoiseReport | None
     ratio: Ratio
+    start_loss: float
     batch_size: float
     examples: float
     seconds: float
@@ -51,8 +53,9 @@ class Probe:
             "critical_batch_size": _interval(answer, answer.value),
             "noise_scale": _interval(noise, noise.noise_scale),
             "resolved": answer.resolved,
-            "confidence": 1 - 2 * (1 - answer.confidence),
+            "confidence": round(1 - 2 * (1 - answer.confidence), 9),
             "reason": answer.reason,
+            "start_loss": self.start_loss,
             "batch_size": self.batch_size,
             "examples_per_branch": self.examples,
             "offsets": answer.offsets,

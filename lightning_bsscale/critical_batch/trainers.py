@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_bsscale.callbacks.trainer.batches import rows_of
 from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor, reset_to_initial
+from lightning_bsscale.critical_batch.checkpoint import load_checkpoint
 from lightning_bsscale.critical_batch.probe import ProbeError
 from lightning_bsscale.functional import measure_noise_scale
 from lightning_bsscale.theory.checks import check_integer
@@ -45,31 +46,20 @@ class Trainers:
     monitor: str | None
     seed: int
     checkpoint: dict[str, Any] | None = None
-    accumulate: int = 1
+    accumulate: int | None = None
     _limit: int = 1
 
     def __post_init__(self) -> None:
-        accumulate = self.options.pop("accumulate_grad_batches", 1)
-        self.accumulate = check_integer("accumulate_grad_batches", accumulate, at_least=1)
+        accumulate = self.options.pop("accumulate_grad_batches", None)
+        if accumulate is not None:
+            self.accumulate = check_integer("accumulate_grad_batches", accumulate, at_least=1)
         for name in ("max_epochs", "max_steps", "callbacks", "default_root_dir", "val_check_interval", *_OWN):
             self.options.pop(name, None)
         for name in ("limit_train_batches", "limit_val_batches", "min_epochs", "min_steps", "max_time"):
             self.options.pop(name, None)
         self.options["devices"] = self.options.get("devices", 1)
         if self.ckpt_path is not None:
-            try:
-                self.checkpoint = torch.load(self.ckpt_path, map_location="cpu", weights_only=False)
-            except (OSError, RuntimeError, EOFError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise ProbeError(f"the checkpoint {self.ckpt_path} cannot be read: {reason}") from error
-            if (
-                not isinstance(self.checkpoint, dict)
-                or not {"state_dict", "optimizer_states"} <= self.checkpoint.keys()
-            ):
-                raise ProbeError(
-                    f"{self.ckpt_path} is no checkpoint of Lightning's Trainer with an optimizer's state: pass one "
-                    "that ModelCheckpoint or trainer.save_checkpoint wrote, with more than the weights"
-                )
+            self.checkpoint = load_checkpoint(self.ckpt_path)
 
     def limit_held_out(self, examples: int) -> None:
         """Use so many held-out examples at most."""
@@ -101,10 +91,27 @@ class Trainers:
                 data.train_dataloader = lambda: loader
                 trainer.fit(module, datamodule=data)
 
-    def branch(self, batches: Sequence[Any], accumulate: int, factor: float) -> float:
-        """Train one branch and return its held-out loss."""
-        module = copy.deepcopy(self.module)
-        self._fit(module, _StartState(self.checkpoint, factor), batches, accumulate)
+    def branch(
+        self, batches: Sequence[Any], accumulate: int, factor: float, looks: Sequence[int] = ()
+    ) -> tuple[float, list[float]]:
+        """Train one branch.
+
+        Args:
+            batches: Its loader batches.
+            accumulate: How many of them make a step.
+            factor: On the learning rate.
+            looks: Numbers of steps after which to look at the held-out loss, too.
+
+        Returns:
+            The held-out loss at its end, and those at the looks.
+        """
+        module, start = copy.deepcopy(self.module), _StartState(self.checkpoint, factor, looks)
+        self._fit(module, start, batches, accumulate)
+        last = self.held_out_loss(module)
+        return last, [self._loss_of(module, start.seen[steps]) for steps in looks]
+
+    def _loss_of(self, module: pl.LightningModule, weights: dict[str, Any]) -> float:
+        module.load_state_dict(weights)
         return self.held_out_loss(module)
 
     def held_out_loss(self, module: pl.LightningModule | None) -> float:
@@ -169,10 +176,11 @@ class Trainers:
 
 
 class _StartState(pl.Callback):
-    """Puts a branch into the checkpoint's state, and its factor on the learning rate."""
+    """Puts a branch into the checkpoint's state and its factor on the learning rate, and keeps the weights at looks."""
 
-    def __init__(self, checkpoint: dict[str, Any] | None, factor: float) -> None:
-        self._checkpoint, self._factor = checkpoint, factor
+    def __init__(self, checkpoint: dict[str, Any] | None, factor: float, looks: Sequence[int] = ()) -> None:
+        self._checkpoint, self._factor, self._looks = checkpoint, factor, looks
+        self.seen: dict[int, dict[str, Any]] = {}
         self.optimizer: Any = None
         self._scoped: ScopedFactor | None = None
 
@@ -195,6 +203,15 @@ class _StartState(pl.Callback):
     def on_train_batch_start(self, *_: Any) -> None:
         if self._scoped is not None:
             self._scoped.begin_window()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        steps = trainer.global_step
+        if steps in self._looks and steps not in self.seen:
+            state = pl_module.state_dict()  # to the host, as an accelerator may have no room for several models
+            self.seen[steps] = {
+                name: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+                for name, value in state.items()
+            }
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._scoped is not None:

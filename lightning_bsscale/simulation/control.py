@@ -1,9 +1,9 @@
 """The control under measurement noise: real averages, policy, rule and limits, fed by simulated gradients.
 
 Everything that decides is the package's own: `MeasuredWindows` with its averages, `BatchState` with policy and rule.
-Simulated are the window's sums (exact in distribution for Gaussian gradients) and what training does to the true noise
-scale (a `World`). A run advances from one measured window to the next, and asks the policy there; a real run asks it
-after every window, and receives a window's sums one window later.
+Simulated are the window's sums (exact in distribution for Gaussian gradients and for heavy-tailed ones) and what
+training does to the true noise scale (a `World`). A run advances from one measured window to the next, and asks the
+policy there; a real run asks it after every window, and receives a window's sums one window later.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from lightning_bsscale.theory.controller import BatchState
-from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.estimate import Averages, NoiseScale
 from lightning_bsscale.theory.frozen import changed
 from lightning_bsscale.theory.measured import ClosedWindow, MeasuredWindows
+from lightning_bsscale.theory.moments import WindowMoments
 from lightning_bsscale.theory.policies import Limits, Situation, SupportsDecide
 from lightning_bsscale.theory.records import DecisionRecord, WindowSums
 from lightning_bsscale.theory.rules import Constant, LearningRateRule
@@ -68,6 +69,8 @@ class Control:
         measure_every: A window is measured if it contains one loader batch in so many.
         samples: Most gradients that a measured window is divided into, at least 2.
         directions: Independent directions of the noise; fewer make a window's trace more uncertain.
+        tail: Degrees of freedom of Student's t, above 2, with one factor for a whole example; infinite for Gaussian
+            noise.
     """
 
     policy: SupportsDecide
@@ -81,6 +84,7 @@ class Control:
     measure_every: int = 8
     samples: int = 2
     directions: int = 1000
+    tail: float = math.inf
 
 
 class Stretch(NamedTuple):
@@ -92,6 +96,8 @@ class Stretch(NamedTuple):
         batch_size: Their batch size, in examples.
         rate: Factor on the learning rate, of schedule and rule together.
         true_scale: The true noise scale at its end, in examples.
+        remembered_scale: Ratio of the weighted means of the true trace and squared norm over the measured windows, with
+            the weights of the averages: what the estimate estimates.
         noise: The estimate at its end, or None.
         record: The decision at its end, or None during warmup.
     """
@@ -101,17 +107,30 @@ class Stretch(NamedTuple):
     batch_size: int
     rate: float
     true_scale: float
+    remembered_scale: float
     noise: NoiseScale | None
     record: DecisionRecord | None
 
 
 def sampled_sums(
-    rng: np.random.Generator, *, samples: int, examples: int, trace: float, grad_sq: float, directions: int
+    rng: np.random.Generator,
+    *,
+    samples: int,
+    examples: int,
+    trace: float,
+    grad_sq: float,
+    directions: int,
+    tail: float = math.inf,
 ) -> WindowSums:
-    """Draw the sums of a measured window for Gaussian gradients, exact in distribution, without the vectors.
+    """Draw the sums of a measured window, exact in distribution, without the vectors.
 
     Along the true gradient each sample's gradient is normal. Across it, the squared norm of the mean and the scatter
     around the mean are independent chi-squares.
+
+    With a tail, the noise of each example has a factor of its own, ``(tail - 2) / chi-square(tail)`` on its variance,
+    and a sample is normal given its examples' factors. Across the true gradient the samples' inner products are then
+    those of normal vectors of unequal lengths: a Wishart matrix, drawn by its triangular root (Bartlett 1933,
+    Proceedings of the Royal Society of Edinburgh 53).
 
     Args:
         rng: The random generator.
@@ -119,17 +138,29 @@ def sampled_sums(
         examples: Examples in the window.
         trace: tr(Sigma).
         grad_sq: Squared norm of the true gradient.
-        directions: Independent directions of the noise, at least 2.
+        directions: Independent directions of the noise, more than `samples`.
+        tail: Degrees of freedom of Student's t, above 2; infinite for Gaussian noise.
 
     Returns:
         The sums.
     """
     variance = trace / directions * samples / examples
-    along = math.sqrt(grad_sq) + math.sqrt(variance) * rng.standard_normal(samples)
-    across_mean = variance / samples * float(rng.chisquare(directions - 1))
-    across = variance * float(rng.chisquare((samples - 1) * (directions - 1)))
+    if tail == math.inf:
+        along = math.sqrt(grad_sq) + math.sqrt(variance) * rng.standard_normal(samples)
+        across_mean = variance / samples * float(rng.chisquare(directions - 1))
+        across = variance * float(rng.chisquare((samples - 1) * (directions - 1)))
+        sum_sq_norms = float((along**2).sum()) + across + samples * across_mean
+    else:
+        factors = (tail - 2) / rng.chisquare(tail, (samples, max(1, round(examples / samples))))
+        deviations = np.sqrt(variance * factors.mean(1))
+        along = math.sqrt(grad_sq) + deviations * rng.standard_normal(samples)
+        root = np.tril(rng.standard_normal((samples, samples)), -1)
+        root += np.diag(np.sqrt(rng.chisquare(directions - 1 - np.arange(samples))))
+        vectors = deviations[:, None] * root
+        across_mean = float((vectors.mean(0) ** 2).sum())
+        sum_sq_norms = float((along**2).sum() + (vectors**2).sum())
     return WindowSums(
-        sum_sq_norms=float((along**2).sum()) + across + samples * across_mean,
+        sum_sq_norms=sum_sq_norms,
         mean_sq_norm=float(along.mean()) ** 2 + across_mean,
         num_samples=samples,
         sum_inverse_sizes=samples**2 / examples,
@@ -152,6 +183,7 @@ def controlled(control: Control, world: World, rng: np.random.Generator) -> Iter
     limits = Limits(granularity=unit, min_batch_size=unit, max_batch_size=max(unit, control.max_batch_size))
     batch, measured = BatchState.begin(unit, control.rule), MeasuredWindows()
     seen, steps, warmup = 0, 0, control.warmup * total
+    truth, memory = Averages(), control.memory * total
     while total - seen >= unit:
         size = min(batch.batch_size, (total - seen) // unit * unit)
         count = _windows_to_next_measured(seen // unit, size // unit, control, in_warmup=seen < warmup)
@@ -162,8 +194,18 @@ def controlled(control: Control, world: World, rng: np.random.Generator) -> Iter
         trace, grad_sq = world.truth(seen)
         samples = max(2, min(control.samples, size // unit))
         sums = sampled_sums(
-            rng, samples=samples, examples=size, trace=trace, grad_sq=grad_sq, directions=control.directions
+            rng,
+            samples=samples,
+            examples=size,
+            trace=trace,
+            grad_sq=grad_sq,
+            directions=control.directions,
+            tail=control.tail,
         )
+        exact = WindowMoments(
+            trace=trace, grad_sq=grad_sq, num_samples=samples, examples=size, harmonic_size=size / samples
+        )
+        truth = truth.updated(exact, examples_since_last=count * size, memory=memory)
         closed = ClosedWindow(
             examples_seen=seen,
             optimizer_steps=steps,
@@ -172,14 +214,15 @@ def controlled(control: Control, world: World, rng: np.random.Generator) -> Iter
             lr=rate,
             lr_scale=batch.lr_scale,
         )
-        measured = measured.added(sums, closed, memory=control.memory * total)
+        measured = measured.added(sums, closed, memory=memory)
         measured = changed(measured, history=measured.history[-1:])
         before, record = batch, None
         if seen >= warmup:
             situation = _situation(control, batch, measured.noise, seen, steps)
             decided = batch.decided(situation, policy=control.policy, rule=control.rule, limits=limits)
             batch, record = decided.batch, decided.record
-        yield Stretch(seen, count, before.batch_size, rate, trace / grad_sq, measured.noise, record)
+        scales = trace / grad_sq, truth.trace / truth.grad_sq
+        yield Stretch(seen, count, before.batch_size, rate, *scales, measured.noise, record)
 
 
 def _windows_to_next_measured(before: int, length: int, control: Control, *, in_warmup: bool) -> int:
@@ -207,27 +250,30 @@ def _situation(control: Control, batch: BatchState, noise: NoiseScale | None, se
 
 
 class FalseGrowths(NamedTuple):
-    """What many runs at a constant noise scale did.
+    """What many runs did, against the true noise scale of the moment.
 
     Attributes:
         share: Share of runs that grew to a batch beyond what the true noise scale allows.
         on_high_bound: Share of runs that grew at all on a bound above the truth.
-        final: Mean of the last batch size, as a share of what the truth allows.
-        largest: The largest batch size of any run, as a share of what the truth allows.
+        on_high_mean_bound: Share of runs that grew at all on a bound above the true mean over the memory, which is what
+            the bound promises to be below. The same as `on_high_bound` where the truth stands still.
+        final: Mean of the last batch size, as a share of what the truth allows at the end.
+        largest: The largest batch size that any run grew to, as a share of what the truth allowed then.
     """
 
     share: float
     on_high_bound: float
+    on_high_mean_bound: float
     final: float
     largest: float
 
 
-def false_growths(control: Control, noise_scale: float, *, target_ratio: float, runs: int, seed: int) -> FalseGrowths:
-    """Count the false growths of many runs whose noise scale stays as it is.
+def false_growths(control: Control, world: World, *, target_ratio: float, runs: int, seed: int) -> FalseGrowths:
+    """Count the false growths of many runs.
 
     Args:
         control: The settings.
-        noise_scale: The true noise scale, in examples.
+        world: What is trained. It must not remember being trained, because all runs share it.
         target_ratio: The batch that the truth allows, as a share of the noise scale.
         runs: Number of runs.
         seed: Of the measurements.
@@ -235,15 +281,21 @@ def false_growths(control: Control, noise_scale: float, *, target_ratio: float, 
     Returns:
         The counts.
     """
-    allowed, rows = target_ratio * noise_scale, []
+    rows = []
     for run in range(runs):
-        rng = np.random.default_rng((seed, run))
-        records = [s.record for s in controlled(control, Still(noise_scale), rng) if s.record is not None]
-        grown = [record for record in records if record.batch_size > record.situation.batch_size]
-        sizes = [control.loader_batch, *(record.batch_size for record in grown)]
-        bounds = [record.decision.bound or 0.0 for record in grown]
-        rows.append((max(sizes) > allowed, max(bounds, default=0.0) > noise_scale, sizes[-1], max(sizes)))
-    beyond, high, last, largest = np.array(rows, dtype=np.float64).T
+        beyond, high, above_mean, size = 0.0, False, False, control.loader_batch
+        for stretch in controlled(control, world, np.random.default_rng((seed, run))):
+            record, truth = stretch.record, stretch.true_scale
+            if record is not None and record.batch_size > record.situation.batch_size:
+                size, bound = record.batch_size, record.decision.bound or 0.0
+                beyond = max(beyond, size / (target_ratio * truth))
+                high, above_mean = high or bound > truth, above_mean or bound > stretch.remembered_scale
+        rows.append((beyond > 1, high, above_mean, size / (target_ratio * truth), beyond))
+    share, on_high_bound, on_high_mean_bound, final, largest = np.array(rows, dtype=np.float64).T
     return FalseGrowths(
-        float(beyond.mean()), float(high.mean()), float(last.mean() / allowed), float(largest.max() / allowed)
+        float(share.mean()),
+        float(on_high_bound.mean()),
+        float(on_high_mean_bound.mean()),
+        float(final.mean()),
+        float(largest.max()),
     )

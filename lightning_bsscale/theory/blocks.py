@@ -72,7 +72,7 @@ class BlockNoise:
             effective_windows=noise.effective_windows,
             confidence=noise.confidence,
             degrees_of_freedom=noise.degrees_of_freedom,
-            trace_third_moment=noise.trace_third_moment * share**2,
+            third_moment=noise.third_moment * share**2,
         )
 
     def factor_for(self, relative_error: float) -> float:
@@ -155,7 +155,8 @@ def block_noise_scale(
             for k in blocks
         ]
         kernel = [[gram[k][m] / (examples[k] * examples[m]) for m in blocks] for k in blocks]
-        trace_variance, grad_sq_variance, covariance, third_moment = _jackknife(without)
+        ratio = trace / grad_sq if grad_sq > 0 else None
+        trace_variance, grad_sq_variance, covariance, third_moment = _jackknife(without, ratio)
         residual = _residual_variance(kernel)
         count = len(examples)
         pair_variance = 2 * residual / (count * (count - 1))
@@ -173,7 +174,7 @@ def block_noise_scale(
         effective_windows=float(len(examples)),
         confidence=confidence,
         degrees_of_freedom=max(1.0, len(examples) - 1.0),
-        trace_third_moment=variances[3],
+        third_moment=variances[3],
     )
     return BlockNoise(noise=noise, pair_variance=pair_variance)
 
@@ -184,14 +185,16 @@ def _moments(square_of_sum: float, sum_sq_norms: float, count: float, examples: 
     return trace, (count * square_of_mean - mean_of_squares) / (count - 1)
 
 
-def _jackknife(without: Sequence[tuple[float, float]]) -> tuple[float, float, float, float]:
-    """Return the variances of trace and squared norm, their covariance, and the trace's third central moment."""
+def _jackknife(without: Sequence[tuple[float, float]], ratio: float | None) -> tuple[float, float, float, float]:
+    """Return the variances of trace and squared norm, their covariance, and the third moment of the difference."""
     count = len(without)
     traces, squares = zip(*without, strict=True)
     trace, grad_sq = sum(traces) / count, sum(squares) / count
     scale = (count - 1) / count
     # The pseudo-values n t - (n - 1) t_k scatter as n independent terms of a mean would.
-    third_moment = sum(((count - 1) * (trace - one)) ** 3 for one in traces) / count**3
+    third_moment = 0.0
+    if ratio is not None:
+        third_moment = sum(((count - 1) * (trace - a - ratio * (grad_sq - b))) ** 3 for a, b in without) / count**3
     return (
         scale * sum((one - trace) ** 2 for one in traces),
         scale * sum((one - grad_sq) ** 2 for one in squares),

@@ -1,19 +1,20 @@
 r"""The critical batch from branches: what an example is worth in a larger batch, measured instead of derived.
 
-From one state of training, branches continue with the batches ``b = k B`` over the same examples in the same order,
-with the learning rate by the rule. Let ``D(b)`` be the expected decrease of the loss on held-out examples, and ``b0``
-the smallest batch. An example of a branch is worth ``D(b) / D(b0)`` of one in a batch of ``b0``. By the hyperbola
-(tradeoff.py) an example is worth ``1 / (1 + b / B_crit)`` of one in a very small batch, so that at ``b = B_crit``
+From one state of training, branches continue with the batches ``b = k B`` over the same ``E`` examples in the same
+order, with the learning rate by the rule. Let ``L(b, n)`` be the expected loss on held-out examples after ``n``
+examples in batches of ``b``, and ``b0`` the smallest batch. On the hyperbola (tradeoff.py) a loss costs examples in
+proportion to ``1 + b / B_crit``, so that at ``b = B_crit`` the smallest batch needs ``(1 + b0 / b) / 2`` of them:
 
-    D(b) / D(b0) = (1 + b0 / b) / 2
+    L(b, E) = L(b0, (1 + b0 / b) / 2 * E)
 
-**That equation defines B_crit here.** It contains no tolerance, it is what ``B_crit`` means elsewhere in this package
-(half the worth of an example), and for short branches at the best learning rate of each batch it is B_noise: a step
-then makes the progress ``dL_max / (1 + B_noise / b)``, so that ``D(b)`` is proportional to ``1 / (b + B_noise)``.
+**That equation defines B_crit here.** It contains no tolerance and compares at equal loss, as the hyperbola does, from
+this state on and at the learning rates of the rule. For short branches at the best learning rate of each batch it is
+B_noise: a step then makes the progress ``dL_max / (1 + B_noise / b)``. (At equal examples, with half the progress
+instead of half the examples, B_crit comes out larger where a branch is long, as the loss falls ever more slowly.)
 
 Each offset (another part of the data, from the same state) gives one number for each batch,
 
-    X(b) = (start - loss(b)) - (1 + b0 / b) / 2 * (start - loss(b0)),
+    X(b) = L(b0, (1 + b0 / b) / 2 * E) - L(b, E),
 
 whose mean is above zero exactly for the batches below ``B_crit``. Offsets are the independent repetitions; the held-out
 examples are the same for all branches, so that their choice cancels to a large part. Student's t of X over the offsets
@@ -45,7 +46,7 @@ from lightning_bsscale.theory.checks import check_number
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.fieller import student_t_quantile
 
-__all__ = ["BranchAnswer", "BranchRow", "Ratio", "Verdict", "critical_batch", "ratio_to_noise_scale"]
+__all__ = ["BranchAnswer", "BranchRow", "Ratio", "Verdict", "critical_batch", "ratio_to_noise_scale", "shares_needed"]
 
 
 class Verdict(str, Enum):
@@ -65,7 +66,8 @@ class BranchRow:
     Attributes:
         batch_size: Examples per optimizer step.
         loss: Mean loss on the held-out examples over the offsets.
-        worth: Decrease of the loss relative to the smallest batch: what an example is worth, relative to one there.
+        worth: Share of the examples after which the smallest batch has this loss: what an example is worth, relative
+            to one there. Between the shares at which the smallest batch was looked at, it is interpolated.
         needed: The worth at which this batch would be the critical one; NaN with a tolerance.
         margin: Mean of X (see the module): above zero below the critical batch.
         error: Standard error of the margin over the offsets.
@@ -124,6 +126,7 @@ def critical_batch(
     batch_sizes: Sequence[float],
     start_loss: float,
     losses: Sequence[Sequence[float]],
+    earlier: Sequence[Sequence[float]] = (),
     *,
     confidence: float = 0.9,
     tolerance: float | None = None,
@@ -134,6 +137,8 @@ def critical_batch(
         batch_sizes: The batch of each branch, in examples, ascending; at least two.
         start_loss: Loss on the held-out examples before the branches.
         losses: For each offset, the loss on the same held-out examples after each branch; at least two offsets.
+        earlier: For each offset, the loss of the smallest batch after each of the shares `shares_needed` of its
+            examples. Not used with a tolerance.
         confidence: Two-sided confidence of the interval, between 0 and 1.
         tolerance: Ask for the largest batch that is not worse than any smaller one by more than this loss. None for
             the definition by the worth of an example.
@@ -145,11 +150,13 @@ def critical_batch(
         ValueError: If there are too few branches or offsets, or their numbers disagree.
 
     Example:
-        Progress 1/(1 + b/64), in batches of 16 to 256, with small deviations in three offsets:
+        Batches of 16 to 256 whose examples are worth 1/(1 + b/64), with small deviations in three offsets:
 
         >>> sizes = [16, 32, 64, 128, 256]
-        >>> losses = [[2 - 1 / (1 + b / (64 + shift)) for b in sizes] for shift in (-1, 0, 2)]
-        >>> answer = critical_batch(sizes, 2.0, losses)
+        >>> fall = lambda worth: 2 - worth
+        >>> losses = [[fall(1 / (1 + b / (64 + shift))) for b in sizes] for shift in (-1, 0, 2)]
+        >>> earlier = [[fall(share / (1 + 16 / 64)) for share in shares_needed(sizes)] for _ in losses]
+        >>> answer = critical_batch(sizes, 2.0, losses, earlier)
         >>> answer.low, answer.high, answer.resolved
         (32, 128, True)
         >>> 60 < answer.value < 70
@@ -165,92 +172,110 @@ def critical_batch(
         )
     if tolerance is not None:
         check_number("tolerance", tolerance, at_least=0)
-    progress = [[start_loss - loss for loss in row] for row in losses]
+    elif len(earlier) != len(losses) or any(len(row) != len(sizes) - 1 for row in earlier):
+        raise ValueError(
+            f"earlier must have {len(losses)} offsets with {len(sizes) - 1} losses of the smallest batch each, got "
+            f"{[len(row) for row in earlier]}"
+        )
     tail = (1 - confidence) / 2
     each = tail / (len(sizes) - 1)
-    rows = [_row(batch_sizes, losses, progress, index, each, tolerance) for index in range(len(sizes))]
-    reference = [row[0] for row in progress]
-    if not all(map(math.isfinite, reference)) or (tolerance is None and _bounds(reference, tail)[0] <= 0):
+    reference = [start_loss - row[0] for row in losses]
+    reason = ""
+    if not all(map(math.isfinite, reference)):
+        reason = "Not resolved: the branch of the smallest batch diverged"
+    elif tolerance is None and _bounds(reference, tail)[0] <= 0:
         reason = "Not resolved: the smallest batch made no progress that stands out from its noise; branch for longer"
-        if not all(map(math.isfinite, reference)):
-            reason = "Not resolved: the branch of the smallest batch diverged"
-        opened = (_opened(row) for row in rows)
-        return BranchAnswer(
-            value=math.nan,
-            low=0.0,
-            high=math.inf,
-            confidence=confidence,
-            resolved=False,
-            reason=reason,
-            rows=tuple(opened),
-            offsets=len(losses),
+    curve = [] if reason or tolerance is not None else _mean_curve(sizes, start_loss, losses, earlier)
+    rows = []
+    for index, size in enumerate(batch_sizes):
+        margins, verdict = [math.nan], Verdict.REFERENCE
+        if not all(math.isfinite(row[index]) for row in losses):
+            verdict = Verdict.DIVERGED
+        elif index and reason:
+            verdict = Verdict.OPEN
+        elif index and tolerance is None:
+            margins = [before[index - 1] - row[index] for before, row in zip(earlier, losses, strict=True)]
+            verdict = _verdict(*_bounds(margins, each))
+        elif index and tolerance is not None:
+            margins, verdict = _by_tolerance(losses, index, each, tolerance)
+        loss = sum(row[index] for row in losses) / len(losses)
+        margin, error = _mean_and_error(margins)
+        rows.append(
+            BranchRow(
+                batch_size=size,
+                loss=loss,
+                worth=_share_of(loss, curve),
+                needed=math.nan if tolerance is not None else (1 + sizes[0] / sizes[index]) / 2,
+                margin=margin,
+                error=error,
+                verdict=verdict,
+            )
         )
-    low = max((index for index, row in enumerate(rows) if row.verdict is Verdict.BELOW), default=0)
+    return _answer(rows, reason, confidence, len(losses))
+
+
+def shares_needed(batch_sizes: Sequence[float]) -> list[float]:
+    """Return the share of its examples at which the smallest batch is compared with each larger one."""
+    return [(1 + batch_sizes[0] / size) / 2 for size in batch_sizes[1:]]
+
+
+def _verdict(low: float, high: float) -> Verdict:
+    return Verdict.BELOW if low > 0 else Verdict.ABOVE if high < 0 else Verdict.OPEN
+
+
+def _by_tolerance(
+    losses: Sequence[Sequence[float]], index: int, tail: float, tolerance: float
+) -> tuple[list[float], Verdict]:
+    """Judge a batch by its differences to all smaller ones; the margins are those of the largest difference."""
+    finite = [j for j in range(index) if all(math.isfinite(row[j]) for row in losses)]
+    against = [[tolerance - (row[index] - row[j]) for row in losses] for j in finite]
+    is_below = all(_bounds(one, tail)[0] > 0 for one in against)
+    is_above = any(_bounds(one, tail / len(against))[1] < 0 for one in against)
+    return min(against, key=sum), Verdict.BELOW if is_below else Verdict.ABOVE if is_above else Verdict.OPEN
+
+
+def _answer(rows: list[BranchRow], reason: str, confidence: float, offsets: int) -> BranchAnswer:
+    """Read the interval from the verdicts; with a reason, nothing is resolved for it."""
+    sizes = [row.batch_size for row in rows]
     above = (Verdict.ABOVE, Verdict.DIVERGED)
+    low = max((index for index, row in enumerate(rows) if row.verdict is Verdict.BELOW), default=0)
     high = min((index for index, row in enumerate(rows) if row.verdict in above), default=0)
-    is_contradictory = 0 < high < low
-    if is_contradictory:
+    if reason:
         low = high = 0
-    ends = (batch_sizes[low] if low else 0.0, batch_sizes[high] if high else math.inf)
+    elif 0 < high < low:
+        low, high, reason = 0, 0, _CONTRADICTION
+    ends = (sizes[low] if low else 0.0, sizes[high] if high else math.inf)
     return BranchAnswer(
         value=_interpolated(rows, *ends),
         low=ends[0],
         high=ends[1],
         confidence=confidence,
         resolved=bool(low and high),
-        reason=_CONTRADICTION if is_contradictory else _reason(*ends, batch_sizes),
+        reason=reason or _reason(*ends, sizes),
         rows=tuple(rows),
-        offsets=len(losses),
+        offsets=offsets,
     )
 
 
-def _row(
-    batch_sizes: Sequence[float],
-    losses: Sequence[Sequence[float]],
-    progress: Sequence[Sequence[float]],
-    index: int,
-    tail: float,
-    tolerance: float | None,
-) -> BranchRow:
-    made, first = [row[index] for row in progress], sum(row[0] for row in progress)
-    needed = (1 + batch_sizes[0] / batch_sizes[index]) / 2 if tolerance is None else math.nan
-    margins, verdict = [math.nan], Verdict.REFERENCE
-    if not all(map(math.isfinite, made)):
-        verdict = Verdict.DIVERGED
-    elif index and tolerance is None:
-        margins = [of_this - needed * row[0] for of_this, row in zip(made, progress, strict=True)]
-        low, high = _bounds(margins, tail)
-        verdict = Verdict.BELOW if low > 0 else Verdict.ABOVE if high < 0 else Verdict.OPEN
-    elif index and tolerance is not None:
-        finite = [j for j in range(index) if all(math.isfinite(row[j]) for row in losses)]
-        against = [[tolerance - (row[index] - row[j]) for row in losses] for j in finite]
-        margins = min(against, key=sum)
-        is_below = all(_bounds(one, tail)[0] > 0 for one in against)
-        is_above = any(_bounds(one, tail / len(against))[1] < 0 for one in against)
-        verdict = Verdict.BELOW if is_below else Verdict.ABOVE if is_above else Verdict.OPEN
-    mean, error = _mean_and_error(margins)
-    return BranchRow(
-        batch_size=batch_sizes[index],
-        loss=sum(row[index] for row in losses) / len(losses),
-        worth=sum(made) / first if first > 0 else math.nan,
-        needed=needed,
-        margin=mean,
-        error=error,
-        verdict=verdict,
-    )
+def _mean_curve(
+    sizes: Sequence[float], start_loss: float, losses: Sequence[Sequence[float]], earlier: Sequence[Sequence[float]]
+) -> list[tuple[float, float]]:
+    """Return share and mean loss of the smallest batch from its start to its end."""
+    number = len(losses)
+    means = [sum(row[place] for row in earlier) / number for place in range(len(sizes) - 1)]
+    looks = sorted(zip(shares_needed(sizes), means, strict=True))
+    return [(0.0, start_loss), *looks, (1.0, sum(row[0] for row in losses) / number)]
 
 
-def _opened(row: BranchRow) -> BranchRow:
-    verdict = row.verdict if row.verdict in (Verdict.REFERENCE, Verdict.DIVERGED) else Verdict.OPEN
-    return BranchRow(
-        batch_size=row.batch_size,
-        loss=row.loss,
-        worth=math.nan,
-        needed=row.needed,
-        margin=row.margin,
-        error=row.error,
-        verdict=verdict,
-    )
+def _share_of(loss: float, curve: list[tuple[float, float]]) -> float:
+    """Return where the curve first falls to a loss; beyond its end in proportion to the whole fall."""
+    if not curve or not math.isfinite(loss):
+        return math.nan
+    for (share, before), (next_share, after) in pairwise(curve):
+        if after <= loss <= before and after < before:
+            return share + (next_share - share) * (before - loss) / (before - after)
+    start, end = curve[0][1], curve[-1][1]
+    return (start - loss) / (start - end)
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -283,9 +308,9 @@ def _reason(low: float, high: float, batch_sizes: Sequence[float]) -> str:
     if low and high < math.inf:
         return f"The critical batch is between {low:,g} and {high:,g}"
     if low == batch_sizes[-1]:
-        return f"Not resolved: the critical batch is above {low:,g}, the largest that was tried"
+        return f"Not resolved: the critical batch is above {low:,g}, the largest that was tried; try larger ones"
     if high == batch_sizes[1]:
-        return f"Not resolved: the critical batch is below {high:,g}, the smallest that can be judged"
+        return f"Not resolved: the critical batch is below {high:,g}, the smallest that can be judged; try smaller ones"
     if not low and math.isinf(high):
         return "Not resolved: no batch could be told from the critical one; more offsets or longer branches are needed"
     known = f"above {low:,g}" if low else f"below {high:,g}"

@@ -18,8 +18,14 @@ and likewise for ``G2`` and the covariance. ``n`` is the effective number of win
 quantile, with ``min(n - 1, (sum w_i^2)^2 / sum w_i^4)`` degrees of freedom (Satterthwaite 1946, for a sum of squares
 with weights ``w_i^2``): an exponential memory worth n windows knows its scatter only as well as n/2 of them.
 
-The interval around the ratio is Fieller's (fieller.py). Where the windows' traces are skewed, its upper end is raised
-by the third moment of the weighted mean, sum w_i^3 (S_i - S)^3 / (sum w_i)^3.
+The interval around the ratio is Fieller's (fieller.py). Where the windows are skewed, one of its ends moves outwards by
+the third moment of the weighted mean of ``D_i = S_i - B G2_i``, with ``B`` the point estimate:
+
+    sum w_i^3 D_i^3 / (sum w_i)^3        (the weighted mean of D_i is zero)
+
+It is above zero where a few large windows make up much of the trace, and below where they make up much of the squared
+norm. Late in the training of a network that has learned most examples, a handful of hard ones make up nearly all of the
+gradient; few windows hold two of them, and the squared norm is mostly far too low and sometimes far too high.
 
 Windows need no correction for autocorrelation. Each window's moments are unbiased *at its own parameters*, given
 everything before, so their errors are uncorrelated (martingale differences) however slowly the true value moves. Its
@@ -60,8 +66,9 @@ class NoiseScale:
         covariance: Covariance of ``trace`` and ``grad_sq``, in the product of their units.
         confidence: Two-sided confidence of ``low`` and ``high``.
         degrees_of_freedom: Degrees of freedom of the variances, for Student's t; infinite where they are exact.
-        trace_third_moment: Third central moment of ``trace``, in its unit cubed: above zero where a few large windows
-            make up much of the trace.
+        third_moment: Third central moment of ``trace - noise_scale * grad_sq``, in the trace's unit cubed: above zero
+            where a few large windows make up much of the trace, below where they make up much of the squared norm; 0
+            where ``grad_sq`` is not above zero.
     """
 
     noise_scale: float
@@ -76,7 +83,7 @@ class NoiseScale:
     covariance: float
     confidence: float
     degrees_of_freedom: float = math.inf
-    trace_third_moment: float = 0.0
+    third_moment: float = 0.0
 
     def lower_bound(self, confidence: float) -> float:
         """Compute a one-sided lower bound of the noise scale.
@@ -116,7 +123,7 @@ class NoiseScale:
             grad_sq_variance=self.grad_sq_variance,
             covariance=self.covariance,
             quantile=student_t_quantile(confidence, self.degrees_of_freedom),
-            trace_third_moment=self.trace_third_moment,
+            third_moment=self.third_moment,
         )
         return low, high
 
@@ -131,7 +138,7 @@ def noise_scale_from_means(
     effective_windows: float,
     confidence: float,
     degrees_of_freedom: float = math.inf,
-    trace_third_moment: float = 0.0,
+    third_moment: float = 0.0,
 ) -> NoiseScale:
     """Divide the means, and compute Fieller's interval around the ratio.
 
@@ -144,7 +151,7 @@ def noise_scale_from_means(
         effective_windows: Effective number of windows, for the record.
         confidence: Two-sided confidence of the interval, between 0 and 1.
         degrees_of_freedom: Degrees of freedom of the variances, at least 1; infinite where they are exact.
-        trace_third_moment: Third central moment of that mean of the trace.
+        third_moment: Third central moment of ``trace - rho_hat grad_sq``, with ``rho_hat`` the ratio of the means.
 
     Returns:
         The noise scale with interval.
@@ -170,7 +177,7 @@ def noise_scale_from_means(
         grad_sq_variance=grad_sq_variance,
         covariance=covariance,
         quantile=student_t_quantile((1 + confidence) / 2, degrees_of_freedom),
-        trace_third_moment=trace_third_moment,
+        third_moment=third_moment,
     )
     return NoiseScale(
         noise_scale=trace / grad_sq if grad_sq > 0 else math.inf,
@@ -185,7 +192,7 @@ def noise_scale_from_means(
         covariance=covariance,
         confidence=confidence,
         degrees_of_freedom=degrees_of_freedom,
-        trace_third_moment=trace_third_moment,
+        third_moment=third_moment,
     )
 
 
@@ -199,7 +206,6 @@ class Averages:
     Attributes:
         weight: Sum of w, in examples.
         weight_sq: Sum of w^2.
-        weight_cubed: Sum of w^3.
         weight_fourth: Sum of w^4.
         trace: Sum of w S.
         grad_sq: Sum of w G.
@@ -208,16 +214,16 @@ class Averages:
         trace_trace: Sum of w^2 S^2.
         grad_sq_grad_sq: Sum of w^2 G^2.
         trace_grad_sq: Sum of w^2 S G.
-        trace_weight_cubed: Sum of w^3 S.
-        trace_trace_weight_cubed: Sum of w^3 S^2.
         trace_cubed: Sum of w^3 S^3.
+        trace_trace_grad_sq: Sum of w^3 S^2 G.
+        trace_grad_sq_grad_sq: Sum of w^3 S G^2.
+        grad_sq_cubed: Sum of w^3 G^3.
         windows: Windows that entered, never decayed.
         dropped: Non-finite windows that did not enter.
     """
 
     weight: float = 0.0
     weight_sq: float = 0.0
-    weight_cubed: float = 0.0
     weight_fourth: float = 0.0
     trace: float = 0.0
     grad_sq: float = 0.0
@@ -226,9 +232,10 @@ class Averages:
     trace_trace: float = 0.0
     grad_sq_grad_sq: float = 0.0
     trace_grad_sq: float = 0.0
-    trace_weight_cubed: float = 0.0
-    trace_trace_weight_cubed: float = 0.0
     trace_cubed: float = 0.0
+    trace_trace_grad_sq: float = 0.0
+    trace_grad_sq_grad_sq: float = 0.0
+    grad_sq_cubed: float = 0.0
     windows: int = 0
     dropped: int = 0
 
@@ -297,17 +304,21 @@ class Averages:
             + trace * grad_sq * self.weight_sq,
         )
 
-    def _trace_third_moment(self, trace_variance: float) -> float:
-        # Third central moment of the weighted mean of the trace.
-        trace = self.trace / self.weight
-        third = (
+    def _third_moment(self, trace_variance: float, grad_sq_variance: float, covariance: float) -> float:
+        # Third central moment of the weighted mean of D = S - ratio G, whose own mean is zero.
+        if self.grad_sq <= 0:
+            return 0.0
+        ratio = self.trace / self.grad_sq
+        moment = (
             self.trace_cubed
-            - 3 * trace * self.trace_trace_weight_cubed
-            + 3 * trace**2 * self.trace_weight_cubed
-            - trace**3 * self.weight_cubed
+            - 3 * ratio * self.trace_trace_grad_sq
+            + 3 * ratio**2 * self.trace_grad_sq_grad_sq
+            - ratio**3 * self.grad_sq_cubed
         ) / self.weight**3
         # No n numbers are skewed by more than sqrt(n); beyond lies the rounding of windows that hardly differ.
-        return min(third, math.sqrt(trace_variance**3 * self.effective_windows))
+        variance = max(0.0, trace_variance - 2 * ratio * covariance + ratio**2 * grad_sq_variance)
+        limit = math.sqrt(variance**3 * self.effective_windows)
+        return min(max(moment, -limit), limit)
 
     def noise_scale(self, confidence: float = 0.9) -> NoiseScale | None:
         """Compute the noise scale with interval from the sums.
@@ -356,7 +367,7 @@ class Averages:
             effective_windows=count,
             confidence=confidence,
             degrees_of_freedom=max(1.0, min(count - 1, self.weight_sq**2 / self.weight_fourth)),
-            trace_third_moment=self._trace_third_moment(trace_scatter * scale),
+            third_moment=self._third_moment(trace_scatter * scale, grad_sq_scatter * scale, cross_scatter * scale),
         )
 
     def to_state(self) -> dict[str, float | int]:
@@ -390,7 +401,7 @@ _DECAYING = (
     *((name, 0) for name in ("weight", "trace", "grad_sq")),
     *((name, 1) for name in ("weight_sq", "trace_weight_sq", "grad_sq_weight_sq", "trace_trace", "grad_sq_grad_sq")),
     ("trace_grad_sq", 1),
-    *((name, 2) for name in ("weight_cubed", "trace_weight_cubed", "trace_trace_weight_cubed", "trace_cubed")),
+    *((name, 2) for name in ("trace_cubed", "trace_trace_grad_sq", "trace_grad_sq_grad_sq", "grad_sq_cubed")),
     ("weight_fourth", 3),
 )
 
@@ -413,7 +424,6 @@ def sums_of(moments: WindowMoments) -> dict[str, float]:
     sums: dict[str, float] = {
         "weight": w,
         "weight_sq": w**2,
-        "weight_cubed": w**3,
         "weight_fourth": w**4,
         "trace": w * trace,
         "grad_sq": w * grad_sq,
@@ -422,9 +432,10 @@ def sums_of(moments: WindowMoments) -> dict[str, float]:
         "trace_trace": (w * trace) * (w * trace),
         "grad_sq_grad_sq": (w * grad_sq) * (w * grad_sq),
         "trace_grad_sq": (w * trace) * (w * grad_sq),
-        "trace_weight_cubed": w**3 * trace,
-        "trace_trace_weight_cubed": (w * trace) * (w * trace) * w,
         "trace_cubed": (w * trace) * (w * trace) * (w * trace),
+        "trace_trace_grad_sq": (w * trace) * (w * trace) * (w * grad_sq),
+        "trace_grad_sq_grad_sq": (w * trace) * (w * grad_sq) * (w * grad_sq),
+        "grad_sq_cubed": (w * grad_sq) * (w * grad_sq) * (w * grad_sq),
         "windows": 1,
         "dropped": 0,
     }

@@ -58,6 +58,7 @@ class WindowEvent:
         is_asked: Whether the policy could be asked: not where an exception ended the run before.
         relative_lr: Where the user's scheduler has taken the learning rate, 1 at its start.
         seconds: Of a loader batch, and of a step beyond its loader batches; None while unknown.
+        took: Seconds since the end of the last window, without validation; None for the first windows of a process.
     """
 
     start: int
@@ -78,6 +79,7 @@ class WindowEvent:
     is_asked: bool = True
     relative_lr: float = 1.0
     seconds: tuple[float | None, float | None] = (None, None)
+    took: float | None = None
 
     @property
     def opened(self) -> Opened:
@@ -175,12 +177,14 @@ class EndEvent:
         window: The window that an exception left open, or None.
         arrived: What has arrived of the last window that was sent.
         state: The state at the end, without its history and without the window.
+        latest: The policy's last decision, which the journal lacks if it only continued a run of holds.
     """
 
     ready: int
     window: Progress | None = None
     arrived: Arrived | None = None
     state: RunState
+    latest: DecisionRecord | None = None
 
 
 StepEvent = WindowEvent | EpochEvent | DropEvent | SchedulersEvent | MetricEvent | GiveUpEvent | EndEvent

@@ -82,9 +82,9 @@ def fieller_interval(
     grad_sq_variance: float,
     covariance: float,
     quantile: float,
-    trace_third_moment: float = 0.0,
+    third_moment: float = 0.0,
 ) -> tuple[float, float, bool]:
-    """Compute Fieller's set for the ratio trace / grad_sq, restricted to zero and above, with a longer upper tail.
+    """Compute Fieller's set for the ratio trace / grad_sq, restricted to zero and above, longer for skewed windows.
 
     The set contains all ratios ``rho`` for which ``trace - rho grad_sq`` lies within ``quantile`` standard errors of
     zero:
@@ -96,13 +96,17 @@ def fieller_interval(
     and wrong.
 
     A mean over heavy-tailed windows usually lies *below* the true value, since most samples contain too few of the rare
-    large values. The upper end is therefore that of Fieller's set for a trace of
+    large values. Where they are values of the trace (single examples with a large gradient), the ratio is usually too
+    low; where they are values of the squared norm (two micro-batches of a window that both hold a rare example of the
+    same large gradient), it is too high. The set tests ``D = trace - rho_hat grad_sq``, whose third moment has both.
+    One end is therefore that of Fieller's set for a trace of
 
-        trace + 2 quantile^2 * max(0, trace_third_moment) / variance of (trace - rho_hat grad_sq)
+        trace + quantile^2 * third_moment / variance of D
 
-    The form is Johnson's (1978), who has (1 + 2 quantile^2) / 6 instead of 2 quantile^2: a sample from a heavy tail
-    underestimates its own third moment, and six times his term restores the coverage (benchmarks/averages.py). Without
-    skewness the interval is Fieller's; the lower end and ``resolved`` never depend on it.
+    the upper end for a third moment above zero, the lower end for one below. The form is Johnson's (1978), who has (1 +
+    2 quantile^2) / 6 instead of quantile^2: a sample from a heavy tail underestimates its own third moment, and about
+    three times his term restores the coverage of both ends (benchmarks/averages.py). Without skewness the interval is
+    Fieller's.
 
     Args:
         trace: Mean of tr(Sigma).
@@ -111,7 +115,8 @@ def fieller_interval(
         grad_sq_variance: Variance of that mean of the squared norm, at least 0; may be infinite.
         covariance: Covariance of the two means.
         quantile: Standard errors on each side, at least 0.
-        trace_third_moment: Third central moment of that mean of the trace, in its unit cubed.
+        third_moment: Third central moment of ``trace - rho_hat grad_sq``, with the point estimate ``rho_hat``, in the
+            trace's unit cubed.
 
     Returns:
         The lower end, the upper end (both in examples, infinite where there is none), and whether the ratio is
@@ -126,25 +131,35 @@ def fieller_interval(
         ... )
         (5.333333333333333, 16.0, True)
     """
-    t2 = quantile**2
+    known = (grad_sq, trace_variance, grad_sq_variance, covariance, quantile**2)
+    low, high = _fieller_set(trace, *known)
+    shift = 0.0
+    if third_moment != 0 and grad_sq > 0:
+        ratio = trace / grad_sq
+        variance = trace_variance - 2 * ratio * covariance + ratio**2 * grad_sq_variance
+        shift = quantile**2 * third_moment / variance if 0 < variance < math.inf else 0.0
+    if shift > 0 and high < math.inf:
+        high = _fieller_set(trace + shift, *known)[1]
+    elif shift < 0:
+        low = min(low, _fieller_set(trace + shift, *known)[0]) if trace + shift > 0 else 0.0
+    return max(0.0, low), max(0.0, high), low > 0 and high < math.inf
+
+
+def _fieller_set(
+    trace: float, grad_sq: float, trace_variance: float, grad_sq_variance: float, covariance: float, t2: float
+) -> tuple[float, float]:
+    """Return the ends of the set; the upper one is infinite, and the lower one 0, where there is none."""
     a = grad_sq**2 - t2 * grad_sq_variance
     b = trace * grad_sq - t2 * covariance
     c = trace**2 - t2 * trace_variance
     # Where a > 0 the point estimate is in the set, so the discriminant is negative by rounding only.
     root = math.sqrt(max(0.0, b * b - a * c))
     if a > 0 and grad_sq > 0:
-        low, high = (b - root) / a, (b + root) / a
-        ratio = trace / grad_sq
-        variance = trace_variance - 2 * ratio * covariance + ratio**2 * grad_sq_variance
-        if trace_third_moment > 0 and 0 < variance < math.inf:
-            shifted = trace + 2 * t2 * trace_third_moment / variance
-            b, c = shifted * grad_sq - t2 * covariance, shifted**2 - t2 * trace_variance
-            high = (b + math.sqrt(max(0.0, b * b - a * c))) / a
-        return max(0.0, low), max(0.0, high), low > 0
+        return (b - root) / a, (b + root) / a
     if a <= 0 < c and (b > 0 or a < 0):
         # The roots have opposite signs and the set lies outside them: only a lower end is known. Both forms are the
         # same number; the first neither cancels nor divides by an a that is almost zero.
-        return (c / (b + root) if b > 0 else (b - root) / a), math.inf, False
+        return (c / (b + root) if b > 0 else (b - root) / a), math.inf
     # Nothing is known: the trace itself is not above zero, or the squared norm is clearly *below* zero, which is
     # impossible for the true gradient and rare by chance.
-    return 0.0, math.inf, False
+    return 0.0, math.inf

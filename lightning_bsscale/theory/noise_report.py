@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_bsscale.theory.blocks import relative_half_width
 from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.numbers import describe_count
 
 __all__ = ["Ending", "NoiseReport"]
 
@@ -149,4 +150,4 @@ def _finite(value: float) -> float | None:
 def _number(value: float) -> str:
     if math.isinf(value):
         return "unknown"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return describe_count(value)

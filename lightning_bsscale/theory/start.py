@@ -62,10 +62,10 @@ def read_unit(first_size: int, loader_batch_size: int | None, world_size: int, f
     return max(world_size, round(size * world_size))
 
 
-def describe_change(before: Start, now: Start) -> str:
-    """Describe in a phrase how two starts differ; empty if they are alike."""
+def describe_change(before: Start, now: Start, unit: str = "examples") -> str:
+    """Describe in a phrase how two starts differ, in what is counted; empty if they are alike."""
     names = {
-        "granularity_per_rank": "loader batches of {} instead of {} examples",
+        "granularity_per_rank": f"loader batches of {{}} instead of {{}} {unit}",
         "world_size": "{} instead of {} devices",
         "accumulate": "accumulate_grad_batches={} instead of {}",
     }

@@ -157,9 +157,11 @@ def test_record_true_writes_into_the_log_folder(tmp_path):
 def test_summary_and_plot(grown, tmp_path):
     scaler, _ = grown
     lines = scaler.summary().splitlines()
-    words = "examples step batch lr factor noise scale [90 %] bound (90 %) target needed reason"
+    words = "examples step batch lr factor noise scale [90 %] bound needed reason"
     assert lines[0].split() == words.split()
-    assert sum(line[0] != " " for line in lines) == len(scaler.decisions) + 1
+    changes = [record.is_change for record in scaler.decisions]
+    stretches = sum(not one for one, before in zip(changes, [True, *changes], strict=False) if before)
+    assert sum(line[0] != " " for line in lines) == 1 + sum(changes) + stretches
     assert " -> " in "".join(lines)
     figure, axes = scaler.plot()
     figure.savefig(tmp_path / "plot.png")

@@ -98,14 +98,14 @@ def test_one_sentence_one_table_one_picture_one_json(command, source):
     assert re.match(r"(The critical batch is about|Not resolved).*noise scale", out)
     assert "worth of an example" in out.splitlines()[2]
     assert Path("probe.png").stat().st_size > 5000
-    assert "forecast: 3 offsets x 3 branches" in errors
+    assert "forecast: 3 offsets of 3 branches over 32 examples each" in errors
     status, again, errors = command(*source, *SHORT, "--json")
     assert json.loads(again) == found
 
 
 @pytest.mark.parametrize(
     ("swing", "noise_is_known"),
-    [(1e-5, True), (1.3e-3, True), (1e-5, False)],
+    [(1e-5, True), (9.5e-4, True), (1e-5, False)],
     ids=["resolved", "open end", "open noise"],
 )
 def test_the_policy_and_the_plan_read_what_was_written(command, swing, noise_is_known):
@@ -119,11 +119,14 @@ def test_the_policy_and_the_plan_read_what_was_written(command, swing, noise_is_
         if "branch" in line:
             offset, size = line["branch"]
             line["loss"] = values["start_loss"] - 1 / (1 + size / 11) + swing * (offset - 1) * size
+            line["earlier"] = [values["start_loss"] - share / (1 + 4 / 11) for share in (0.75, 0.625)][
+                : size == 4 and 2
+            ]
     Path("probe.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert command(*words)[0] == 0
     written = json.loads(Path("probe.json").read_text())
     ratio, critical, noise = (written[key] for key in ("critical_batch_ratio", "critical_batch_size", "noise_scale"))
-    ends = (8, 16 if swing < 1e-3 else None)
+    ends = (8, 16 if swing < 1e-4 else None)
     assert (critical["low"], critical["high"]) == ends
     assert (critical["value"] is None, noise["value"] is None) == (None in ends, not noise_is_known)
     assert ratio["low"] == pytest.approx(8 / noise["high"])

@@ -13,7 +13,7 @@ def written(path):
     file.once("noise", lambda: 12.5)
     for batch_size, loss, seconds in ((8.0, 0.5, 1.25), (16.0, float("inf"), 2.0)):
         if not file.has(0, batch_size):
-            file.add(0, batch_size, loss, seconds, "data")
+            file.add(0, batch_size, loss, seconds, "data", [0.75, float("nan")])
     return path.read_text()
 
 
@@ -23,6 +23,9 @@ def test_what_is_finished_is_read_again(tmp_path):
     file = BranchFile(path, SETTINGS)
     assert file.once("noise", lambda: pytest.fail("it is there")) == 12.5
     assert (file.loss(0, 8.0), file.loss(0, 16.0), file.seconds) == (0.5, float("inf"), 3.25)
+    assert repr(file.earlier(0, 8.0)) == "[0.75, nan]"
+    assert (file.median_seconds(8.0), file.median_seconds(4.0)) == (1.25, None)
+    assert (file.known("noise"), file.known("other", 3)) == (12.5, 3)
     assert file.has(0, 8.0, "data")
     assert not file.has(0, 8.0, "other")
     assert not file.has(1, 8.0)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import lightning.pytorch as pl
 import pytest
@@ -9,8 +10,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_bsscale.critical_batch import ProbeError, measure_critical_batch
-from tests.helpers.training import QUIET, Broken, regression_loader
+from lightning_bsscale import BatchSizeScaler, Milestones
+from lightning_bsscale.critical_batch import ProbeError, measure, measure_critical_batch
+from lightning_bsscale.critical_batch.branch_file import BranchFile
+from lightning_bsscale.critical_batch.checkpoint import BranchingPoint
+from lightning_bsscale.critical_batch.measure import _Branches
+from lightning_bsscale.critical_batch.plan import plan_branches
+from tests.helpers.training import QUIET, Broken, Regression, regression_loader
 
 SEEN: list[dict] = []
 
@@ -55,6 +61,14 @@ class Module(pl.LightningModule):
         optimizer = Recording(self.parameters(), lr=0.02, momentum=0.9)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Plain(Module):
+    """The same without dropout, whose random numbers depend on how long a training is."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[2] = nn.Identity()
 
 
 @pytest.fixture
@@ -112,10 +126,27 @@ def test_branches_differ_in_batch_and_learning_rate_alone(tmp_path, checkpoint):
     assert "log" not in vars(module)
     assert found.batch_size == 4
     assert [row.batch_size for row in found.answer.rows] == [2, 4, 8, 16, 32]
-    assert "forecast: 2 offsets x 5 branches of 128 examples" in lines[1]
+    assert re.match(r"forecast: 2 offsets of 5 branches over 128 examples each, about \d+ s to go", lines[1])
+    assert re.match(r"offset 1 of 2 done after \d+ s, about \d+ s to go", lines[2])
     value = found.answer.value if found.answer.resolved and found.noise.resolved else math.nan
     assert found.ratio.value == pytest.approx(value / found.noise.noise_scale, nan_ok=True)
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_branches_begin_at_the_batch_and_the_learning_rate_of_the_last_step(tmp_path, checkpoint):
+    """A checkpoint's optimizer holds the user's learning rate, to which the scaler's factor belongs."""
+    path, _ = checkpoint
+    made = torch.load(path, weights_only=False)
+    scaler = BatchSizeScaler(policy=Milestones({0.25: 2, 0.5: 4}), lr_rule="linear", warmup=0)
+    pl.Trainer(**{**QUIET, "callbacks": [scaler], "max_epochs": 1}).fit(Regression(), regression_loader(160))
+    torch.save({**made, "callbacks": {scaler.state_key: scaler.state_dict()}}, path)
+    found, _ = probe(tmp_path, ckpt_path=path, multiples=(1, 2))
+    assert [row.batch_size for row in found.answer.rows] == [16, 32]
+    assert found.batch_size == 16
+    same, twice = branches_seen()[:2]
+    assert same["rates"] == pytest.approx([0.02 * 0.6 * 4] * 8)
+    assert twice["rates"] == pytest.approx([0.02 * 0.6 * 8] * 4)
+    assert "grown from 4" in found.to_json()["notes"][0]
 
 
 def test_from_a_start_the_learning_rate_is_the_initial_one(tmp_path):
@@ -175,3 +206,52 @@ def test_a_loader_batch_that_cannot_be_split_is_the_first_multiple(tmp_path):
 def test_what_cannot_be_done_is_said_in_a_sentence(tmp_path, changed, message):
     with pytest.raises(ProbeError, match=message):
         probe(tmp_path, **changed)
+
+
+def test_the_smallest_branch_is_looked_at_where_a_critical_batch_would_have_its_loss(tmp_path):
+    """Each look is the held-out loss of a branch that ends there."""
+    given = dict(multiples=(0.5, 1, 2), trainer_options=QUIET, module=Plain())
+    probe(tmp_path, **given)
+    lines = [json.loads(line) for line in (tmp_path / "probe.jsonl").read_text().splitlines()]
+    (settings,) = (line["settings"] for line in lines if "settings" in line)
+    assert settings["looks"] == [48, 40]
+    first = next(line for line in lines if line.get("branch") == [0, 2.0])
+    for place, examples in enumerate((96, 80)):
+        out = tmp_path / str(examples)
+        probe(out, **given, examples=examples)
+        shorter = [json.loads(line) for line in (out / "probe.jsonl").read_text().splitlines()]
+        end = next(line["loss"] for line in shorter if line.get("branch") == [0, 2.0])
+        assert first["earlier"][place] == pytest.approx(end, rel=1e-6)
+    assert first["loss"] < min(first["earlier"])
+
+
+def test_a_branch_that_was_held_up_is_not_believed_in_the_forecast(tmp_path):
+    plan, _ = plan_branches(Module(), next(iter(regression_loader(4))), 1, (1, 2, 4), 16)
+    lines = BranchFile(tmp_path / "probe.jsonl", {})
+    run = _Branches(None, None, plan, BranchingPoint(1), None, None, lines)
+    lines.add(0, 4.0, 1.0, 10.0, "")
+    assert run.seconds() == 30  # the larger ones take no longer than the first
+    lines.add(0, 8.0, 1.0, 900.0, "")
+    lines.add(0, 16.0, 1.0, 6.0, "")
+    assert run.seconds() == 26
+    lines.add(1, 4.0, 1.0, 700.0, "")
+    lines.add(2, 4.0, 1.0, 12.0, "")
+    lines.add(1, 8.0, 1.0, 9.0, "")
+    lines.add(2, 8.0, 1.0, 8.0, "")
+    assert run.seconds() == 12 + 9 + 6
+
+
+def test_the_clock_alone_decides_the_number_of_offsets(tmp_path, monkeypatch):
+    """Each branch takes ten seconds, so two of them fit fifteen times into five minutes."""
+    now = [0.0]
+
+    def branch(self, batches, accumulate, factor, looks=()):
+        now[0] += 10
+        return 0.5, [0.6 for _ in looks]
+
+    monkeypatch.setattr(measure.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(measure.Trainers, "branch", branch)
+    found, lines = probe(tmp_path, multiples=(1, 2), examples=8, offsets=None, minutes=5)
+    assert found.answer.offsets == 15
+    assert lines[1].startswith("forecast: 14 offsets")  # the first branch is made by then
+    assert [line for line in lines if line.startswith("offset 8 of about 15 done after 2.7 min, about 2.3 min to go")]

@@ -43,6 +43,7 @@ from lightning_bsscale.figures import plot_noise_scale
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
 from lightning_bsscale.journal import Journal, read_journal, run_header
 from lightning_bsscale.journal_file import MAX_LINE_BYTES
+from lightning_bsscale.record_lists import DecisionList
 from lightning_bsscale.replay import replay
 from lightning_bsscale.simulation.optimum import best_schedule
 from lightning_bsscale.simulation.pictures import draw_forecast
@@ -50,6 +51,7 @@ from lightning_bsscale.simulation.quadratic import NoisyQuadratic
 from lightning_bsscale.theory.hyperparameters import HyperparameterRule, scaled_values
 from lightning_bsscale.theory.run import begin_run
 from lightning_bsscale.theory.schedules import WarmupStableDecay, WarmupStep
+from lightning_bsscale.verdict import read_facts
 from tests.helpers.records import DECISION
 from tests.helpers.written_runs import settings_of, write_run
 
@@ -120,6 +122,9 @@ CASES += [
     Case(lambda: BatchSizeScaler(progress_bar=1)),
     Case(lambda: BatchSizeScaler(verbose=1)),
     Case(lambda: BatchSizeScaler(log_prefix=None)),
+    Case(lambda: BatchSizeScaler(unit=None)),
+    Case(lambda: GradientNoiseScaleMonitor(unit="")),
+    Case(lambda: BatchSizeScaler(unit="tokens\nof a kind")),
     Case(lambda: BatchSizeScaler(record=None)),
     Case(lambda: BatchSizeScaler(record="")),
     Case(lambda: BatchSizeScaler(record="s3://runs/run.jsonl")),
@@ -194,6 +199,11 @@ def replaying(*lines):
     reading(*lines, by=lambda path: list(replay(path)))
 
 
+def without_pandas():
+    with mock.patch.dict(sys.modules, {"pandas": None}):
+        DecisionList().to_dataframe()
+
+
 def without_matplotlib():
     with mock.patch.dict(sys.modules, {"matplotlib.figure": None}):
         plot_noise_scale([])
@@ -241,6 +251,9 @@ CASES += [
     Case(lambda: replaying(OTHER)),
     Case(lambda: replaying(HEADER)),
     Case(lambda: reading(HEADER, '{"event": "dec', end="")),
+    Case(without_pandas, "pip install pandas", (ModuleNotFoundError,)),
+    Case(lambda: reading(json.dumps({"event": "header", "schema": 2, **FIRST}), by=read_facts), "Pass the journal"),
+    Case(lambda: reading(json.dumps({"event": "header", "schema": 2, **FIRST, "pace": {}}), by=read_facts)),
     Case(without_matplotlib, "pip install lightning-bsscale[plot]", (ModuleNotFoundError,)),
 ]
 

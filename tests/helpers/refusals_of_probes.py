@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -14,11 +15,13 @@ from torch.utils.data import DataLoader
 from lightning_bsscale.cli.probe import _from_config
 from lightning_bsscale.critical_batch import ProbeError
 from lightning_bsscale.critical_batch.branch_file import BranchFile
-from lightning_bsscale.critical_batch.measure import _affordable
+from lightning_bsscale.critical_batch.checkpoint import BranchingPoint, branching_point
+from lightning_bsscale.critical_batch.measure import _all_offsets, _Branches
 from lightning_bsscale.critical_batch.plan import plan_branches
 from lightning_bsscale.critical_batch.trainers import Trainers, load_weights
 from lightning_bsscale.critical_batch.training_data import TrainingData
 from lightning_bsscale.functional import measure_noise_scale
+from lightning_bsscale.report.page import make_page
 from lightning_bsscale.theory.branching import critical_batch
 from tests.helpers.refusals import Case, Said, command
 from tests.helpers.refusals_of_training import CASES, by_hand
@@ -68,7 +71,8 @@ def two_probes_with_one_file(folder):
 def no_time_is_left(folder):
     file = BranchFile(folder / "probe.jsonl", {})
     file.add(0, 4.0, loss=1.0, seconds=60.0, data="")
-    _affordable(plan_of(1, 2), file, None, 5.0, print)
+    run = _Branches(None, None, plan_of(1, 2), BranchingPoint(1), None, None, file)
+    _all_offsets(run, None, time.monotonic(), 5.0, print)
 
 
 @in_folder
@@ -98,6 +102,8 @@ CASES += [
     Case(lambda: measure(changes_a_parameter), error=(RuntimeError,)),
     Case(lambda: critical_batch([16, 8], 2.0, [[1.0, 1.0]] * 2)),
     Case(lambda: critical_batch([8, 16], 2.0, [[1.0, 1.0]])),
+    Case(lambda: critical_batch([8, 16], 2.0, [[1.0, 1.0]] * 2)),
+    Case(lambda: branching_point({"callbacks": {"BatchSizeScaler": {"schema": 1}}}, 4, 1), error=(ProbeError,)),
     Case(lambda: plan_of(2, 1), error=(ProbeError,)),
     Case(lambda: plan_of(1, 1.3), error=(ProbeError,)),
     Case(lambda: TrainingData([], 0).first(), error=(ProbeError,)),
@@ -108,6 +114,7 @@ CASES += [
     Case(lambda: trainers(by_hand()).branch([*regression_loader(4)], 1, 1.0), error=(ProbeError,)),
     Case(lambda: trainers(monitor="accuracy").held_out_loss(None), "'accuracy' nothing", error=(ProbeError,)),
     Case(lambda: load_weights(Regression(), {"state_dict": {}}), error=(ProbeError,)),
+    Case(lambda: make_page([])),
     Case(lambda: command("probe", "--task", "task"), error=(Said,)),
     Case(lambda: command("probe", "--task", "nowhere:task"), error=(Said,)),
     Case(lambda: command("probe", "--task", "builtins:dict"), "{}", error=(Said,)),

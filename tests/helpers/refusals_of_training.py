@@ -178,6 +178,7 @@ CASES += [
     Case(lambda: train_where(SingleDeviceStrategy, "_model_averaging_period", 4, create=True)),
     Case(lambda: train_where(preflight, "FSDPStrategy", SingleDeviceStrategy, settings={"gradient_clip_val": 1.0})),
     Case(lambda: train_where(loaders, "extremes", return_value=([10.0], [12.0]))),
+    Case(lambda: loaders.SizeCheck(4).add(400, 50), "4 8 50"),
     Case(lambda: train_where(ParameterHooks, "__init__", side_effect=UnsupportedSharding("why"))),
     Case(lambda: preflight.warn_batch_norm(torch.nn.SyncBatchNorm(2), world_size=2)),  # torch runs it on GPUs only
     # test_compatibility.py does it with the other package's own Trainer, where that is installed.

@@ -9,6 +9,7 @@ from lightning_bsscale.theory import run
 from lightning_bsscale.theory.events import EndEvent, EpochEvent, WindowEvent, apply
 from lightning_bsscale.theory.measured import Arrived
 from lightning_bsscale.theory.policies import Limits, NoiseScalePolicy
+from lightning_bsscale.theory.profile import RunProfile
 from lightning_bsscale.theory.rules import Sqrt
 from tests.helpers.simulated import equal_sums
 from tests.helpers.simulated_run import SIZE, Program
@@ -42,7 +43,7 @@ def write_run(path, loader_batches=400, *, journal=None, **options):
     settings, dice = settings_of(loader_batches, **options), random.Random(0)
     lengths = dict(epoch_batches=loader_batches, epoch_examples=loader_batches * SIZE)
     state = run.begin_run(settings, settings.plan.begin(**lengths), epoch=0)
-    journal = journal or Journal(path, run_header(settings, state))
+    journal = journal or Journal(path, run_header(settings, state, RunProfile(policy=type(settings.policy).__name__)))
 
     def write(event):
         nonlocal state

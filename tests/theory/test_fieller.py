@@ -91,12 +91,26 @@ def test_bounded_but_reaching_zero_is_not_resolved(found):
     assert 0 <= high < math.inf
 
 
-def test_a_skewed_trace_moves_the_upper_end_only():
-    """By hand, of a squared norm that is known: (trace + 2 t² third / variance + t deviation) / squared norm."""
+def test_skewed_windows_move_one_end_outwards():
+    """By hand, of a squared norm that is known: (trace + t² third / variance ± t deviation) / squared norm."""
     known = dict(trace=8, grad_sq=2, trace_variance=0.25, grad_sq_variance=0, covariance=0, quantile=1.5)
-    low, high, _ = fieller_interval(**known, trace_third_moment=0.1)
-    assert low == pytest.approx((8 - 1.5 * 0.5) / 2)
-    assert high == pytest.approx((8 + 2 * 2.25 * 0.1 / 0.25 + 1.5 * 0.5) / 2)
+    low, high = (8 - 1.5 * 0.5) / 2, (8 + 1.5 * 0.5) / 2
+    shift = 2.25 * 0.1 / 0.25 / 2
+    assert fieller_interval(**known) == pytest.approx((low, high, True))
+    assert fieller_interval(**known, third_moment=0.1) == pytest.approx((low, high + shift, True))
+    assert fieller_interval(**known, third_moment=-0.1) == pytest.approx((low - shift, high, True))
+    # A skew as large as the trace: nothing is known below.
+    assert fieller_interval(**known, third_moment=-0.9) == pytest.approx((0.0, high, False))
+
+
+@given(st.floats(1, 10), st.floats(-10, 10), st.floats(0.01, 5), st.floats(0.01, 5), st.floats(-20, 20))
+def test_skewness_never_shortens_the_interval(trace, grad_sq, se_trace, se_sq, third_moment):
+    known = dict(trace=trace, grad_sq=grad_sq, trace_variance=se_trace**2, grad_sq_variance=se_sq**2, covariance=0.0)
+    low, high, resolved = fieller_interval(**known, quantile=1.6)
+    lower, higher, still_resolved = fieller_interval(**known, quantile=1.6, third_moment=third_moment)
+    assert 0 <= lower <= low
+    assert higher >= high
+    assert resolved or not still_resolved
 
 
 means = st.floats(-10, 10)

@@ -155,7 +155,7 @@ def looks(request):
 
 
 def symmetric(noise):
-    return dataclasses.replace(noise, trace_third_moment=0.0)
+    return dataclasses.replace(noise, third_moment=0.0)
 
 
 def test_the_trace_is_unbiased(looks):

@@ -18,6 +18,8 @@ from lightning_bsscale.theory.hyperparameters import HyperparameterRule, resolve
 from lightning_bsscale.theory.rules import Constant, LearningRateRule, resolve_rule
 from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule, resolve_schedule
 
+MAX_UNIT_LENGTH = 30
+
 BatchSizeFn = Callable[[Any], float]
 MergeFn = Callable[[list[Any]], Any]
 SplitFn = Callable[[Any, int, int], Any]
@@ -42,6 +44,7 @@ class RunOptions:
         also_scale_for: returns the rules of its other hyperparameters
         split: None for ``"auto"``
         weighs_counts: whether the loss is a mean over what `batch_size_fn` counts, instead of over examples
+        unit: what `batch_size_fn` counts, as a plural word
     """
 
     callback: str
@@ -63,6 +66,7 @@ class RunOptions:
     batch_size_fn: BatchSizeFn | None
     dry_run: bool = True
     log_prefix: str
+    unit: str = "examples"
     record: Any
     progress_bar: bool = False
     verbose: bool = False
@@ -203,6 +207,17 @@ def check_flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {show(value)} ({type(value).__name__})")
     return value
+
+
+def check_unit(value: object) -> str:
+    """Return the word for what is counted, which goes into sentences, titles and axes."""
+    if not isinstance(value, str):
+        raise TypeError(f"unit must be a word such as 'examples' or 'tokens', got {show(value)}")
+    if not value.isprintable() or not 0 < len(value.strip()) <= MAX_UNIT_LENGTH:
+        raise ValueError(
+            f"unit must be a word of at most {MAX_UNIT_LENGTH} characters, such as 'tokens', got {show(value)}"
+        )
+    return value.strip()
 
 
 def check_prefix(value: object) -> str:

@@ -24,6 +24,7 @@ from lightning_bsscale.callbacks.trainer.optimizer_step import can_wrap_step, un
 from lightning_bsscale.callbacks.trainer.out_of_memory import RecoveryOptions
 from lightning_bsscale.theory.checks import show
 from lightning_bsscale.theory.hyperparameters import HyperparameterRule, hyperparameters_for_optimizer
+from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule, resolve_rule, rule_for_optimizer
 from lightning_bsscale.theory.windows import windows_in_memory
 
@@ -136,8 +137,9 @@ def check_min_epochs(trainer: pl.Trainer, total_examples: float | None, epoch_ex
         needed = trainer.min_epochs * epoch_examples
         if needed > total_examples:
             raise MisconfigurationException(
-                f"Trainer(min_epochs={trainer.min_epochs}) requires {needed:g} examples, but the budget (max_steps, or "
-                f"total_examples) ends after {total_examples:g}. Lower min_epochs, or raise the budget."
+                f"Trainer(min_epochs={trainer.min_epochs}) requires {describe_count(needed)} examples, but the budget "
+                f"(max_steps, or total_examples) ends after {describe_count(total_examples)}. Lower min_epochs, or "
+                "raise the budget."
             )
 
 
@@ -360,8 +362,9 @@ def check_plan(trainer: pl.Trainer, options: RunOptions, total_examples: float |
         return
     if isinstance(warmup, int) and warmup >= total_examples:
         rank_zero_warn(
-            f"bsscale: warmup={warmup} examples covers all of this training ({total_examples:g} examples), so the "
-            "batch never grows. An int counts examples; a float such as 0.05 is a share of the training.",
+            f"bsscale: warmup={warmup} examples covers all of this training ({describe_count(total_examples)} "
+            "examples), so the batch never grows. An int counts examples; a float such as 0.05 is a share of the "
+            "training.",
             category=UserWarning,
         )
 
@@ -391,8 +394,9 @@ def warn_short_memory(total_examples: float, memory: float, least: int, spacing:
         better = 4 * spacing / total_examples
         advice = "Set a lower measure_every" + (f", or memory={better:.2g}." if memory < better <= 1 else ".")
         rank_zero_warn(
-            f"bsscale: the noise scale can hardly be resolved in this training: one window in {spacing} examples is "
-            f"measured, and memory={memory:g} of {total_examples:g} examples averages over {examples:g}. These hold "
+            "bsscale: the noise scale can hardly be resolved in this training: one window in "
+            f"{describe_count(spacing)} examples is measured, and memory={memory:g} of "
+            f"{describe_count(total_examples)} examples averages over {describe_count(examples)}. These hold "
             f"{held:.1f} windows, but an interval needs more than {MIN_WINDOWS:g}. {advice}",
             category=UserWarning,
         )

@@ -26,8 +26,10 @@ from lightning_bsscale.theory.events import (
     WindowEvent,
 )
 from lightning_bsscale.theory.measured import Arrived
+from lightning_bsscale.theory.pace import Pace
 from lightning_bsscale.theory.plan import PlanPosition
-from lightning_bsscale.theory.records import Measurement
+from lightning_bsscale.theory.profile import RunProfile
+from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.run import Asked, Conditions, WindowEnd
 from lightning_bsscale.theory.state import OpenWindow, RunSettings, RunState
@@ -40,6 +42,8 @@ def open_journal(
     record: bool | str | Path,
     settings: RunSettings,
     state: RunState,
+    profile: RunProfile,
+    pace: Pace,
     resumes: Mapping[str, Any] | None,
 ) -> RunJournal:
     """Open the run's journal on the first rank, if the user wants one.
@@ -49,6 +53,8 @@ def open_journal(
         record: the option: True writes ``bsscale.jsonl`` into the log folder, a path is used as it is
         settings: the settings of the run
         state: its first state
+        profile: what its readers are told beside
+        pace: the seconds of its windows so far
         resumes: the journal entry of the resumed checkpoint, or None
 
     Returns:
@@ -59,7 +65,7 @@ def open_journal(
     path = Path(_log_folder(trainer)) / JOURNAL_NAME if record is True else Path(record)
     if not trainer.is_global_zero:
         return RunJournal()
-    journal = RecordedRun(Journal(path, run_header(settings, state), resumes=resumes), settings)
+    journal = RecordedRun(Journal(path, run_header(settings, state, profile, pace), resumes=resumes), settings)
     with journal.closed_on_error():  # a warning may be turned into an error
         _log_journal(journal.file, resumes)
     return journal
@@ -95,6 +101,7 @@ class RunJournal:
         end: WindowEnd,
         arrived: Arrived | None,
         measurement: Measurement | None,
+        took: float | None,
     ) -> None:
         """Record a window and the sums that have arrived; the line is written when the policy is asked."""
 
@@ -113,8 +120,15 @@ class RunJournal:
     def give_up(self) -> None:
         """Record that sums in flight are abandoned."""
 
-    def end(self, before: RunState, now: RunState, arrived: Arrived | None, measurement: Measurement | None) -> None:
-        """Record the run's end, from the states around it."""
+    def end(
+        self,
+        before: RunState,
+        now: RunState,
+        arrived: Arrived | None,
+        measurement: Measurement | None,
+        latest: DecisionRecord | None,
+    ) -> None:
+        """Record the run's end, from the states around it, and the last decision."""
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
@@ -168,6 +182,7 @@ class RecordedRun(RunJournal):
         end: WindowEnd,
         arrived: Arrived | None,
         measurement: Measurement | None,
+        took: float | None,
     ) -> None:
         """Record a window and the sums that have arrived; the line is written when the policy is asked."""
         is_alone = self._settings.now.world_size == 1
@@ -190,6 +205,7 @@ class RecordedRun(RunJournal):
             row_limit=end.row_limit,
             arrived=arrived,
             is_asked=False,
+            took=took,
         )
 
     def ask_policy(self, conditions: Conditions, asked: Asked) -> None:
@@ -219,13 +235,21 @@ class RecordedRun(RunJournal):
         """Record that sums in flight are abandoned."""
         self._write(GiveUpEvent())
 
-    def end(self, before: RunState, now: RunState, arrived: Arrived | None, measurement: Measurement | None) -> None:
-        """Record the run's end, from the states around it."""
+    def end(
+        self,
+        before: RunState,
+        now: RunState,
+        arrived: Arrived | None,
+        measurement: Measurement | None,
+        latest: DecisionRecord | None,
+    ) -> None:
+        """Record the run's end, from the states around it, and the last decision."""
         event = EndEvent(
             ready=before.loader_batches_in_epoch,
             window=self._progress(before.window),
             arrived=arrived,
             state=replace(now.without_history(), window=None),
+            latest=latest,
         )
         self._write(event)
         self._write(measurement)

@@ -10,26 +10,29 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
 from lightning_bsscale.callbacks.checks.options import RunOptions
-from lightning_bsscale.summary import describe_grounds, describe_noise, describe_number, describe_reason
+from lightning_bsscale.summary import describe_grounds, describe_noise, describe_reason
 from lightning_bsscale.theory.checks import show
+from lightning_bsscale.theory.numbers import describe_count, describe_number
 from lightning_bsscale.theory.policies import Limits
 from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.size_search import SizeSearch
 from lightning_bsscale.theory.start import Start, describe_change
+from lightning_bsscale.verdict import Verdict
 
 
 def log_start(batch_size: int, limits: Limits, options: RunOptions, *, is_resumed: bool) -> None:
     """Log the first batch size, and the default maximum if the user chose none."""
     if options.max_batch_size is None:
+        largest, unit = describe_count(limits.max_batch_size), options.unit
         begins = "resuming" if is_resumed else "starting"
         grows = "would grow" if options.dry_run else "grows"
         rank_zero_info(
-            f"bsscale: {begins} with a batch of {batch_size} examples; it {grows} to at most {limits.max_batch_size} "
+            f"bsscale: {begins} with a batch of {describe_count(batch_size, unit)}; it {grows} to at most {largest} "
             "(to choose, set max_batch_size)."
         )
 
 
-def warn_changed_start(first: Start, before: Start, now: Start, batch_before: int, batch_size: int) -> None:
+def warn_changed_start(first: Start, before: Start, now: Start, batch_before: int, batch_size: int, unit: str) -> None:
     """Warn about what differs from the run that is resumed, if anything.
 
     Args:
@@ -38,14 +41,17 @@ def warn_changed_start(first: Start, before: Start, now: Start, batch_before: in
         now: this start
         batch_before: the batch in the checkpoint, in examples
         batch_size: the batch from now on
+        unit: what is counted
     """
-    changes = describe_change(before, now)
+    changes = describe_change(before, now, unit)
     if changes:
-        stays = "stays" if batch_size == batch_before else f"becomes {batch_size}, the nearest possible one"
+        stays = (
+            "stays" if batch_size == batch_before else f"becomes {describe_count(batch_size)}, the nearest possible one"
+        )
         rank_zero_warn(
-            f"bsscale: resuming with {changes}. The batch of {batch_before} examples {stays}: "
+            f"bsscale: resuming with {changes}. The batch of {describe_count(batch_before, unit)} {stays}: "
             f"{batch_size // now.granularity} loader batches per step. Planned steps are still those of the first "
-            f"start, {first.batch_size} examples each.",
+            f"start, {describe_count(first.batch_size, unit)} each.",
             category=UserWarning,
         )
 
@@ -107,18 +113,24 @@ def log_micro_batches(search: SizeSearch) -> None:
 
 def log_decision(record: DecisionRecord, options: RunOptions) -> None:
     """Log a change of the batch, and with `verbose` also a hold."""
-    seen, old = describe_number(record.situation.examples_seen), describe_number(record.situation.batch_size)
+    seen = describe_count(record.situation.examples_seen, options.unit)
+    old, new = describe_count(record.situation.batch_size), describe_count(record.batch_size)
     grounds, reason = describe_grounds(record), describe_reason(record)
     if record.is_change:
         verb = "would change" if options.dry_run else "changed"
         numbers = "; ".join(filter(None, [f"noise scale {describe_noise(record.situation.noise)}", grounds]))
         rank_zero_info(
-            f"bsscale: after {seen} examples the batch {verb} from {old} to {describe_number(record.batch_size)}, the "
+            f"bsscale: after {seen} the batch {verb} from {old} to {new}, the "
             f"learning-rate factor to {describe_number(record.lr_scale)} ({record.lr_rule}); {numbers}: {reason}"
         )
     elif options.verbose:
         numbers = f" ({grounds})" if grounds else ""
-        rank_zero_info(f"bsscale: after {seen} examples the batch stays {old}: {reason}{numbers}")
+        rank_zero_info(f"bsscale: after {seen} the batch stays {old}: {reason}{numbers}")
+
+
+def log_verdict(verdict: Verdict) -> None:
+    """Log what a training found, in one paragraph."""
+    rank_zero_info(f"bsscale: {verdict}")
 
 
 def warn_overwritten_factor(optimizer: Optimizer) -> None:

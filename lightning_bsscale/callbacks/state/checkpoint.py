@@ -7,19 +7,21 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_bsscale.theory.checks import show
+from lightning_bsscale.theory.pace import Pace
 from lightning_bsscale.theory.state import RunState
 from lightning_bsscale.theory.stored import FRACTIONS, as_plain, check_stored, from_plain
 
 STATE_SCHEMA = 2
 
 
-def to_checkpoint(state: RunState, policy: Any, journal: dict[str, Any] | None) -> dict[str, Any]:
+def to_checkpoint(state: RunState, policy: Any, journal: dict[str, Any] | None, pace: Pace) -> dict[str, Any]:
     """Return the state for a checkpoint.
 
     Args:
         state: the run
         policy: the policy, whose own `state_dict` is included if it has one
         journal: the journal's id, path and number of records, or None
+        pace: the seconds of the run's windows so far, by this process's clock
 
     Returns:
         Numbers, strings, lists and dicts, and whatever the policy's `state_dict` returns.
@@ -30,6 +32,7 @@ def to_checkpoint(state: RunState, policy: Any, journal: dict[str, Any] | None) 
         "run": as_plain(state),
         "policy": {"class": type(policy).__qualname__, "state": own() if callable(own) else None},
         "journal": journal,
+        "pace": as_plain(pace),
     }
 
 
@@ -60,6 +63,16 @@ def read_run(checkpoint: dict[str, Any], callback: str) -> RunState:
         ) from error
     run: RunState = from_plain(RunState, checkpoint["run"])
     return run
+
+
+def read_pace(checkpoint: dict[str, Any]) -> Pace:
+    """Return the seconds of the run's windows up to the checkpoint; none if it does not hold any."""
+    try:
+        check_stored(Pace, checkpoint.get("pace"))
+    except ValueError:
+        return Pace()  # nothing that the run computes depends on it
+    pace: Pace = from_plain(Pace, checkpoint["pace"])
+    return pace
 
 
 def restore_policy(policy: Any, checkpoint: dict[str, Any]) -> None:

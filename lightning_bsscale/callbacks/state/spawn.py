@@ -28,6 +28,7 @@ from weakref import WeakValueDictionary
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_bsscale.theory.profile import RunContext
 from lightning_bsscale.theory.state import RunState
 from lightning_bsscale.theory.stored import as_plain, from_plain
 
@@ -41,10 +42,12 @@ class Outcome:
     Attributes:
         run: the run as far as it is known, or None
         journal_path: the journal's file, or None
+        context: what else is known of the run; None if this process has only its state
     """
 
     run: RunState | None = None
     journal_path: str | None = None
+    context: RunContext | None = None
 
 
 class ResultChannel:

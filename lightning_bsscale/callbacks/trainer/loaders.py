@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from lightning_bsscale.callbacks.checks.options import BatchSizeFn
 from lightning_bsscale.gradients.reduce import extremes, sums
 from lightning_bsscale.theory.checks import is_real, show
+from lightning_bsscale.theory.numbers import describe_count, describe_number
 from lightning_bsscale.theory.windows import planned_examples
 
 _warned_types: set[str] = set()  # types of batches, per process as in Lightning
@@ -98,29 +99,31 @@ class SizeCheck:
     """Warns once if the mean size of the first loader batches differs from the first one's, the unit of all counts.
 
     Args:
-        unit: examples of one loader batch of this device; None disables the check
+        usual: examples of one loader batch of this device; None disables the check
+        unit: what is counted
     """
 
     LOADER_BATCHES = 50
     TOLERANCE = 0.25
 
-    def __init__(self, unit: int | None) -> None:
+    def __init__(self, usual: int | None, unit: str = "examples") -> None:
+        self._usual = usual
         self._unit = unit
         self._count = 0
         self._examples = 0
 
     def add(self, examples: int, loader_batches: int) -> None:
         """Add a window."""
-        if self._unit is None or self._count >= self.LOADER_BATCHES:
+        if self._usual is None or self._count >= self.LOADER_BATCHES:
             return
         self._count += loader_batches
         self._examples += examples
         mean = self._examples / self._count
-        if self._count >= self.LOADER_BATCHES and abs(mean / self._unit - 1) > self.TOLERANCE:
+        if self._count >= self.LOADER_BATCHES and abs(mean / self._usual - 1) > self.TOLERANCE:
             rank_zero_warn(
-                f"bsscale: the first loader batch had {self._unit} examples, the first {self._count} have {mean:.4g} "
-                "on average. Batches, limits and the budget are counted in loader batches of the first one's size. Let "
-                "the loader start with a typical batch.",
+                f"bsscale: the first loader batch had {describe_count(self._usual, self._unit)}, the first "
+                f"{self._count} have {describe_number(mean, 4)} on average. Batches, limits and the budget are counted "
+                "in loader batches of the first one's size. Let the loader start with a typical batch.",
                 category=UserWarning,
             )
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 WEIGHT_OF_NEW = 0.1
+UNTIMED_WINDOWS = 2  # of a process, at its start
 
 Seconds = tuple[float | None, float | None]
 
@@ -83,6 +84,45 @@ class StepTimes:
     @staticmethod
     def _mean(before: float | None, seconds: float) -> float:
         return seconds if before is None else before + WEIGHT_OF_NEW * (seconds - before)
+
+
+class WindowClock:
+    """Times windows from the end of one to the end of the next: with the loader, loggers and other callbacks.
+
+    What lies between two epochs, and validation, are left out. On an accelerator the loop runs ahead of the device;
+    sums over many windows are right, as for `StepTimes`. The first windows of a process start its libraries, and are
+    not timed.
+    """
+
+    def __init__(self) -> None:
+        self._untimed = UNTIMED_WINDOWS
+        self._since: float | None = None
+        self._seconds = 0.0
+
+    def run(self) -> None:
+        """Run on after a pause, at the beginning of a loader batch."""
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stop until the next loader batch."""
+        if self._since is not None:
+            self._seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def lap(self) -> float | None:
+        """End a window.
+
+        Returns:
+            Its seconds, to microseconds: a journal has them for every window. None for the first of a process.
+        """
+        self.pause()
+        self.run()
+        seconds, self._seconds = round(self._seconds, 6), 0.0
+        if self._untimed:
+            self._untimed -= 1
+            return None
+        return seconds
 
 
 class RowTimes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
 from lightning_bsscale.theory.checks import check_number, join_names, show
+from lightning_bsscale.theory.numbers import describe_count, describe_number
 from lightning_bsscale.theory.policies.policy import Decision, Limits, MetricValue, Policy, Situation, recorded_decision
 from lightning_bsscale.theory.policies.wrapper import PolicyOfPolicies, check_policy
 
@@ -92,7 +93,7 @@ class HoldIfWorse(PolicyOfPolicies):
     def _against(
         self, before: Sequence[MetricValue], since: Sequence[MetricValue], changed_at: float
     ) -> tuple[str, str | None]:
-        at = f"the change of the batch at {changed_at:.10g} examples"
+        at = f"the change of the batch at {describe_count(changed_at)}"
         if not since:
             return f"hold: {self.monitor} has not been logged since {at}", "awaits_metric"
         latest = since[-1]
@@ -105,7 +106,8 @@ class HoldIfWorse(PolicyOfPolicies):
         worse = (latest.value - trend.value) * (1 if self.mode == "min" else -1)
         if worse <= max(self.tolerance * abs(trend.value), SPREADS * trend.deviation):
             return "", None
-        reason = f"hold: {self.monitor} is {latest.value:.4g}, behind its trend before {at}, {trend.value:.4g}"
+        value, expected = describe_number(latest.value, 4), describe_number(trend.value, 4)
+        reason = f"hold: {self.monitor} is {value}, behind its trend of {expected} before {at}"
         return reason, "behind_trend"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, final
 
+from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Situation, recorded_decision
 from lightning_bsscale.theory.policies.wrapper import PolicyOfPolicies, checked_policies, explained
 
@@ -43,5 +44,7 @@ class Largest(PolicyOfPolicies):
         if not decided:
             return answers[0][1]
         policy, largest = max(decided, key=lambda one: one[1].batch_size)
-        others = ", ".join(f"{type(one).__name__} {made.batch_size:.10g}" for one, made in decided if one is not policy)
+        others = ", ".join(
+            f"{type(one).__name__} {describe_count(made.batch_size)}" for one, made in decided if one is not policy
+        )
         return explained(largest, situation, type(policy).__name__ + (f"; {others}" if others else ""))

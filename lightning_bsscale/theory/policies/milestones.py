@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lightning_bsscale.theory.checks import check_integer, check_number, join_names, show
+from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Situation
 from lightning_bsscale.theory.policies.position import check_position, in_examples, need_budget
 
@@ -90,10 +91,12 @@ class Milestones(Policy):
         reached = limits.clip(wanted)
         code = "milestone" if reached == batch else "grow" if reached > batch else "shrink"
         since = (
-            f"the milestone at {at:.10g} examples asks for {wanted:.10g}" if passed else "no milestone is reached yet"
+            f"the milestone at {describe_count(at)} asks for a batch of {describe_count(wanted)}"
+            if passed
+            else "no milestone is reached yet"
         )
         then = (
-            f"; the next one is at {min(place for place, _ in ahead):.10g} examples"
+            f"; the next one is at {describe_count(min(place for place, _ in ahead))}"
             if ahead and code == "milestone"
             else ""
         )

@@ -9,6 +9,7 @@ from typing import cast, final
 
 from lightning_bsscale.theory.checks import check_number, show
 from lightning_bsscale.theory.critical_batch_ratio import read_critical_batch_ratio
+from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Reason, Situation, noise_bounds
 from lightning_bsscale.theory.policies.position import check_position, in_examples, need_budget
 from lightning_bsscale.theory.tradeoff import batch_size_for_prices
@@ -81,8 +82,8 @@ class NoiseScalePolicy(Policy):
 
     The gates are checked first, and the first reason to hold wins: in warmup, before ``not_before``, no estimate,
     unresolved, cooling down, at the limit, too near the end. The target is ``target_ratio * lower_bound(confidence)``.
-    If it is at least ``hysteresis`` times the current batch size, the batch grows to the target, by at most
-    ``max_growth`` at a time.
+    If it is at least ``hysteresis`` times the current batch size, and at least the next possible one, the batch grows
+    to the target, by at most ``max_growth`` at a time.
 
     A run looks at the bound many times, and each look may be too high by chance. With ``whole_run`` the probability of
     error, ``1 - confidence``, is divided among the looks that do not share their windows: as many as the averaging
@@ -197,7 +198,7 @@ class NoiseScalePolicy(Policy):
         wanted, at_most = (self._target(bound, situation, limits) for bound in (lower, upper))
         if wanted is None or at_most is None:
             return self._decision(situation, limits, batch, Reason.NO_PRICES)
-        if wanted >= self.hysteresis * batch:
+        if wanted >= self._needed(batch, limits):
             # max_growth may lie below the next possible batch; holding forever would be worse than exceeding it.
             step = max(self.max_growth * batch, batch + limits.granularity)
             grown = limits.clip(min(wanted, step))
@@ -247,22 +248,26 @@ class NoiseScalePolicy(Policy):
             bound=bound,
             confidence=self._confidence_of_a_look(situation),
             target=self._target(bound, situation, limits),
-            needed=situation.batch_size / self.hysteresis if shrinks else self.hysteresis * situation.batch_size,
+            needed=situation.batch_size / self.hysteresis if shrinks else self._needed(situation.batch_size, limits),
         )
 
     def _sentence(self, situation: Situation, reason: Reason) -> str:
         """Return the reason, with until when or how far where the record has no other number that says so."""
         total = situation.total_examples
         if reason is Reason.IN_WARMUP:
-            return reason.with_number(f"until {situation.warmup_examples:.10g} examples")
+            return reason.with_number(f"until {describe_count(situation.warmup_examples)} examples")
         if reason is Reason.NOT_BEFORE:
-            return reason.with_number(f"at {in_examples(self.not_before, total):.10g} examples")
+            return reason.with_number(f"at {describe_count(in_examples(self.not_before, total))} examples")
         if reason is Reason.COOLING_DOWN and total is not None and situation.examples_at_last_change is not None:
             return reason.with_number(
-                f"until {situation.examples_at_last_change + self.cooldown * total:.10g} examples"
+                f"until {describe_count(situation.examples_at_last_change + self.cooldown * total)} examples"
             )
         if reason is Reason.AT_LIMIT:
             return reason.with_number(f"{situation.batch_size} examples")
         if reason is Reason.NEAR_END and total is not None:
-            return reason.with_number(f"at {total:.10g} examples")
+            return reason.with_number(f"at {describe_count(total)} examples")
         return str(reason)
+
+    def _needed(self, batch: int, limits: Limits) -> float:
+        """Return the smallest target with which the batch grows; one below the next possible batch changes nothing."""
+        return max(self.hysteresis * batch, (batch // limits.granularity + 1) * limits.granularity)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from lightning_bsscale.theory.checks import check_number
+from lightning_bsscale.theory.numbers import describe_count, describe_number
 from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Reason, Situation, hold_in_warmup
 
 __all__ = ["NormTest"]
@@ -53,15 +54,16 @@ class NormTest(Policy):
         wanted = noise.trace / (self.theta**2 * biased)
         variance, tolerated = noise.trace / batch, self.theta**2 * biased
         numbers = {"target": wanted, "needed": float(batch)}
-        tested = f"the variance of the mean gradient, {variance:.3g},"
+        tested = f"the variance of the mean gradient, {describe_number(variance)},"
         if variance <= tolerated:
-            reason = f"hold: {tested} is within θ²‖ḡ‖² = {tolerated:.3g}"
+            reason = f"hold: {tested} is within θ²‖ḡ‖² = {describe_number(tolerated)}"
             return Decision(batch_size=batch, reason=reason, code="test_passed", **numbers)
         grown = max(batch, limits.clip(wanted))
         if grown == batch:
             reason = (
-                f"hold: {tested} exceeds θ²‖ḡ‖² = {tolerated:.3g}, but no larger batch up to {wanted:.4g} is possible"
+                f"hold: {tested} exceeds θ²‖ḡ‖² = {describe_number(tolerated)}, "
+                f"but no larger batch up to {describe_count(wanted)} is possible"
             )
             return Decision(batch_size=batch, reason=reason, code=Reason.AT_LIMIT.code, **numbers)
-        reason = f"grow: {tested} exceeds θ²‖ḡ‖² = {tolerated:.3g}"
+        reason = f"grow: {tested} exceeds θ²‖ḡ‖² = {describe_number(tolerated)}"
         return Decision(batch_size=grown, reason=reason, code=Reason.GROW.code, **numbers)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from lightning_bsscale.theory.checks import check_integer, check_number, is_real
 from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.numbers import describe_count
 
 __all__ = [
     "Decision",
@@ -184,8 +185,9 @@ class Decision:
     """A policy's decision and the numbers behind it.
 
     :class:`NoiseScalePolicy` compares ``target = target_ratio * bound`` with ``needed``. To grow, the target of the
-    lower bound must be at least ``needed = hysteresis * batch_size``. To shrink, the target of the upper bound must be
-    at most ``needed = batch_size / hysteresis``. A policy that uses other numbers leaves these at None.
+    lower bound must be at least ``needed = hysteresis * batch_size``, or the next possible batch size if that is
+    larger. To shrink, the target of the upper bound must be at most ``needed = batch_size / hysteresis``. A policy that
+    uses other numbers leaves these at None.
 
     Attributes:
         batch_size: The batch size from the next window on, in examples; the current one to hold.
@@ -267,7 +269,7 @@ def hold_in_warmup(situation: Situation) -> Decision | None:
     """Return the hold of the scaler's warmup; None after it."""
     if situation.examples_seen >= situation.warmup_examples:
         return None
-    reason = Reason.IN_WARMUP.with_number(f"until {situation.warmup_examples:.10g} examples")
+    reason = Reason.IN_WARMUP.with_number(f"until {describe_count(situation.warmup_examples)} examples")
     return Decision(batch_size=situation.batch_size, reason=reason, code=Reason.IN_WARMUP.code)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from lightning_bsscale.theory.checks import check_number, join_names, show
+from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.policies.policy import (
     Decision,
     Limits,
@@ -142,7 +143,7 @@ def grow_for_decay(
     def held(reason: str, code: str) -> Decision:
         return Decision(batch_size=batch, reason=reason, code=code, **numbers)
 
-    asks = f"the schedule is at {share:.3g} of its peak and asks for {wanted:.4g} examples"
+    asks = f"the schedule is at {share:.3g} of its peak and asks for a batch of {describe_count(wanted)}"
     if wanted < needed or possible(wanted) <= batch < limits.clip(math.inf):
         return held(f"hold: {asks}, less than one cut more than the batch", "no_cut_due")
     if limits.clip(math.inf) <= batch:
@@ -153,8 +154,9 @@ def grow_for_decay(
         return held(Reason.UNRESOLVED.value, Reason.UNRESOLVED.code)
     grown = possible(min(wanted, allowed))
     if allowed < needed * (1 - ROUNDING) or grown <= batch:
-        return held(f"hold: {asks}, but the noise scale's lower bound allows {allowed:.4g}", "above_noise_scale")
-    gated = f", of which the noise scale's lower bound allows {allowed:.4g}" if allowed < wanted else ""
+        least = f"the noise scale's lower bound allows {describe_count(allowed)}"
+        return held(f"hold: {asks}, but {least}", "above_noise_scale")
+    gated = f", of which the noise scale's lower bound allows {describe_count(allowed)}" if allowed < wanted else ""
     return Decision(batch_size=grown, reason=f"grow: {asks}{gated}", code=Reason.GROW.code, **numbers)
 
 

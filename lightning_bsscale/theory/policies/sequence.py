@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lightning_bsscale.theory.checks import show
+from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Situation
 from lightning_bsscale.theory.policies.position import check_position, in_examples, need_budget
 from lightning_bsscale.theory.policies.wrapper import PolicyOfPolicies, checked_policies, explained
@@ -69,4 +70,6 @@ class Sequence(PolicyOfPolicies):
         place = sum(in_examples(one, situation.total_examples) <= seen for one in self.at)
         policy = self.policies[place]
         begins = in_examples(self.at[place - 1], situation.total_examples) if place else 0.0
-        return explained(policy.decide(situation, limits), situation, f"{type(policy).__name__}, from {begins:.10g} on")
+        return explained(
+            policy.decide(situation, limits), situation, f"{type(policy).__name__}, from {describe_count(begins)} on"
+        )

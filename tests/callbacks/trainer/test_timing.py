@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from lightning_bsscale.callbacks.trainer.timing import WEIGHT_OF_NEW, StepTimes
+from lightning_bsscale.callbacks.trainer.timing import UNTIMED_WINDOWS, WEIGHT_OF_NEW, StepTimes, WindowClock
 
 
 @pytest.fixture
@@ -53,3 +53,41 @@ def test_a_loader_batch_that_never_began_is_not_timed(run):
     times = run(StepTimes(world_size=1), (2.0, False))
     times.stop(stepped=True)
     assert times.own == (2.0, None)
+
+
+@pytest.fixture
+def turns(monkeypatch):
+    """Turn the clock."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def turn(seconds):
+        now[0] += seconds
+
+    return turn
+
+
+def window(clock, turn, *, before, within):
+    """Seconds of a window, from the end of the last one on."""
+    turn(before)
+    clock.run()
+    turn(within)
+    return clock.lap()
+
+
+def test_a_window_is_timed_from_the_end_of_the_last_one(turns):
+    clock = WindowClock()
+    first = [window(clock, turns, before=100.0, within=50.0) for _ in range(UNTIMED_WINDOWS)]
+    assert first == [None] * UNTIMED_WINDOWS  # those of a process's start
+    assert window(clock, turns, before=2.0, within=3.0) == 5.0  # with what lies between two loader batches
+
+
+def test_validation_is_no_part_of_a_window(turns):
+    clock = WindowClock()
+    for _ in range(UNTIMED_WINDOWS):
+        window(clock, turns, before=0.0, within=1.0)
+    turns(2.0)
+    clock.pause()
+    turns(1000.0)
+    clock.pause()  # an epoch's end follows its validation
+    assert window(clock, turns, before=500.0, within=3.0) == 5.0

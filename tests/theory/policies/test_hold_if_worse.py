@@ -68,7 +68,8 @@ def test_growth_waits_for_the_trend(metrics, code):
     assert decision.batch_size == (64 if code == "mine" else 32)
     assert decision.target == 64
     if code == "behind_trend" and all(map(math.isfinite, metrics.values())):
-        assert "behind its trend before the change of the batch at 1000 examples" in decision.reason
+        assert "behind its trend of 1." in decision.reason
+        assert decision.reason.endswith(" before the change of the batch at 1,000")
 
 
 def test_larger_may_be_better():

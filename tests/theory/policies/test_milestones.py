@@ -29,13 +29,13 @@ def test_the_last_milestone_passed_says_the_size(policy, sizes):
 
 def test_the_decision_explains_itself():
     policy = Milestones({0.3: 2, 0.6: 4})
-    assert decide(policy, 10).reason == "hold: no milestone is reached yet; the next one is at 300 examples"
+    assert decide(policy, 10).reason == "hold: no milestone is reached yet; the next one is at 300"
     grown = decide(policy, 310)
     assert (grown.code, grown.target) == ("grow", 32)
-    assert grown.reason == "grow: the milestone at 300 examples asks for 32"
+    assert grown.reason == "grow: the milestone at 300 asks for a batch of 32"
     assert (
         decide(policy, 310, batch=32).reason
-        == "hold: the milestone at 300 examples asks for 32; the next one is at 600 examples"
+        == "hold: the milestone at 300 asks for a batch of 32; the next one is at 600"
     )
     assert decide(policy, 310, batch=64).code == "shrink"
 

@@ -128,7 +128,7 @@ def test_the_gate_is_a_share_of_a_lower_bound():
     assert decision.target == 0.5 * noise.lower_bound(0.8) == pytest.approx(87, abs=3)
     assert decision.needed == pytest.approx(64 * 2**0.25)
     assert decision.batch_size == LIMITS.clip(decision.target) == 80
-    assert "is at 0.25 of its peak and asks for 256 examples" in decision.reason
+    assert "is at 0.25 of its peak and asks for a batch of 256" in decision.reason
     assert "lower bound allows" in decision.reason
     assert Seesaw(gate=0.5, confidence=0.5).decide(at(0.25, noise=noise), LIMITS).batch_size == 96
 

@@ -1,0 +1,78 @@
+"""The picture of what the batch bought: the worth of an example, and the progress of a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lightning_bsscale.report.axes import LARGEST, linear
+from lightning_bsscale.report.drawing import BOTTOM, TOP, frame, line, picture
+from lightning_bsscale.report.figure import Axis, Figure, in_order, shown, spread
+from lightning_bsscale.report.run_record import RunRecord, Window
+from lightning_bsscale.theory.tradeoff import sample_efficiency
+
+__all__ = ["is_known_worth", "worth_figure", "worth_of"]
+
+
+def worth_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) -> Figure | None:
+    """Draw what an example was worth, and how far a step got; None where the noise scale was never resolved."""
+    everywhere = spread(run.windows.items, limit)
+    windows = [one for one in everywhere if is_known_worth(one)]
+    if not windows:
+        return None
+    worth = [(one.place, worth_of(one) if is_known_worth(one) else math.nan) for one in everywhere]
+    progress = [(place, 1 - value) for place, value in worth]
+    last = worth_of(windows[-1])
+    y = linear([0.0, 1.0], BOTTOM, TOP, ticks=5)
+    rows = spread(windows, limit // 3)
+    pictures, points = [], {}
+    for axis in axes:
+        x = axis.scale([run.first, run.now])
+        pictures.append(
+            picture(
+                f"{name}-{axis.key}",
+                f"Worth of an example and progress of a step against {axis.name}",
+                f"Where it was last known, an example is worth {100 * last:.0f} % of one in a tiny batch, and a step "
+                f"makes {100 - 100 * last:.0f} % of the most that one step can.",
+                frame(x, y, axis.name, percent=True),
+                line(in_order(axis, worth), x, y, "worth"),
+                line(in_order(axis, progress), x, y, "progress"),
+                axis=axis.key,
+            )
+        )
+        points[axis.key] = [round(x.place(axis.of(one.place)), 1) for one in rows]
+    return Figure(
+        name=name,
+        heading="What the batch bought, and what it cost",
+        pictures=pictures,
+        legend=[("worth", "worth of an example"), ("progress", "progress of a step")],
+        reading=(
+            "A larger batch makes more progress in a step, and less with each example: the two lines always add up to "
+            "100 %, and cross where the batch equals the noise scale. Both follow from the measured noise scale by a "
+            "model of one step (McCandlish et al. 2018); they are not measured losses."
+        ),
+        note="They have gaps where the noise scale is not resolved." if len(windows) < len(everywhere) else None,
+        head=(run.unit, "step", "batch", "noise scale", "worth of an example", "progress of a step"),
+        rows=[
+            (
+                shown(one.place.examples),
+                shown(one.place.steps),
+                shown(one.batch_size),
+                shown(one.resolved),
+                f"{100 * worth_of(one):.1f} %",
+                f"{100 - 100 * worth_of(one):.1f} %",
+            )
+            for one in rows
+        ],
+        points=points,
+    )
+
+
+def is_known_worth(window: Window) -> bool:
+    """Return whether what an example is worth in this window follows from its numbers."""
+    return 0 < window.resolved < LARGEST and window.batch_size > 0
+
+
+def worth_of(window: Window) -> float:
+    """Return what an example is worth, relative to one in a very small batch: 1 / (1 + B / B_noise)."""
+    return sample_efficiency(window.batch_size, window.resolved)

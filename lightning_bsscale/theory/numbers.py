@@ -1,0 +1,73 @@
+"""Numbers as people write them, in one place for messages, tables, axes and reasons."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["describe_count", "describe_number", "describe_time", "time_unit"]
+
+_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
+_TIMES = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
+
+
+def describe_number(value: float, digits: int = 3) -> str:
+    """Format a number for reading: ``33,675``, ``43.3``, ``0.0125``.
+
+    Args:
+        value: The number.
+        digits: Minimum of significant digits; whole numbers keep all of theirs.
+
+    Returns:
+        A few characters; powers of ten only from 10¹⁵ on.
+    """
+    if not math.isfinite(value):
+        return str(float(value))
+    if abs(value) >= 1e15:
+        return f"{value:.{digits - 1}e}"
+    whole_digits = len(f"{abs(value):.0f}")
+    text = f"{value:,.{max(0, digits - whole_digits)}f}" if abs(value) >= 1 else f"{value:.{digits}g}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def describe_count(value: float, unit: str = "") -> str:
+    """Format a count of examples, tokens or steps: ``33,675``, ``12.3 M``, ``12.3 M tokens``.
+
+    Args:
+        value: The count; a bound or a target below 1,000 keeps three significant digits.
+        unit: What is counted, as a plural word; empty for the number alone.
+
+    Returns:
+        A few characters.
+
+    Example:
+        >>> describe_count(33_675), describe_count(1_048_576, "tokens"), describe_count(16.54)
+        ('33,675', '1.05 M tokens', '16.5')
+    """
+    scale = next((one for one in _UNITS if one[0] - 0.5 <= value < math.inf), None)
+    text = describe_number(value) if scale is None else f"{describe_number(value / scale[0])} {scale[1]}"
+    if not unit:
+        return text
+    return f"{text} {unit.removesuffix('s') if text == '1' else unit}"
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Return the unit that suits a time, as its seconds and its name."""
+    return next((one for one in _TIMES if seconds >= one[0]), _TIMES[-1])
+
+
+def describe_time(seconds: float, low: float | None = None, high: float | None = None) -> str:
+    """Format a time, with its interval in the same unit: ``3.4 h``, ``12 min [9.5, 15.2]``.
+
+    Args:
+        seconds: The time.
+        low: Lower end; None for no interval.
+        high: Upper end; None for no interval.
+
+    Returns:
+        A few characters.
+    """
+    size, unit = time_unit(seconds)
+    text = f"{describe_number(seconds / size)} {unit}"
+    if low is None or high is None or low == high:
+        return text
+    return f"{text} [{describe_number(low / size)}, {describe_number(high / size)}]"

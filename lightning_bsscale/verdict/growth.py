@@ -1,0 +1,166 @@
+"""Why the batch is as large as it is: what the last decision needed, what it had, and what would change it."""
+
+from __future__ import annotations
+
+import math
+
+from lightning_bsscale.theory.numbers import describe_count, describe_number
+from lightning_bsscale.theory.policies import NoiseScalePolicy, Reason
+from lightning_bsscale.theory.records import DecisionRecord
+from lightning_bsscale.theory.tradeoff import sample_efficiency
+from lightning_bsscale.verdict.facts import RunFacts
+from lightning_bsscale.verdict.measured import Said, measure_more, more_windows, windows_needed
+
+__all__ = ["explain_batch", "explain_monitor"]
+
+WORTH_MORE = 1.25
+"""Ratio of noise scale and batch from which on a monitor's reader is advised to let the batch grow."""
+
+
+def explain_batch(facts: RunFacts) -> Said:
+    """Say what the last decision rests on, and what to change next."""
+    record = facts.latest or (facts.decisions.records[-1] if facts.decisions.records else None)
+    if record is None:
+        return _explain_warmup(facts)
+    if facts.profile.policy != NoiseScalePolicy.__name__:
+        return _explain_own_words(facts, record)
+    if record.decision.code == Reason.NOT_BEFORE.code:
+        return Said(reasons=("The policy's not_before was not reached.",), next_steps=("Lower not_before.",))
+    if facts.largest_batch_size <= facts.batch_size:
+        return _explain_limit(facts, record)
+    if facts.noise is None or record.decision.bound is None:
+        return Said()  # `explain_unmeasured` has said it
+    return _explain_bound(facts, record)
+
+
+def _explain_warmup(facts: RunFacts) -> Said:
+    warmup = describe_count(facts.numbers.warmup_examples, facts.profile.unit)
+    return Said(
+        reasons=(f"Nothing grows in the warmup, whose {warmup} are not over.",),
+        next_steps=("Train for longer, or lower warmup.",),
+    )
+
+
+def _explain_own_words(facts: RunFacts, record: DecisionRecord) -> Said:
+    reason = record.decision.reason.removesuffix(".")
+    said = f"The last decision of {facts.profile.policy}: {reason}."
+    if facts.largest_batch_size <= facts.batch_size:
+        return Said(reasons=(said, _limit(facts)))
+    return Said(reasons=(said,))
+
+
+def _limit(facts: RunFacts) -> str:
+    largest = describe_count(facts.largest_batch_size)
+    if facts.profile.max_batch_size is not None:
+        return f"The batch is at its limit of {largest}, from max_batch_size={facts.profile.max_batch_size}."
+    # `default_max_batch_size` takes the smaller of the two.
+    granularity = facts.numbers.now.granularity
+    is_multiple = facts.largest_batch_size + granularity > 32 * facts.numbers.first.batch_size
+    why = "32 times the first batch" if is_multiple else "at least 8 steps in an epoch"
+    return f"The batch is at its limit of {largest}, the default ({why})."
+
+
+def _explain_limit(facts: RunFacts, record: DecisionRecord) -> Said:
+    target, bound = record.decision.target, _bound(record)
+    is_known = target is not None and facts.noise is not None and facts.noise.resolved
+    if not is_known or target is None or target <= facts.batch_size:
+        return Said(reasons=(_limit(facts),))
+    allowed = f"The lower bound of {bound} would allow a batch of {describe_count(target)}."
+    granularity = facts.numbers.now.granularity
+    larger = max(facts.batch_size + granularity, int(target // granularity) * granularity)
+    return Said(reasons=(_limit(facts), allowed), next_steps=(f"To let it grow further, set max_batch_size={larger}.",))
+
+
+def _bound(record: DecisionRecord) -> str:
+    bound, confidence = record.decision.bound, record.decision.confidence
+    if bound is None:
+        return "unknown"
+    share = "" if confidence is None else f" ({100 * confidence:.3g} %)"
+    return f"{describe_count(bound)}{share}"
+
+
+def _needed_bound(record: DecisionRecord) -> float | None:
+    """Return the bound for which the target is what was needed: the target is proportional to it without prices."""
+    decision = record.decision
+    if decision.needed is None or decision.bound is None or not decision.target or decision.bound <= 0:
+        return decision.needed if decision.bound == decision.target else None
+    return decision.needed * decision.bound / decision.target
+
+
+def _explain_bound(facts: RunFacts, record: DecisionRecord) -> Said:
+    decision, noise = record.decision, facts.noise
+    assert noise is not None
+    assert decision.bound is not None
+    growing = "Growing further" if facts.decisions.changes else "Growing"
+    if decision.target is None or decision.needed is None:
+        reason = f"The last decision: {decision.reason}."
+        return Said(reasons=(reason,))
+    if decision.target >= decision.needed and noise.resolved:
+        return _explain_gate(facts, record, growing)
+    needed = _needed_bound(record)
+    if needed is None:
+        had, least = describe_count(decision.target), describe_count(decision.needed)
+        return Said(reasons=(f"{growing} needed a target of {least} and had {had}.",))
+    ratio = decision.target / decision.bound if decision.bound > 0 else 1.0
+    of = "" if math.isclose(ratio, 1.0) else f", as the target is {describe_number(ratio)} times the bound"
+    reason = f"{growing} needed a lower bound of {describe_count(needed)} and had {_bound(record)}{of}."
+    if not noise.resolved:
+        reason += " While the interval has no upper end, nothing is decided."
+    return Said(reasons=(reason,), next_steps=_next_of_bound(facts, needed, decision.confidence or 0.5))
+
+
+def _next_of_bound(facts: RunFacts, needed: float, confidence: float) -> tuple[str, ...]:
+    noise = facts.noise
+    assert noise is not None
+    if noise.resolved and noise.upper_bound(confidence) < needed:
+        return ("Nothing to change: the batch is about as large as the noise scale justifies.",)
+    times = windows_needed(noise, needed, confidence)
+    if times is not None:
+        return (more_windows(facts, times),)
+    if not noise.resolved:
+        return (f"{measure_more(facts)} How many it takes cannot be forecast yet.",)
+    return ("Nothing to change: the noise scale is not far enough above the batch for another growth.",)
+
+
+_GATES = {
+    Reason.COOLING_DOWN.code: ("it was cooling down after the last change", "Lower the policy's cooldown."),
+    Reason.NEAR_END.code: ("the end of the budget was too near", "A longer run would use it."),
+    Reason.NO_PRICES.code: ("the seconds of a step were not measured yet", "Give the policy's prices as numbers."),
+    Reason.IN_WARMUP.code: ("the warmup was not over", "Lower warmup."),
+}
+
+
+def _explain_gate(facts: RunFacts, record: DecisionRecord, growing: str) -> Said:
+    """Explain a hold although the bound would have been enough."""
+    decision = record.decision
+    had = (
+        f"{growing} needed a target of {describe_count(decision.needed or 0)}, and the lower bound of {_bound(record)}"
+    )
+    target = f"{had} gave {describe_count(decision.target or 0)}"
+    if record.is_change:
+        return Said(reasons=(f"{target}: the last decision changed the batch.",))
+    why = _GATES.get(decision.code or "")
+    if why is None:
+        return Said(reasons=(f"{target}, but: {decision.reason}.",))
+    return Said(reasons=(f"{target}, but {why[0]}.",), next_steps=(why[1],))
+
+
+def explain_monitor(facts: RunFacts) -> Said:
+    """Say how the batch of a run without decisions compares with the noise scale."""
+    noise, batch = facts.noise, facts.batch_size
+    if noise is None:
+        return Said()
+    if not noise.resolved:
+        times = windows_needed(noise, 0.0, (1 + noise.confidence) / 2)
+        if times is None:
+            return Said(next_steps=(f"{measure_more(facts)} How many it takes cannot be forecast yet.",))
+        return Said(next_steps=(more_windows(facts, times),))
+    worth = f"{describe_number(100 * sample_efficiency(batch, noise.noise_scale), 2)} %"
+    reason = f"By it, an example in a batch of {describe_count(batch)} is worth {worth} of one in a very small batch."
+    if noise.low >= WORTH_MORE * batch:
+        larger = describe_count(noise.low)
+        return Said(reasons=(reason,), next_steps=(f"BatchSizeScaler would let the batch grow, to about {larger}.",))
+    if noise.high < batch:
+        smaller = describe_count(noise.noise_scale)
+        return Said(reasons=(reason,), next_steps=(f"A batch of about {smaller} would use its examples better.",))
+    return Said(reasons=(reason,))

@@ -1,0 +1,354 @@
+"""The report as a page: its structure, its size, and that no journal can put anything into it but text."""
+
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import lightning_bsscale
+from lightning_bsscale.journal import Journal, run_header
+from lightning_bsscale.report.page import MOST_RUNS, make_page
+from lightning_bsscale.report.read_run import read_run
+from lightning_bsscale.theory import run
+from lightning_bsscale.theory.events import MetricEvent, WindowEvent
+from lightning_bsscale.theory.policies import Decision, NoiseScalePolicy
+from tests.helpers.read_page import pictures, read_page
+from tests.helpers.records import DECISION
+from tests.helpers.simulated_run import Program
+from tests.helpers.written_runs import settings_of, write_run
+
+ROOT = Path(__file__).parents[2]
+LARGEST_PAGE = 500_000
+NAMES = ("BatchSizeScaler", "NoiseScalePolicy", "Sqrt")
+
+
+def page_of(*paths):
+    page = make_page([read_run(path) for path in paths])
+    assert len(page.encode()) < LARGEST_PAGE
+    return page
+
+
+def texts(root, name):
+    return [one.text for one in root.all(name)]
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run") / "run.jsonl", 800)
+
+
+def test_a_run_from_headline_to_settings(journal):
+    root = read_page(page_of(journal))
+    (headline,) = texts(root, "h1")
+    assert headline.startswith("The batch grew from 8 to ")
+    assert texts(root, "title")[0] == headline
+    assert texts(root, "h2") == [
+        "Noise scale and batch",
+        "Learning rate",
+        "Decisions",
+        "What the batch bought, and what it cost",
+        "Where the time went",
+        "Settings to reproduce it",
+    ]
+    assert [one.attributes["value"] for one in root.all("input")][3:] == ["examples", "steps", "seconds"]
+    assert len(pictures(root)) == 3 * 3 + 2
+    for figure in root.all("figure"):
+        assert len(list(figure.all("table"))) == 1
+        assert len(list(figure.all("figcaption"))) == 1
+
+
+def test_the_same_journal_gives_the_same_bytes(journal):
+    assert page_of(journal) == page_of(journal)
+
+
+def test_the_policy_of_the_page_allows_its_own_style_and_script_alone(journal):
+    page = page_of(journal)
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)[1].replace("&#39;", "'")
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    assert all(re.fullmatch(r"'sha256-[A-Za-z0-9+/]{43}='", rules[name]) for name in ("style-src", "script-src"))
+    assert "http:" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "https:" not in page
+
+
+def test_the_settings_are_code_that_makes_the_callback_again(journal):
+    (code,) = texts(read_page(page_of(journal)), "code")
+    scaler = eval(code, {name: getattr(lightning_bsscale, name) for name in NAMES})
+    settings = read_run(journal).numbers
+    made = scaler._options
+    assert (made.policy, made.measure_every) == (NoiseScalePolicy(), settings.measure_every)
+    assert made.warmup == settings.warmup_examples / settings.total_examples
+    assert made.memory == settings.memory / settings.total_examples
+    assert made.max_batch_size == settings.limits.max_batch_size
+
+
+def test_a_page_needs_neither_torch_nor_matplotlib(journal, tmp_path):
+    heavy = ("torch", "lightning", "matplotlib", "numpy", "torchmetrics")
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({heavy})); from lightning_bsscale.cli import main; "
+        f"sys.exit(main(['report', {str(journal)!r}, '-o', {str(tmp_path / 'page.html')!r}]))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == page_of(journal)
+
+
+# ---------------------------------------------------------------- journals of every kind
+
+
+@pytest.fixture
+def started():
+    """Begins journals, which are open until the test has ended."""
+    opened = []
+
+    def start(path, settings):
+        state = run.begin_run(settings, settings.plan.begin(epoch_batches=10, epoch_examples=40), epoch=0)
+        opened.append(Journal(path, run_header(settings, state)))
+        return opened[-1]
+
+    yield start
+    for journal in opened:
+        journal.close()
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def written(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_an_interrupted_run(journal, tmp_path):
+    text = journal.read_text().splitlines(keepends=True)
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text("".join(text[: len(text) // 2]) + text[-1][:40])
+    (warned,) = (one for one in read_page(page_of(cut)).all("div") if one.attributes.get("class") == "warnings")
+    assert "no end record" in warned.text
+    assert "cut while it was written" in warned.text
+
+
+def test_a_damaged_line_ends_what_is_shown(journal, tmp_path):
+    text = journal.read_text().splitlines(keepends=True)
+    text[100] = "{nonsense\n"
+    damaged = tmp_path / "damaged.jsonl"
+    damaged.write_text("".join(text))
+    record = read_run(damaged)
+    assert 0 < record.now.steps < read_run(journal).now.steps
+    assert "line 101 is no JSON" in page_of(damaged)
+
+
+def test_a_file_without_settings_is_refused(tmp_path):
+    path = tmp_path / "empty.jsonl"
+    path.write_text('{"event":"header","schema":2,"settings":{}}\n')
+    with pytest.raises(ValueError, match="holds no settings of a run"):
+        read_run(path)
+
+
+def test_an_empty_run_says_why_it_is_empty(started, tmp_path):
+    started(tmp_path / "empty.jsonl", settings_of(10))
+    root = read_page(page_of(tmp_path / "empty.jsonl"))
+    assert not pictures(root)
+    assert texts(root, "h1") == ["Nothing was trained."]
+    assert "before its first optimizer step" in root.text
+    assert "The policy was not asked" in root.text
+
+
+def test_a_monitor_of_several_ranks_has_no_decisions(started, tmp_path):
+    settings = Program(ranks=4, decides=False).settings
+    journal = started(tmp_path / "monitor.jsonl", settings)
+    for index in range(8):
+        journal.write(WindowEvent(start=index, length=1))
+    root = read_page(page_of(journal.path))
+    assert "A monitor measures and changes nothing" in root.text
+    assert "4 ranks" in root.text
+    assert read_run(journal.path).now.examples == 8 * settings.now.granularity
+
+
+def decided(seen, before, after, reason, code=None):
+    situation = replace(DECISION.situation, batch_size=before, examples_seen=float(seen), optimizer_steps=seen // 8)
+    decision = Decision(batch_size=after, reason=reason, code=code, bound=2.0 * before, target=float(after))
+    return replace(DECISION, situation=situation, decision=decision, batch_size=after, lr_scale=after / 8)
+
+
+@pytest.mark.parametrize("share_of_changes", [0.0, 0.05, 1.0])
+def test_a_thousand_decisions_stay_small(started, tmp_path, share_of_changes):
+    dice, batch = random.Random(0), 8
+    journal = started(tmp_path / "long.jsonl", settings_of(10_000))
+    changes = 0
+    for index in range(1000):
+        journal.write(WindowEvent(start=index, length=batch // 4))
+        after = 24 - batch if dice.random() < share_of_changes else batch
+        changes += after != batch
+        code = "grow" if after != batch else dice.choice(["unresolved", "close_enough"])
+        journal.write(decided(8 * (index + 1), batch, after, f"{code} {index}", code))
+        batch = after
+    page = page_of(journal.path)
+    root = read_page(page)
+    if changes:
+        assert f"The batch changed {changes:,} times." in root.text
+        opened = [one for one in root.all("table") if one.all("caption") and "first and the last 6" in one.text]
+        assert len(list(next(opened[0].all("tbody")).all("tr"))) == 12
+    else:
+        assert "The batch never changed." in root.text
+    if share_of_changes < 1:
+        why = next(one for one in root.all("figure") if one.attributes["id"] == "run-holds-figure")
+        assert len(list(next(why.all("tbody")).all("tr"))) == 2
+    assert len(page.encode()) < 250_000
+
+
+def test_holds_are_counted_until_the_next_decision(started, tmp_path):
+    journal = started(tmp_path / "holds.jsonl", settings_of(100))
+    for seen, before, after, code in ((8, 8, 8, "a"), (32, 8, 8, "b"), (40, 8, 16, "grow"), (56, 16, 16, "a")):
+        journal.write(WindowEvent(start=seen, length=2))
+        journal.write(decided(seen, before, after, f"hold: {code}", code))
+    for index in range(3):
+        journal.write(WindowEvent(start=60 + index, length=2))
+    record = read_run(journal.path)
+    assert {code: (hold.runs, hold.examples) for code, hold in record.holds.items()} == {"a": (2, 48.0), "b": (1, 8.0)}
+    (change,) = record.changes.items
+    assert {code: hold.examples for code, hold in change.holds.items()} == {"a": 24.0, "b": 8.0}
+
+
+def test_several_runs_are_compared(journal, tmp_path):
+    fixed = write_run(tmp_path / "fixed.jsonl", 800, policy=Held())
+    root = read_page(page_of(journal, fixed))
+    assert texts(root, "h1") == ["2 runs compared"]
+    assert len([one for one in pictures(root) if one.attributes["id"] == "front-picture"]) == 1
+    assert {link.attributes["href"] for link in root.all("a")} == {"#run1-headline", "#run2-headline"}
+
+
+class Held:
+    def decide(self, situation, limits):
+        return Decision(batch_size=situation.batch_size, reason="hold: by hand")
+
+
+def test_losses_are_compared_where_the_journals_have_them(started, tmp_path):
+    paths = []
+    for name, slope in (("one", 1.0), ("two", 0.5)):
+        journal = started(tmp_path / f"{name}.jsonl", settings_of(100))
+        for index in range(20):
+            journal.write(WindowEvent(start=index, length=2))
+            journal.write(MetricEvent(name="val_loss", value=3.0 - slope * index / 10))
+        paths.append(journal.path)
+    root = read_page(page_of(*paths))
+    assert "val_loss of each run" in texts(root, "h2")
+    assert {f"metric-0-{axis}" for axis in ("examples", "steps")} <= {one.attributes["id"] for one in pictures(root)}
+    assert "val_loss" in texts(read_page(page_of(paths[0])), "h2")
+
+
+def test_a_target_is_drawn_as_its_share_of_the_bound(tmp_path):
+    pages = {}
+    for ratio in (1.0, 0.5):
+        path = write_run(tmp_path / f"{ratio}.jsonl", 400, policy=NoiseScalePolicy(target_ratio=ratio))
+        pages[ratio] = read_page(page_of(path))
+    assert "target: 0.5 × the lower bound that decides (90 %)" in pages[0.5].text
+    assert "target: " not in next(pages[1.0].all("figure")).text
+    first = read_run(tmp_path / "0.5.jsonl").changes.items[0].record
+    assert first.decision.target == pytest.approx(0.5 * first.decision.bound)
+
+
+def test_the_most_runs_make_a_page_of_the_allowed_size(tmp_path):
+    paths = [write_run(tmp_path / f"{index}.jsonl", 1500) for index in range(MOST_RUNS)]
+    read_page(page_of(*paths))
+    with pytest.raises(ValueError, match=f"1 to {MOST_RUNS} runs, got {MOST_RUNS + 1}"):
+        make_page([read_run(paths[0])] * (MOST_RUNS + 1))
+
+
+def test_long_reasons_do_not_make_a_page_too_large(started, tmp_path):
+    journal = started(tmp_path / "long.jsonl", settings_of(10_000))
+    for index in range(400):
+        before, after = (8, 16) if index % 2 == 0 else (16, 8)
+        journal.write(WindowEvent(start=index, length=before // 4))
+        journal.write(decided(8 * (index + 1), before, after, f"{index} " + 400 * "'", f"code {index}"))
+    read_page(page_of(*[journal.path] * MOST_RUNS))
+
+
+# ---------------------------------------------------------------- hostile journals
+
+EVIL = [
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "\"' onload=alert(1) x='",
+    "<!-- --><![CDATA[ <?php ",
+    "\u202eevil\u2066\u200f\x00\x1b[31m\ud800\u2028",
+    "&lt;b&gt; &amp; &#x3c;script&#62;",
+    "</title></style></svg></textarea><svg onload=alert(1)>",
+    "x" * 5000,
+]
+SEEN = re.compile("[\u202e\u2066\u200f\x00\x1b\ud800\u2028]")
+
+
+def attacked(value, evil, dice, keys=()):
+    """Replace every text of a record that the reader accepts."""
+    if isinstance(value, dict):
+        return {key: attacked(item, evil, dice, (*keys, key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [attacked(item, evil, dice, keys) for item in value]
+    free = isinstance(value, str) and value not in {"inf", "-inf", "nan"} and keys[-1] != "event"
+    return evil if free else value
+
+
+@pytest.mark.parametrize("evil", EVIL, ids=range(len(EVIL)))
+def test_texts_of_a_journal_stay_texts(journal, tmp_path, evil):
+    lines = [attacked(line, evil, random.Random(0)) for line in lines_of(journal)]
+    lines[0]["profile"] = {"unit": evil}
+    lines[0]["continues"] = {"path": evil, "id": evil}
+    lines[0]["policy"]["options"] = {evil: evil, "more": [evil, {"class": evil, "options": None}]}
+    lines[0]["schedule"] = {"class": evil, "options": {evil: 1}}
+    lines[3:3] = [{"event": "metric", "name": evil, "value": 1.0}] * 3
+    name = "<script>'\"&.jsonl"
+    path = written(tmp_path / name, lines)
+    for page in (page_of(path), page_of(path, path)):
+        read_page(page)  # which knows every element and attribute that we write
+        page.encode()
+        assert not SEEN.search(page)
+        assert name not in page
+
+
+def test_settings_of_any_kind_are_shown(journal, tmp_path):
+    for thing in (None, 3, "x", [], {}, {"class": [1]}, {"class": {}, "options": 5}, {"options": {"a": {"b": []}}}):
+        lines = lines_of(journal)[:50]
+        lines[0].update(policy=thing, lr_rule=thing, schedule=thing, profile=thing, continues=thing, id=thing)
+        read_page(page_of(written(tmp_path / "any.jsonl", lines)))
+
+
+EXTREMES = [0, 1e300, 1e308, -1e308, 5e-324, "inf", "-inf", "nan", 10**307, -1.0, 1e-300]
+COUNTS = [0, 1, 10**18, 10**307]
+
+
+def disturbed(value, dice, chance, floats):
+    if isinstance(value, dict):
+        return {key: disturbed(item, dice, chance, floats) for key, item in value.items()}
+    if isinstance(value, list):
+        return [disturbed(item, dice, chance, floats) for item in value]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or dice.random() > chance:
+        return value
+    return dice.choice(EXTREMES if isinstance(value, float) and floats else COUNTS)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_numbers_of_a_journal_may_be_anything(journal, tmp_path, seed):
+    dice = random.Random(seed)
+    chance = dice.choice([0.001, 0.02, 0.3])
+    first, *lines = lines_of(journal)
+    if seed % 2:
+        first = {**disturbed(first, dice, 0.05, floats=True), "schema": first["schema"]}
+    path = written(tmp_path / "n.jsonl", [first, *(disturbed(line, dice, chance, floats=True) for line in lines)])
+    try:
+        record = read_run(path)
+    except ValueError as error:
+        assert "holds no settings" in str(error)  # noqa: PT017
+        return
+    page = make_page([record])
+    read_page(page)
+    for number in re.findall(r'(?: d| x1?| y1?| width| height| cx| cy)="([^"]*)"', page):
+        assert "nan" not in number
+        assert "inf" not in number
+    assert math.isfinite(len(page))

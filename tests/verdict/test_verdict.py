@@ -1,0 +1,144 @@
+"""The sentences, from facts that no short training has: extreme numbers, every gate, and the forecast of windows."""
+
+import dataclasses
+import math
+import random
+
+import pytest
+
+from lightning_bsscale.theory.pace import Pace
+from lightning_bsscale.theory.policies import Decision, Reason
+from lightning_bsscale.theory.profile import RunProfile
+from lightning_bsscale.verdict import read_facts, verdict_of
+from lightning_bsscale.verdict.measured import MOST_TIMES, windows_needed, with_windows
+from tests.helpers.simulated import noise_of
+from tests.helpers.written_runs import write_run
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    """Facts of a run that no Trainer made, with a noise scale of about 50."""
+    return read_facts(write_run(tmp_path_factory.mktemp("run") / "run.jsonl"))
+
+
+def text_of(facts, **changes):
+    return str(verdict_of(dataclasses.replace(facts, **changes)))
+
+
+def test_a_written_run_grew_towards_its_noise_scale(facts):
+    assert facts.noise.resolved
+    assert facts.batch_size > facts.start_batch_size == 8
+    assert text_of(facts).startswith(f"The batch grew from 8 to {facts.batch_size} examples in ")
+    # The plan makes a step of two loader batches of four.
+    assert facts.planned_steps == 200
+    saved = 200 - facts.optimizer_steps
+    assert f"instead of 200 of your plan: {saved} saved. The seconds saved are not known" not in text_of(facts)
+    assert f"{saved} saved. That is about " in text_of(facts)
+
+
+def last_decision(facts, code, **numbers):
+    """A hold by a gate, with a bound that would have been enough."""
+    latest = facts.decisions.records[-1]
+    size = facts.batch_size
+    made = dict(bound=4.0 * size, confidence=0.9, target=4.0 * size, needed=1.25 * size) | numbers
+    decision = Decision(batch_size=size, reason=Reason[code.upper()].value, code=code, **made)
+    situation = dataclasses.replace(latest.situation, batch_size=size)
+    return dataclasses.replace(latest, situation=situation, batch_size=size, decision=decision)
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("cooling_down", "it was cooling down after the last change"),
+        ("near_end", "the end of the budget was too near"),
+        ("no_prices", "the seconds of a step were not measured yet"),
+    ],
+)
+def test_each_gate_is_named_with_what_it_withheld(facts, code, why):
+    small = dataclasses.replace(facts, batch_size=12)
+    text = text_of(small, latest=last_decision(small, code))
+    assert f"needed a target of 15, and the lower bound of 48 (90 %) gave 48, but {why}." in text
+
+
+def test_before_not_before(facts):
+    assert "not_before was not reached" in text_of(facts, latest=last_decision(facts, "not_before"))
+
+
+def test_a_target_by_prices_is_compared_as_it_is(facts):
+    # The square root of the bound times a ratio of prices: proportional to no bound.
+    priced = last_decision(facts, "close_enough", bound=0.0, target=5.0, needed=80.0)
+    assert "needed a target of 80 and had 5" in text_of(facts, latest=priced)
+
+
+def test_the_forecast_of_windows_is_the_smallest_power_of_two():
+    noise = noise_of(100.0, spread=0.9)
+    assert not noise.resolved
+    times = windows_needed(noise, 20.0, 0.9)
+    assert times is not None
+    assert with_windows(noise, times).resolved
+    assert not with_windows(noise, times / 2).resolved or with_windows(noise, times / 2).lower_bound(0.9) < 20
+    # More is asked for, more is needed; what lies above the estimate is never reached.
+    assert windows_needed(noise, 80.0, 0.9) > times
+    assert windows_needed(noise, 101.0, 0.9) is None
+    unknown = dataclasses.replace(noise, trace_variance=math.inf, grad_sq_variance=math.inf)
+    assert windows_needed(unknown, 20.0, 0.9) is None
+    assert windows_needed(dataclasses.replace(noise, grad_sq=-1.0, noise_scale=math.inf), 20.0, 0.9) is None
+    assert MOST_TIMES == 64
+
+
+def odd_noise(dice):
+    noise = noise_of(10 ** dice.uniform(-2, 9), spread=10 ** dice.uniform(-2, 1))
+    if dice.random() < 0.3:
+        noise = dataclasses.replace(noise, trace_variance=math.inf, grad_sq_variance=math.inf, high=math.inf, low=0.0)
+        noise = dataclasses.replace(noise, resolved=False)
+    if dice.random() < 0.3:
+        noise = dataclasses.replace(noise, noise_scale=math.inf, grad_sq=-noise.grad_sq, high=math.inf, resolved=False)
+    return noise
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_no_run_is_too_odd_for_a_verdict(facts, seed):
+    dice = random.Random(seed)
+    noise = dice.choice([None, *(odd_noise(dice) for _ in range(4))])
+    start, size = (4 * dice.choice([1, 2, 10**6]) for _ in range(2))
+    code = dice.choice([reason.code for reason in Reason])
+    numbers = {name: dice.choice([None, 0.0, 10 ** dice.uniform(-3, 8)]) for name in ("bound", "target", "needed")}
+    odd = dataclasses.replace(
+        facts,
+        numbers=dataclasses.replace(
+            facts.numbers,
+            decides=dice.random() < 0.8,
+            acts=dice.random() < 0.8,
+            total_examples=dice.choice([None, 1600.0, 1e12]),
+            measure_every=dice.choice([1, 8]),
+        ),
+        profile=RunProfile(
+            unit=dice.choice(["examples", "tokens"]),
+            policy=dice.choice(["NoiseScalePolicy", "Seesaw"]),
+            optimizer="Adam",
+            beta2=dice.choice([None, 0.0, 0.999, 1.0, 2.0]),
+            split=dice.choice([None, False]),
+            max_batch_size=dice.choice([None, 64]),
+            is_resumed=dice.random() < 0.5,
+        ),
+        noise=noise,
+        start_batch_size=start,
+        batch_size=size,
+        optimizer_steps=dice.choice([1, 150, 10**7]),
+        measured_windows=dice.choice([0, 1, 10**6]),
+        dropped_windows=dice.choice([0, 3]),
+        found_changed=dice.random() < 0.1,
+        pace=dice.choice([Pace(), Pace(windows=9, examples=99, seconds=9.0, first_windows=9, first_examples=36)]),
+        seconds_per_step=dice.choice([None, 0.0, 1e-3]),
+    )
+    odd = dataclasses.replace(odd, latest=dice.choice([None, last_decision(odd, code, **numbers)]))
+    verdict = verdict_of(odd)
+    text = str(verdict)
+    assert verdict.headline.endswith(".")
+    for sentence in (*verdict.reasons, *verdict.next_steps):
+        assert sentence.endswith(".")
+        assert sentence[0].isupper()
+    for word in ("None", "nan", "inf ", "inf.", "e+", "Reason.", "..", "  "):
+        assert word not in text, text
+    if odd.profile.unit == "tokens":
+        assert "examples" not in text.replace("use its examples", "")
