@@ -1,11 +1,11 @@
 """Measure what the rules of `also_scale` do to the loss: the scaler with and without each of them.
 
-Two tasks, each with one thread and 8 seeds, paired: a seed fixes the initial weights, the examples and their order.
+Paired by seed: a seed fixes the initial weights, the examples and their order.
 
 - The language model of front.py (AdamW, weight decay 0.1) reads 12,000 sequences once, from a batch of 4 at the
-  learning rate that was best for it there. Adam's second beta is 0.95, and 0.999 for a second comparison: at 0.95
-  `Beta2()` is at its floor from the start, so its floor is 0.8 there.
-- The digits of the demo, 25 epochs of SGD with momentum 0.9, from a batch of 8.
+  learning rate that was best for it. Adam's second beta is torch's default, 0.999.
+- The pieces of source code of front.py, from a batch of 4 (Adam, 0.999).
+- The digits of the demo, 25 epochs, from a batch of 8: with AdamW (0.999), and with SGD and momentum 0.9.
 
 Beside the loss, each run records what its optimizer really updated with: the decay in all (the sum of learning rate
 times weight decay over the steps, so that weights without a gradient shrink to exp of minus this) and the lowest
@@ -31,57 +31,23 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from front import START, TASK, ByteModel, Sequences, as_is, corpus, warmup_and_cosine
+from front_tasks import PIECES, PieceModel, Task
+from front_tasks import TASKS as TRAININGS
+from language_model import TASK, ByteModel, corpus, warmup_and_cosine
 from machine import describe, mean_and_error
-from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, Beta2, HyperparameterRule, Momentum, WeightDecay
 from lightning_bsscale.callbacks.output.quiet import quiet
-from lightning_bsscale.demo import RATE, SMALL, DigitsModel
-from lightning_bsscale.demo import train as train_digits
+from lightning_bsscale.demo import DigitsModel
 
 RESULTS = Path(__file__).parent / "results" / "also_scale.jsonl"
 DOCS = Path(__file__).parents[1] / "docs"
 SEQUENCES = 12_000
-BEST_RATE = 0.7  # of front.py's rates, for its fixed batch of 4
-EPOCHS = 25
 # 97.5 % quantiles of Student's t, by the number of seeds; more seeds take the last.
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 SHOWN = ("loss", "steps", "growth", "decay", "averaging")
 Record = dict[str, Any]
-
-
-class Arm(NamedTuple):
-    """One kind of run; the others of its task are compared with `SCALER`.
-
-    Attributes:
-        rules: What else follows the batch; None for a fixed batch, without the scaler.
-        beta2: Adam's second beta at the start; None for the digits.
-    """
-
-    rules: tuple[HyperparameterRule, ...] | None
-    beta2: float | None = None
-
-
-SCALER = "the scaler alone"
-TASKS: dict[str, dict[str, Arm]] = {
-    "language model, β₂ = 0.95": {
-        "fixed batch": Arm(None, 0.95),
-        SCALER: Arm((), 0.95),
-        "WeightDecay()": Arm((WeightDecay(),), 0.95),
-        "Beta2(floor=0.8)": Arm((Beta2(floor=0.8),), 0.95),
-        "both": Arm((WeightDecay(), Beta2(floor=0.8)), 0.95),
-    },
-    "language model, β₂ = 0.999": {
-        SCALER: Arm((), 0.999),
-        "Beta2()": Arm((Beta2(),), 0.999),
-    },
-    "digits, momentum 0.9": {
-        "fixed batch": Arm(None),
-        SCALER: Arm(()),
-        "Momentum()": Arm((Momentum(),)),
-    },
-}
+Rules = tuple[HyperparameterRule, ...]
 
 
 def recording(optimizer: type[torch.optim.Optimizer]) -> Any:
@@ -111,16 +77,20 @@ def recording(optimizer: type[torch.optim.Optimizer]) -> Any:
 
 
 class Language(ByteModel):
-    """front.py's model, with a second beta of its own."""
-
-    def __init__(self, beta2: float) -> None:
-        super().__init__(TASK["base_rate"] * BEST_RATE)
-        self.betas = (TASK["betas"][0], beta2)
+    """The language model with torch's second beta."""
 
     def configure_optimizers(self) -> Any:
         optimizer = recording(torch.optim.AdamW)(
-            self.parameters(), lr=self.rate, betas=self.betas, weight_decay=TASK["weight_decay"], fused=True
+            self.parameters(), lr=self.rate, weight_decay=TASK["weight_decay"], fused=True
         )
+        return warmup_and_cosine(optimizer, int(self.trainer.estimated_stepping_batches))
+
+
+class Pieces(PieceModel):
+    """The model of the pieces."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = recording(torch.optim.Adam)(self.parameters(), lr=self.rate, fused=True)
         return warmup_and_cosine(optimizer, int(self.trainer.estimated_stepping_batches))
 
 
@@ -130,6 +100,48 @@ class Digits(DigitsModel):
     def make_optimizer(self) -> torch.optim.Optimizer:
         made: torch.optim.Optimizer = recording(torch.optim.SGD)(self.parameters(), lr=self.rate, momentum=0.9)
         return made
+
+
+class DigitsByAdam(DigitsModel):
+    """The demo's model with AdamW."""
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        made: torch.optim.Optimizer = recording(torch.optim.AdamW)(self.parameters(), lr=self.rate)
+        return made
+
+
+class Training(NamedTuple):
+    """One training, and what is compared on it.
+
+    Attributes:
+        task: The training of the front that it is a variant of.
+        model: Makes the module, given the learning rate.
+        rate: The learning rate.
+        rules: The rules of each run, by name; a fixed batch is made too, and all are compared with `SCALER`.
+        examples: Examples to read; None for all.
+    """
+
+    task: Task
+    model: Callable[[float], pl.LightningModule]
+    rate: float
+    rules: dict[str, Rules]
+    examples: int | None = None
+
+
+FIXED = "fixed batch"
+SCALER = "also_scale=()"
+TASKS = {
+    "language model": Training(
+        TRAININGS["lm"],
+        Language,
+        0.7 * TASK["base_rate"],
+        {"WeightDecay()": (WeightDecay(),), "Beta2()": (Beta2(),), "both": (WeightDecay(), Beta2())},
+        SEQUENCES,
+    ),
+    "pieces": Training(TRAININGS["pieces"], Pieces, 0.7 * PIECES["base_rate"], {"Beta2()": (Beta2(),)}),
+    "digits, AdamW": Training(TRAININGS["digits"], DigitsByAdam, 1e-3, {"Beta2()": (Beta2(),)}),
+    "digits, SGD": Training(TRAININGS["digits"], Digits, 0.01, {"Momentum()": (Momentum(),)}),
+}
 
 
 class Ended(pl.Callback):
@@ -147,75 +159,37 @@ class Ended(pl.Callback):
         self.record = {"steps": trainer.global_step, "decay": optimizer.decay, "averaging": optimizer.averaging}
 
 
-def language_run(beta2: float, seed: int, sequences: int, callbacks: list[pl.Callback]) -> Record:
-    """Train the language model once.
-
-    Args:
-        beta2: Adam's second beta.
-        seed: Seed of the weights, the sequences and their order.
-        sequences: How many it reads.
-        callbacks: The Trainer's callbacks.
-
-    Returns:
-        The held-out loss, in nats per byte.
-    """
-    rows, held_out, _ = corpus()
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:sequences]
-    loader = DataLoader(Sequences(rows[order]), batch_size=START, collate_fn=as_is)
-    torch.manual_seed(seed)
-    model = Language(beta2)
-    settings: Record = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    with quiet():
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            max_epochs=1,
-            callbacks=callbacks,
-            gradient_clip_val=TASK["clip"],
-            enable_model_summary=False,
-            **settings,
-        )
-        trainer.fit(model, loader)
-    model.eval()
-    with torch.no_grad():
-        losses = [model.loss(part).item() * len(part) for part in held_out.split(256)]
-    return {"loss": sum(losses) / len(held_out)}
-
-
-def digits_run(seed: int, epochs: int, callbacks: list[pl.Callback]) -> Record:
-    """Train on the digits once.
-
-    Args:
-        seed: Seed of the weights and the order.
-        epochs: Passes over the data.
-        callbacks: The Trainer's callbacks.
-
-    Returns:
-        The validation loss, in nats, and the accuracy.
-    """
-    result = train_digits("", batch_size=SMALL, rate=RATE, seed=seed, epochs=epochs, callbacks=callbacks, model=Digits)
-    return {"loss": result.val_loss, "accuracy": result.val_accuracy}
-
-
 def run(job: Record) -> Record:
     """Make one run.
 
     Args:
-        job: Its task, name and seed, and its length.
+        job: Its task, name and seed.
 
     Returns:
         Its results.
     """
     torch.set_num_threads(1)
-    arm = TASKS[job["task"]][job["name"]]
-    ended = Ended()
-    scaler = None if arm.rules is None else BatchSizeScaler(also_scale=arm.rules)
-    callbacks: list[pl.Callback] = [ended] if scaler is None else [ended, scaler]
-    if arm.beta2 is None:
-        found = digits_run(job["seed"], job["epochs"], callbacks)
-    else:
-        found = language_run(arm.beta2, job["seed"], job["sequences"], callbacks)
-    start = SMALL if arm.beta2 is None else START
-    return {**found, **ended.record, "growth": 1.0 if scaler is None else scaler.batch_size / start}
+    training = TASKS[job["task"]]
+    task, ended = training.task, Ended()
+    rules = {SCALER: (), **training.rules}.get(job["name"])
+    scaler = None if rules is None else BatchSizeScaler(also_scale=rules)
+    settings: Record = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    with quiet():
+        loader = task.make_loader(task.start, job["seed"], training.examples)
+        torch.manual_seed(job["seed"])
+        model = training.model(training.rate)
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=task.epochs,
+            callbacks=[ended] if scaler is None else [ended, scaler],
+            gradient_clip_val=task.clip,
+            enable_model_summary=False,
+            **settings,
+        )
+        trainer.fit(model, loader)
+    model.eval()
+    growth = 1.0 if scaler is None else scaler.batch_size / task.start
+    return {"loss": task.score(model), **ended.record, "growth": growth}
 
 
 def jobs(seeds: int) -> list[Record]:
@@ -227,17 +201,19 @@ def jobs(seeds: int) -> list[Record]:
     Returns:
         The settings of each run.
     """
-    return [
-        {
-            "task": task,
-            "name": name,
-            "seed": seed,
-            **({"epochs": EPOCHS} if arm.beta2 is None else {"sequences": SEQUENCES, "text": corpus()[2]["sha256"]}),
-        }
-        for seed in range(seeds)
-        for task, arms in TASKS.items()
-        for name, arm in arms.items()
-    ]
+    found = []
+    for seed in range(seeds):
+        for name, training in TASKS.items():
+            settings = {"rate": training.rate, **training.task.settings}
+            if training.task.reads_source:
+                settings["text"] = corpus()[2]["sha256"]
+            if training.examples is not None:
+                settings["examples"] = training.examples
+            found += [
+                {"task": name, "name": run_name, "seed": seed, "settings": json.loads(json.dumps(settings))}
+                for run_name in (FIXED, SCALER, *training.rules)
+            ]
+    return found
 
 
 def finished(path: Path) -> list[tuple[Record, Record]]:
@@ -280,7 +256,7 @@ def by_name(runs: list[tuple[Record, Record]], task: str) -> dict[str, dict[int,
     Returns:
         The results by name and seed, in the order of `TASKS`.
     """
-    groups: dict[str, dict[int, Record]] = {name: {} for name in TASKS[task]}
+    groups: dict[str, dict[int, Record]] = {name: {} for name in (FIXED, SCALER, *TASKS[task].rules)}
     for job, result in runs:
         if job["task"] == task and job["name"] in groups:
             groups[job["name"]][job["seed"]] = result
@@ -289,7 +265,7 @@ def by_name(runs: list[tuple[Record, Record]], task: str) -> dict[str, dict[int,
 
 
 def differences(groups: dict[str, dict[int, Record]], name: str) -> list[float]:
-    """Subtract the loss of the scaler alone, seed by seed.
+    """Subtract the loss of the scaler without rules, seed by seed.
 
     Args:
         groups: A task's results by name and seed.
@@ -355,7 +331,7 @@ def table(runs: list[tuple[Record, Record]]) -> str:
         Markdown.
     """
     lines = [
-        "| task | run | seeds | held-out loss | difference to the scaler alone | its 95 % interval | steps"
+        "| task | run | seeds | held-out loss | difference to also_scale=() | its 95 % interval | steps"
         " | last batch / first | decay in all | lowest β₂ or momentum |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

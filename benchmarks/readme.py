@@ -58,10 +58,11 @@ def front() -> list[str]:
     shown.sort(key=lambda row: -row["steps"])
     shown += [row for row in found["rows"] if row["is_main"] and row["name"] == "scaler"]
     lines = [
-        "**A small language model** ([`benchmarks/front.py`](docs/front.md), with rivals and three other trainings): a"
-        f" byte-level transformer ({found['parameters']:,} parameters) reads {found['settings']['sequences']:,}"
-        " sequences of the standard library's source once; AdamW, warmup and cosine in its own scheduler. Each fixed batch"
-        " at its best learning rate of at least three; the scaler at its defaults, from batch 4 at the learning rate"
+        "**A small language model** ([`benchmarks/front.py`](docs/front.md), with rivals and three other trainings):"
+        f" a byte-level transformer ({found['parameters']:,} parameters) reads"
+        f" {found['settings']['sequences']:,} sequences of the standard library's source once; AdamW, warmup"
+        " and cosine in its own scheduler. Each fixed batch at its best learning rate of at least three; the scaler at"
+        " its defaults, from batch 4 at the learning rate"
         f" that is best for batch 4. {shown[-1]['seeds']} seeds, paired; ± one standard error.",
         "",
         "| run | optimizer steps | validation loss (nats/byte) | difference to fixed 4 |",

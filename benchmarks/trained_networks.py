@@ -152,7 +152,8 @@ def language(
     Yields:
         The paths, to be consumed in order, one run each.
     """
-    from front import START, TASK, ByteModel, corpus, warmup_and_cosine
+    from front_tasks import TASKS
+    from language_model import TASK, ByteModel, corpus, warmup_and_cosine
 
     half = {**TASK, **{name: TASK[name] // 2 for name in ("width", "heads", "layers", "context")}}
 
@@ -162,7 +163,7 @@ def language(
     rows = corpus()[0][:, : half["context"] + 1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Half(0.7 * TASK["base_rate"] * math.sqrt(MICRO_BATCHES * size / START))
+        model = Half(0.7 * TASK["base_rate"] * math.sqrt(MICRO_BATCHES * size / TASKS["lm"].start))
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(
         parameters, lr=model.rate, betas=TASK["betas"], weight_decay=TASK["weight_decay"], fused=True

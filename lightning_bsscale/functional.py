@@ -52,7 +52,7 @@ def noise_scale(
         2.6666666666666665
         >>> noise = noise_scale([[9.0, 1.0], [8.0, 2.0], [9.0, 2.0]], [4.0, 4.0, 4.5], [[4, 4], [4, 4], [4, 4]])
         >>> f"{noise.noise_scale:.2f} examples, between {noise.low:.2f} and {noise.high:.2f}"
-        '2.53 examples, between 2.19 and 2.99'
+        '2.53 examples, between 1.97 and 2.99'
     """
     # A 0-d array has the type of an iterable, but cannot be iterated over.
     if not isinstance(mean_sq_norm, Iterable) or getattr(mean_sq_norm, "ndim", None) == 0:

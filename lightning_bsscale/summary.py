@@ -12,7 +12,7 @@ from lightning_bsscale.theory.policies import Reason
 from lightning_bsscale.theory.records import DecisionRecord
 
 TABLE_WIDTH = 100
-MIN_REASON_WIDTH = 24
+MIN_REASON_WIDTH = 20
 
 # A table shows the numbers beside the reason, so that a few words are enough; records and log lines have the sentence.
 SHORT = {
@@ -28,7 +28,7 @@ SHORT = {
     Reason.GROW: "grow",
     Reason.SHRINK: "shrink",
 }
-_SHORT = {reason.value: text for reason, text in SHORT.items()}
+_BY_CODE = {reason.code: reason for reason in Reason}
 
 
 def describe_noise(noise: NoiseScale | None) -> str:
@@ -98,14 +98,23 @@ def _stretches(decisions: Sequence[DecisionRecord]) -> list[list[DecisionRecord]
 
 def _reasons(stretch: Sequence[DecisionRecord]) -> str:
     """Return the reason of a change, or the different ones of a stretch of holds, each once."""
-    texts = {record.decision.code: record.decision.reason for record in stretch}
-    short = [_SHORT.get(text, text) for text in texts.values()]
-    if stretch[-1].is_change or len(short) == 1:
-        is_short_hold = not stretch[-1].is_change and short[0] in SHORT.values()
-        return f"{'hold: ' if is_short_hold else ''}{short[0]}{_requested(stretch[-1])}"
-    # Every change is followed by a cooldown, which says nothing where there is another reason.
-    parts = [text.removeprefix("hold: ") for text in short if text != SHORT[Reason.COOLING_DOWN]]
-    return f"hold: {', '.join(parts)}"
+    last = stretch[-1]
+    if last.is_change:
+        return f"{_short(last)}{_requested(last)}"
+    short = {record.decision.code: _short(record) for record in stretch}
+    if len(short) > 1:
+        short.pop(Reason.COOLING_DOWN.code, None)  # it follows every change, and says nothing beside another reason
+    text = ", ".join(one.removeprefix("hold: ") for one in short.values())
+    is_hold = len(short) > 1 or text != last.decision.reason
+    return f"{'hold: ' if is_hold else ''}{text}{_requested(last)}"
+
+
+def _short(record: DecisionRecord) -> str:
+    """Return the reason of one decision, one of the package's own shortened to a few words and its number."""
+    text, reason = record.decision.reason, _BY_CODE.get(record.decision.code or "")
+    if reason is None or not text.startswith(reason.value):
+        return text
+    return SHORT[reason] + text.removeprefix(reason.value)
 
 
 def _row(stretch: Sequence[DecisionRecord], *, has_target: bool) -> tuple[str, ...]:

@@ -28,8 +28,8 @@ def runs_of(also_scale, seeds):
     return [
         ({"task": task, "name": name, "seed": seed}, result(seed + 0.01 * place))
         for seed in range(seeds)
-        for task, arms in also_scale.TASKS.items()
-        for place, name in enumerate(arms)
+        for task, training in also_scale.TASKS.items()
+        for place, name in enumerate((also_scale.FIXED, also_scale.SCALER, *training.rules))
     ]
 
 
@@ -47,7 +47,7 @@ def test_an_optimizer_records_what_it_updates_with(also_scale):
 
 def test_differences_are_paired_by_seed(also_scale):
     runs = runs_of(also_scale, 3)
-    groups = also_scale.by_name(runs, "digits, momentum 0.9")
+    groups = also_scale.by_name(runs, "digits, SGD")
     assert also_scale.differences(groups, "Momentum()") == pytest.approx([0.01] * 3)
     assert also_scale.differences(groups, "fixed batch") == pytest.approx([-0.01] * 3)
     # Paired, the seeds' own differences cancel out; the means' errors are large.
@@ -57,7 +57,7 @@ def test_differences_are_paired_by_seed(also_scale):
 
 def test_an_unfinished_seed_is_left_out(also_scale):
     whole, cut = (also_scale.table(runs) for runs in (runs_of(also_scale, 2), runs_of(also_scale, 3)[:-1]))
-    task = "| digits"
+    task = "| digits, SGD"
     assert [line for line in cut.splitlines() if line.startswith(task)] == [
         line for line in whole.splitlines() if line.startswith(task)
     ]
@@ -75,10 +75,8 @@ def test_every_seed_has_every_run_once(also_scale):
     assert (
         len({json.dumps(job, sort_keys=True) for job in jobs})
         == len(jobs)
-        == 2 * sum(map(len, also_scale.TASKS.values()))
+        == 2 * sum(2 + len(training.rules) for training in also_scale.TASKS.values())
     )
-    for arms in also_scale.TASKS.values():
-        assert arms[also_scale.SCALER].rules == ()
 
 
 def test_finished_runs_are_not_made_again(also_scale, tmp_path, monkeypatch):

@@ -47,6 +47,8 @@ from lightning_bsscale.theory.moments import WindowMoments
 __all__ = ["SUM_NAMES", "Averages", "NoiseScale", "noise_scale_from_means", "sums_of"]
 
 _MIN_EFFECTIVE_WINDOWS = 2.0
+# Of trace and squared norm; beyond, the noise scale is infinite for every purpose, and its powers overflow.
+_LARGEST_RATIO = 1e30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,6 +311,8 @@ class Averages:
         if self.grad_sq <= 0:
             return 0.0
         ratio = self.trace / self.grad_sq
+        if not abs(ratio) <= _LARGEST_RATIO:
+            return 0.0
         moment = (
             self.trace_cubed
             - 3 * ratio * self.trace_trace_grad_sq

@@ -103,4 +103,4 @@ def explain_adam_memory(facts: RunFacts) -> Said:
         f"{facts.profile.optimizer}'s second moment remembers about {remembered} steps (beta2={beta2:g}), more than "
         f"the {describe_count(since)} since the batch was half as large: it still holds the noise of smaller batches."
     )
-    return Said(reasons=(reason,), next_steps=('Try also_scale="beta2".',))
+    return Said(reasons=(reason,), next_steps=('Set also_scale="beta2".',))

@@ -118,7 +118,9 @@ def test_the_one_acts_and_the_other_does_not():
         actuator.release()
         assert found(trainer) == before
 
-        actuator = TrainerActuator(trainer, module, "test", MicroBatches(trainer), None, [WeightDecay()])
+        actuator = TrainerActuator(
+            trainer, module, "test", MicroBatches(trainer), None, lambda optimizer: [WeightDecay()]
+        )
         call_everything(actuator, trainer)
         now = found(trainer)
         assert {name for name in now if now[name] == before[name]} == {"weights"}
@@ -148,7 +150,9 @@ def test_everything_is_given_back_whatever_happens_to_one_of_it(broken, give_bac
         trainer.strategy.lr_scheduler_configs = [Config(config.scheduler, interval="step", frequency=2)]
         optimizer.param_groups = [Group(group) for group in optimizer.param_groups]
         before = found(trainer)
-        actuator = TrainerActuator(trainer, module, "test", MicroBatches(trainer), None, [WeightDecay()])
+        actuator = TrainerActuator(
+            trainer, module, "test", MicroBatches(trainer), None, lambda optimizer: [WeightDecay()]
+        )
         call_everything(actuator, trainer, loader_batches=0)
         armed.add(broken)
         with pytest.raises(Broken, match=broken):
@@ -171,7 +175,7 @@ def test_everything_is_given_back_whatever_happens_to_one_of_it(broken, give_bac
 def test_a_second_release_does_nothing_and_a_stop_of_another_stays():
     def test(trainer, module):
         trainer.should_stop = True
-        actuator = TrainerActuator(trainer, module, "test", MicroBatches(trainer), None)
+        actuator = TrainerActuator(trainer, module, "test", MicroBatches(trainer), None, lambda optimizer: ())
         actuator.stop()
         actuator.release()
         trainer.accumulate_grad_batches = 7
@@ -184,7 +188,7 @@ def test_a_second_release_does_nothing_and_a_stop_of_another_stays():
 
 def test_schedulers_that_were_set_up_anew_are_followed():
     def test(trainer, module):
-        actuator = TrainerActuator(trainer, module, "test", MicroBatches(trainer), None)
+        actuator = TrainerActuator(trainer, module, "test", MicroBatches(trainer), None, lambda optimizer: ())
         actuator.attach(trainer.optimizers[0], PLAN, POSITION)
         assert actuator.follow_schedulers(PLAN, POSITION) is POSITION
         old = trainer.lr_scheduler_configs[0]

@@ -157,7 +157,7 @@ def test_record_true_writes_into_the_log_folder(tmp_path):
 def test_summary_and_plot(grown, tmp_path):
     scaler, _ = grown
     lines = scaler.summary().splitlines()
-    words = "examples step batch lr factor noise scale [90 %] bound needed reason"
+    words = "examples step batch lr factor noise scale [90 %] bound (90 %) needed reason"
     assert lines[0].split() == words.split()
     changes = [record.is_change for record in scaler.decisions]
     stretches = sum(not one for one, before in zip(changes, [True, *changes], strict=False) if before)

@@ -166,7 +166,7 @@ def grows(rank, items, disturbed=None, counted=False):
             module.windows,
             trainer.optimizers[0].used,
             scaler.examples_seen,
-            scaler.state_dict(),
+            {name: value for name, value in scaler.state_dict().items() if name != "pace"},  # by each rank's clock
         )
     )
     changes = [record.batch_size for record in scaler.decisions if record.is_change]

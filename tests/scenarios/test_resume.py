@@ -191,4 +191,5 @@ def lines_of(path):
 
 
 def without_seconds(path):
-    return re.sub(r'"seconds_per_(loader_batch|step)": ?[^,}]+|,"seconds":\[[^]]*\]', "", path.read_text())
+    times = r'"seconds_per_(loader_batch|step)": ?[^,}]+|,"seconds":\[[^]]*\]|,"took": ?[^,}]+|,"pace": ?\{[^}]*\}'
+    return re.sub(times, "", path.read_text())

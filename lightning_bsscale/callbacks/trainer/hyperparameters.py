@@ -59,7 +59,7 @@ class ScopedHyperparameters:
 
     def restore(self) -> None:
         """Put the user's values back, also after a step that raised an exception."""
-        if not self._replaced:
+        if not (self._replaced or self._tensors.are_filled):
             return  # as nearly always, and asked several times in every step
         replaced, self._replaced = self._replaced, []
         with ExitStack() as each:  # even if another fails

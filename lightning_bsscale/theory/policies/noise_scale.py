@@ -251,23 +251,23 @@ class NoiseScalePolicy(Policy):
             needed=situation.batch_size / self.hysteresis if shrinks else self._needed(situation.batch_size, limits),
         )
 
+    def _needed(self, batch: int, limits: Limits) -> float:
+        """Return the smallest target with which the batch grows; one below the next possible batch changes nothing."""
+        return max(self.hysteresis * batch, (batch // limits.granularity + 1) * limits.granularity)
+
     def _sentence(self, situation: Situation, reason: Reason) -> str:
         """Return the reason, with until when or how far where the record has no other number that says so."""
         total = situation.total_examples
         if reason is Reason.IN_WARMUP:
-            return reason.with_number(f"until {describe_count(situation.warmup_examples)} examples")
+            return reason.with_number(f"until {describe_count(situation.warmup_examples)}")
         if reason is Reason.NOT_BEFORE:
-            return reason.with_number(f"at {describe_count(in_examples(self.not_before, total))} examples")
+            return reason.with_number(f"at {describe_count(in_examples(self.not_before, total))}")
         if reason is Reason.COOLING_DOWN and total is not None and situation.examples_at_last_change is not None:
             return reason.with_number(
-                f"until {describe_count(situation.examples_at_last_change + self.cooldown * total)} examples"
+                f"until {describe_count(situation.examples_at_last_change + self.cooldown * total)}"
             )
         if reason is Reason.AT_LIMIT:
-            return reason.with_number(f"{situation.batch_size} examples")
+            return reason.with_number(describe_count(situation.batch_size))
         if reason is Reason.NEAR_END and total is not None:
-            return reason.with_number(f"at {describe_count(total)} examples")
+            return reason.with_number(f"at {describe_count(total)}")
         return str(reason)
-
-    def _needed(self, batch: int, limits: Limits) -> float:
-        """Return the smallest target with which the batch grows; one below the next possible batch changes nothing."""
-        return max(self.hysteresis * batch, (batch // limits.granularity + 1) * limits.granularity)

@@ -174,8 +174,8 @@ class Reason(str, Enum):
         """Return the sentence with a number that explains it.
 
         Example:
-            >>> Reason.IN_WARMUP.with_number("until 5000 examples")
-            'hold: still in warmup, until 5000 examples'
+            >>> Reason.IN_WARMUP.with_number("until 5,000")
+            'hold: still in warmup, until 5,000'
         """
         return f"{self.value}, {number}"
 
@@ -269,7 +269,7 @@ def hold_in_warmup(situation: Situation) -> Decision | None:
     """Return the hold of the scaler's warmup; None after it."""
     if situation.examples_seen >= situation.warmup_examples:
         return None
-    reason = Reason.IN_WARMUP.with_number(f"until {describe_count(situation.warmup_examples)} examples")
+    reason = Reason.IN_WARMUP.with_number(f"until {describe_count(situation.warmup_examples)}")
     return Decision(batch_size=situation.batch_size, reason=reason, code=Reason.IN_WARMUP.code)
 
 

@@ -147,7 +147,7 @@ def grow_for_decay(
     if wanted < needed or possible(wanted) <= batch < limits.clip(math.inf):
         return held(f"hold: {asks}, less than one cut more than the batch", "no_cut_due")
     if limits.clip(math.inf) <= batch:
-        return held(Reason.AT_LIMIT.with_number(f"{batch} examples"), Reason.AT_LIMIT.code)
+        return held(Reason.AT_LIMIT.with_number(describe_count(batch)), Reason.AT_LIMIT.code)
     if gate is not None and noise is None:
         return held(Reason.NO_ESTIMATE.value, Reason.NO_ESTIMATE.code)
     if gate is not None and noise is not None and not noise.resolved:

@@ -4,6 +4,8 @@ import lightning.pytorch as pl
 import pytest
 
 from lightning_bsscale.callbacks.output.journal import open_journal
+from lightning_bsscale.theory.pace import Pace
+from lightning_bsscale.theory.profile import RunProfile
 from tests.helpers.simulated_run import Host, Program
 from tests.helpers.training import QUIET
 
@@ -11,7 +13,8 @@ RUN = Host.begin(Program())
 
 
 def journal_in(tmp_path):
-    return open_journal(pl.Trainer(**QUIET, default_root_dir=tmp_path), True, RUN.settings, RUN.state, None)
+    trainer = pl.Trainer(**QUIET, default_root_dir=tmp_path)
+    return open_journal(trainer, True, RUN.settings, RUN.state, RunProfile(), Pace(), None)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -5,6 +5,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_bsscale.callbacks.state.checkpoint import STATE_SCHEMA, read_run, restore_policy, to_checkpoint
+from lightning_bsscale.theory.pace import Pace
 from tests.helpers.simulated_run import Host, Program
 
 PROGRAM = Program(batches=(2, 3), accumulate=2)
@@ -30,7 +31,7 @@ class Other(Keeps):
 @pytest.mark.parametrize("loader_batches", range(len(PROGRAM.places()) + 1))
 def test_a_file_gives_the_same_run_again(loader_batches, tmp_path):
     state = Host.begin(PROGRAM).train(PROGRAM.places()[:loader_batches]).snapshot()
-    torch.save(to_checkpoint(state, None, {"id": "a"}), tmp_path / "state.ckpt")
+    torch.save(to_checkpoint(state, None, {"id": "a"}, Pace()), tmp_path / "state.ckpt")
     checkpoint = torch.load(tmp_path / "state.ckpt", weights_only=True)
     assert read_run(checkpoint, "BatchSizeScaler") == state
     assert checkpoint["journal"] == {"id": "a"}
@@ -48,7 +49,7 @@ def test_a_file_gives_the_same_run_again(loader_batches, tmp_path):
     ],
 )
 def test_what_cannot_be_read_is_refused(change, words):
-    checkpoint = to_checkpoint(Host.begin(PROGRAM).state, None, None)
+    checkpoint = to_checkpoint(Host.begin(PROGRAM).state, None, None, Pace())
     assert checkpoint["schema"] == STATE_SCHEMA
     ((name, value),) = change.items()
     if isinstance(value, dict) and value:
@@ -68,5 +69,5 @@ def test_what_cannot_be_read_is_refused(change, words):
     ],
 )
 def test_a_policys_own_state_goes_to_one_of_its_class(stored, loaded, kept):
-    restore_policy(loaded, to_checkpoint(Host.begin(PROGRAM).state, stored, None))
+    restore_policy(loaded, to_checkpoint(Host.begin(PROGRAM).state, stored, None, Pace()))
     assert getattr(loaded, "kept", None) == kept

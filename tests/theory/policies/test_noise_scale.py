@@ -109,14 +109,14 @@ def test_golden_decisions(batch, scale, options, expected, reason):
 @pytest.mark.parametrize(
     ("changes", "options", "sentence"),
     [
-        ({"warmup_examples": 5500}, {}, "hold: still in warmup, until 5,500 examples"),
-        ({}, {"not_before": 0.75}, "hold: growth begins later, by the policy's not_before, at 7,500 examples"),
-        ({"examples_at_last_change": 4950}, {}, "hold: cooling down after the last change, until 5,050 examples"),
-        ({"batch_size": 256}, {}, "hold: the batch is as large as the limits allow, 256 examples"),
+        ({"warmup_examples": 5500}, {}, "hold: still in warmup, until 5,500"),
+        ({}, {"not_before": 0.75}, "hold: growth begins later, by the policy's not_before, at 7,500"),
+        ({"examples_at_last_change": 4950}, {}, "hold: cooling down after the last change, until 5,050"),
+        ({"batch_size": 256}, {}, "hold: the batch is as large as the limits allow, 256"),
         (
             {"examples_seen": 9950},
             {},
-            "hold: too near the end of the budget for a change to pay, at 10,000 examples",
+            "hold: too near the end of the budget for a change to pay, at 10,000",
         ),
     ],
 )
