@@ -361,7 +361,11 @@ def main() -> int:
     parser.add_argument("--times", action="store_true", help="make runs of each row again, for their seconds")
     parser.add_argument("--redo", action="store_true", help="first delete the runs selected by --task, --only, --seeds")
     parser.add_argument("--table", action="store_true", help="only write tables and pictures of the finished runs")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if the page is not that of the results")
     options = parser.parse_args()
+    if options.check:
+        text = (DOCS / "front.md").read_text(encoding="utf-8")
+        return int(results(text)[1] != text)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     only = {name.strip() for name in options.only.split(",") if name.strip()}
     tasks = [TASKS[options.task]] if options.task else list(TASKS.values())
@@ -410,11 +414,16 @@ def time_rows(task: Task, only: set[str], seeds: int, workers: int) -> int:
     return run_all(task, selected(todo, only), RESULTS / f"front_times_{task.name}.jsonl", workers)
 
 
-def write_results() -> None:
-    """Write results/front.json, the tables of docs/front.md and its picture, from the finished runs."""
+def results(text: str) -> tuple[dict[str, Any], str]:
+    """Summarise the finished runs.
+
+    Args:
+        text: The page docs/front.md.
+
+    Returns:
+        The summary of each task, and the page with their tables.
+    """
     summaries: dict[str, Any] = {}
-    page = DOCS / "front.md"
-    text = page.read_text()
     for task in TASKS.values():
         records = current_runs(task)
         if not records:
@@ -429,8 +438,15 @@ def write_results() -> None:
             **summarize(records, timed, start=task.start, ours=ours),
         }
         text = between(text, f"<!-- {task.name} -->", f"<!-- end of {task.name} -->", table(task, summaries[task.name]))
-    (RESULTS / "front.json").write_text(json.dumps(summaries, indent=1) + "\n")
-    page.write_text(text)
+    return summaries, text
+
+
+def write_results() -> None:
+    """Write results/front.json, the tables of docs/front.md and its picture, from the finished runs."""
+    page = DOCS / "front.md"
+    summaries, text = results(page.read_text(encoding="utf-8"))
+    (RESULTS / "front.json").write_text(json.dumps(summaries, indent=1) + "\n", encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
     matplotlib.rcParams["svg.hashsalt"] = "bsscale"
     draw(summaries).savefig(DOCS / "front.svg", metadata={"Date": None})
 
