@@ -1,7 +1,7 @@
-"""Compare steps, seconds and loss at equal examples: fixed batches, the scaler, and what others do, on three tasks.
+"""Compare steps, seconds and loss at equal examples: fixed batches, the scaler, and what others do, on four tasks.
 
 - `lm`: a byte-level transformer reads 32,000 sequences (2 million bytes) of the Python standard library's own source,
-  once. AdamW (.9, .95), weight decay .1, clipping at 1.0.
+  once. AdamW (.9, .95), weight decay .1, clipping at 1.0. `lm_short`: the same on 12,000 sequences.
 - `digits`: the demo's small CNN on scikit-learn's digits, 25 epochs, SGD with momentum.
 - `pieces`: which of 20 packages of the standard library does a piece of 64 bytes come from? Embedded trigrams and two
   layers, 40,000 pieces, once, Adam.
@@ -117,7 +117,7 @@ def train(task: Task, job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
-    loader = task.make_loader(job["batch"], job["seed"], job.get("sequences"))
+    loader = task.make_loader(job["batch"], job["seed"], task.examples)
     torch.manual_seed(job["seed"])
     model = task.make_model(task.learning_rate(job["batch"], job["rate"]))
     clock, counted = Clock(), Counted()
@@ -197,6 +197,8 @@ def growing_jobs(task: Task, seeds: int, records: list[dict[str, Any]]) -> list[
     found = []
     for seed in range(seeds):
         for name, method in METHODS.items():
+            if task.methods is not None and name not in task.methods:
+                continue
             batch = task.start * method.start
             if f"fixed{batch}" not in best or (method.needs_plan and not plan):
                 continue
@@ -359,7 +361,11 @@ def main() -> int:
     parser.add_argument("--times", action="store_true", help="make runs of each row again, for their seconds")
     parser.add_argument("--redo", action="store_true", help="first delete the runs selected by --task, --only, --seeds")
     parser.add_argument("--table", action="store_true", help="only write tables and pictures of the finished runs")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if the page is not that of the results")
     options = parser.parse_args()
+    if options.check:
+        text = (DOCS / "front.md").read_text(encoding="utf-8")
+        return int(results(text)[1] != text)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     only = {name.strip() for name in options.only.split(",") if name.strip()}
     tasks = [TASKS[options.task]] if options.task else list(TASKS.values())
@@ -408,11 +414,16 @@ def time_rows(task: Task, only: set[str], seeds: int, workers: int) -> int:
     return run_all(task, selected(todo, only), RESULTS / f"front_times_{task.name}.jsonl", workers)
 
 
-def write_results() -> None:
-    """Write results/front.json, the tables of docs/front.md and its picture, from the finished runs."""
+def results(text: str) -> tuple[dict[str, Any], str]:
+    """Summarise the finished runs.
+
+    Args:
+        text: The page docs/front.md.
+
+    Returns:
+        The summary of each task, and the page with their tables.
+    """
     summaries: dict[str, Any] = {}
-    page = DOCS / "front.md"
-    text = page.read_text()
     for task in TASKS.values():
         records = current_runs(task)
         if not records:
@@ -427,8 +438,15 @@ def write_results() -> None:
             **summarize(records, timed, start=task.start, ours=ours),
         }
         text = between(text, f"<!-- {task.name} -->", f"<!-- end of {task.name} -->", table(task, summaries[task.name]))
-    (RESULTS / "front.json").write_text(json.dumps(summaries, indent=1) + "\n")
-    page.write_text(text)
+    return summaries, text
+
+
+def write_results() -> None:
+    """Write results/front.json, the tables of docs/front.md and its picture, from the finished runs."""
+    page = DOCS / "front.md"
+    summaries, text = results(page.read_text(encoding="utf-8"))
+    (RESULTS / "front.json").write_text(json.dumps(summaries, indent=1) + "\n", encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
     matplotlib.rcParams["svg.hashsalt"] = "bsscale"
     draw(summaries).savefig(DOCS / "front.svg", metadata={"Date": None})
 

@@ -66,7 +66,7 @@ METHODS: dict[str, Method] = {
     "norm test": Method("the norm test", lambda sgd, plan: BatchSizeScaler(policy="norm_test")),
     "unscaled": Method("growth at an unscaled learning rate", lambda sgd, plan: BatchSizeScaler(lr_rule="none")),
     "other rule": Method(
-        "growth with the other family's rule (linear for Adam, square root for SGD)",
+        "the other family's rule (linear for Adam, square root for SGD)",
         lambda sgd, plan: BatchSizeScaler(lr_rule="sqrt" if sgd else "linear"),
         rates=(0.5, 1.0),
     ),

@@ -144,7 +144,7 @@ def draw(summaries: dict[str, Summary]) -> Figure:
         left.set_title(TASKS[name].title, loc="left", fontsize=10)
         left.set_ylabel(f"held-out loss ({TASKS[name].unit})")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 

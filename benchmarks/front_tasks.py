@@ -1,4 +1,4 @@
-"""The three trainings of the front: a language model, images, and pieces of source code to classify.
+"""The trainings of the front: a language model, images, and pieces of source code to classify.
 
 Each reads real data that ships inside Python or scikit-learn, trains through the Lightning Trainer with its own warmup
 and cosine on steps, and returns a mean loss over examples that no run trains on. A seed fixes the initial weights and
@@ -57,6 +57,8 @@ class Task:
         score: Computes the held-out loss of a trained module.
         unit: The unit of the loss.
         is_sgd: Whether the optimizer is SGD, and not of Adam's family.
+        methods: Names of the methods to compare; None for all.
+        examples: Examples to read; None for all.
         reads_source: Whether the examples are the standard library's source, and so depend on the version of Python.
     """
 
@@ -73,6 +75,8 @@ class Task:
     score: Callable[[Any], float]
     unit: str
     is_sgd: bool = False
+    methods: tuple[str, ...] | None = None
+    examples: int | None = None
     reads_source: bool = False
 
     def learning_rate(self, batch: int, factor: float) -> float:
@@ -233,6 +237,23 @@ TASKS: dict[str, Task] = {
         make_loader=sequences,
         score=loss_per_byte,
         unit="nats per byte",
+        reads_source=True,
+    ),
+    "lm_short": Task(
+        name="lm_short",
+        title="The same transformer on 12,000 sequences",
+        settings={**TASK, "sequences": 12_000},
+        start=4,
+        rates=dict.fromkeys((4, 8, 16), (0.7, 1.0)),
+        power=0.5,
+        epochs=1,
+        clip=TASK["clip"],
+        make_model=ByteModel,
+        make_loader=sequences,
+        score=loss_per_byte,
+        unit="nats per byte",
+        methods=("scaler", "scaler0.25", "scaler0.5"),
+        examples=12_000,
         reads_source=True,
     ),
     "digits": Task(
