@@ -250,6 +250,6 @@ def run(out: Path, seed: int, epochs: int) -> int:
             figure.savefig(file, dpi=120, format="png")
     journal = scaler.journal_path
     changes = [decision for decision in scaler.decisions if decision.is_change]
-    print(f"\n{results_table(results)}\n\nChanges of the batch:\n{summary_table(changes)}\n")
+    print(f"\n{results_table(results)}\n\nChanges of the batch:\n{summary_table(changes)}\n\n{scaler.verdict()}\n")
     print(f"picture: {picture}\njournal: {journal} (python -m lightning_bsscale replay {journal})")
     return 0

@@ -67,12 +67,13 @@ def _seconds(facts: RunFacts, saved: int) -> str:
     took = f"Training took {describe_time(pace.seconds)}"
     if pace.seconds < SHORTEST:
         return f"{took}, which is too short to compare times."
-    would = f"at the measured pace of the first batch it would have taken {describe_time(plan)}"
+    # Those windows contain the callback's own work, without which a training of small steps would have been faster.
+    would = f"at the measured pace of the first batch it would have taken at most {describe_time(plan)}"
     if abs(pace.seconds - plan) <= max(NO_DIFFERENCE, ERRORS * pace.relative_error) * plan:
         return f"{took}, {would}: steps were saved, but no time that could be told from chance."
     if pace.seconds > plan:
-        return f"{took}, {would}: {describe_time(pace.seconds - plan)} more, in spite of fewer steps."
-    return f"{took}, {would}: {describe_time(plan - pace.seconds)} saved."
+        return f"{took}, {would}: at least {describe_time(pace.seconds - plan)} more, in spite of fewer steps."
+    return f"{took}, {would}: at most {describe_time(plan - pace.seconds)} saved."
 
 
 def _forecast(facts: RunFacts, saved: int) -> tuple[str, ...]:

@@ -120,7 +120,10 @@ def test_a_grown_run_says_what_it_saved(clock, caplog, tmp_path):
     # By the clock. All but the first two windows are timed; the plan would have measured, and so split, none.
     took, would = module.ends[-1] - module.ends[1], (LOADER_BATCH + STEP) * 998
     assert scaler._context.pace.seconds == pytest.approx(took)
-    minutes = found("Training took # min, at the measured pace of the first batch it would have taken # min: #", text)
+    pattern = (
+        "Training took # min, at the measured pace of the first batch it would have taken at most # min: at most #"
+    )
+    minutes = found(pattern, text)
     assert minutes == close(took / 60, would / 60, (would - took) / 60)
     assert found("Forecast: on many ranks the same growth would also save # all-reduces", text) == [planned - made]
     # It is said once, at the end, and the journal says the same.
