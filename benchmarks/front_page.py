@@ -137,7 +137,9 @@ def draw(summaries: dict[str, Summary]) -> Figure:
         fixed = [row["loss"] for row in rows if row["name"].startswith("fixed")]
         top = min(fixed) + WORST * max(max(fixed) - min(fixed), 1e-3)
         for axis, quantity, label in ((left, "steps", "optimizer steps"), (right, "seconds", "seconds of training")):
-            points(axis, [row for row in rows if row[quantity] is not None], quantity, top)
+            shown = [row for row in rows if row[quantity] is not None]
+            points(axis, shown, quantity, top)
+            axis.set_visible(bool(shown))
             axis.set_xscale("log")
             axis.set_xlabel(label)
             axis.grid(alpha=0.3)
@@ -158,7 +160,7 @@ def points(axis: Axes, rows: list[dict[str, Any]], quantity: str, top: float) ->
         top: Losses above are drawn there, with an arrow.
     """
     for start in ("fixed", "scaler"):
-        line = sorted((row[quantity], row["loss"]) for row in rows if row["name"].startswith(start))
+        line = sorted((row[quantity], min(row["loss"], top)) for row in rows if row["name"].startswith(start))
         axis.plot(*zip(*line, strict=True), color=STYLES[start][0], linewidth=1, alpha=0.6) if line else None
     for row in rows:
         color, marker = style_of(row["name"])
