@@ -26,7 +26,7 @@ def best_rates(records: Sequence[Record]) -> dict[str, float]:
     """
     best = {}
     groups = grouped(records)
-    for name in {name for name, _ in groups}:
+    for name in sorted({name for name, _ in groups}):
         by_rate = {rate: losses(runs) for (other, rate), runs in groups.items() if other == name}
         # Over common seeds, so that no learning rate wins by lucky seeds; those with few seeds do not count.
         most = max(map(len, by_rate.values()))
