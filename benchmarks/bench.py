@@ -1,6 +1,6 @@
 """Make every figure of the documentation again: all benchmarks, one after the other, then all tables and pictures.
 
-Each benchmark is a command of its own, listed in README.md of this folder. A finished one is remembered in
+Each benchmark is a separate command, listed in README.md of this folder. A finished one is remembered in
 `results/.done.json`, so a stopped run resumes with the next one; `--again` repeats it. Benchmarks that keep their runs
 as lines of a file resume within themselves too. The times are those of one idle core of an AMD EPYC, and the total is
 printed first.

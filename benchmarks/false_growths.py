@@ -75,7 +75,7 @@ class Moving:
     Attributes:
         total: The budget, in examples.
         law: How it moves.
-        middle: The geometric mean of the noise scale, in examples, where the law has no ends of its own.
+        middle: The geometric mean of the noise scale, in examples, where the law does not fix its ends.
     """
 
     total: float

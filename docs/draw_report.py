@@ -35,7 +35,7 @@ def style() -> str:
 
 
 def alone(figure: Figure) -> str:
-    """Return a figure's first picture with its legend, as a file of its own."""
+    """Return a figure's first picture with its legend, as a separate file."""
     picture = figure.pictures[0]
     height = int(re.search(r'viewBox="0 0 720 (\d+)"', picture)[1])
     keys = []

@@ -10,10 +10,10 @@ from typing import TypeVar
 from lightning_bsscale.report.axes import LARGEST, Scale, linear
 from lightning_bsscale.report.drawing import LEFT, RIGHT
 from lightning_bsscale.report.markup import Markup, number, tag
-from lightning_bsscale.report.run_record import Place, RunRecord
+from lightning_bsscale.report.run_record import Place, RunRecord, Window
 from lightning_bsscale.theory.numbers import describe_number
 
-__all__ = ["Axis", "Figure", "axes_of", "figure_block", "in_order", "shown", "spread", "table"]
+__all__ = ["Axis", "Figure", "axes_of", "figure_block", "in_order", "on_each_axis", "shown", "spread", "table"]
 
 _T = TypeVar("_T")
 
@@ -76,6 +76,28 @@ def axes_of(runs: Sequence[RunRecord]) -> list[Axis]:
     if all(run.has_seconds for run in runs):
         axes.append(Axis("seconds", "seconds of training", lambda place: place.seconds))
     return axes
+
+
+def on_each_axis(
+    run: RunRecord, axes: Sequence[Axis], rows: Sequence[Window], draw: Callable[[Axis, Scale], Markup]
+) -> tuple[list[Markup], dict[str, list[float]]]:
+    """Draw a picture of a run on each first axis.
+
+    Args:
+        run: the run
+        axes: the first axes
+        rows: windows of the table behind the picture
+        draw: draws the picture on one of the axes
+
+    Returns:
+        The pictures, and for each axis where the table's rows are in its picture.
+    """
+    pictures, points = [], {}
+    for axis in axes:
+        x = axis.scale([run.first, run.now])
+        pictures.append(draw(axis, x))
+        points[axis.key] = [round(x.place(axis.of(one.place)), 1) for one in rows]
+    return pictures, points
 
 
 def shown(value: float | None) -> str:

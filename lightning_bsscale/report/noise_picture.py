@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lightning_bsscale.report.axes import LARGEST, Scale, drawable, logarithmic
 from lightning_bsscale.report.drawing import BOTTOM, TOP, band, frame, line, picture, spans, stairs
-from lightning_bsscale.report.figure import Axis, Figure, in_order, shown, spread
+from lightning_bsscale.report.figure import Axis, Figure, in_order, on_each_axis, shown, spread
 from lightning_bsscale.report.markup import Markup, number, tag
 from lightning_bsscale.report.run_record import Place, RunRecord, Window
 from lightning_bsscale.theory.numbers import describe_number
@@ -82,25 +82,23 @@ def noise_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) ->
     bounds = {id(one): _bound(one, _confidence(run)) for one in known}
     ratio = _target_ratio(run)
     rows = spread(windows, limit // 3)
-    pictures, points = [], {}
-    for axis in axes:
-        x = axis.scale([run.first, run.now])
-        pictures.append(
-            picture(
-                f"{name}-{axis.key}",
-                f"Noise scale and batch against {axis.name}",
-                _noise_words(run, resolved),
-                _veils(run, axis, x, windows),
-                frame(x, y, axis.name),
-                band(_ends(known, axis), x, y, "band"),
-                line([(axis.of(one.place), ratio * bounds[id(one)] or math.nan) for one in known], x, y, "bound"),
-                line([(axis.of(one.place), one.resolved) for one in known], x, y, "noise"),
-                stairs(in_order(axis, steps), x, y, "batch"),
-                _marks(run, axis, x, y),
-                axis=axis.key,
-            )
+
+    def draw(axis: Axis, x: Scale) -> Markup:
+        return picture(
+            f"{name}-{axis.key}",
+            f"Noise scale and batch against {axis.name}",
+            _noise_words(run, resolved),
+            _veils(run, axis, x, windows),
+            frame(x, y, axis.name),
+            band(_ends(known, axis), x, y, "band"),
+            line([(axis.of(one.place), ratio * bounds[id(one)] or math.nan) for one in known], x, y, "bound"),
+            line([(axis.of(one.place), one.resolved) for one in known], x, y, "noise"),
+            stairs(in_order(axis, steps), x, y, "batch"),
+            _marks(run, axis, x, y),
+            axis=axis.key,
         )
-        points[axis.key] = [round(x.place(axis.of(one.place)), 1) for one in rows]
+
+    pictures, points = on_each_axis(run, axes, rows, draw)
     return Figure(
         name=name,
         heading="Noise scale and batch",

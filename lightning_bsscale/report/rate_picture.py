@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lightning_bsscale.report.axes import LARGEST, linear
+from lightning_bsscale.report.axes import LARGEST, Scale, linear
 from lightning_bsscale.report.drawing import BOTTOM, TOP, frame, line, picture
-from lightning_bsscale.report.figure import Axis, Figure, in_order, shown, spread
+from lightning_bsscale.report.figure import Axis, Figure, in_order, on_each_axis, shown, spread
+from lightning_bsscale.report.markup import Markup
 from lightning_bsscale.report.run_record import Place, RunRecord
 
 __all__ = ["learning_rate_figure"]
@@ -26,22 +27,20 @@ def learning_rate_figure(run: RunRecord, name: str, limit: int, axes: Sequence[A
     real = _with_jumps(run, plain) if run.numbers.acts else [(one.place, one.lr) for one in windows]
     y = linear([value for _, value in [*plain, *real]], BOTTOM, TOP, from_zero=True)
     rows = spread(windows, limit // 3)
-    pictures, points = [], {}
-    for axis in axes:
-        x = axis.scale([run.first, run.now])
-        pictures.append(
-            picture(
-                f"{name}-{axis.key}",
-                f"Learning rate against {axis.name}",
-                f"The learning rate ends at {shown(real[-1][1])}; without the factor it would end at "
-                f"{shown(plain[-1][1])}.",
-                frame(x, y, axis.name),
-                line(in_order(axis, plain), x, y, "plain"),
-                line(in_order(axis, real), x, y, "rate"),
-                axis=axis.key,
-            )
+
+    def draw(axis: Axis, x: Scale) -> Markup:
+        return picture(
+            f"{name}-{axis.key}",
+            f"Learning rate against {axis.name}",
+            f"The learning rate ends at {shown(real[-1][1])}; without the factor it would end at "
+            f"{shown(plain[-1][1])}.",
+            frame(x, y, axis.name),
+            line(in_order(axis, plain), x, y, "plain"),
+            line(in_order(axis, real), x, y, "rate"),
+            axis=axis.key,
         )
-        points[axis.key] = [round(x.place(axis.of(one.place)), 1) for one in rows]
+
+    pictures, points = on_each_axis(run, axes, rows, draw)
     legend = [("rate", "learning rate")]
     legend += [("plain", "without the factor for the batch")] if real != plain else []
     return Figure(

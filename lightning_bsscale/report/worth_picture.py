@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lightning_bsscale.report.axes import LARGEST, linear
+from lightning_bsscale.report.axes import LARGEST, Scale, linear
 from lightning_bsscale.report.drawing import BOTTOM, TOP, frame, line, picture
-from lightning_bsscale.report.figure import Axis, Figure, in_order, shown, spread
+from lightning_bsscale.report.figure import Axis, Figure, in_order, on_each_axis, shown, spread
+from lightning_bsscale.report.markup import Markup
 from lightning_bsscale.report.run_record import RunRecord, Window
 from lightning_bsscale.theory.tradeoff import sample_efficiency
 
@@ -25,22 +26,20 @@ def worth_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) ->
     last = worth_of(windows[-1])
     y = linear([0.0, 1.0], BOTTOM, TOP, ticks=5)
     rows = spread(windows, limit // 3)
-    pictures, points = [], {}
-    for axis in axes:
-        x = axis.scale([run.first, run.now])
-        pictures.append(
-            picture(
-                f"{name}-{axis.key}",
-                f"Worth of an example and progress of a step against {axis.name}",
-                f"Where it was last known, an example is worth {100 * last:.0f} % of one in a tiny batch, and a step "
-                f"makes {100 - 100 * last:.0f} % of the most that one step can.",
-                frame(x, y, axis.name, percent=True),
-                line(in_order(axis, worth), x, y, "worth"),
-                line(in_order(axis, progress), x, y, "progress"),
-                axis=axis.key,
-            )
+
+    def draw(axis: Axis, x: Scale) -> Markup:
+        return picture(
+            f"{name}-{axis.key}",
+            f"Worth of an example and progress of a step against {axis.name}",
+            f"Where it was last known, an example is worth {100 * last:.0f} % of one in a tiny batch, and a step "
+            f"makes {100 - 100 * last:.0f} % of the most that one step can.",
+            frame(x, y, axis.name, percent=True),
+            line(in_order(axis, worth), x, y, "worth"),
+            line(in_order(axis, progress), x, y, "progress"),
+            axis=axis.key,
         )
-        points[axis.key] = [round(x.place(axis.of(one.place)), 1) for one in rows]
+
+    pictures, points = on_each_axis(run, axes, rows, draw)
     return Figure(
         name=name,
         heading="What the batch bought, and what it cost",
