@@ -50,9 +50,16 @@ def target(ratio: float) -> Callable[[bool, Plan], BatchSizeScaler]:
 
 METHODS: dict[str, Method] = {
     "scaler": Method("`BatchSizeScaler()`", lambda sgd, plan: BatchSizeScaler(), is_ours=True),
-    "scaler0.25": Method("the same with `target_ratio=0.25`", target(0.25), is_ours=True),
-    "scaler0.5": Method("the same with `target_ratio=0.5`", target(0.5), is_ours=True),
-    "scaler2": Method("the same with `target_ratio=2`", target(2), is_ours=True),
+    "scaler0.3": Method("the same with `target_ratio=0.3`", target(0.3), is_ours=True),
+    "scaler0.6": Method("the same with `target_ratio=0.6`", target(0.6), is_ours=True),
+    "scaler2.5": Method("the same with `target_ratio=2.5`", target(2.5), is_ours=True),
+    "no min_steps": Method(
+        "the same with `min_steps=0`", lambda sgd, plan: BatchSizeScaler(policy=NoiseScalePolicy(min_steps=0))
+    ),
+    "confidence 0.9": Method(
+        "the same with `confidence=0.9`", lambda sgd, plan: BatchSizeScaler(policy=NoiseScalePolicy(confidence=0.9))
+    ),
+    "square root": Method('the same with `lr_rule="sqrt"`', lambda sgd, plan: BatchSizeScaler(lr_rule="sqrt")),
     "seesaw": Method("Seesaw (ungated, as published)", trade(Seesaw)),
     "seesaw x2": Method("Seesaw from twice the batch", trade(Seesaw), start=2),
     "smith": Method("Smith", trade(Smith), rates=(0.5, 1.0)),
@@ -65,9 +72,9 @@ METHODS: dict[str, Method] = {
     "meta": Method("Meta's rule, from unbiased measurements", lambda sgd, plan: BatchSizeScaler(policy="meta")),
     "norm test": Method("the norm test", lambda sgd, plan: BatchSizeScaler(policy="norm_test")),
     "unscaled": Method("growth at an unscaled learning rate", lambda sgd, plan: BatchSizeScaler(lr_rule="none")),
-    "other rule": Method(
-        "the other family's rule (linear for Adam, square root for SGD)",
-        lambda sgd, plan: BatchSizeScaler(lr_rule="sqrt" if sgd else "linear"),
+    "linear": Method(
+        'the same with `lr_rule="linear"`, the rule of SGD\'s small batches',
+        lambda sgd, plan: BatchSizeScaler(lr_rule="linear"),
         rates=(0.5, 1.0),
     ),
 }

@@ -23,7 +23,10 @@ STYLES = {
     "meta": ("#CC79A7", "P"),
     "norm test": ("#CC79A7", "X"),
     "unscaled": ("#E69F00", "<"),
-    "other rule": ("#E69F00", ">"),
+    "linear": ("#E69F00", ">"),
+    "square root": ("#E69F00", "d"),
+    "no min_steps": ("#999999", "p"),
+    "confidence 0.9": ("#999999", "h"),
 }
 WORST = 4  # losses of this many times the spread of the fixed batches are drawn at the upper edge
 

@@ -246,7 +246,7 @@ TASKS: dict[str, Task] = {
         title="The same transformer on 12,000 sequences",
         settings={**TASK, "sequences": 12_000},
         rates=dict.fromkeys((4, 8, 16), (0.7, 1.0)),
-        methods=("scaler", "scaler0.25", "scaler0.5"),
+        methods=("scaler", "scaler0.3", "scaler0.6", "no min_steps", "confidence 0.9", "square root", "linear"),
         examples=12_000,
     ),
     "digits": Task(

@@ -18,6 +18,7 @@ MIN_REASON_WIDTH = 20
 SHORT = {
     Reason.IN_WARMUP: "in warmup",
     Reason.NOT_BEFORE: "before not_before",
+    Reason.FEW_STEPS: "too few steps left",
     Reason.NO_ESTIMATE: "no estimate yet",
     Reason.UNRESOLVED: "not resolved",
     Reason.COOLING_DOWN: "cooling down",

@@ -67,6 +67,17 @@ def untimed(request, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def short_runs_may_grow(request, monkeypatch):
+    """The noise-scale policy has no `min_steps` by default, except in a test marked `min_steps`.
+
+    A test trains for tens of steps, where the true default would never let the batch grow.
+    """
+    policies = sys.modules.get("lightning_bsscale.theory.policies.noise_scale")
+    if policies is not None and not request.node.get_closest_marker("min_steps"):
+        monkeypatch.setitem(policies.NoiseScalePolicy.__init__.__kwdefaults__, "min_steps", 0)
+
+
+@pytest.fixture(autouse=True)
 def nothing_left_behind():
     """Environment, default dtype, determinism, process group and random state are afterwards as they were before.
 

@@ -270,7 +270,12 @@ def test_the_best_schedule_needs_a_small_problem():
 
 
 def control(windows=400, batch=8, **options):
-    settings = dict(policy=NoiseScalePolicy(), loader_batch=batch, max_batch_size=10**6, total_examples=windows * batch)
+    settings = dict(
+        policy=NoiseScalePolicy(target_ratio=1, confidence=0.9),
+        loader_batch=batch,
+        max_batch_size=10**6,
+        total_examples=windows * batch,
+    )
     return Control(**{**settings, **options})
 
 
@@ -373,7 +378,9 @@ def test_the_model_follows_the_users_law():
 
 def test_false_growths_are_as_rare_as_the_confidence_of_the_whole_run_says():
     def found(**options):
-        made = control(2000, policy=NoiseScalePolicy(confidence=0.9, **options), max_batch_size=2000, memory=0.02)
+        made = control(
+            2000, policy=NoiseScalePolicy(target_ratio=1, confidence=0.9, **options), max_batch_size=2000, memory=0.02
+        )
         return false_growths(made, Still(8 * 23.0), target_ratio=1.0, runs=30, seed=0)
 
     whole, each = found(whole_run=True), found()

@@ -143,13 +143,14 @@ class BatchSizeScaler(WindowCallback):
         A wrong type raises TypeError and a wrong value ValueError, with the allowed values in the message.
         """
         rule, cap = options.check_rule(lr_rule, lr_cap)
+        checked_policy = resolve_policy(policy)
         checked_warmup = options.check_warmup(warmup)
         super().__init__(
             RunOptions(
                 callback="BatchSizeScaler",
                 decides=True,
-                rule_for=partial(preflight.choose_rule, rule, cap),
-                policy=resolve_policy(policy),
+                rule_for=partial(preflight.choose_rule, rule, cap, checked_policy),
+                policy=checked_policy,
                 schedule=options.check_schedule(schedule),
                 also_scale_for=partial(preflight.choose_also_scale, options.check_also_scale(also_scale)),
                 warmup=checked_warmup,

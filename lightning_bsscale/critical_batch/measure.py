@@ -108,7 +108,7 @@ def measure_critical_batch(
         noise, report = _noise(lines, lambda: trainers.noise(train_loader, relative_error, each, 15 * minutes))
         if report is not None:
             say(report.sentence())
-        rule = choose_rule(lr_rule, lr_cap, trainers.optimizer())
+        rule = choose_rule(lr_rule, lr_cap, None, trainers.optimizer())
         run = _Branches(trainers, stream, plan, point, rule, noise, lines)
         number = _all_offsets(run, offsets, started, 60 * minutes, say)
     losses = [[lines.loss(offset, branch.batch_size) for branch in plan.branches] for offset in range(number)]

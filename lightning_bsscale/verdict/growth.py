@@ -26,6 +26,8 @@ def explain_batch(facts: RunFacts) -> Said:
         return _explain_own_words(facts, record)
     if record.decision.code == Reason.NOT_BEFORE.code:
         return Said(reasons=("The policy's not_before was not reached.",), next_steps=("Lower not_before.",))
+    if record.decision.code == Reason.FEW_STEPS.code:
+        return _explain_few_steps(facts, record)
     if facts.largest_batch_size <= facts.batch_size:
         return _explain_limit(facts, record)
     if facts.noise is None or record.decision.bound is None:
@@ -69,6 +71,29 @@ def _explain_limit(facts: RunFacts, record: DecisionRecord) -> Said:
     granularity = facts.numbers.now.granularity
     larger = max(facts.batch_size + granularity, int(target // granularity) * granularity)
     return Said(reasons=(_limit(facts), allowed), next_steps=(f"To let it grow further, set max_batch_size={larger}.",))
+
+
+def _explain_few_steps(facts: RunFacts, record: DecisionRecord) -> Said:
+    """Explain a hold by min_steps, and whether the noise scale would have allowed more."""
+    situation, decision = record.situation, record.decision
+    total = situation.total_examples
+    steps = (
+        "" if total is None else f" of {describe_count(total / situation.start_batch_size)} steps at the first batch"
+    )
+    reason = (
+        f"A run{steps} is too short to grow {'further' if facts.decisions.changes else 'earlier'}: fewer steps cost "
+        "loss however large the noise scale is, so the policy's min_steps held the batch."
+    )
+    allows = (
+        facts.noise is not None
+        and facts.noise.resolved
+        and decision.target is not None
+        and decision.needed is not None
+        and decision.target >= decision.needed
+    )
+    if allows:
+        return Said(reasons=(reason,), next_steps=("If steps matter more than loss, lower the policy's min_steps.",))
+    return Said(reasons=(reason,))
 
 
 def _bound(record: DecisionRecord) -> str:

@@ -24,7 +24,7 @@ LIMITS = Limits(granularity=8, min_batch_size=8, max_batch_size=64)
 DECISION = DecisionRecord(
     situation=SITUATION,
     limits=LIMITS,
-    decision=NoiseScalePolicy().decide(SITUATION, LIMITS),
+    decision=NoiseScalePolicy(min_steps=0).decide(SITUATION, LIMITS),
     batch_size=8,
     lr_scale=1.0,
     lr_rule="sqrt",

@@ -251,12 +251,13 @@ def check_update(trainer: pl.Trainer, missed: int, *, was_seen: bool) -> None:
     )
 
 
-def choose_rule(lr_rule: Any, lr_cap: float | None, optimizer: Optimizer) -> LearningRateRule:
-    """Return the rule for a name or an object, or by the optimizer's class for ``"auto"``.
+def choose_rule(lr_rule: Any, lr_cap: float | None, policy: Any, optimizer: Optimizer) -> LearningRateRule:
+    """Return the rule for a name or an object; for ``"auto"`` the one that suits the optimizer and the policy.
 
     Args:
         lr_rule: the option
         lr_cap: the largest factor, or None
+        policy: the policy, which may work with some rules only
         optimizer: the optimizer that steps
 
     Returns:
@@ -268,7 +269,8 @@ def choose_rule(lr_rule: Any, lr_cap: float | None, optimizer: Optimizer) -> Lea
     if not (isinstance(lr_rule, str) and lr_rule == "auto"):
         return resolve_rule(lr_rule, cap=lr_cap)
     try:
-        rule = rule_for_optimizer([cls.__name__ for cls in type(optimizer).__mro__])
+        names = [cls.__name__ for cls in type(optimizer).__mro__]
+        rule = rule_for_optimizer(names, getattr(policy, "lr_rules", None))
     except ValueError as error:
         raise MisconfigurationException(str(error)) from error
     return resolve_rule(rule, cap=lr_cap)

@@ -52,7 +52,7 @@ def resolve_policy(policy: object) -> SupportsDecide:
 
     Example:
         >>> resolve_policy("noise_scale").target_ratio
-        1.0
+        1.25
     """
     allowed = f"one of {join_names(POLICIES)}, or an object with decide(situation, limits)"
     if isinstance(policy, str):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast, final
 
-from lightning_bsscale.theory.checks import check_number, show
+from lightning_bsscale.theory.checks import check_integer, check_number, show
 from lightning_bsscale.theory.critical_batch_ratio import read_critical_batch_ratio
 from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, Reason, Situation, noise_bounds
@@ -24,6 +24,12 @@ def _in_warmup(policy: NoiseScalePolicy, situation: Situation, limits: Limits) -
 def _not_before(policy: NoiseScalePolicy, situation: Situation, limits: Limits) -> Reason | None:
     begins = in_examples(policy.not_before, situation.total_examples)
     return Reason.NOT_BEFORE if situation.examples_seen < begins < math.inf else None
+
+
+def _few_steps(policy: NoiseScalePolicy, situation: Situation, limits: Limits) -> Reason | None:
+    # A batch that may shrink is not stuck either: here, as at the limits, growth alone is held.
+    stuck = policy.most_with_enough_steps(situation) < policy.needed(situation.batch_size, limits)
+    return Reason.FEW_STEPS if stuck and not policy.allow_shrink else None
 
 
 def _no_estimate(policy: NoiseScalePolicy, situation: Situation, limits: Limits) -> Reason | None:
@@ -67,6 +73,7 @@ _Gate = Callable[["NoiseScalePolicy", Situation, Limits], "Reason | None"]
 _GATES: tuple[_Gate, ...] = (
     _in_warmup,
     _not_before,
+    _few_steps,
     _no_estimate,
     _unresolved,
     _cooling_down,
@@ -80,10 +87,19 @@ _GATES: tuple[_Gate, ...] = (
 class NoiseScalePolicy(Policy):
     """Grow towards a share of the noise scale, by its one-sided lower bound.
 
-    The gates are checked first, and the first reason to hold wins: in warmup, before ``not_before``, no estimate,
-    unresolved, cooling down, at the limit, too near the end. The target is ``target_ratio * lower_bound(confidence)``.
-    If it is at least ``hysteresis`` times the current batch size, and at least the next possible one, the batch grows
-    to the target, by at most ``max_growth`` at a time.
+    The gates are checked first, and the first reason to hold wins: in warmup, before ``not_before``, too few steps, no
+    estimate, unresolved, cooling down, at the limit, too near the end. The target is ``target_ratio *
+    lower_bound(confidence)``. If it is at least ``hysteresis`` times the current batch size, and at least the next
+    possible one, the batch grows to the target, by at most ``max_growth`` at a time.
+
+    The noise scale says how well a batch uses its examples, not how many steps a training needs. So with N examples in
+    all, of which the share u is left, the batch grows to at most
+
+        B = N / (2 min_steps u).
+
+    A run that follows this limit from its beginning makes ``min_steps`` steps, and half of them are left at u = 0.7: as
+    the learning rate decays, steps are worth less. Growth is late, or none, in a run that makes few steps anyway. This
+    form is empirical (docs/front.md measures it); without a budget it does not apply.
 
     A run looks at the bound many times, and each look may be too high by chance. With ``whole_run`` the probability of
     error, ``1 - confidence``, is divided among the looks that do not share their windows: as many as the averaging
@@ -113,6 +129,7 @@ class NoiseScalePolicy(Policy):
         allow_shrink: Whether the batch may also shrink (by the upper bound, with the same hysteresis and ratio).
         whole_run: Whether the confidence holds for all looks of a run together, not for each of them. Without a budget,
             or where all windows count alike, there is a single look.
+        min_steps: Optimizer steps that a run makes at least if the batch grows as early as it may; 0 for no such limit.
         not_before: No growth before this: a float is a share of the budget, an int a number of examples.
         step_price: Price of an optimizer step beyond its examples: a number, or ``"measured"`` for the seconds that the
             callback measures, which differ from run to run. None for no prices.
@@ -121,13 +138,14 @@ class NoiseScalePolicy(Policy):
             is with one loader batch per step, the batch grows by one more at most.
     """
 
-    target_ratio: float | str = 1.0
-    confidence: float = 0.9
+    target_ratio: float | str = 1.25
+    confidence: float = 0.8
     max_growth: float = 2.0
     hysteresis: float = 1.25
     cooldown: float = 0.01
     allow_shrink: bool = False
     whole_run: bool = False
+    min_steps: int = 500
     not_before: int | float = 0
     step_price: float | str | None = None
     example_price: float | str | None = None
@@ -145,6 +163,7 @@ class NoiseScalePolicy(Policy):
             "max_growth": check_number("max_growth", self.max_growth, above=1),
             "hysteresis": check_number("hysteresis", self.hysteresis, at_least=1),
             "cooldown": check_number("cooldown", self.cooldown, at_least=0, below=1),
+            "min_steps": check_integer("min_steps", self.min_steps, at_least=0),
             "not_before": check_position("not_before", self.not_before),
             "step_price": _checked_price("step_price", self.step_price),
             "example_price": _checked_price("example_price", self.example_price),
@@ -175,7 +194,7 @@ class NoiseScalePolicy(Policy):
             >>> round(NoiseScalePolicy.meta().target_ratio, 2)
             1.78
         """
-        return cls(target_ratio=1 / 0.36 - 1, confidence=0.5, max_growth=1 / 0.36)
+        return cls(target_ratio=1 / 0.36 - 1, confidence=0.5, max_growth=1 / 0.36, min_steps=0)
 
     @property
     def needs_budget(self) -> bool:
@@ -198,10 +217,13 @@ class NoiseScalePolicy(Policy):
         wanted, at_most = (self._target(bound, situation, limits) for bound in (lower, upper))
         if wanted is None or at_most is None:
             return self._decision(situation, limits, batch, Reason.NO_PRICES)
-        if wanted >= self._needed(batch, limits):
+        if wanted >= self.needed(batch, limits):
+            most = self.most_with_enough_steps(situation)
+            if most < self.needed(batch, limits):
+                return self._decision(situation, limits, batch, Reason.FEW_STEPS)
             # max_growth may lie below the next possible batch; holding forever would be worse than exceeding it.
             step = max(self.max_growth * batch, batch + limits.granularity)
-            grown = limits.clip(min(wanted, step))
+            grown = limits.clip(min(wanted, step, most))
             return self._decision(
                 situation, limits, max(grown, batch), Reason.GROW if grown > batch else Reason.AT_LIMIT
             )
@@ -248,10 +270,18 @@ class NoiseScalePolicy(Policy):
             bound=bound,
             confidence=self._confidence_of_a_look(situation),
             target=self._target(bound, situation, limits),
-            needed=situation.batch_size / self.hysteresis if shrinks else self._needed(situation.batch_size, limits),
+            needed=situation.batch_size / self.hysteresis if shrinks else self.needed(situation.batch_size, limits),
         )
 
-    def _needed(self, batch: int, limits: Limits) -> float:
+    def most_with_enough_steps(self, situation: Situation) -> float:
+        """Return the largest batch that ``min_steps`` allows now, in examples; infinite without a limit or a budget."""
+        total = situation.total_examples
+        if self.min_steps == 0 or total is None:
+            return math.inf
+        left = total - situation.examples_seen
+        return total**2 / (2 * self.min_steps * left) if left > 0 else math.inf
+
+    def needed(self, batch: int, limits: Limits) -> float:
         """Return the smallest target with which the batch grows; one below the next possible batch changes nothing."""
         return max(self.hysteresis * batch, (batch // limits.granularity + 1) * limits.granularity)
 
@@ -262,6 +292,8 @@ class NoiseScalePolicy(Policy):
             return reason.with_number(f"until {describe_count(situation.warmup_examples)}")
         if reason is Reason.NOT_BEFORE:
             return reason.with_number(f"at {describe_count(in_examples(self.not_before, total))}")
+        if reason is Reason.FEW_STEPS:
+            return reason.with_number(f"at most {describe_count(self.most_with_enough_steps(situation))} now")
         if reason is Reason.COOLING_DOWN and total is not None and situation.examples_at_last_change is not None:
             return reason.with_number(
                 f"until {describe_count(situation.examples_at_last_change + self.cooldown * total)}"

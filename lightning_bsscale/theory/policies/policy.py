@@ -151,6 +151,7 @@ class Reason(str, Enum):
 
     IN_WARMUP = "hold: still in warmup"
     NOT_BEFORE = "hold: growth begins later, by the policy's not_before"
+    FEW_STEPS = "hold: a larger batch would leave too few steps, by the policy's min_steps"
     NO_ESTIMATE = "hold: no estimate of the noise scale yet"
     UNRESOLVED = "hold: the noise scale is not resolved (its interval has no upper end, or reaches zero)"
     COOLING_DOWN = "hold: cooling down after the last change"

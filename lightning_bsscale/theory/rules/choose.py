@@ -30,49 +30,58 @@ RULES: dict[str, type[LearningRateRule]] = {
 }
 """Rules by name; each can be created without arguments."""
 
-_SATURATING = ("SGD", "ASGD")
-_LINEAR = ("LARS",)
-_SQRT = (
+_SGD = ("SGD", "ASGD")
+_LARS = ("LARS",)
+_ADAM = (
     *("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "SparseAdam", "FusedAdam", "DeepSpeedCPUAdam"),
     *("Adam8bit", "AdamW8bit", "PagedAdam", "PagedAdamW", "PagedAdam8bit", "PagedAdamW8bit", "AdamWScheduleFree"),
     *("Lion", "Lion8bit", "PagedLion", "Adafactor", "LAMB", "FusedLAMB", "NVLAMB", "Adagrad", "RMSprop", "Muon"),
     *("MuonWithAuxAdam", "SingleDeviceMuonWithAuxAdam"),  # Muon for matrices and Adam for the rest, in one optimizer
 )
-# Folded to lower case, because libraries disagree on LAMB and Lamb, LARS and Lars.
-_RULE_NAME_BY_OPTIMIZER: dict[str, str] = {
-    **{optimizer.lower(): "saturating" for optimizer in _SATURATING},
-    **{optimizer.lower(): "linear" for optimizer in _LINEAR},
-    **{optimizer.lower(): "sqrt" for optimizer in _SQRT},
+# Of each family the rules that suit it, the best one first. Folded to lower case, because libraries disagree on LAMB
+# and Lamb, LARS and Lars.
+_RULES_BY_OPTIMIZER: dict[str, tuple[str, ...]] = {
+    **{optimizer.lower(): ("saturating", "linear") for optimizer in _SGD},
+    **{optimizer.lower(): ("linear", "saturating") for optimizer in _LARS},
+    **{optimizer.lower(): ("power", "sqrt", "surge") for optimizer in _ADAM},
 }
 
 
-def rule_for_optimizer(class_names_along_mro: Sequence[str]) -> LearningRateRule:
+def rule_for_optimizer(
+    class_names_along_mro: Sequence[str], meant_for: Sequence[str] | None = None
+) -> LearningRateRule:
     """Choose the rule by the optimizer's class: the first known name in its method resolution order.
 
-    SGD family: saturating. Adam family, Lion, Adafactor, LAMB, Adagrad, RMSprop, Muon: sqrt. LARS: linear.
+    SGD family: saturating. LARS: linear. Adam family, Lion, Adafactor, LAMB, Adagrad, RMSprop, Muon: power, with an
+    exponent of 0.75.
 
     Args:
         class_names_along_mro: ``[cls.__name__ for cls in type(optimizer).__mro__]``, so that a user's subclass
             of a known optimizer is recognised. Case is ignored.
+        meant_for: The names that a policy works with; of the rules that suit the optimizer, the best one among these.
+            None for any.
 
     Returns:
-        The rule.
+        The rule. If no suitable one is among those that the policy works with, the best one all the same.
 
     Raises:
         ValueError: If no name is known; the message lists the choices.
 
     Example:
         >>> rule_for_optimizer(["MyAdamW", "AdamW", "Adam", "Optimizer", "object"]).name
+        'power'
+        >>> rule_for_optimizer(["Adam"], meant_for=("sqrt", "surge")).name
         'sqrt'
     """
     for class_name in class_names_along_mro:
-        rule_name = _RULE_NAME_BY_OPTIMIZER.get(class_name.lower())
-        if rule_name is not None:
-            return RULES[rule_name]()
+        suitable = _RULES_BY_OPTIMIZER.get(class_name.lower())
+        if suitable is not None:
+            usable = [name for name in suitable if meant_for is None or name in meant_for]
+            return RULES[(usable or suitable)[0]]()
     raise ValueError(
         f"lr_rule='auto' does not know the optimizer {next(iter(class_names_along_mro), '?')}. "
         f"Give its rule: lr_rule must be one of {join_names(RULES)}, or an object such as Power(exponent=0.75). "
-        f"Known optimizers (and their subclasses): {', '.join((*_SATURATING, *_LINEAR, *_SQRT))}"
+        f"Known optimizers (and their subclasses): {', '.join((*_SGD, *_LARS, *_ADAM))}"
     )
 
 

@@ -84,6 +84,7 @@ INTEGERS = [
     (scaler, "measure_every", [0], False),
     (scaler, "max_micro_batch_size", [0], True),
     (monitor, "measure_every", [0], False),
+    (NoiseScalePolicy, "min_steps", [-1], False),
 ]
 FLAGS = [
     *((scaler, name) for name in ("dry_run", "progress_bar", "verbose")),

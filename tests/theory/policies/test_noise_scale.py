@@ -25,7 +25,9 @@ READY = Situation(
 
 
 def decide(situation=READY, limits=LIMITS, **options):
-    return NoiseScalePolicy(**{"target_ratio": 0.5, "hysteresis": 2.0, **options}).decide(situation, limits)
+    return NoiseScalePolicy(**{"target_ratio": 0.5, "confidence": 0.9, "hysteresis": 2.0, **options}).decide(
+        situation, limits
+    )
 
 
 BLOCKS = [
@@ -249,6 +251,48 @@ def test_no_growth_before_a_share_or_a_number_of_examples(not_before, seen, open
     assert NoiseScalePolicy(cooldown=0, not_before=not_before).needs_budget == isinstance(not_before, float)
 
 
+@pytest.mark.parametrize("examples_left", [9000, 5000, 2500, 500])
+@pytest.mark.parametrize("min_steps", [50, 200])
+def test_the_largest_batch_leaves_enough_steps(examples_left, min_steps):
+    most = 10_000**2 / (2 * min_steps * examples_left)
+    situation = replace(READY, examples_seen=10_000 - examples_left, examples_at_last_change=None, batch_size=8)
+    free = decide(situation, min_steps=0, max_growth=1e9)
+    held = decide(situation, min_steps=min_steps, max_growth=1e9)
+    assert free.batch_size == 256
+    assert held.batch_size == (8 if most < 16 else min(256, most // 8 * 8))
+    assert held.code == (Reason.FEW_STEPS if most < 16 else Reason.GROW).code
+    assert (f"at most {most:.3g} now" in held.reason) is (most < 16)
+    assert decide(replace(situation, total_examples=None), min_steps=min_steps, cooldown=0).code == Reason.GROW.code
+
+
+def test_a_run_that_follows_the_limit_from_its_beginning_makes_min_steps():
+    policy = NoiseScalePolicy(target_ratio=1e9, min_steps=100, max_growth=1e9, hysteresis=1, cooldown=0)
+    total, seen, batch, steps, at_half = 1_000_000.0, 0.0, 1, 0, None
+    while seen < total:
+        situation = Situation(
+            batch_size=batch, start_batch_size=1, examples_seen=seen, total_examples=total, noise=noise_of(1e6)
+        )
+        batch = policy.decide(situation, FINE).batch_size
+        seen, steps = seen + batch, steps + 1
+        if at_half is None and seen >= total * (1 - math.sqrt(0.5)):
+            at_half = steps
+    assert 95 <= steps <= 105
+    assert at_half == pytest.approx(steps / 2, abs=2)
+
+
+def test_few_steps_do_not_keep_a_batch_from_shrinking():
+    situation = replace(READY, batch_size=64, noise=noise_of(16))
+    assert decide(situation, min_steps=10_000, allow_shrink=True).code == Reason.SHRINK.code
+    grows = replace(READY, noise=noise_of(1000))
+    assert decide(grows, min_steps=10_000, allow_shrink=True).code == Reason.FEW_STEPS.code
+
+
+@pytest.mark.min_steps
+def test_by_default_a_short_run_does_not_grow():
+    assert NoiseScalePolicy().decide(READY, LIMITS).code == Reason.FEW_STEPS.code
+    assert NoiseScalePolicy.meta().decide(READY, LIMITS).code == Reason.GROW.code
+
+
 FINE = Limits(granularity=1, min_batch_size=1, max_batch_size=10**7)
 
 
@@ -271,7 +315,9 @@ def test_the_target_is_the_batch_of_most_progress_per_price(scale, ratio, prices
 def test_without_prices_nothing_changes():
     assert NoiseScalePolicy().step_price is NoiseScalePolicy().example_price is None
     assert not NoiseScalePolicy(step_price=1, example_price=2).needs_clock
-    decision = NoiseScalePolicy().decide(replace(READY, seconds_per_step=1.0, seconds_per_loader_batch=1.0), LIMITS)
+    decision = NoiseScalePolicy(target_ratio=1).decide(
+        replace(READY, seconds_per_step=1.0, seconds_per_loader_batch=1.0), LIMITS
+    )
     assert decision.target == decision.bound
 
 
@@ -288,7 +334,7 @@ def test_without_prices_nothing_changes():
     ],
 )
 def test_measured_prices(batch, seconds, expected, reason):
-    policy = NoiseScalePolicy(step_price="measured", example_price="measured")
+    policy = NoiseScalePolicy(target_ratio=1, step_price="measured", example_price="measured")
     assert policy.needs_clock
     situation = replace(READY, batch_size=batch, seconds_per_step=seconds[0], seconds_per_loader_batch=seconds[1])
     decision = policy.decide(situation, LIMITS)

@@ -7,9 +7,9 @@ from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule, reso
     ("optimizers", "expected"),
     [
         (["SGD", "ASGD"], "saturating"),
-        (["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "SparseAdam", "FusedAdam", "AdamW8bit"], "sqrt"),
-        (["Lion", "Adafactor", "LAMB", "Lamb", "FusedLAMB", "Adagrad", "RMSprop", "Muon"], "sqrt"),
-        (["MuonWithAuxAdam", "SingleDeviceMuonWithAuxAdam"], "sqrt"),
+        (["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "SparseAdam", "FusedAdam", "AdamW8bit"], "power"),
+        (["Lion", "Adafactor", "LAMB", "Lamb", "FusedLAMB", "Adagrad", "RMSprop", "Muon"], "power"),
+        (["MuonWithAuxAdam", "SingleDeviceMuonWithAuxAdam"], "power"),
         (["LARS", "Lars"], "linear"),
     ],
 )
@@ -62,3 +62,17 @@ def test_a_users_subclass_needs_a_ratio_only_and_passes_through():
     rule = Cubic()
     assert resolve_rule(rule) is rule
     assert (rule.name, rule.ratio(1, 2, None), rule.applied(8.0), rule.needs_noise) == ("cubic", 8.0, 8.0, False)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "meant_for", "expected"),
+    [
+        ("Adam", ("sqrt", "surge"), "sqrt"),
+        ("Adam", ("surge",), "surge"),
+        ("SGD", ("linear", "saturating"), "saturating"),
+        ("LARS", ("saturating",), "saturating"),
+        ("Adam", ("linear",), "power"),  # none suits both: the training is refused, with the optimizer's rule
+    ],
+)
+def test_auto_by_optimizer_and_policy(optimizer, meant_for, expected):
+    assert rule_for_optimizer([optimizer], meant_for).name == expected
