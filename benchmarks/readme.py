@@ -1,7 +1,7 @@
-"""Write the README's numbers from the benchmarks' results, so that none is typed by hand.
+"""Write the numbers of README.md and docs/results.md from the benchmarks' results, so that none is typed by hand.
 
-python benchmarks/readme.py            # write the part of README.md between the two markers
-python benchmarks/readme.py --check    # say whether it is up to date (a test does the same)
+python benchmarks/readme.py            # write the parts between the two markers
+python benchmarks/readme.py --check    # say whether they are up to date (a test does the same)
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def front() -> list[str]:
     shown.sort(key=lambda row: -row["steps"])
     shown += [row for row in found["rows"] if row["is_main"] and row["name"] == "scaler"]
     lines = [
-        "**A small language model** ([`benchmarks/front.py`](docs/front.md), with rivals and three other trainings):"
+        "**A small language model** ([`benchmarks/front.py`](front.md), with rivals and three other trainings):"
         f" a byte-level transformer ({found['parameters']:,} parameters) reads"
         f" {found['settings']['sequences']:,} sequences of the standard library's source once; AdamW, warmup"
         " and cosine in its own scheduler. Each fixed batch at its best learning rate of at least three; the scaler at"
@@ -160,11 +160,11 @@ def overhead() -> list[str]:
     ]
 
 
-def section() -> str:
-    """Compose the whole section.
+def results() -> str:
+    """Compose the tables of docs/results.md.
 
     Returns:
-        Markdown, including the markers.
+        Markdown.
     """
     parts = [
         paired(
@@ -187,11 +187,54 @@ def section() -> str:
         ),
         overhead(),
     ]
-    return "\n".join([BEGIN, *(line for part in parts for line in ("", *part)), "", END])
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+def summary() -> str:
+    """Compose the README's table: what each training gained or lost, in one row.
+
+    Returns:
+        Markdown.
+    """
+    lines = [
+        "| training | seeds | steps | time | loss, less that of the start batch |",
+        "|---|---|---|---|---|",
+    ]
+    for name, title in (
+        ("digits", "scikit-learn's digits, small CNN, SGD"),
+        ("deep", "the digits, deep narrow network, AdamW"),
+        ("short_run", "the digits, MLP, AdamW, 3 epochs"),
+    ):
+        first, *_, scaler = read(name)["rows"]
+        lines.append(
+            f"| {title} | {scaler['seeds']} | {first['optimizer_steps']:,.0f} → {scaler['optimizer_steps']:,.0f} | "
+            f"× {scaler['seconds_ratio']:.2f} | {scaler['val_loss_difference']:+.4f} ± "
+            f"{scaler['val_loss_difference_error']:.4f} |"
+        )
+    for name, title in (
+        ("lm", "byte-level transformer, AdamW, 32,000 sequences"),
+        ("lm_short", "the same, 12,000 sequences"),
+        ("pieces", "text classification, sparse gradients, Adam"),
+    ):
+        rows = {row["name"]: row for row in read("front")[name]["rows"] if row["is_main"]}
+        first, scaler = rows["fixed4"], rows["scaler"]
+        seconds = [row.get("seconds") for row in (first, scaler)]
+        time = "–" if None in seconds else f"× {seconds[1] / seconds[0]:.2f}"
+        against = scaler["against_start"]
+        lines.append(
+            f"| {title} | {scaler['seeds']} | {first['steps']:,.0f} → {scaler['steps']:,.0f} | {time} | "
+            f"{against['difference']:+.4f} ± {against['error']:.4f} |"
+        )
+    machine = read("digits")["machine"]
+    note = f"Paired by seed; ± is one standard error. {ran_on(machine)}."
+    return "\n".join([*lines, "", note])
+
+
+PAGES = {ROOT / "README.md": summary, ROOT / "docs" / "results.md": results}
 
 
 def main() -> int:
-    """Write or check the section.
+    """Write or check the pages.
 
     Returns:
         The exit status.
@@ -199,14 +242,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if out of date")
     options = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    written = before + section() + rest.split(END)[1]
+    outdated = []
+    for page, part in PAGES.items():
+        text = page.read_text(encoding="utf-8")
+        before, rest = text.split(BEGIN)
+        written = f"{before}{BEGIN}\n\n{part()}\n\n{END}{rest.split(END)[1]}"
+        if written != text:
+            outdated.append(page.name)
+            if not options.check:
+                page.write_text(written, encoding="utf-8")
     if options.check:
-        print("up to date" if written == text else "README.md is out of date: run python benchmarks/readme.py")
-        return int(written != text)
-    readme.write_text(written, encoding="utf-8")
+        wrong = f"{', '.join(outdated)}: out of date, run python benchmarks/readme.py"
+        print(wrong if outdated else "up to date")
+        return int(bool(outdated))
     return 0
 
 

@@ -26,7 +26,7 @@ def explain_batch(facts: RunFacts) -> Said:
         return _explain_own_words(facts, record)
     if record.decision.code == Reason.NOT_BEFORE.code:
         return Said(reasons=("The policy's not_before was not reached.",), next_steps=("Lower not_before.",))
-    if record.decision.code == Reason.FEW_STEPS.code:
+    if record.decision.code == Reason.FEW_STEPS.code or _was_too_short(facts):
         return _explain_few_steps(facts, record)
     if facts.largest_batch_size <= facts.batch_size:
         return _explain_limit(facts, record)
@@ -73,27 +73,31 @@ def _explain_limit(facts: RunFacts, record: DecisionRecord) -> Said:
     return Said(reasons=(_limit(facts), allowed), next_steps=(f"To let it grow further, set max_batch_size={larger}.",))
 
 
+def _was_too_short(facts: RunFacts) -> bool:
+    """Whether the batch never grew, and min_steps held it for half of the budget or longer."""
+    records, total = facts.decisions.records, facts.numbers.total_examples
+    held = [index for index, record in enumerate(records) if record.decision.code == Reason.FEW_STEPS.code]
+    if not held or facts.decisions.changes or total is None:
+        return False
+    after = records[held[-1] + 1 :]
+    return not after or after[0].situation.examples_seen >= total / 2
+
+
 def _explain_few_steps(facts: RunFacts, record: DecisionRecord) -> Said:
-    """Explain a hold by min_steps, and whether the noise scale would have allowed more."""
-    situation, decision = record.situation, record.decision
-    total = situation.total_examples
-    steps = (
-        "" if total is None else f" of {describe_count(total / situation.start_batch_size)} steps at the first batch"
-    )
+    """Explain a hold by min_steps; the noise scale may have allowed more."""
+    total, decision = facts.numbers.total_examples, record.decision
+    steps = "so few" if total is None else describe_count(math.ceil(total / facts.start_batch_size))
+    further = "further" if facts.decisions.changes else "earlier or further"
     reason = (
-        f"A run{steps} is too short to grow {'further' if facts.decisions.changes else 'earlier'}: fewer steps cost "
-        "loss however large the noise scale is, so the policy's min_steps held the batch."
+        f"A run of {steps} steps at the first batch is too short to grow {further}: with fewer steps it loses loss, "
+        "whatever the noise scale is (the policy's min_steps)."
     )
-    allows = (
-        facts.noise is not None
-        and facts.noise.resolved
-        and decision.target is not None
-        and decision.needed is not None
-        and decision.target >= decision.needed
+    is_resolved = facts.noise is not None and facts.noise.resolved
+    has_enough = (decision.target or 0.0) >= (decision.needed or math.inf)
+    advice = (
+        "If steps count and loss does not, lower min_steps." if is_resolved and has_enough else "A longer run may grow."
     )
-    if allows:
-        return Said(reasons=(reason,), next_steps=("If steps matter more than loss, lower the policy's min_steps.",))
-    return Said(reasons=(reason,))
+    return Said(reasons=(reason,), next_steps=(advice,))
 
 
 def _bound(record: DecisionRecord) -> str:

@@ -5,13 +5,16 @@ import math
 import random
 
 import pytest
+import torch
 
+from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.theory.pace import Pace
 from lightning_bsscale.theory.policies import Decision, Reason
 from lightning_bsscale.theory.profile import RunProfile
 from lightning_bsscale.verdict import read_facts, verdict_of
 from lightning_bsscale.verdict.measured import MOST_TIMES, windows_needed, with_windows
 from tests.helpers.simulated import noise_of
+from tests.helpers.training import Regression, fit, regression_loader
 from tests.helpers.written_runs import write_run
 
 
@@ -58,6 +61,23 @@ def test_each_gate_is_named_with_what_it_withheld(facts, code, why):
     small = dataclasses.replace(facts, batch_size=12)
     text = text_of(small, latest=last_decision(small, code))
     assert f"needed a target of 15, and the lower bound of 48 (90 %) gave 48, but {why}." in text
+
+
+def test_too_few_steps(facts):
+    text = text_of(facts, latest=last_decision(facts, "few_steps"))
+    assert "A run of 200 steps at the first batch is too short to grow further: with fewer steps it loses loss" in text
+    assert "If steps count and loss does not, lower min_steps." in text
+    assert "A longer run may grow." in text_of(facts, latest=last_decision(facts, "few_steps", target=1.0))
+
+
+@pytest.mark.min_steps
+def test_a_short_training_says_that_it_was_too_short(tmp_path):
+    scaler = BatchSizeScaler(max_batch_size=64)
+    fit(Regression(lambda p: torch.optim.SGD(p, lr=1e-4)), regression_loader(400, noise=3.0), [scaler], max_epochs=4)
+    assert scaler.batch_size == 4
+    assert {record.decision.code for record in scaler.decisions} >= {"few_steps"}
+    assert "The batch stayed at 4 examples." in str(scaler.verdict())
+    assert "A run of 400 steps at the first batch is too short to grow earlier or further" in str(scaler.verdict())
 
 
 def test_before_not_before(facts):
