@@ -161,10 +161,13 @@ def summary_table(
     """
     confidences = {record.decision.confidence for record in decisions if record.decision.bound is not None}
     shared = confidences.pop() if len(confidences) == 1 else None
-    bound = "bound" if shared is None else f"bound ({100 * shared:.3g} %)"
     has_target = any(record.decision.target != record.decision.bound for record in decisions)
-    title = (unit, "step", "batch", "lr factor", "noise scale [90 %]", bound, *(["target"] if has_target else []))
-    rows = [(*title, "needed", "reason"), *(_row(one, has_target=has_target) for one in _stretches(decisions))]
+    target = ["target"] if has_target else []
+    # In two lines: a column is hardly wider than its numbers.
+    upper = ("", "", "", "lr", "noise scale", "bound", *("" for _ in target), "", "")
+    share = "" if shared is None else f"({100 * shared:.3g} %)"
+    lower = (unit, "step", "batch", "factor", "[90 %]", share, *target, "needed", "reason")
+    rows = [upper, lower, *(_row(one, has_target=has_target) for one in _stretches(decisions))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     indent = " " * (sum(widths) + 2 * len(widths))
     room = max(MIN_REASON_WIDTH, TABLE_WIDTH - len(indent))

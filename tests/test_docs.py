@@ -111,6 +111,7 @@ def test_the_rule_of_ones_own_works():
     assert scaled_values(made, {"eps": 1e-8}, 4.0) == {"eps": 5e-9}
 
 
+@pytest.mark.min_steps
 def test_options_table_is_the_constructor():
     section = README.split("## Options")[1].split("## Logged keys")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| `(.+?)` \|", section, flags=re.MULTILINE))

@@ -114,7 +114,7 @@ RULES = {"SGD": "saturating", "momentum": "saturating", "LARS": "linear"}
 
 def test_the_libraries_optimizers_are_known_by_their_classes(trainer_runs):
     assert {name: trainer_runs.rule_of(name) for name in trainer_runs.OPTIMIZERS} == {
-        name: RULES.get(name, "sqrt") for name in trainer_runs.OPTIMIZERS
+        name: RULES.get(name, "power") for name in trainer_runs.OPTIMIZERS
     }
 
 
@@ -131,7 +131,7 @@ def test_an_optimizer_trains_with_the_scaler(trainer_runs, monkeypatch, name):
     monkeypatch.setattr(trainer_runs, "EPOCHS", 1)
     job = {"optimizer": name, "batch": 8, "rate": 0.003, "seed": 0, "scaler": True}
     record = trainer_runs.optimizer_run(job)
-    assert record["rule"] == RULES.get(name, "sqrt")
+    assert record["rule"] == RULES.get(name, "power")
     assert record["val_loss"] < 2.31
     assert 8 <= record["final_batch"] <= 168
 

@@ -171,8 +171,8 @@ def test_summary():
     assert describe_noise(None) == "unknown"
     assert describe_noise(NOISE) == "inf [3.5, inf]"
     lines = summary_table([DECISION]).splitlines()
-    indent = lines[0].index("reason")
-    assert [line[indent:] for line in lines[1:]] == ["hold: not resolved"]
+    indent = lines[1].index("reason")
+    assert [line[indent:] for line in lines[2:]] == ["hold: not resolved"]
     assert max(map(len, lines)) <= 100
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor, NoiseScalePolicy
 from lightning_bsscale.journal import read_journal
 from lightning_bsscale.replay import replay
 from lightning_bsscale.theory.stored import as_plain
@@ -40,7 +40,13 @@ def trained(rank, loaders, folder=None, ckpt=None, epochs=4, **options):
         def on_train_batch_end(self, *args):
             seen.append(scaler.examples_seen)
 
-    defaults = {"measure_every": 2, "memory": 0.5, "warmup": 0.1, "max_micro_batch_size": None}
+    defaults = {
+        "policy": NoiseScalePolicy(min_steps=0),
+        "measure_every": 2,
+        "memory": 0.5,
+        "warmup": 0.1,
+        "max_micro_batch_size": None,
+    }
     scaler = BatchSizeScaler(**{**defaults, **options})
     keep = keeping_epochs(folder)
     trainer = trainer_of(2, [scaler, Notes(), *keep], max_epochs=epochs, enable_checkpointing=bool(keep))

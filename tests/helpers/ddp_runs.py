@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed, nn
 from torch.utils.data import DataLoader
 
-from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor, HoldIfWorse
+from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor, HoldIfWorse, NoiseScalePolicy
 from lightning_bsscale.theory.stored import as_plain
 from tests.helpers.places import here
 from tests.helpers.training import QUIET, ByStep, KeepsRates, KeepSteps, run_of, scripted
@@ -155,7 +155,8 @@ def grows(rank, items, disturbed=None, counted=False):
     if counted:
         for name in ("all_reduce", "barrier", "broadcast", "broadcast_object_list", "all_gather", "all_gather_object"):
             setattr(distributed, name, counting(name, getattr(distributed, name), calls))
-    scaler = BatchSizeScaler(measure_every=2, warmup=0.05, max_micro_batch_size=None)
+    policy = NoiseScalePolicy(min_steps=0)
+    scaler = BatchSizeScaler(policy=policy, measure_every=2, warmup=0.05, max_micro_batch_size=None)
     module = Linear(lr=0.01, optimizer=KeepsRates, **(disturbed or {}))
     trainer = trainer_of(2, [scaler], max_epochs=3)
     trainer.fit(module, loader_of(regression_items(*items), rank, 2))

@@ -60,7 +60,7 @@ class Worker(DigitsModel):
 def train(folder, how, rank):
     """Trains on this rank; what all ranks must agree on."""
     pl.seed_everything(0, verbose=False)
-    policy = NoiseScalePolicy(target_ratio=1.0, hysteresis=2)
+    policy = NoiseScalePolicy(target_ratio=1.0, confidence=0.9, hysteresis=2, min_steps=0)
     options = dict(measure_every=2, memory=0.2, max_micro_batch_size=None)
     scaler = BatchSizeScaler(policy=policy, record=folder / "bsscale.jsonl", **options)
     module = Worker(folder / "killed.json" if "kill" in how and rank == 3 else None)

@@ -133,6 +133,7 @@ CASES += [
     Case(lambda: NoiseScalePolicy(max_growth=1)),
     Case(lambda: NoiseScalePolicy(hysteresis=0.5)),
     Case(lambda: NoiseScalePolicy(cooldown=1000)),
+    Case(lambda: NoiseScalePolicy(min_steps=-1)),
     Case(lambda: NoiseScalePolicy(allow_shrink=1)),
     Case(lambda: NoiseScalePolicy(whole_run=1)),
     Case(lambda: NoiseScalePolicy(target_ratio="no/such.json")),

@@ -82,7 +82,7 @@ def test_the_settings_are_code_that_makes_the_callback_again(journal):
     scaler = eval(code, {name: getattr(lightning_bsscale, name) for name in NAMES})
     settings = read_run(journal).numbers
     made = scaler._options
-    assert (made.policy, made.measure_every) == (NoiseScalePolicy(), settings.measure_every)
+    assert (made.policy, made.measure_every) == (NoiseScalePolicy(min_steps=500), settings.measure_every)
     assert made.warmup == settings.warmup_examples / settings.total_examples
     assert made.memory == settings.memory / settings.total_examples
     assert made.max_batch_size == settings.limits.max_batch_size
@@ -246,7 +246,7 @@ def test_losses_are_compared_where_the_journals_have_them(started, tmp_path):
 def test_a_target_is_drawn_as_its_share_of_the_bound(tmp_path):
     pages = {}
     for ratio in (1.0, 0.5):
-        path = write_run(tmp_path / f"{ratio}.jsonl", 400, policy=NoiseScalePolicy(target_ratio=ratio))
+        path = write_run(tmp_path / f"{ratio}.jsonl", 400, policy=NoiseScalePolicy(target_ratio=ratio, confidence=0.9))
         pages[ratio] = read_page(page_of(path))
     assert "target: 0.5 × the lower bound that decides (90 %)" in pages[0.5].text
     assert "target: " not in next(pages[1.0].all("figure")).text

@@ -489,7 +489,7 @@ def test_a_run_with_another_optimizer_in_its_middle_replays_whole(tmp_path):
     scaler = own(record=tmp_path / "run.jsonl", measure_every=1)
     fit(Regression(), SHORT, [ChangesItsOptimizer(), scaler], max_epochs=3, accumulate_grad_batches=2)
     rules = [line.rule["class"] for _, line in read_lines(scaler.journal_path) if isinstance(line, RuleEvent)]
-    assert rules == ["Sqrt"]
+    assert rules == ["Power"]
     assert replayed(scaler.journal_path, POLICY)["window"] == run_of(scaler).windows
 
 

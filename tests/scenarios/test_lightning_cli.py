@@ -76,8 +76,8 @@ POLICIES = {
     """
     policy:
       class_path: lightning_bsscale.NoiseScalePolicy
-      init_args: {not_before: 5000, step_price: measured, example_price: 5e-3}
-    """: NoiseScalePolicy(not_before=5000, step_price="measured", example_price=0.005),
+      init_args: {min_steps: 7, not_before: 5000, step_price: measured, example_price: 5e-3}
+    """: NoiseScalePolicy(min_steps=7, not_before=5000, step_price="measured", example_price=0.005),
     """
     policy:
       class_path: lightning_bsscale.HoldIfWorse
@@ -89,19 +89,20 @@ POLICIES = {
           init_args:
             at: [0.3, 5000]
             policies:
-              - class_path: lightning_bsscale.NoiseScalePolicy
+              - {class_path: lightning_bsscale.NoiseScalePolicy, init_args: {min_steps: 500}}
               - class_path: lightning_bsscale.Seesaw
               - class_path: lightning_bsscale.Largest
                 init_args:
                   policies: [{class_path: lightning_bsscale.Seesaw}, {class_path: lightning_bsscale.NormTest}]
     """: HoldIfWorse(
-        Sequence([NoiseScalePolicy(), Seesaw(), Largest([Seesaw(), NormTest()])], at=[0.3, 5000]),
+        Sequence([NoiseScalePolicy(min_steps=500), Seesaw(), Largest([Seesaw(), NormTest()])], at=[0.3, 5000]),
         monitor="val/acc",
         mode="max",
     ),
 }
 
 
+@pytest.mark.min_steps
 @pytest.mark.parametrize("text", POLICIES)
 def test_every_policy(text):
     (scaler,) = from_yaml(text)

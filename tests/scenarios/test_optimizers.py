@@ -319,11 +319,10 @@ def test_the_rule_is_that_of_the_optimizer_that_steps():
     module = SetsUpAnew("on_train_batch_end", lambda p: SGD(p, lr=LR), then=lambda p: AdamW(p, lr=LR))
     scaler = scripted(8, 16, 16, 32, lr_rule="auto")
     logged, _ = train(module, scaler)
-    # Without an estimate SGD's rule is the square root too, so the name tells.
     changes = [record.lr_rule for record in scaler.decisions if record.is_change]
-    assert changes == ["sqrt, as saturating needs a resolved noise scale"] * 2 + ["sqrt"]
-    assert scaler.lr_scale == pytest.approx(8**0.5)
-    assert [factor for _, factor in logged][3:] == pytest.approx([2.0, 5**0.5])
+    assert changes == ["sqrt, as saturating needs a resolved noise scale"] * 2 + ["power"]
+    assert scaler.lr_scale == pytest.approx(8**0.75)
+    assert [factor for _, factor in logged][3:] == pytest.approx([4**0.75, 5**0.75])
 
 
 def test_measuring_follows_another_optimizer():

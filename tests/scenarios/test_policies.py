@@ -270,7 +270,7 @@ def test_where_measuring_policies_come_to_rest(tmp_path, name):
 
 def test_measured_prices_are_the_callbacks_seconds(tmp_path):
     """Which differ from run to run; each decision follows from those that it was given, and the journal has them."""
-    policy = NoiseScalePolicy(step_price="measured", example_price="measured", hysteresis=1.0)
+    policy = NoiseScalePolicy(target_ratio=1, step_price="measured", example_price="measured", hysteresis=1.0)
     scaler = BatchSizeScaler(policy=policy, measure_every=1, memory=1.0, max_batch_size=1024, record=tmp_path / "j")
     fit(KnownNoise(), DataLoader(TensorDataset(gradients(4_000)), batch_size=8), [scaler], max_epochs=1)
     grown = [record for record in scaler.decisions if record.is_change]
