@@ -52,6 +52,8 @@ class History(Sequence[Measurement]):
     """
 
     __slots__ = ("_chunks", "_latest")
+    _chunks: tuple[_Chunk, ...]
+    _latest: tuple[Measurement, ...]
 
     def __init__(self, records: Iterable[Measurement] = ()) -> None:
         if isinstance(records, History):
@@ -64,8 +66,7 @@ class History(Sequence[Measurement]):
             if len(latest) == 2 * CHUNK:
                 chunks.append(_packed(tuple(latest[:CHUNK])))
                 del latest[:CHUNK]
-        self._chunks: tuple[_Chunk, ...] = tuple(chunks)
-        self._latest = tuple(latest)
+        self._chunks, self._latest = tuple(chunks), tuple(latest)
 
     def added(self, record: Measurement) -> History:
         """Return a history with one more window."""

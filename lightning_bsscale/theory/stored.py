@@ -47,7 +47,7 @@ def plain_value(value: Any) -> Any:
         numbers, strings, bools, None, dicts and lists
     """
     # JSON has neither inf nor nan, so they are stored as words. Neither JSON nor a checkpoint holds NumPy numbers.
-    kind = type(value)
+    kind: Any = type(value)
     if kind in _PLAIN_ALREADY:
         return value
     if kind is float:
@@ -92,7 +92,8 @@ def as_compact(record: Any) -> Any:
 
 
 def _values_of(record: Any) -> list[Any]:
-    defaults = _defaults_of(type(record))
+    cls: Any = type(record)
+    defaults = _defaults_of(cls)
     values = [plain_value(getattr(record, name)) for name in defaults]
     for name in reversed(defaults):
         if getattr(record, name) != defaults[name]:
@@ -181,8 +182,8 @@ def _reader_of(annotation: Any) -> _Reader | None:
     if dataclasses.is_dataclass(annotation):
         return lambda value: from_plain(annotation, value)
     if _item_of(annotation) is not None:
-        item = _reader_of(_item_of(annotation))
-        return lambda value: annotation(value if item is None else map(item, value))
+        of_item = _reader_of(_item_of(annotation))
+        return lambda value: annotation(value if of_item is None else map(of_item, value))
     return _float_of if annotation is float else None
 
 
