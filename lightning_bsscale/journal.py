@@ -233,7 +233,7 @@ class Journal:
         if isinstance(record, Header):
             fields = record.fields
         else:
-            fields = as_plain(record) if isinstance(record, (Measurement, DecisionRecord)) else as_compact(record)
+            fields = as_plain(record) if isinstance(record, DecisionRecord) else as_compact(record)
         if self._line({"event": _NAMES[type(record)], **fields}):
             self.records += 1
             self._has_steps = self._has_steps or isinstance(record, _OF_A_STEP)

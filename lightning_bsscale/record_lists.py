@@ -1,4 +1,4 @@
-"""Decisions and measured windows as lists of records, and as tables for pandas."""
+"""Decisions and measured windows to be read as lists of records, and as tables for pandas."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.history import History
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ class DecisionList(list[DecisionRecord]):
         return _dataframe(map(_decision_row, self))
 
 
-class MeasurementList(list[Measurement]):
-    """The measured windows of a run, in order."""
+class MeasurementList(History):
+    """The measured windows of a run, in order: read as a list is, and not to be changed."""
+
+    __slots__ = ()
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row for each measured window; needs pandas.
@@ -90,6 +93,6 @@ def _dataframe(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
         import pandas as pd
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "to_dataframe() needs pandas: pip install pandas. The records are a list, also without it."
+            "to_dataframe() needs pandas: pip install pandas. Without it, the records are read as a list."
         ) from error
     return pd.DataFrame(list(rows))

@@ -18,6 +18,7 @@ from lightning_bsscale.journal import REPAIR, Header, Line, RuleEvent, read_line
 from lightning_bsscale.theory import run
 from lightning_bsscale.theory.described import make_policy, make_rule, make_schedule
 from lightning_bsscale.theory.events import Applied, EndEvent, StepEvent, WindowEvent, apply
+from lightning_bsscale.theory.history import History
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.schedules import resolve_schedule
 from lightning_bsscale.theory.state import RunNumbers, RunSettings, RunState
@@ -68,7 +69,7 @@ def _are_close(recorded: Any, replayed: Any) -> bool:
     if dataclasses.is_dataclass(recorded) and type(recorded) is type(replayed):
         names = (field.name for field in dataclasses.fields(recorded))
         return all(_are_close(getattr(recorded, name), getattr(replayed, name)) for name in names)
-    if isinstance(recorded, tuple) and isinstance(replayed, tuple):
+    if isinstance(recorded, (tuple, History)) and isinstance(replayed, (tuple, History)):
         return len(recorded) == len(replayed) and all(map(_are_close, recorded, replayed))
     return bool(recorded == replayed)
 

@@ -16,7 +16,7 @@ from lightning_bsscale.callbacks.gradient_watch import GradientWatch
 from lightning_bsscale.callbacks.output import messages
 from lightning_bsscale.callbacks.output.journal import open_journal
 from lightning_bsscale.callbacks.output.reports import Reports
-from lightning_bsscale.callbacks.state.checkpoint import read_pace, read_run, restore_policy
+from lightning_bsscale.callbacks.state.checkpoint import SavedRun, restore_policy
 from lightning_bsscale.callbacks.trainer.learning_rate import relative_learning_rate
 from lightning_bsscale.callbacks.trainer.loaders import Loaders, SizeCheck, read_loaders
 from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
@@ -34,7 +34,7 @@ def start_run(
     trainer: pl.Trainer,
     options: RunOptions,
     actuator: Actuator,
-    checkpoint: dict[str, Any] | None,
+    saved: SavedRun | None,
     *,
     size: int,
     rows: int,
@@ -46,7 +46,7 @@ def start_run(
         trainer: the Trainer, before its first loader batch
         options: the callback's options
         actuator: writes to the Trainer
-        checkpoint: the callback's state of a resumed run, or None
+        saved: the run to resume, or None
         size: examples in the first loader batch of this rank
         rows: examples by which it can be split
         batch_idx: its index in the epoch
@@ -56,7 +56,7 @@ def start_run(
 
     What cannot work raises MisconfigurationException; `actuator.release` then restores everything.
     """
-    stored = None if checkpoint is None else read_run(checkpoint, options.callback)
+    stored = None if saved is None else saved.run
     optimizer = unwrapped(trainer.optimizers[0])
     rule = options.rule_for(optimizer)
     loaders = read_loaders(trainer, size, rows, options.batch_size_fn)
@@ -88,14 +88,14 @@ def start_run(
     state = _first_state(
         trainer, options.unit, settings, stored, _position(trainer, settings, stored, loaders, actuator, batch_idx)
     )
-    if checkpoint is not None:
-        restore_policy(options.policy, checkpoint)
+    if saved is not None:
+        restore_policy(options.policy, saved.policy)
         gradients.unsent_examples = state.examples.assumed / now.world_size
     if options.decides:
         messages.log_start(state.batch.batch_size, plan.limits, options, is_resumed=stored is not None)
-    resumes = None if checkpoint is None else checkpoint["journal"]
+    resumes = None if saved is None else saved.journal
     profile = _profile(options, optimizer, is_resumed=stored is not None)
-    pace = Pace(steps_before=state.planned_steps) if checkpoint is None else read_pace(checkpoint)
+    pace = Pace(steps_before=state.planned_steps) if saved is None else saved.pace
     journal = open_journal(trainer, options.record, settings, state, profile, pace, resumes)
     with journal.closed_on_error():
         # Last, so that an error above leaves nothing attached.

@@ -14,7 +14,7 @@ from lightning_bsscale.callbacks.checks import compatibility, preflight
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.output import messages
 from lightning_bsscale.callbacks.start_run import start_run
-from lightning_bsscale.callbacks.state.checkpoint import read_run, to_checkpoint
+from lightning_bsscale.callbacks.state.checkpoint import SavedRun, read_checkpoint, state_of_policy, to_checkpoint
 from lightning_bsscale.callbacks.state.open_run import OpenRun
 from lightning_bsscale.callbacks.state.spawn import Outcome, ResultChannel, without_module
 from lightning_bsscale.callbacks.trainer.batches import rows_of
@@ -43,7 +43,7 @@ class WindowCallback(pl.Callback):
         self._options = options
         self._loop: WindowLoop | None = None
         self._actuator: Actuator | None = None
-        self._checkpoint: dict[str, Any] | None = None
+        self._saved: SavedRun | None = None  # loaded, or of the last run
         self._outcome = Outcome()
         self._finished_at: tuple[int, int] | None = None  # the Trainer of the last run, and its step at the end
         self._open_run = OpenRun()
@@ -72,7 +72,7 @@ class WindowCallback(pl.Callback):
 
     @property
     def history(self) -> MeasurementList:
-        """The measured windows; in a very long training, older ones are thinned."""
+        """The measured windows, to be read as a list; in a very long training, older ones are thinned."""
         return MeasurementList(() if self._run is None else self._run.measured.history)
 
     @property
@@ -136,7 +136,7 @@ class WindowCallback(pl.Callback):
             self._abandon(failed)
         # A second fit of the same Trainer continues where the last one ended, as Lightning's own counters do.
         is_same = trainer.global_step > 0 and self._finished_at == (id(trainer), trainer.global_step)
-        self._checkpoint = self._checkpoint if is_same else None
+        self._saved = self._saved if is_same else None
         self._outcome, self._channel.outcome = self._known if is_same else Outcome(), None
         preflight.check_measurable(trainer, pl_module, name)
         self._check_trainer(trainer)
@@ -163,8 +163,8 @@ class WindowCallback(pl.Callback):
         except BaseException:
             micro_batches.restore()
             raise
-        if self._checkpoint is not None:
-            run = read_run(self._checkpoint, self._options.callback)
+        if self._saved is not None:
+            run = self._saved.run
             self._actuator.place_window(*run.window_at_restart())
             # A loaded loader batch is trained on, so a finished run must not load one.
             if run.is_over(trainer.max_steps, self._options.total_examples):
@@ -184,7 +184,7 @@ class WindowCallback(pl.Callback):
                 trainer,
                 self._options,
                 self._actuator,
-                self._checkpoint,
+                self._saved,
                 size=size,
                 rows=rows_of(batch),
                 batch_idx=batch_idx,
@@ -215,7 +215,7 @@ class WindowCallback(pl.Callback):
         """End a loader batch, and possibly a window."""
         if self._loop is None:
             # Lightning applies the window that `on_train_start` placed to this index.
-            if batch is None and self._checkpoint is not None and self._actuator is not None:
+            if batch is None and self._saved is not None and self._actuator is not None:
                 self._actuator.skip(batch_idx, is_open=False)
         elif batch is None:
             self._loop.skip_loader_batch(batch_idx)
@@ -269,12 +269,12 @@ class WindowCallback(pl.Callback):
             if actuator is not None:
                 actuator.release()
             return
-        self._checkpoint = self._finished_at = None  # if the state cannot be read, an old one must not take its place
+        self._saved = self._finished_at = None  # if the state cannot be read, an old one must not take its place
         try:
             # Restore the user's objects first. What follows can fail: a policy's state, a full disk, a lost device.
             loop.release()
             # A checkpoint may still be saved, by ModelCheckpoint after an exception or by the user after training.
-            self._checkpoint = self.state_dict()
+            self._saved = self._to_save()
             self._finished_at = (id(trainer), trainer.global_step)
         finally:
             self._loop = None
@@ -298,7 +298,7 @@ class WindowCallback(pl.Callback):
             "_loop": None,
             "_actuator": None,
             "_finished_at": None,
-            "_checkpoint": self.state_dict() or None,
+            "_saved": self._to_save(),
             "_outcome": self._known,
             "_open_run": OpenRun(),
         }
@@ -319,15 +319,20 @@ class WindowCallback(pl.Callback):
         Returns:
             Numbers, strings, lists and dicts, and whatever a policy's own `state_dict` returns; empty before training.
         """
-        if self._loop is None:
-            return self._checkpoint or {}
-        run = self._loop.snapshot()
-        return to_checkpoint(run, self._options.policy, self._loop.reports.journal.state(), self._loop.pace)
+        saved = self._to_save()
+        return {} if saved is None else to_checkpoint(saved)
+
+    def _to_save(self) -> SavedRun | None:
+        loop = self._loop
+        if loop is None:
+            return self._saved
+        run, policy = loop.snapshot(), state_of_policy(self._options.policy)
+        return SavedRun(run=run, policy=policy, journal=loop.reports.journal.state(), pace=loop.pace)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training begins; refuse one of another schema."""
-        run = read_run(state_dict, self._options.callback)
+        saved = read_checkpoint(state_dict, self._options.callback)
         if self._open_run.is_training:
             return  # another Trainer validates a checkpoint during this training
-        self._checkpoint = state_dict
-        self._outcome, self._channel.outcome = Outcome(run=run), None
+        self._saved = saved
+        self._outcome, self._channel.outcome = Outcome(run=saved.run), None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.frozen import changed
+from lightning_bsscale.theory.history import History
 from lightning_bsscale.theory.moments import moments_of
 from lightning_bsscale.theory.records import Measurement, WindowSums
 from lightning_bsscale.theory.robust import RobustAverages
@@ -132,7 +133,7 @@ class MeasuredWindows:
 
     averages: RobustAverages = field(default_factory=RobustAverages)
     agreement: Agreement = field(default_factory=Agreement)
-    history: tuple[Measurement, ...] = ()
+    history: History = field(default_factory=History)
     examples_at_last: float = 0.0
     dropped_in_a_row: int = 0
 
@@ -191,10 +192,10 @@ class MeasuredWindows:
             lr=window.lr,
             lr_scale=window.lr_scale,
         )
-        history = (*self.history, measurement)
+        history = self.history.added(measurement)
         if len(history) > HISTORY_LIMIT:
             half = HISTORY_LIMIT // 2
-            history = history[:half:2] + history[half:]
+            history = History(made for place, made in enumerate(history) if place >= half or place % 2 == 0)
         return changed(
             self,
             averages=averages,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["describe_count", "describe_number", "describe_time", "time_unit"]
+__all__ = ["describe_count", "describe_number", "describe_time", "significant", "time_unit"]
 
 _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
 _TIMES = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
@@ -71,3 +71,20 @@ def describe_time(seconds: float, low: float | None = None, high: float | None =
     if low is None or high is None or low == high:
         return text
     return f"{text} [{describe_number(low / size)}, {describe_number(high / size)}]"
+
+
+def significant(value: float, digits: int) -> float:
+    """Round to so many significant digits.
+
+    Args:
+        value: The number; infinity and NaN stay.
+        digits: How many.
+
+    Returns:
+        The nearest number that is written with them.
+
+    Example:
+        >>> significant(1 / 3, 4), significant(123_456.0, 4), significant(0.1 + 0.2, 9)
+        (0.3333, 123500.0, 0.3)
+    """
+    return float(f"{value:.{digits}g}")

@@ -41,7 +41,7 @@ class Measurement:
     grad_sq: float
     noise: NoiseScale | None
     lr: float
-    lr_scale: float
+    lr_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

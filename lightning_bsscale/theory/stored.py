@@ -11,7 +11,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from numbers import Integral, Real
@@ -19,10 +19,13 @@ from typing import Any
 
 from lightning_bsscale.theory.checks import join_names, show
 
-__all__ = ["FRACTIONS", "as_compact", "as_plain", "check_stored", "from_plain", "plain_value", "with_defaults"]
+__all__ = ["FRACTIONS", "LISTS", "as_compact", "as_plain", "check_stored", "from_plain", "plain_value", "with_defaults"]
 
 FRACTIONS = frozenset({("Decision", "batch_size")})
 """Class and field of each ``int`` that may be any number: a policy may return 11.9, which the limits then round."""
+
+LISTS = frozenset({"NoiseScale", "WindowSums"})
+"""Classes that `as_compact` writes as a list of their numbers: a run has one for every measured window."""
 
 _WORDS = frozenset({"inf", "-inf", "nan"})
 _Check = Callable[[Any], "str | None"]
@@ -44,7 +47,7 @@ def plain_value(value: Any) -> Any:
         numbers, strings, bools, None, dicts and lists
     """
     # JSON has neither inf nor nan, so they are stored as words. Neither JSON nor a checkpoint holds NumPy numbers.
-    kind = type(value)
+    kind: Any = type(value)
     if kind in _PLAIN_ALREADY:
         return value
     if kind is float:
@@ -55,7 +58,7 @@ def plain_value(value: Any) -> Any:
         return as_plain(value)
     if isinstance(value, dict):
         return {key: plain_value(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) or _item_of(kind) is not None:
         return [plain_value(item) for item in value]
     return value
 
@@ -67,22 +70,36 @@ def as_plain(record: Any) -> dict[str, Any]:
     return {name: plain_value(getattr(record, name)) for name in _field_names(cls)}
 
 
-def as_compact(record: Any) -> dict[str, Any]:
+def as_compact(record: Any) -> Any:
     """Return the fields of a record as `as_plain` does, without those that have their default, at every level.
 
     Args:
         record: a dataclass instance
 
     Returns:
-        a dict that `with_defaults` makes whole again
+        what `with_defaults` makes whole again: a dict, or for the classes in `LISTS` the list of their fields' values,
+        without those at its end that have their default
     """
     cls: Any = type(record)
+    if cls.__name__ in LISTS:
+        return _values_of(record)
     made = {}
     for name, default in _defaults_of(cls).items():
         value = getattr(record, name)
         if value is not default and value != default:
             made[name] = as_compact(value) if dataclasses.is_dataclass(type(value)) else plain_value(value)
     return made
+
+
+def _values_of(record: Any) -> list[Any]:
+    cls: Any = type(record)
+    defaults = _defaults_of(cls)
+    values = [plain_value(getattr(record, name)) for name in defaults]
+    for name in reversed(defaults):
+        if getattr(record, name) != defaults[name]:
+            break
+        values.pop()
+    return values
 
 
 def with_defaults(cls: Any, fields: Any) -> Any:
@@ -95,6 +112,8 @@ def with_defaults(cls: Any, fields: Any) -> Any:
     Returns:
         what `as_plain` would have returned; what is no dict as it is
     """
+    if isinstance(fields, list) and cls.__name__ in LISTS and len(fields) <= len(_field_names(cls)):
+        fields = dict(zip(_field_names(cls), fields, strict=False))
     if not isinstance(fields, dict):
         return fields
     whole = {**_plain_defaults_of(cls), **fields}
@@ -132,6 +151,13 @@ def from_plain(cls: Any, fields: Mapping[str, Any]) -> Any:
 
 
 @cache
+def _item_of(cls: Any) -> Any:
+    # The type of the items of a class such as `History(Sequence[Measurement])`; None of any other class.
+    bases = getattr(cls, "__orig_bases__", ())
+    return next((typing.get_args(base)[0] for base in bases if typing.get_origin(base) is Sequence), None)
+
+
+@cache
 def _field_names(cls: Any) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(cls))
 
@@ -155,6 +181,9 @@ def _reader_of(annotation: Any) -> _Reader | None:
         return origin if item is None else lambda value: origin(map(item, value))
     if dataclasses.is_dataclass(annotation):
         return lambda value: from_plain(annotation, value)
+    if _item_of(annotation) is not None:
+        of_item = _reader_of(_item_of(annotation))
+        return lambda value: annotation(value if of_item is None else map(of_item, value))
     return _float_of if annotation is float else None
 
 
@@ -222,6 +251,9 @@ def _check_of(annotation: Any, fractions: frozenset[tuple[str, str]]) -> _Check:
         return lambda value: _list_problem(value, item, length)
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return _record_check(annotation, fractions)
+    if _item_of(annotation) is not None:
+        item = _check_of(_item_of(annotation), fractions)
+        return lambda value: _list_problem(value, item, None)
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         values = [member.value for member in annotation]
         one_of = f"must be one of {join_names(map(str, values))}"

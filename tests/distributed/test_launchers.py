@@ -20,6 +20,7 @@ import torch
 from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.callbacks.state.spawn import Outcome, _SentOutcome
 from lightning_bsscale.journal import read_journal
+from lightning_bsscale.theory.history import History
 from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.stored import as_plain
 from tests.helpers import ending_worker, launched_worker
@@ -165,7 +166,7 @@ def big_outcome():
     """What a long training has to show, with every kind of number in it."""
     run = short_run()
     made = replace(run.measured.history[-1], trace=math.nan, grad_sq=-math.inf, examples_seen=10**12)
-    history = (run.measured.history[0], made) * 2048
+    history = History([run.measured.history[0], made] * 2048)
     return Outcome(run=replace(run, measured=replace(run.measured, history=history)), journal_path="journal.jsonl")
 
 

@@ -4,10 +4,13 @@ import math
 import random
 from dataclasses import replace
 
+from lightning_bsscale.callbacks.trainer.learning_rate import RELATIVE_DIGITS
+from lightning_bsscale.callbacks.trainer.timing import SECONDS_DIGITS
 from lightning_bsscale.journal import Journal, run_header
 from lightning_bsscale.theory import run
 from lightning_bsscale.theory.events import EndEvent, EpochEvent, WindowEvent, apply
 from lightning_bsscale.theory.measured import Arrived
+from lightning_bsscale.theory.numbers import significant
 from lightning_bsscale.theory.policies import Limits, NoiseScalePolicy
 from lightning_bsscale.theory.profile import RunProfile
 from lightning_bsscale.theory.rules import Sqrt
@@ -39,7 +42,7 @@ def sums_of(length, dice):
 
 
 def write_run(path, loader_batches=400, *, journal=None, **options):
-    """Write the journal of a run of one epoch; return its path."""
+    """Write the journal of a run of one epoch, with the digits that a training writes; return its path."""
     settings, dice = settings_of(loader_batches, **options), random.Random(0)
     lengths = dict(epoch_batches=loader_batches, epoch_examples=loader_batches * SIZE)
     state = run.begin_run(settings, settings.plan.begin(**lengths), epoch=0)
@@ -61,18 +64,22 @@ def write_run(path, loader_batches=400, *, journal=None, **options):
         factor, scheduled = run.learning_rate_factors(
             settings, state, window.planned, has_usual_size=window.has_usual_size
         )
+        cosine = (1 + math.cos(math.pi * done / loader_batches)) / 2
         write(
             WindowEvent(
                 start=done,
                 length=window.planned,
                 is_last=done + window.planned == loader_batches,
-                lr=0.1 * (1 + math.cos(math.pi * done / loader_batches)) * factor if window.is_measured else None,
+                lr=0.2 * cosine * factor if window.is_measured else None,
                 factor=factor,
                 scheduled=scheduled,
                 has_sums=window.is_watched,
                 arrived=arrived,
-                relative_lr=(1 + math.cos(math.pi * done / loader_batches)) / 2,
-                seconds=(round(dice.uniform(1e-3, 2e-3), 9), round(dice.uniform(1e-4, 2e-4), 9)),
+                relative_lr=significant(cosine, RELATIVE_DIGITS),
+                seconds=(
+                    significant(dice.uniform(1e-3, 2e-3), SECONDS_DIGITS),
+                    significant(dice.uniform(1e-4, 2e-4), SECONDS_DIGITS),
+                ),
             )
         )
         done += window.planned

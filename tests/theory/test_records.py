@@ -1,12 +1,14 @@
 """What the records say of themselves, and which decisions are kept."""
 
-from dataclasses import FrozenInstanceError, replace
+import random
+import tracemalloc
+from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
 from lightning_bsscale.theory import records
 from lightning_bsscale.theory.records import DecisionLog
-from tests.helpers.records import DECISION, MEASUREMENT
+from tests.helpers.records import DECISION, LIMITS, MEASUREMENT, NOISE, SITUATION
 
 
 @pytest.mark.parametrize(
@@ -65,3 +67,37 @@ def test_each_kind_is_bounded_and_leaves_the_other_alone(monkeypatch, is_change)
     assert kept == sorted(kept)
     assert (kept[:2], kept[-3:]) == ([0, 1], [48, 49, 50])
     assert (log.changes, log.holds) == ((50, 1) if is_change else (1, 50))
+
+
+def test_a_decision_takes_about_1400_bytes():
+    """As `docs/resume.md` says, with numbers of its own in every place and a sentence of usual length."""
+    dice = random.Random(0)
+
+    def own_numbers(number):
+        names = [field.name for field in fields(NOISE) if field.name not in ("resolved", "confidence")]
+        situation = replace(
+            SITUATION,
+            **{name: dice.random() for name in ("schedule_factor", "seconds_per_loader_batch", "seconds_per_step")},
+            batch_size=1000 + number,
+            examples_seen=1000 * number,
+            optimizer_steps=1000 + number,
+            examples_at_last_change=900 * number,
+            noise=replace(NOISE, **{name: dice.random() for name in names}),
+        )
+        reason = f"grow: the noise scale's lower bound allows a larger batch, {number} examples after the last change"
+        numbers = dict(bound=dice.random(), target=dice.random(), needed=dice.random(), batch_size=2000 + number)
+        made = replace(DECISION.decision, reason=reason, **numbers)
+        record = replace(DECISION, situation=situation, limits=LIMITS, decision=made, lr_scale=dice.random())
+        return replace(record, batch_size=3000 + number)
+
+    log = DecisionLog().added(own_numbers(0))
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(1, 1001):
+            log = log.added(own_numbers(number))
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert len(log.records) == 1001
+    assert 1000 < taken / 1000 < 1450

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,26 +15,51 @@ from lightning_bsscale.theory.stored import FRACTIONS, as_plain, check_stored, f
 STATE_SCHEMA = 2
 
 
-def to_checkpoint(state: RunState, policy: Any, journal: dict[str, Any] | None, pace: Pace) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedRun:
+    """What a checkpoint holds of a callback, in the form that takes least memory.
+
+    Attributes:
+        run: the run
+        policy: the class of the policy, and what its own `state_dict` returned
+        journal: the journal's id, path and number of records, or None
+        pace: the seconds of the run's windows so far, by this process's clock
+    """
+
+    run: RunState
+    policy: dict[str, Any]
+    journal: dict[str, Any] | None
+    pace: Pace
+
+
+def state_of_policy(policy: Any) -> dict[str, Any]:
+    """Return a policy's class, and what its own `state_dict` returns; None if it has none."""
+    own = getattr(policy, "state_dict", None)
+    return {"class": type(policy).__qualname__, "state": own() if callable(own) else None}
+
+
+def to_checkpoint(saved: SavedRun) -> dict[str, Any]:
     """Return the state for a checkpoint.
 
     Args:
-        state: the run
-        policy: the policy, whose own `state_dict` is included if it has one
-        journal: the journal's id, path and number of records, or None
-        pace: the seconds of the run's windows so far, by this process's clock
+        saved: the run, and what is saved with it
 
     Returns:
         Numbers, strings, lists and dicts, and whatever the policy's `state_dict` returns.
     """
-    own = getattr(policy, "state_dict", None)
     return {
         "schema": STATE_SCHEMA,
-        "run": as_plain(state),
-        "policy": {"class": type(policy).__qualname__, "state": own() if callable(own) else None},
-        "journal": journal,
-        "pace": as_plain(pace),
+        "run": as_plain(saved.run),
+        "policy": saved.policy,
+        "journal": saved.journal,
+        "pace": as_plain(saved.pace),
     }
+
+
+def read_checkpoint(checkpoint: dict[str, Any], callback: str) -> SavedRun:
+    """Read what `to_checkpoint` returned; arguments and errors are those of `read_run`."""
+    run, pace = read_run(checkpoint, callback), read_pace(checkpoint)
+    return SavedRun(run=run, policy=checkpoint["policy"], journal=checkpoint["journal"], pace=pace)
 
 
 def read_run(checkpoint: dict[str, Any], callback: str) -> RunState:
@@ -75,8 +101,8 @@ def read_pace(checkpoint: dict[str, Any]) -> Pace:
     return pace
 
 
-def restore_policy(policy: Any, checkpoint: dict[str, Any]) -> None:
+def restore_policy(policy: Any, stored: dict[str, Any]) -> None:
     """Give the policy the state that one of its class stored."""
-    stored, load = checkpoint["policy"], getattr(policy, "load_state_dict", None)
+    load = getattr(policy, "load_state_dict", None)
     if stored["class"] == type(policy).__qualname__ and stored["state"] is not None and callable(load):
         load(stored["state"])

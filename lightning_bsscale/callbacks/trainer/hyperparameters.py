@@ -16,6 +16,8 @@ from torch import Tensor
 
 from lightning_bsscale.theory.hyperparameters import HyperparameterRule, scaled_values
 
+MOST_KNOWN = 256  # tensors whose number is remembered
+
 
 class ScopedHyperparameters:
     """Replaces entries of every parameter group during one update.
@@ -99,6 +101,8 @@ class _ScopedTensors:
     def _number(self, tensor: Tensor) -> float:
         known = self._known.get(id(tensor))
         if known is None or known[0] is not tensor or known[1] != tensor._version:
+            if len(self._known) >= MOST_KNOWN:  # new tensors in every step
+                self._known = {}
             self._known[id(tensor)] = known = (tensor, tensor._version, tensor.item())
         return known[2]
 

@@ -18,6 +18,9 @@ from torch.optim import Optimizer
 from lightning_bsscale.callbacks.trainer.hyperparameters import ScopedHyperparameters
 from lightning_bsscale.callbacks.trainer.optimizer_step import UpdateWrapper
 from lightning_bsscale.theory.hyperparameters import HyperparameterRule
+from lightning_bsscale.theory.numbers import significant
+
+RELATIVE_DIGITS = 9
 
 
 def _copy(lr: Any) -> Any:
@@ -224,6 +227,8 @@ class ScopedFactor:
 def relative_learning_rate(optimizer: Optimizer) -> float:
     """Return the user's learning rate relative to the initial one (first parameter group); 1 where none is known.
 
+    It has `RELATIVE_DIGITS` digits: a journal has it for every window, as the policy is given it.
+
     ReduceLROnPlateau and changes by hand leave no note of the initial one. There it is the optimizer's default, also of
     a group that began with another: the ratio of two of these numbers is the same.
     """
@@ -233,7 +238,7 @@ def relative_learning_rate(optimizer: Optimizer) -> float:
         initial = getattr(optimizer, "defaults", {}).get("lr")
         if initial is None or isinstance(initial, Tensor):  # which the group may share, and change in place
             return 1.0
-    return float(group["lr"]) / float(initial) if initial else 1.0
+    return significant(float(group["lr"]) / float(initial), RELATIVE_DIGITS) if initial else 1.0
 
 
 def reset_to_initial(optimizer: Optimizer) -> None:

@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 
+from lightning_bsscale.theory.numbers import significant
+
 WEIGHT_OF_NEW = 0.1
 UNTIMED_WINDOWS = 2  # of a process, at its start
+SECONDS_DIGITS = 4
 
 Seconds = tuple[float | None, float | None]
 
@@ -44,17 +47,17 @@ class StepTimes:
 
     @property
     def own(self) -> Seconds:
-        """Seconds per loader batch and per step of this rank, to nanoseconds: a journal has them for every window."""
-        per_loader_batch, per_step = self.seconds_per_loader_batch, self.seconds_per_step
-        return (
-            None if per_loader_batch is None else round(per_loader_batch, 9),
-            None if per_step is None else round(per_step, 9),
-        )
+        """Seconds per loader batch and per step of this rank."""
+        return self.seconds_per_loader_batch, self.seconds_per_step
 
     @property
     def shared(self) -> Seconds:
-        """The seconds for decisions, the same on all ranks: those of a single rank, or the last means over ranks."""
-        return self.own if self._world_size == 1 else self._of_all_ranks
+        """The seconds for decisions, the same on all ranks: those of a single rank, or the last means over ranks.
+
+        They have `SECONDS_DIGITS` digits: a journal has them for every window, as the policy is given them.
+        """
+        per_loader_batch, per_step = self.own if self._world_size == 1 else self._of_all_ranks
+        return _rounded(per_loader_batch), _rounded(per_step)
 
     def share(self, seconds: Seconds) -> None:
         """Set the means over ranks."""
@@ -84,6 +87,10 @@ class StepTimes:
     @staticmethod
     def _mean(before: float | None, seconds: float) -> float:
         return seconds if before is None else before + WEIGHT_OF_NEW * (seconds - before)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else significant(seconds, SECONDS_DIGITS)
 
 
 class WindowClock:
@@ -151,11 +158,15 @@ class RowTimes:
         yield
         ended.record(torch.cuda.current_stream(self._stream_of))
         self._running.append((began, ended, rows))
+        self._count_ended()  # here too, because nobody takes the times of windows that are not measured
 
-    def take(self) -> tuple[float, int]:
-        """Return seconds and rows of the sections that have ended since the last call, without waiting."""
+    def _count_ended(self) -> None:
         while self._running and self._running[0][1].query():
             began, ended, rows = self._running.pop(0)
             self._seconds, self._rows = self._seconds + began.elapsed_time(ended) / 1e3, self._rows + rows
+
+    def take(self) -> tuple[float, int]:
+        """Return seconds and rows of the sections that have ended since the last call, without waiting."""
+        self._count_ended()
         taken, self._seconds, self._rows = (self._seconds, self._rows), 0.0, 0
         return taken

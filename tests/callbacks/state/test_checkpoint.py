@@ -4,7 +4,14 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lightning_bsscale.callbacks.state.checkpoint import STATE_SCHEMA, read_run, restore_policy, to_checkpoint
+from lightning_bsscale.callbacks.state.checkpoint import (
+    STATE_SCHEMA,
+    SavedRun,
+    read_checkpoint,
+    restore_policy,
+    state_of_policy,
+    to_checkpoint,
+)
 from lightning_bsscale.theory.pace import Pace
 from tests.helpers.simulated_run import Host, Program
 
@@ -28,13 +35,17 @@ class Other(Keeps):
     pass
 
 
+def saved_run(state, policy=None, journal=None):
+    return SavedRun(run=state, policy=state_of_policy(policy), journal=journal, pace=Pace(windows=3, seconds=1.5))
+
+
 @pytest.mark.parametrize("loader_batches", range(len(PROGRAM.places()) + 1))
 def test_a_file_gives_the_same_run_again(loader_batches, tmp_path):
     state = Host.begin(PROGRAM).train(PROGRAM.places()[:loader_batches]).snapshot()
-    torch.save(to_checkpoint(state, None, {"id": "a"}, Pace()), tmp_path / "state.ckpt")
+    saved = saved_run(state, journal={"id": "a"})
+    torch.save(to_checkpoint(saved), tmp_path / "state.ckpt")
     checkpoint = torch.load(tmp_path / "state.ckpt", weights_only=True)
-    assert read_run(checkpoint, "BatchSizeScaler") == state
-    assert checkpoint["journal"] == {"id": "a"}
+    assert read_checkpoint(checkpoint, "BatchSizeScaler") == saved
 
 
 @pytest.mark.parametrize(
@@ -49,7 +60,7 @@ def test_a_file_gives_the_same_run_again(loader_batches, tmp_path):
     ],
 )
 def test_what_cannot_be_read_is_refused(change, words):
-    checkpoint = to_checkpoint(Host.begin(PROGRAM).state, None, None, Pace())
+    checkpoint = to_checkpoint(saved_run(Host.begin(PROGRAM).state))
     assert checkpoint["schema"] == STATE_SCHEMA
     ((name, value),) = change.items()
     if isinstance(value, dict) and value:
@@ -57,7 +68,7 @@ def test_what_cannot_be_read_is_refused(change, words):
         old = checkpoint["run"][field]
         value = {**checkpoint["run"], field: {**old, **inner} if isinstance(inner, dict) else inner}
     with pytest.raises(MisconfigurationException) as caught:
-        read_run({**checkpoint, name: value}, "Test")
+        read_checkpoint({**checkpoint, name: value}, "Test")
     assert words in str(caught.value)
 
 
@@ -69,5 +80,5 @@ def test_what_cannot_be_read_is_refused(change, words):
     ],
 )
 def test_a_policys_own_state_goes_to_one_of_its_class(stored, loaded, kept):
-    restore_policy(loaded, to_checkpoint(Host.begin(PROGRAM).state, stored, None, Pace()))
+    restore_policy(loaded, to_checkpoint(saved_run(Host.begin(PROGRAM).state, stored))["policy"])
     assert getattr(loaded, "kept", None) == kept

@@ -1,6 +1,7 @@
 """What else follows the batch: in the update it is the rule's, and everywhere else the user's."""
 
 import copy
+import weakref
 
 import lightning.pytorch as pl
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch.optim import SGD, AdamW, lr_scheduler
 
 from lightning_bsscale import BatchSizeScaler, Beta2, GradientNoiseScaleMonitor, WeightDecay
-from lightning_bsscale.callbacks.trainer.hyperparameters import ScopedHyperparameters, unusable_entry
+from lightning_bsscale.callbacks.trainer.hyperparameters import MOST_KNOWN, ScopedHyperparameters, unusable_entry
 from lightning_bsscale.journal import read_journal
 from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION
 from tests.helpers.lightning_cli import callbacks_from
@@ -136,6 +137,20 @@ def test_a_tensor_is_read_from_its_device_only_when_the_user_has_changed_it(monk
         scoped.restore()
         assert decay == users
     assert reads == [0.5, 0.25]
+
+
+def test_a_new_tensor_in_every_step_is_not_kept():
+    group, kept = {}, weakref.WeakSet()
+    scoped = ScopedHyperparameters([WeightDecay()])
+    scoped.ratio = 4.0
+    for _ in range(2 * MOST_KNOWN):
+        group["weight_decay"] = decay = torch.tensor(0.5)
+        kept.add(decay)
+        scoped.apply([group])
+        assert decay == 1.0
+        scoped.restore()
+        assert decay == 0.5
+    assert len(kept) <= MOST_KNOWN
 
 
 def test_what_the_optimizer_changes_of_a_tensor_is_the_users():

@@ -1,10 +1,12 @@
 """Seconds per loader batch and per step, by a clock that the test turns."""
 
 import time
+import weakref
 
 import pytest
+import torch
 
-from lightning_bsscale.callbacks.trainer.timing import UNTIMED_WINDOWS, WEIGHT_OF_NEW, StepTimes, WindowClock
+from lightning_bsscale.callbacks.trainer.timing import UNTIMED_WINDOWS, WEIGHT_OF_NEW, RowTimes, StepTimes, WindowClock
 
 
 @pytest.fixture
@@ -49,6 +51,15 @@ def test_many_ranks_decide_by_their_means_alone(run):
     assert (times.shared, times.own) == ((1.5, None), (2.0, 3.0))
 
 
+def test_what_decisions_rest_on_is_short_to_write(run):
+    times = run(StepTimes(world_size=1), (2 / 3, False), (1.0, True))
+    assert times.shared == (0.6667, 0.3333)
+    assert times.own == (2 / 3, 1 - 2 / 3)
+    of_two = StepTimes(world_size=2)
+    of_two.share((1e-5 / 3, 12_345.6789))
+    assert of_two.shared == (3.333e-06, 12_350.0)
+
+
 def test_a_loader_batch_that_never_began_is_not_timed(run):
     times = run(StepTimes(world_size=1), (2.0, False))
     times.stop(stepped=True)
@@ -91,3 +102,36 @@ def test_validation_is_no_part_of_a_window(turns):
     turns(1000.0)
     clock.pause()  # an epoch's end follows its validation
     assert window(clock, turns, before=500.0, within=3.0) == 5.0
+
+
+@pytest.mark.clock
+def test_times_that_nobody_takes_hold_no_events(monkeypatch):
+    """As on a GPU in a training whose windows are no longer measured; the device is five events behind."""
+
+    class Event:
+        recorded, alive = 0, weakref.WeakSet()
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+            self.alive.add(self)
+
+        def record(self, stream):
+            Event.recorded += 1
+            self.at = Event.recorded
+
+        def query(self):
+            return self.at <= Event.recorded - 5
+
+        def elapsed_time(self, other):
+            return 1000.0 * (other.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    times = RowTimes(torch.device("cuda"))
+    for _ in range(1000):
+        with times.section(8):
+            pass
+    assert 0 < len(Event.alive) < 10
+    Event.recorded += 5
+    assert times.take() == (1000.0, 8000)
+    assert times.take() == (0.0, 0)
