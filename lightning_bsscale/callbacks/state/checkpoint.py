@@ -7,6 +7,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_bsscale.theory.checks import show
+from lightning_bsscale.theory.losses import Losses
 from lightning_bsscale.theory.pace import Pace
 from lightning_bsscale.theory.state import RunState
 from lightning_bsscale.theory.stored import FRACTIONS, as_plain, check_stored, from_plain
@@ -14,7 +15,9 @@ from lightning_bsscale.theory.stored import FRACTIONS, as_plain, check_stored, f
 STATE_SCHEMA = 2
 
 
-def to_checkpoint(state: RunState, policy: Any, journal: dict[str, Any] | None, pace: Pace) -> dict[str, Any]:
+def to_checkpoint(
+    state: RunState, policy: Any, journal: dict[str, Any] | None, pace: Pace, losses: Losses
+) -> dict[str, Any]:
     """Return the state for a checkpoint.
 
     Args:
@@ -22,6 +25,7 @@ def to_checkpoint(state: RunState, policy: Any, journal: dict[str, Any] | None, 
         policy: the policy, whose own `state_dict` is included if it has one
         journal: the journal's id, path and number of records, or None
         pace: the seconds of the run's windows so far, by this process's clock
+        losses: what the run logged, for its picture
 
     Returns:
         Numbers, strings, lists and dicts, and whatever the policy's `state_dict` returns.
@@ -33,6 +37,7 @@ def to_checkpoint(state: RunState, policy: Any, journal: dict[str, Any] | None, 
         "policy": {"class": type(policy).__qualname__, "state": own() if callable(own) else None},
         "journal": journal,
         "pace": as_plain(pace),
+        "losses": as_plain(losses),
     }
 
 
@@ -73,6 +78,16 @@ def read_pace(checkpoint: dict[str, Any]) -> Pace:
         return Pace()  # nothing that the run computes depends on it
     pace: Pace = from_plain(Pace, checkpoint["pace"])
     return pace
+
+
+def read_losses(checkpoint: dict[str, Any]) -> Losses:
+    """Return the losses of the run up to the checkpoint; none if it does not hold any."""
+    try:
+        check_stored(Losses, checkpoint.get("losses"))
+    except ValueError:
+        return Losses()  # only a picture depends on it
+    losses: Losses = from_plain(Losses, checkpoint["losses"])
+    return losses
 
 
 def restore_policy(policy: Any, checkpoint: dict[str, Any]) -> None:

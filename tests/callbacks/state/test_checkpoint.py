@@ -5,6 +5,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_bsscale.callbacks.state.checkpoint import STATE_SCHEMA, read_run, restore_policy, to_checkpoint
+from lightning_bsscale.theory.losses import Losses
 from lightning_bsscale.theory.pace import Pace
 from tests.helpers.simulated_run import Host, Program
 
@@ -31,7 +32,7 @@ class Other(Keeps):
 @pytest.mark.parametrize("loader_batches", range(len(PROGRAM.places()) + 1))
 def test_a_file_gives_the_same_run_again(loader_batches, tmp_path):
     state = Host.begin(PROGRAM).train(PROGRAM.places()[:loader_batches]).snapshot()
-    torch.save(to_checkpoint(state, None, {"id": "a"}, Pace()), tmp_path / "state.ckpt")
+    torch.save(to_checkpoint(state, None, {"id": "a"}, Pace(), Losses()), tmp_path / "state.ckpt")
     checkpoint = torch.load(tmp_path / "state.ckpt", weights_only=True)
     assert read_run(checkpoint, "BatchSizeScaler") == state
     assert checkpoint["journal"] == {"id": "a"}
@@ -49,7 +50,7 @@ def test_a_file_gives_the_same_run_again(loader_batches, tmp_path):
     ],
 )
 def test_what_cannot_be_read_is_refused(change, words):
-    checkpoint = to_checkpoint(Host.begin(PROGRAM).state, None, None, Pace())
+    checkpoint = to_checkpoint(Host.begin(PROGRAM).state, None, None, Pace(), Losses())
     assert checkpoint["schema"] == STATE_SCHEMA
     ((name, value),) = change.items()
     if isinstance(value, dict) and value:
@@ -69,5 +70,5 @@ def test_what_cannot_be_read_is_refused(change, words):
     ],
 )
 def test_a_policys_own_state_goes_to_one_of_its_class(stored, loaded, kept):
-    restore_policy(loaded, to_checkpoint(Host.begin(PROGRAM).state, stored, None, Pace()))
+    restore_policy(loaded, to_checkpoint(Host.begin(PROGRAM).state, stored, None, Pace(), Losses()))
     assert getattr(loaded, "kept", None) == kept
