@@ -48,7 +48,7 @@ def read_runs(runs: Any) -> list[ComparedRun]:
     """
     if isinstance(runs, Mapping) and not _is_columns(runs):
         named = list(runs.items())
-    elif isinstance(runs, Iterable) and not isinstance(runs, (str, Path, Mapping)):
+    elif isinstance(runs, Iterable) and not isinstance(runs, (str, Path)) and not _is_columns(runs):
         named = [(_name_of(run, number), run) for number, run in enumerate(runs, start=1)]
     else:
         raise TypeError(f"runs must be a list of runs, or a mapping from names to runs, got {show(runs)}")
@@ -60,8 +60,8 @@ def _name_of(run: Any, number: int) -> str:
 
 
 def _is_columns(run: Any) -> bool:
-    has_columns = hasattr(run, "__getitem__") and hasattr(run, "__contains__") and not isinstance(run, (str, Path))
-    return has_columns and "loss" in run and any(column in run for column in COLUMNS)
+    # A DataFrame is no Mapping, and has the keys of one.
+    return hasattr(run, "keys") and "loss" in run and any(column in run for column in COLUMNS)
 
 
 def _read(name: str, run: Any) -> ComparedRun:
@@ -72,9 +72,9 @@ def _read(name: str, run: Any) -> ComparedRun:
         return ComparedRun(name=name, unit=unit, losses={key: tuple(points) for key, points in losses.items()})
     if _is_columns(run):
         return _of_columns(name, run)
+    example = '{"loss": [...], "steps": [...], "examples": [...]}'
     raise TypeError(
-        f"{name} must be a callback, the path of a journal, or columns of numbers such as "
-        f'{{"loss": [...], "steps": [...], "examples": [...]}}, got {show(run)}'
+        f"{name} must be a callback, the path of a journal, or columns of numbers such as {example}, got {show(run)}"
     )
 
 

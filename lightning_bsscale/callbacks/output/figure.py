@@ -74,14 +74,14 @@ def _words(error: Exception) -> str:
 
 
 def _warn(problems: list[str]) -> None:
-    text = (
-        f"bsscale: the picture of the run was not logged ({'; '.join(problems)}). Nothing else is affected, and plot() "
-        "draws it again."
-    )
     try:
-        rank_zero_warn(text, category=UserWarning)
-    except UserWarning:  # where warnings are errors
-        rank_zero_info(text)
+        rank_zero_warn(
+            f"bsscale: the picture of the run was not logged ({'; '.join(problems)}). Nothing else is affected, and "
+            "plot() draws it again.",
+            category=UserWarning,
+        )
+    except UserWarning as warning:  # where warnings are errors
+        rank_zero_info(str(warning))
 
 
 def _give(logger: Any, figure: Figure, key: str, step: int, folder: str) -> None:

@@ -156,23 +156,27 @@ class Raises(StandIn):
         raise ConnectionError("no route to host")
 
 
+class InFolder(KeepSteps):
+    log_dir = None
+
+    def __init__(self, folder):
+        super().__init__()
+        self.log_dir = folder
+
+
 def broken_folder(tmp_path):
     (tmp_path / "taken").write_text("a file where the folder should be")
-    logger = KeepSteps()
-    logger.log_dir = str(tmp_path / "taken" / "logs")
-    return logger
+    return InFolder(str(tmp_path / "taken" / "logs"))
 
 
 def remote_folder(tmp_path):
-    logger = KeepSteps()
-    logger.log_dir = "s3://bucket/logs"
-    return logger
+    return InFolder("s3://bucket/logs")
 
 
 PROBLEMS = {
     "a logger that raises": (lambda path: Raises(), "Raises: ConnectionError: no route to host"),
-    "no folder": (broken_folder, "KeepSteps: .*Error"),
-    "a remote folder": (remote_folder, "KeepSteps: ValueError: s3:.* is not on this machine"),
+    "no folder": (broken_folder, "InFolder: .*Error"),
+    "a remote folder": (remote_folder, "InFolder: ValueError: s3:.* is not on this machine"),
 }
 
 

@@ -6,16 +6,16 @@ from torch.optim import SGD
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.callbacks.trainer import losses as losses_module
-from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH
+from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, MID_EPOCH, WITHOUT_VALIDATION
 from tests.helpers.training import KeepSteps, Regression, fit, regression_loader, scripted
 
-pytestmark = [CANNOT_MEASURE, CKPT_PATH, MID_EPOCH]
+pytestmark = [CANNOT_MEASURE, CKPT_PATH, MID_EPOCH, WITHOUT_VALIDATION]
 
 
 class Logs(Regression):
     """Logs losses in every way that users do: at steps, at epochs, at both, and in validation."""
 
-    def __init__(self, own_prefix="own"):
+    def __init__(self):
         super().__init__(lambda p: SGD(p, lr=0.01))
         self.steps, self.sums, self.validations, self.count = [], [], [], 0
 
@@ -28,8 +28,8 @@ class Logs(Regression):
         self.log("epoch_Loss", loss, on_step=False, on_epoch=True)
         self.log("both_loss", loss, on_step=True, on_epoch=True)
         self.log("accuracy", loss)
-        self.steps.append(float(loss))
-        self.sums[-1].append(float(loss))
+        self.steps.append(loss.item())
+        self.sums[-1].append(loss.item())
         return loss
 
     def validation_step(self, batch, batch_idx):
