@@ -46,6 +46,7 @@ from lightning_bsscale.theory.events import (
     StepEvent,
     WindowEvent,
 )
+from lightning_bsscale.theory.losses import LossEvent
 from lightning_bsscale.theory.pace import Pace
 from lightning_bsscale.theory.profile import RunProfile
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
@@ -98,7 +99,7 @@ class Header:
 
 
 Record = Measurement | DecisionRecord
-Line = Record | StepEvent | RuleEvent | Header
+Line = Record | StepEvent | RuleEvent | LossEvent | Header
 _EVENTS: dict[str, Any] = {
     "measurement": Measurement,
     "decision": DecisionRecord,
@@ -108,6 +109,7 @@ _EVENTS: dict[str, Any] = {
     "rule": RuleEvent,
     "schedulers": SchedulersEvent,
     "metric": MetricEvent,
+    "loss": LossEvent,
     "gave_up": GiveUpEvent,
     "end": EndEvent,
     "resumed": Header,

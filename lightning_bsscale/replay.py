@@ -19,6 +19,7 @@ from lightning_bsscale.theory import run
 from lightning_bsscale.theory.described import make_policy, make_rule, make_schedule
 from lightning_bsscale.theory.events import Applied, EndEvent, StepEvent, WindowEvent, apply
 from lightning_bsscale.theory.history import History
+from lightning_bsscale.theory.losses import LossEvent
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.schedules import resolve_schedule
 from lightning_bsscale.theory.state import RunNumbers, RunSettings, RunState
@@ -140,6 +141,8 @@ class _Run:
 
     def past(self, number: int, line: Line) -> Iterator[Replayed]:
         """Advance the run by one line."""
+        if isinstance(line, LossEvent):  # on which nothing depends
+            return
         if isinstance(line, (Measurement, DecisionRecord)):
             yield self._found(number, line)
             return

@@ -19,7 +19,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "callbacks": (
         {
             *("torch", "lightning", "numpy", "theory", "gradients", "callbacks"),
-            *("journal", "summary", "record_lists", "verdict"),
+            *("journal", "journal_file", "summary", "record_lists", "verdict"),
         },
         {"figures", "matplotlib"},
     ),
@@ -31,7 +31,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "summary": ({"theory", "journal"}, set()),
     "record_lists": ({"theory"}, {"pandas"}),
     "verdict": ({"theory", "journal", "verdict"}, set()),
-    "figures": ({"theory", "journal", "summary", "numpy"}, {"matplotlib"}),
+    "figures": ({"theory", "journal", "numpy", "figures"}, {"matplotlib"}),
     "report": ({"theory", "journal", "verdict", "report"}, set()),
     "simulation": ({"theory", "numpy", "simulation"}, {"matplotlib"}),
     "demo": (

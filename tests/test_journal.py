@@ -21,6 +21,7 @@ from lightning_bsscale.summary import describe_noise, summary_table
 from lightning_bsscale.theory import events
 from lightning_bsscale.theory.described import describe
 from lightning_bsscale.theory.events import EndEvent, EpochEvent, WindowEvent
+from lightning_bsscale.theory.losses import LossEvent
 from lightning_bsscale.theory.measured import Arrived
 from lightning_bsscale.theory.policies import NoiseScalePolicy
 from lightning_bsscale.theory.rules import Capped, Power
@@ -79,6 +80,7 @@ EVENTS = [
     events.SchedulersEvent(frequencies=(1, 3)),
     events.GiveUpEvent(),
     events.MetricEvent(name="val_loss", value=math.inf),
+    LossEvent(name="loss", value=math.inf, examples_seen=80.0, optimizer_steps=7),
     EndEvent(ready=3, state=BEGUN),
 ]
 

@@ -30,6 +30,8 @@ CONSTRUCTORS = {
         "batch_size_fn": None,
         "unit": "examples",
         "log_prefix": "bsscale/",
+        "log_step": "optimizer",
+        "log_figure": False,
         "record": False,
     },
     "WarmupCosine": {"final": 0.0},
@@ -38,7 +40,7 @@ CONSTRUCTORS = {
     "Beta2": {"floor": 0.95},
     "Momentum": {},
 }
-OF_BOTH = {"history", "journal_path", "noise_scale", "state_key"}
+OF_BOTH = {"history", "journal_path", "losses", "noise_scale", "state_key", "unit"}
 PROPERTIES = {
     "BatchSizeScaler": {*OF_BOTH, "batch_size", "decisions", "examples_seen", "lr_scale", "planned_steps"},
     "GradientNoiseScaleMonitor": OF_BOTH,
@@ -47,8 +49,9 @@ FUNCTIONS = {"critical_batch_size", "measure_noise_scale", "noise_scale", "scale
 LOGGED_KEYS = {
     *("noise_scale", "noise_scale_high", "noise_scale_low", "grad_sq_norm", "grad_trace_cov"),
     *("batch_size", "accumulate_grad_batches", "examples_seen", "dropped_windows", "limited_windows", "lr", "lr_scale"),
+    "hold_reason",
 }
-STATE_KEYS = {"schema", "run", "policy", "journal", "pace"}
+STATE_KEYS = {"schema", "run", "policy", "journal", "pace", "losses"}
 RUN_KEYS = {
     *("first", "now", "is_resumed", "epoch", "loader_batches_in_epoch", "position", "windows", "window", "cut"),
     *("batch", "decisions", "examples", "lost_examples", "lost_loader_batches", "measured", "row_limit", "pending"),

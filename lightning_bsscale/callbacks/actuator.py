@@ -16,6 +16,7 @@ from lightning_bsscale.callbacks.checks import preflight
 from lightning_bsscale.callbacks.gradient_watch import watched_parameters
 from lightning_bsscale.callbacks.trainer.accumulation import Accumulation, rescale_cut_window
 from lightning_bsscale.callbacks.trainer.learning_rate import ScopedFactor, relative_learning_rate
+from lightning_bsscale.callbacks.trainer.learning_rate_names import has_monitor
 from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
 from lightning_bsscale.callbacks.trainer.schedulers import ExampleClock
 from lightning_bsscale.callbacks.trainer.stop import StopRequest
@@ -75,7 +76,7 @@ class Actuator:
 
     def attach(self, optimizer: Any, plan: UserPlan, position: PlanPosition) -> None:
         """Wrap the optimizer's step, and assume that the user's schedulers are at the plan's position."""
-        self._lr = ScopedFactor(optimizer, self._also_scale_for(optimizer))
+        self._lr = ScopedFactor(optimizer, self._also_scale_for(optimizer), notes_all_groups=has_monitor(self.trainer))
         self._held.callback(self._lr.remove)
 
     def check_optimizer(self) -> None:
@@ -116,6 +117,11 @@ class Actuator:
     def lr(self) -> float:
         """The learning rate of the last update (first parameter group); before any, the user's."""
         return self._scoped.lr
+
+    @property
+    def lrs(self) -> list[float]:
+        """The same of all parameter groups where a `LearningRateMonitor` shows them, else of the first alone."""
+        return self._scoped.lrs
 
     @property
     def factors(self) -> tuple[float, float]:

@@ -45,6 +45,8 @@ class GradientNoiseScaleMonitor(WindowCallback):
         batch_size_fn: Callable[[Any], float] | None = None,
         unit: str = "examples",
         log_prefix: str = "bsscale/",
+        log_step: str = "optimizer",
+        log_figure: bool = False,
         record: bool | str | Path = False,
     ) -> None:
         """Check the options.
@@ -66,6 +68,11 @@ class GradientNoiseScaleMonitor(WindowCallback):
             unit: What `batch_size_fn` counts, as a plural word (``"tokens"``): messages, tables and axes speak of it.
                 Defaults to ``"examples"``.
             log_prefix: Prefix of each logged key. Defaults to ``"bsscale/"``.
+            log_step: What the loggers' step of these keys counts: ``"optimizer"`` steps, as in Lightning's own metrics,
+                or ``"examples"``, for loggers that can draw against nothing else. Defaults to ``"optimizer"``.
+            log_figure: Give the picture of `plot` to the loggers when training ends (TensorBoard, Weights & Biases,
+                MLflow, Comet); other loggers have it as ``bsscale.png`` in their folder. Needs matplotlib; a problem
+                is a warning. Defaults to False.
             record: True writes ``bsscale.jsonl`` into the log folder, a path names the file. If it exists already,
                 ``-v1``, ``-v2``, … is inserted before its suffix (see `journal_path`). Defaults to False.
 
@@ -82,22 +89,28 @@ class GradientNoiseScaleMonitor(WindowCallback):
                 batch_size_fn=options.check_batch_size_fn(batch_size_fn),
                 unit=options.check_unit(unit),
                 log_prefix=options.check_prefix(log_prefix),
+                log_step=options.check_log_step(log_step),
+                log_figure=options.check_flag("log_figure", log_figure),
                 record=options.check_record(record),
             )
         )
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, Any]:
-        """Draw the noise scale with its band, and the batch, against examples seen.
+        """Draw the noise scale with its band, and the batch, against examples seen; needs matplotlib.
 
         Args:
-            ax: axes to draw on; None creates a figure
+            ax: axes to draw these alone on; None creates a figure
 
         Returns:
-            The figure and its axes.
+            The figure and its axes: one, or an array where there are two more of the `losses`, against examples and
+            steps.
         """
+        return super().plot(ax)
+
+    def _draw(self, ax: Axes | None = None, *, is_shown: bool = True) -> tuple[Figure, Any]:
         from lightning_bsscale.figures import plot_noise_scale
 
-        return plot_noise_scale(self.history, ax=ax, unit=self._options.unit)
+        return plot_noise_scale(self._drawn_run(), ax, is_shown=is_shown)
 
     def _make_actuator(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, micro_batches: MicroBatches

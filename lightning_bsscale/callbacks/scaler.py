@@ -44,9 +44,9 @@ class BatchSizeScaler(WindowCallback):
     ============================  =============================================================================
     key                           meaning
     ============================  =============================================================================
-    ``noise_scale``               B_simple = tr Σ / ‖G‖², averaged, in examples (inf: ‖G‖² is not above zero)
-    ``noise_scale_low``           lower end of its 90 % interval, in examples
-    ``noise_scale_high``          upper end, in examples (inf: unknown)
+    ``noise_scale``               B_simple = tr Σ / ‖G‖², averaged, in examples; not logged while it is not resolved
+    ``noise_scale_low``           lower end of its 90 % interval, in examples; not logged while it is 0
+    ``noise_scale_high``          upper end, in examples; not logged while there is none
     ``grad_sq_norm``              ‖G‖² averaged, gradient units squared
     ``grad_trace_cov``            tr Σ averaged, gradient units squared × examples
     ``dropped_windows``           measured windows with a NaN or inf so far; they did not enter the averages
@@ -58,8 +58,11 @@ class BatchSizeScaler(WindowCallback):
     ``lr_scale``                  the factor on the learning rate applied in this step; in a dry run, the one that
                                   `batch_size` would have
     ``lr``                        the learning rate of this step (first parameter group), factor included; both are
-                                  the last update's if this step made none
-    ``examples_seen``             examples so far
+                                  the last update's if this step made none. Beside a `LearningRateMonitor` it is one
+                                  key for each of its keys instead: ``bsscale/lr-SGD`` beside ``lr-SGD``
+    ``hold_reason``               why the batch was held, as a number (docs/reference.md has the legend); 0 where it
+                                  changed
+    ``examples_seen``             examples so far; also on the rows that Lightning writes
     ============================  =============================================================================
 
     Example::
@@ -90,6 +93,8 @@ class BatchSizeScaler(WindowCallback):
         dry_run: bool = False,
         unit: str = "examples",
         log_prefix: str = "bsscale/",
+        log_step: str = "optimizer",
+        log_figure: bool = False,
         record: bool | str | Path = False,
         progress_bar: bool = False,
         verbose: bool = False,
@@ -135,6 +140,11 @@ class BatchSizeScaler(WindowCallback):
             unit: What `batch_size_fn` counts, as a plural word (``"tokens"``): messages, tables and axes speak of it.
                 Defaults to ``"examples"``.
             log_prefix: Prefix of each logged key. Defaults to ``"bsscale/"``.
+            log_step: What the loggers' step of these keys counts: ``"optimizer"`` steps, as in Lightning's own metrics,
+                or ``"examples"``, for loggers that can draw against nothing else. Defaults to ``"optimizer"``.
+            log_figure: Give the picture of `plot` to the loggers when training ends (TensorBoard, Weights & Biases,
+                MLflow, Comet); other loggers have it as ``bsscale.png`` in their folder. Needs matplotlib; a problem
+                is a warning. Defaults to False.
             record: True writes ``bsscale.jsonl`` into the log folder, a path names the file. If it exists already,
                 ``-v1``, ``-v2``, … is inserted before its suffix (see `journal_path`). Defaults to False.
             progress_bar: Show the batch in the progress bar. Defaults to False.
@@ -169,6 +179,8 @@ class BatchSizeScaler(WindowCallback):
                 dry_run=options.check_flag("dry_run", dry_run),
                 unit=options.check_unit(unit),
                 log_prefix=options.check_prefix(log_prefix),
+                log_step=options.check_log_step(log_step),
+                log_figure=options.check_flag("log_figure", log_figure),
                 record=options.check_record(record),
                 progress_bar=options.check_flag("progress_bar", progress_bar),
                 verbose=options.check_flag("verbose", verbose),
@@ -232,17 +244,23 @@ class BatchSizeScaler(WindowCallback):
         return [*policy, f"batch {grown} {options.unit}", *stands]
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, Any]:
-        """Draw noise scale with band, batch, and learning rate with and without the factor, against examples seen.
+        """Draw the run against examples seen; needs matplotlib.
 
         Args:
-            ax: axes to draw the noise scale and the batch alone on; None creates a figure with both panels
+            ax: axes to draw the noise scale and the batch alone on; None creates a figure with all panels
 
         Returns:
-            The figure and its axes.
+            The figure and its axes: an array, or one where nothing but the noise scale is drawn. The first panel has
+            the noise scale with its band, the bound that decides, the target, and the batch as a staircase, with warmup
+            and unresolved stretches marked; the second the learning rate with and without the factor for the batch;
+            two more the `losses`, if any are known, against examples and steps.
         """
+        return super().plot(ax)
+
+    def _draw(self, ax: Axes | None = None, *, is_shown: bool = True) -> tuple[Figure, Any]:
         from lightning_bsscale.figures import plot_run
 
-        return plot_run(self.history, self.decisions, ax=ax, unit=self._options.unit)
+        return plot_run(self._drawn_run(), ax, is_shown=is_shown)
 
     # ------------------------------------------------------------------ before the first step
 

@@ -19,9 +19,11 @@ from lightning_bsscale.callbacks.output.reports import Reports
 from lightning_bsscale.callbacks.state.checkpoint import SavedRun, restore_policy
 from lightning_bsscale.callbacks.trainer.learning_rate import relative_learning_rate
 from lightning_bsscale.callbacks.trainer.loaders import Loaders, SizeCheck, read_loaders
+from lightning_bsscale.callbacks.trainer.losses import LossReader
 from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
 from lightning_bsscale.callbacks.trainer.user_plan import read_plan
 from lightning_bsscale.callbacks.window_loop import WindowLoop
+from lightning_bsscale.theory.losses import Losses
 from lightning_bsscale.theory.pace import Pace
 from lightning_bsscale.theory.plan import PlanPosition
 from lightning_bsscale.theory.profile import RunProfile
@@ -104,7 +106,8 @@ def start_run(
         usual_size = size if stored is None else now.own_granularity
         sizes = SizeCheck(usual_size if options.decides else None, options.unit)
         actuator.attach(optimizer, settings.plan, state.position)
-        reports = Reports(options, settings, journal, sizes)
+        losses = LossReader(Losses() if saved is None else saved.losses, options.log_prefix)
+        reports = Reports(options, settings, journal, sizes, losses)
         return WindowLoop(settings, state, actuator, gradients, loaders, reports, profile, pace)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -13,6 +14,7 @@ from lightning_bsscale.callbacks.actuator import Actuator
 from lightning_bsscale.callbacks.checks import compatibility, preflight
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.output import messages
+from lightning_bsscale.callbacks.output.figure import log_figure, warn_without_matplotlib
 from lightning_bsscale.callbacks.start_run import start_run
 from lightning_bsscale.callbacks.state.checkpoint import SavedRun, read_checkpoint, state_of_policy, to_checkpoint
 from lightning_bsscale.callbacks.state.open_run import OpenRun
@@ -24,10 +26,17 @@ from lightning_bsscale.callbacks.window_loop import WindowLoop
 from lightning_bsscale.record_lists import MeasurementList
 from lightning_bsscale.summary import describe_noise
 from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.losses import Losses, LossPoint
 from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.profile import RunContext
 from lightning_bsscale.theory.state import RunState
 from lightning_bsscale.verdict import Verdict, facts_of_run, verdict_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lightning_bsscale.figures import DrawnRun
 
 __all__ = ["WindowCallback"]
 
@@ -82,7 +91,20 @@ class WindowCallback(pl.Callback):
 
     @property
     def _known(self) -> Outcome:
-        return Outcome(run=self._run, journal_path=self._recorded_to, context=self._context)
+        return Outcome(run=self._run, journal_path=self._recorded_to, context=self._context, losses=self._losses)
+
+    @property
+    def _losses(self) -> Losses:
+        return self._shown.losses if self._loop is None else self._loop.reports.losses.losses
+
+    @property
+    def losses(self) -> dict[str, tuple[LossPoint, ...]]:
+        """What was logged with ``self.log`` under names that contain "loss", and where; thinned in a long training.
+
+        A loss of training steps is read where the loggers take it, every `log_every_n_steps` optimizer steps; all are
+        those of the first rank.
+        """
+        return {curve.name: curve.points for curve in self._losses.curves}
 
     @property
     def _recorded_to(self) -> str | None:
@@ -99,6 +121,49 @@ class WindowCallback(pl.Callback):
             loaded = "" if run is None else ": only the state of a checkpoint is loaded"
             return Verdict(f"No training in this process yet{loaded}.")
         return verdict_of(facts_of_run(run, context))
+
+    @property
+    def unit(self) -> str:
+        """What the run counts, as a plural word."""
+        return self._options.unit
+
+    def plot(self, ax: Axes | None = None) -> tuple[Figure, Any]:
+        """Draw the run; the callbacks say what.
+
+        Args:
+            ax: axes to draw the noise scale and the batch alone on; None creates a figure
+
+        Returns:
+            The figure and its axes.
+        """
+        return self._draw(ax)
+
+    def _draw(self, ax: Axes | None = None, *, is_shown: bool = True) -> tuple[Figure, Any]:
+        raise NotImplementedError
+
+    def _drawn_run(self) -> DrawnRun:
+        """Return what is drawn of the run."""
+        from lightning_bsscale.figures import DrawnRun
+
+        run, context = self._run, self._context
+        verdict = self.verdict()
+        drawn = DrawnRun(
+            unit=self._options.unit,
+            losses=self.losses,
+            why=" ".join((verdict.headline, *verdict.reasons)),
+        )
+        if run is None:
+            return drawn
+        return replace(
+            drawn,
+            history=run.measured.history,
+            decisions=run.decisions.records,
+            examples_seen=float(run.examples.total),
+            warmup_examples=0.0 if context is None else context.numbers.warmup_examples,
+            batch_size=run.batch.batch_size,
+            granularity=run.now.granularity,
+            is_dry_run=self._options.decides and self._options.dry_run,
+        )
 
     def _stands(self) -> list[str]:
         """Return where the run stands, in phrases for `repr`."""
@@ -142,10 +207,12 @@ class WindowCallback(pl.Callback):
         self._check_trainer(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check the optimizer and the module's normalisation."""
+        """Check the optimizer, the module's normalisation, and whether a picture can be drawn."""
         preflight.check_optimizer(trainer, self._options.callback)
         self._check_optimizer(trainer)
         preflight.warn_batch_norm(pl_module, trainer.world_size)
+        if self._options.log_figure:
+            warn_without_matplotlib()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Create the actuator, and place the resumed window, which Lightning inspects next."""
@@ -221,11 +288,17 @@ class WindowCallback(pl.Callback):
             self._loop.skip_loader_batch(batch_idx)
         else:
             self._loop.end_loader_batch(batch_idx)
+            self._loop.reports.end_loader_batch(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the validation out of the training's seconds."""
         if self._loop is not None:
             self._loop.clock.pause()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add to the row that Lightning writes."""
+        if self._loop is not None:
+            self._loop.reports.end_validation_epoch(trainer, self._loop.state)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the metrics that the policy watches."""
@@ -242,7 +315,7 @@ class WindowCallback(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore everything of the user's."""
         if self._loop is not None:
-            self._loop.drop_window()
+            self._loop.end_training()
         self._finish(trainer)
         self._channel.send(trainer, self._outcome)
 
@@ -281,9 +354,17 @@ class WindowCallback(pl.Callback):
             try:
                 loop.flush()
             finally:
-                self._outcome = Outcome(run=loop.state, journal_path=loop.reports.journal.path, context=loop.context)
+                self._outcome = Outcome(
+                    run=loop.state,
+                    journal_path=loop.reports.journal.path,
+                    context=loop.context,
+                    losses=loop.reports.losses.losses,
+                )
         if loop.state.windows and (not is_interrupted or loop.state.measured.history):
             messages.log_verdict(self.verdict())
+            if self._options.log_figure:
+                step = loop.reports.logged_step(trainer, loop.state)
+                log_figure(trainer, self._options.log_prefix, step, lambda: self._draw(is_shown=False)[0])
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the fit, so that another Trainer may use the callback."""
@@ -327,7 +408,9 @@ class WindowCallback(pl.Callback):
         if loop is None:
             return self._saved
         run, policy = loop.snapshot(), state_of_policy(self._options.policy)
-        return SavedRun(run=run, policy=policy, journal=loop.reports.journal.state(), pace=loop.pace)
+        reports = loop.reports
+        journal, losses = reports.journal.state(), reports.losses.losses
+        return SavedRun(run=run, policy=policy, journal=journal, pace=loop.pace, losses=losses)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training begins; refuse one of another schema."""
@@ -335,4 +418,4 @@ class WindowCallback(pl.Callback):
         if self._open_run.is_training:
             return  # another Trainer validates a checkpoint during this training
         self._saved = saved
-        self._outcome, self._channel.outcome = Outcome(run=saved.run), None
+        self._outcome, self._channel.outcome = Outcome(run=saved.run, losses=saved.losses), None

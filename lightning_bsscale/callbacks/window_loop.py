@@ -18,11 +18,13 @@ from lightning_bsscale.callbacks.gradient_watch import GradientWatch
 from lightning_bsscale.callbacks.output import messages
 from lightning_bsscale.callbacks.output.reports import Reports
 from lightning_bsscale.callbacks.trainer.loaders import Loaders
+from lightning_bsscale.callbacks.trainer.losses import When
 from lightning_bsscale.callbacks.trainer.metrics import WatchedMetrics
 from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
 from lightning_bsscale.callbacks.trainer.timing import WindowClock
 from lightning_bsscale.theory import run
 from lightning_bsscale.theory.frozen import changed
+from lightning_bsscale.theory.losses import LossPoint
 from lightning_bsscale.theory.pace import Pace
 from lightning_bsscale.theory.profile import RunContext, RunProfile
 from lightning_bsscale.theory.records import DecisionRecord
@@ -84,6 +86,7 @@ class WindowLoop:
         )
         before, self.state = self.state, started.state
         self.reports.epoch_started(before, started)
+        self.reports.read_losses(trainer, When.EPOCH, self._place)
 
     def _open_window(self, batch_idx: int) -> OpenWindow:
         cut, accumulate, steps = self.state.cut, self.actuator.accumulate, self.actuator.trainer.global_step
@@ -162,7 +165,7 @@ class WindowLoop:
         self.reports.decided(conditions, asked)
         if self.settings.acts and self.settings.plan.is_used_up(self.state.position, self.state.used_examples):
             self.actuator.stop()
-        self.reports.log(self.state, self.actuator, asked, window)
+        self.reports.log(self.state, self.actuator, asked, window, self._place)
         if self.actuator.is_factor_overwritten():
             # Not an error, because it may show only when the batch first grows, days into a training.
             messages.warn_overwritten_factor(self.gradients.optimizer)
@@ -173,6 +176,16 @@ class WindowLoop:
         took, numbers = self.clock.lap(), self.settings
         self.pace = self.pace.with_window(numbers, took, window.begun, window.examples, is_measured=window.is_measured)
         return took
+
+    @property
+    def _place(self) -> LossPoint:
+        """Where the run is, for a loss that is read here."""
+        return LossPoint(
+            examples_seen=self.state.examples.total,
+            optimizer_steps=self.state.windows,
+            seconds=self.pace.seconds,
+            value=math.nan,
+        )
 
     @property
     def context(self) -> RunContext:
@@ -246,13 +259,23 @@ class WindowLoop:
         return self.settings.plan.steps_after(self.state.position, batch_idx + 1, is_last=is_last)
 
     def end_validation(self) -> None:
-        """Read the watched metrics of a validation."""
-        self._log_metrics(self._metrics.at_validation_end(self.actuator.trainer))
+        """Read the watched metrics and the losses of a validation."""
+        trainer = self.actuator.trainer
+        self._log_metrics(self._metrics.at_validation_end(trainer))
+        self.reports.read_losses(trainer, When.VALIDATION_END, self._place)
 
     def end_epoch(self) -> None:
         """Read the watched metrics of an epoch."""
         self.clock.pause()
-        self._log_metrics(self._metrics.at_epoch_end(self.actuator.trainer))
+        trainer = self.actuator.trainer
+        self._log_metrics(self._metrics.at_epoch_end(trainer))
+        self.reports.end_epoch(trainer, self.state)
+
+    def end_training(self) -> None:
+        """Drop a window that no step ended, and read the last losses."""
+        self.drop_window()
+        self.reports.read_losses(self.actuator.trainer, When.EPOCH, self._place)
+        self.reports.settle_losses()
 
     def _log_metrics(self, values: list[tuple[str, float]]) -> None:
         for name, value in values:
@@ -276,6 +299,7 @@ class WindowLoop:
 
     def abandon_pending(self) -> None:
         """Stop waiting and sending after an error, since another rank may be gone."""
+        self.reports.losses.abandon()
         pending = self.state.pending
         if self.gradients.abandon_pending() and (pending is None or pending.arrived is None):
             self.state = run.settle_unsent(self.state)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from lightning_bsscale.journal import Header, Line, read_lines
 from lightning_bsscale.report.run_record import Change, Hold, Phase, Place, RunRecord, Thinned, Window
 from lightning_bsscale.theory.events import DropEvent, EndEvent, GiveUpEvent, MetricEvent, WindowEvent
+from lightning_bsscale.theory.losses import LossEvent
 from lightning_bsscale.theory.numbers import describe_count
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from lightning_bsscale.theory.state import RunNumbers, RunState
@@ -105,6 +107,7 @@ class _Reader:
         self.run.track.add(place)
         self._code: str | None = None
         self._reason, self._since = "", place.examples
+        self._losses: dict[str, Thinned[tuple[Place, float]]] = {}
 
     def past(self, number: int, line: Line) -> None:
         """Take in one line."""
@@ -123,6 +126,10 @@ class _Reader:
         elif isinstance(line, MetricEvent):
             if line.name in run.metrics or len(run.metrics) < MOST_METRICS:
                 run.metrics.setdefault(line.name, Thinned()).add((run.now, line.value))
+        elif isinstance(line, LossEvent):
+            place = Place(_believable(line.examples_seen), _believable(line.optimizer_steps))
+            near = run.at_step(place.steps)
+            self._losses.setdefault(line.name, Thinned()).add((replace(place, seconds=near.seconds), line.value))
         elif isinstance(line, DropEvent):
             run.drops += 1
         elif isinstance(line, GiveUpEvent):
@@ -186,6 +193,9 @@ class _Reader:
     def finished(self) -> RunRecord:
         """Return the record at the end of the file."""
         self._end_of_hold()
+        for name, values in self._losses.items():  # one that the policy watches is there already
+            if len(self.run.metrics) < MOST_METRICS:
+                self.run.metrics.setdefault(name, values)
         if self.run.ended is not None and self.run.ended.latest is not None:
             self.run.latest = self.run.ended.latest
         return self.run

@@ -163,7 +163,7 @@ class RunRecord:
         last_holds: by code, the holds since the last change
         latest: the last decision, or None
         phases: by batch size
-        metrics: values of the watched metrics, by name
+        metrics: values of the watched metrics and of logged losses, by name
         resumed: how often the run was resumed into this file
         ended: the end record, or None
         gave_up: whether an error ended the measurements

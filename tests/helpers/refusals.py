@@ -39,7 +39,7 @@ from lightning_bsscale import (
     functional,
 )
 from lightning_bsscale.cli import main
-from lightning_bsscale.figures import plot_noise_scale
+from lightning_bsscale.figures import DrawnRun, plot_comparison, plot_noise_scale
 from lightning_bsscale.gradients.parameter_hooks import ParameterHooks
 from lightning_bsscale.journal import Journal, read_journal, run_header
 from lightning_bsscale.journal_file import MAX_LINE_BYTES
@@ -122,6 +122,8 @@ CASES += [
     Case(lambda: BatchSizeScaler(progress_bar=1)),
     Case(lambda: BatchSizeScaler(verbose=1)),
     Case(lambda: BatchSizeScaler(log_prefix=None)),
+    *(Case(lambda cls=cls: cls(log_step="tokens")) for cls in (BatchSizeScaler, GradientNoiseScaleMonitor)),
+    *(Case(lambda cls=cls: cls(log_figure="end")) for cls in (BatchSizeScaler, GradientNoiseScaleMonitor)),
     Case(lambda: BatchSizeScaler(unit=None)),
     Case(lambda: GradientNoiseScaleMonitor(unit="")),
     Case(lambda: BatchSizeScaler(unit="tokens\nof a kind")),
@@ -207,7 +209,7 @@ def without_pandas():
 
 def without_matplotlib():
     with mock.patch.dict(sys.modules, {"matplotlib.figure": None}):
-        plot_noise_scale([])
+        plot_noise_scale(DrawnRun())
 
 
 @case
@@ -255,6 +257,11 @@ CASES += [
     Case(without_pandas, "pip install pandas", (ModuleNotFoundError,)),
     Case(lambda: reading(json.dumps({"event": "header", "schema": 2, **FIRST}), by=read_facts), "Pass the journal"),
     Case(lambda: reading(json.dumps({"event": "header", "schema": 2, **FIRST, "pace": {}}), by=read_facts)),
+    Case(lambda: plot_comparison("runs/demo/bsscale.jsonl")),
+    Case(lambda: plot_comparison({"loss": [1.0], "steps": [1]})),
+    Case(lambda: plot_comparison({"fixed 8": 8}), "fixed 8"),
+    Case(lambda: plot_comparison([{"loss": [1.0, 0.5], "steps": [1]}])),
+    Case(lambda: plot_comparison([{"loss": [1.0], "steps": [1]}], loss="val_loss"), "loss val_loss"),
     Case(without_matplotlib, "pip install lightning-bsscale[plot]", (ModuleNotFoundError,)),
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import pickle
+import sys
 import tempfile
 import warnings
 from multiprocessing.reduction import ForkingPickler
@@ -29,7 +30,16 @@ from lightning_bsscale.gradients.shard_differences import UnsupportedSharding
 from lightning_bsscale.journal import Journal
 from lightning_bsscale.theory.schedules import Schedule
 from tests.helpers.refusals import CASES, Case, case
-from tests.helpers.training import QUIET, Regression, Saves, Unsized, assert_nothing_left, regression_loader, scripted
+from tests.helpers.training import (
+    QUIET,
+    KeepSteps,
+    Regression,
+    Saves,
+    Unsized,
+    assert_nothing_left,
+    regression_loader,
+    scripted,
+)
 
 
 def train(callback=None, *, module=None, loader=None, others=(), ckpt_path=None, at_once=True, **settings):
@@ -437,6 +447,24 @@ CASES += [
     Case(lambda: train(scripted(measure_every=1), module=NotFinite(), accumulate_grad_batches=2, max_epochs=3)),
     Case(lambda: train(loader=DataLoader(Claims(), batch_size=None), accumulate_grad_batches=4)),
 ]
+
+
+class Unreachable(KeepSteps):
+    """A logger whose service is out of reach."""
+
+    experiment = SimpleNamespace(add_figure=mock.Mock(side_effect=ConnectionError("no route to host")))
+
+
+def no_picture():
+    train(scripted(8, log_figure=True), logger=Unreachable())
+
+
+def no_matplotlib():
+    with mock.patch.dict(sys.modules, {"matplotlib": None}):
+        train(scripted(8, log_figure=True))
+
+
+CASES += [Case(no_picture, "Unreachable ConnectionError"), Case(no_matplotlib, "pip install lightning-bsscale[plot]")]
 
 
 def sent_home(folder):

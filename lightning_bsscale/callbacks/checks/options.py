@@ -19,6 +19,7 @@ from lightning_bsscale.theory.rules import Constant, LearningRateRule, resolve_r
 from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule, resolve_schedule
 
 MAX_UNIT_LENGTH = 30
+LOG_STEPS = ("optimizer", "examples")
 
 BatchSizeFn = Callable[[Any], float]
 MergeFn = Callable[[list[Any]], Any]
@@ -44,6 +45,8 @@ class RunOptions:
         also_scale_for: returns the rules of its other hyperparameters
         split: None for ``"auto"``
         weighs_counts: whether the loss is a mean over what `batch_size_fn` counts, instead of over examples
+        log_step: what the loggers' step counts, one of :data:`LOG_STEPS`
+        log_figure: whether the picture of the run goes to the loggers at its end
         unit: what `batch_size_fn` counts, as a plural word
     """
 
@@ -66,6 +69,8 @@ class RunOptions:
     batch_size_fn: BatchSizeFn | None
     dry_run: bool = True
     log_prefix: str
+    log_step: str = "optimizer"
+    log_figure: bool = False
     unit: str = "examples"
     record: Any
     progress_bar: bool = False
@@ -218,6 +223,13 @@ def check_unit(value: object) -> str:
             f"unit must be a word of at most {MAX_UNIT_LENGTH} characters, such as 'tokens', got {show(value)}"
         )
     return value.strip()
+
+
+def check_log_step(value: object) -> str:
+    """Return what the loggers' step counts."""
+    if value not in LOG_STEPS:
+        raise ValueError(f"log_step must be {' or '.join(map(repr, LOG_STEPS))}, got {show(value)}")
+    return str(value)
 
 
 def check_prefix(value: object) -> str:

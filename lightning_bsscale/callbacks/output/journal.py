@@ -25,6 +25,7 @@ from lightning_bsscale.theory.events import (
     SchedulersEvent,
     WindowEvent,
 )
+from lightning_bsscale.theory.losses import LossEvent, LossPoint
 from lightning_bsscale.theory.measured import Arrived
 from lightning_bsscale.theory.pace import Pace
 from lightning_bsscale.theory.plan import PlanPosition
@@ -116,6 +117,9 @@ class RunJournal:
 
     def log_metric(self, name: str, value: float) -> None:
         """Record a value of a watched metric."""
+
+    def log_loss(self, name: str, point: LossPoint) -> None:
+        """Record a loss that the user logged."""
 
     def give_up(self) -> None:
         """Record that sums in flight are abandoned."""
@@ -230,6 +234,16 @@ class RecordedRun(RunJournal):
     def log_metric(self, name: str, value: float) -> None:
         """Record a value of a watched metric."""
         self._write(MetricEvent(name=name, value=value))
+
+    def log_loss(self, name: str, point: LossPoint) -> None:
+        """Record a loss that the user logged."""
+        event = LossEvent(
+            name=name,
+            value=point.value,
+            examples_seen=point.examples_seen,
+            optimizer_steps=point.optimizer_steps,
+        )
+        self._write(event)
 
     def give_up(self) -> None:
         """Record that sums in flight are abandoned."""

@@ -1,16 +1,22 @@
-"""The output of a run during training: logged numbers, journal records, and messages, each warning once."""
+"""The output of a run during training: logged numbers, losses, journal records, and messages, each warning once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import lightning.pytorch as pl
+
 from lightning_bsscale.callbacks.actuator import Actuator
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.output import logging, messages
 from lightning_bsscale.callbacks.output.journal import RunJournal
+from lightning_bsscale.callbacks.trainer.learning_rate_names import monitored_names
 from lightning_bsscale.callbacks.trainer.loaders import SizeCheck
+from lightning_bsscale.callbacks.trainer.losses import LossReader, When
+from lightning_bsscale.theory.losses import LossPoint
 from lightning_bsscale.theory.measured import MANY_DROPPED
+from lightning_bsscale.theory.reason_numbers import reason_number
 from lightning_bsscale.theory.run import Asked, Closed, Conditions, EpochStarted
 from lightning_bsscale.theory.state import CutWindow, OpenWindow, RunSettings, RunState
 
@@ -23,6 +29,7 @@ class Reports:
         settings: the settings of the run
         journal: receives the records
         sizes: checks the sizes of loader batches
+        losses: reads what the user logs
     """
 
     def __init__(
@@ -31,12 +38,17 @@ class Reports:
         settings: RunSettings,
         journal: RunJournal,
         sizes: SizeCheck,
+        losses: LossReader,
     ) -> None:
         self.journal = journal
+        self.losses = losses
         self._options = options
         self._settings = settings
         self._sizes = sizes
         self._shown: set[Callable[..., None]] = set()
+        # A key cannot have points at two kinds of step.
+        self._rows = logging.ExamplesOnRows(options.log_prefix) if options.log_step == "optimizer" else None
+        self._due: RunState | None = None  # what was logged in this loader batch, at a step that Lightning logs too
 
     def once(self, message: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """Show a message the first time only."""
@@ -88,17 +100,71 @@ class Reports:
         if asked.record is not None:
             messages.log_decision(asked.record, self._options)
 
-    def log(self, state: RunState, actuator: Actuator, asked: Asked, window: OpenWindow) -> None:
-        """Log numbers at an optimizer step if it is due or the batch changed."""
+    # ------------------------------------------------------------------ numbers
+
+    def log(self, state: RunState, actuator: Actuator, asked: Asked, window: OpenWindow, at: LossPoint) -> None:
+        """Log numbers at an optimizer step if it is due or the batch changed, and read losses if it is due."""
         trainer = actuator.trainer
-        if not (logging.is_log_due(trainer) or (asked.record is not None and asked.record.is_change)):
+        is_due = logging.is_log_due(trainer)
+        if not (is_due or (asked.record is not None and asked.record.is_change)):
             return
         values = {
             **logging.measured_values(state.measured),
             "batch_size": state.batch.batch_size,
             "accumulate_grad_batches": window.begun,
-            "examples_seen": state.examples.total,
+            logging.EXAMPLES_KEY: state.examples.total,
         }
         if self._settings.decides:
-            values |= {"lr_scale": actuator.shown_lr_scale(state.batch.lr_scale), "lr": actuator.lr}
-        logging.log_values(trainer, self._options.log_prefix, values, show=self._options.progress_bar)
+            values["hold_reason"] = reason_number(None if asked.decided is None else asked.decided.record)
+            values["lr_scale"] = actuator.shown_lr_scale(state.batch.lr_scale)
+            values |= _learning_rates(actuator)
+        logging.log_values(trainer, self._options.log_prefix, values, step=self.logged_step(trainer, state))
+        if is_due:
+            self._due = state
+            self.read_losses(trainer, When.STEP, at)
+
+    def logged_step(self, trainer: pl.Trainer, state: RunState) -> int:
+        """Return the loggers' step: examples, or as in Lightning's own metrics the index from 0 of the last step."""
+        return state.examples.total if self._options.log_step == "examples" else trainer.global_step - 1
+
+    def end_loader_batch(self, trainer: pl.Trainer) -> None:
+        """Add to the progress bar, and to the row that Lightning writes next; called in `on_train_batch_end` only."""
+        state, self._due = self._due, None
+        if state is None:
+            return
+        if self._options.progress_bar:
+            logging.show_batch(trainer, self._options.log_prefix, state.batch.batch_size)
+        if self._rows is not None:
+            self._rows.at_step(trainer, state.examples.total)
+
+    def end_validation_epoch(self, trainer: pl.Trainer, state: RunState) -> None:
+        """Add to the row that Lightning writes next; called in `on_validation_epoch_end` only."""
+        if self._rows is not None:
+            self._rows.at_validation_end(trainer, state.examples.total)
+
+    def end_epoch(self, trainer: pl.Trainer, state: RunState) -> None:
+        """Add to the row that Lightning writes next; called in `on_train_epoch_end` only."""
+        if self._rows is not None:
+            self._rows.at_epoch_end(trainer, state.examples.total)
+
+    def read_losses(self, trainer: pl.Trainer, when: When, at: LossPoint) -> None:
+        """Note what the user has logged, and record what was noted before."""
+        self._record(self.losses.read(trainer, when, at))
+
+    def settle_losses(self) -> None:
+        """Record the losses that were noted."""
+        self._record(self.losses.settle())
+
+    def _record(self, read: list[tuple[str, LossPoint]]) -> None:
+        for name, point in read:
+            self.journal.log_loss(name, point)
+
+
+def _learning_rates(actuator: Actuator) -> dict[str, float]:
+    """Return the learning rates of the step: by the names of `LearningRateMonitor`, or the first group's as ``lr``."""
+    names = monitored_names(actuator.trainer)
+    if not names:
+        return {"lr": actuator.lr}
+    # A group that was added in this step has no update yet.
+    lrs = actuator.lrs
+    return {name: lrs[index] for name, index in names if index < len(lrs)}

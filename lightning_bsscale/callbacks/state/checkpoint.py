@@ -8,6 +8,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_bsscale.theory.checks import show
+from lightning_bsscale.theory.losses import Losses
 from lightning_bsscale.theory.pace import Pace
 from lightning_bsscale.theory.state import RunState
 from lightning_bsscale.theory.stored import FRACTIONS, as_plain, check_stored, from_plain
@@ -24,12 +25,14 @@ class SavedRun:
         policy: the class of the policy, and what its own `state_dict` returned
         journal: the journal's id, path and number of records, or None
         pace: the seconds of the run's windows so far, by this process's clock
+        losses: what the run logged, for its picture
     """
 
     run: RunState
     policy: dict[str, Any]
     journal: dict[str, Any] | None
     pace: Pace
+    losses: Losses
 
 
 def state_of_policy(policy: Any) -> dict[str, Any]:
@@ -53,13 +56,19 @@ def to_checkpoint(saved: SavedRun) -> dict[str, Any]:
         "policy": saved.policy,
         "journal": saved.journal,
         "pace": as_plain(saved.pace),
+        "losses": as_plain(saved.losses),
     }
 
 
 def read_checkpoint(checkpoint: dict[str, Any], callback: str) -> SavedRun:
     """Read what `to_checkpoint` returned; arguments and errors are those of `read_run`."""
-    run, pace = read_run(checkpoint, callback), read_pace(checkpoint)
-    return SavedRun(run=run, policy=checkpoint["policy"], journal=checkpoint["journal"], pace=pace)
+    return SavedRun(
+        run=read_run(checkpoint, callback),
+        policy=checkpoint["policy"],
+        journal=checkpoint["journal"],
+        pace=read_pace(checkpoint),
+        losses=read_losses(checkpoint),
+    )
 
 
 def read_run(checkpoint: dict[str, Any], callback: str) -> RunState:
@@ -99,6 +108,16 @@ def read_pace(checkpoint: dict[str, Any]) -> Pace:
         return Pace()  # nothing that the run computes depends on it
     pace: Pace = from_plain(Pace, checkpoint["pace"])
     return pace
+
+
+def read_losses(checkpoint: dict[str, Any]) -> Losses:
+    """Return the losses of the run up to the checkpoint; none if it does not hold any."""
+    try:
+        check_stored(Losses, checkpoint.get("losses"))
+    except ValueError:
+        return Losses()  # only a picture depends on it
+    losses: Losses = from_plain(Losses, checkpoint["losses"])
+    return losses
 
 
 def restore_policy(policy: Any, stored: dict[str, Any]) -> None:

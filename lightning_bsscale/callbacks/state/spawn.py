@@ -17,7 +17,7 @@ import os
 import tempfile
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import active_children
 from multiprocessing.reduction import ForkingPickler
 from multiprocessing.util import Finalize
@@ -28,6 +28,7 @@ from weakref import WeakValueDictionary
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_bsscale.theory.losses import Losses
 from lightning_bsscale.theory.profile import RunContext
 from lightning_bsscale.theory.state import RunState
 from lightning_bsscale.theory.stored import as_plain, from_plain
@@ -43,11 +44,13 @@ class Outcome:
         run: the run as far as it is known, or None
         journal_path: the journal's file, or None
         context: what else is known of the run; None if this process has only its state
+        losses: what the run logged
     """
 
     run: RunState | None = None
     journal_path: str | None = None
     context: RunContext | None = None
+    losses: Losses = field(default_factory=Losses)
 
 
 class ResultChannel:

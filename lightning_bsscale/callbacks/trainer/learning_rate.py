@@ -109,20 +109,24 @@ class ScopedFactor:
     by the factor. If the factor is one, nothing is written. Other hyperparameters are replaced along with it.
     """
 
-    def __init__(self, optimizer: Any, also_scale: Sequence[HyperparameterRule] = ()) -> None:
+    def __init__(
+        self, optimizer: Any, also_scale: Sequence[HyperparameterRule] = (), *, notes_all_groups: bool = False
+    ) -> None:
         """Wrap the optimizer's step.
 
         Args:
             optimizer: the optimizer
             also_scale: rules of other hyperparameters
+            notes_all_groups: whether the learning rates of all groups are noted, not of the first alone
         """
         self.optimizer = optimizer
+        self._notes_all_groups = notes_all_groups
         self._others = ScopedHyperparameters(also_scale)
         self._factor = 1.0
         self._schedule_factor = 1.0
         self._scaled: list[_ScaledGroup] = []
         self._applied = 1.0
-        self._last_lr: Any = None
+        self._last_lrs: list[Any] = []
         self._first_written: float | None = None
         self._change = 1.0
         self._detector = _OverwriteDetector()
@@ -144,7 +148,7 @@ class ScopedFactor:
             for one in self._scaled:  # after all writes, because groups may share a tensor
                 one.note_written()
         first = groups[0]["lr"]
-        self._last_lr = _copy(first)
+        self._last_lrs = [_copy(group["lr"]) for group in (groups if self._notes_all_groups else groups[:1])]
         # A tensor would have to be read from its device.
         self._first_written = None if isinstance(first, Tensor) else first
         self.used_factor = self._factor
@@ -205,7 +209,16 @@ class ScopedFactor:
     @property
     def lr(self) -> float:
         """The learning rate of the last update (first parameter group); before any, the user's."""
-        return float(self._last_lr if self._last_lr is not None else self.optimizer.param_groups[0]["lr"])
+        return float(self._noted_lrs[0])
+
+    @property
+    def lrs(self) -> list[float]:
+        """The same of all parameter groups, if they are noted."""
+        return [float(lr) for lr in self._noted_lrs]
+
+    @property
+    def _noted_lrs(self) -> list[Any]:
+        return self._last_lrs or [group["lr"] for group in self.optimizer.param_groups]
 
     def follow(self, optimizer: Any, also_scale: Sequence[HyperparameterRule] = ()) -> None:
         """Change to another optimizer and its rules of other hyperparameters, with the same factors."""

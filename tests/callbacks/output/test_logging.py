@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lightning_bsscale.callbacks.output.logging import is_log_due, log_values, measured_values
+from lightning_bsscale.callbacks.output.logging import is_log_due, log_values, measured_values, show_batch
 from lightning_bsscale.theory.measured import MeasuredWindows
 from tests.helpers.simulated_run import Host, Program
 from tests.helpers.training import QUIET, KeepSteps, Regression, fit, regression_loader
@@ -22,19 +22,23 @@ def test_the_estimate_is_shown_from_the_first_one_on():
     values = measured_values(measured)
     assert list(values) == MEASURED + COUNTED
     noise = measured.noise
-    assert [values[name] for name in MEASURED] == [noise.noise_scale, noise.low, noise.high, noise.grad_sq, noise.trace]
+    assert not noise.resolved
+    assert [values[name] for name in MEASURED] == [math.inf, noise.low, noise.high, noise.grad_sq, noise.trace]
     assert values["dropped_windows"] == 1
 
 
 class LogsInside(pl.Callback):
     """Asks and logs at each step, as the callbacks do."""
 
-    def __init__(self, **options):
-        self.options, self.due = options, []
+    def __init__(self, *, shows=False):
+        self.shows, self.due = shows, []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.due.append(is_log_due(trainer))
-        log_values(trainer, "our/", {"batch_size": trainer.global_step, "high": math.inf}, **self.options)
+        values = {"batch_size": trainer.global_step, "high": math.inf, "noise_scale_low": 0.0, "nan": math.nan}
+        log_values(trainer, "our/", values, step=100 * trainer.global_step)
+        if self.shows:
+            show_batch(trainer, "our/", trainer.global_step)
 
 
 @pytest.mark.parametrize(
@@ -52,12 +56,14 @@ def test_it_is_due_where_lightnings_loggers_take_values_and_at_an_epochs_end(eve
 
 
 @pytest.mark.parametrize("every", [0, 1])
-def test_values_go_to_the_loggers_under_the_step_just_made(every):
-    logger, inside = KeepSteps(), LogsInside(show=True)
+def test_known_values_go_to_the_loggers_and_all_to_whoever_asks(every):
+    logger, inside = KeepSteps(), LogsInside(shows=True)
     trainer = fit(Regression(), regression_loader(12), [inside], max_epochs=1, log_every_n_steps=every, logger=logger)
-    ours = [(step, values) for step, values in logger.logged if "our/high" in values]
-    assert ours == [(step, {"our/batch_size": step + 1.0, "our/high": math.inf}) for step in range(3 if every else 0)]
+    ours = [(step, values) for step, values in logger.logged if "our/batch_size" in values]
+    assert ours == [(100 * step, {"our/batch_size": float(step)}) for step in range(1, 4 if every else 1)]
     shown = trainer.callback_metrics["our/high"]
     assert (shown.dtype, float(shown)) == (torch.float64, math.inf)
+    assert math.isnan(trainer.callback_metrics["our/nan"])
+    assert float(trainer.callback_metrics["our/noise_scale_low"]) == 0
     assert float(trainer.progress_bar_metrics["our/batch_size"]) == 3
     assert QUIET["logger"] is False

@@ -12,6 +12,7 @@ from lightning_bsscale.callbacks.state.checkpoint import (
     state_of_policy,
     to_checkpoint,
 )
+from lightning_bsscale.theory.losses import Losses
 from lightning_bsscale.theory.pace import Pace
 from tests.helpers.simulated_run import Host, Program
 
@@ -36,7 +37,8 @@ class Other(Keeps):
 
 
 def saved_run(state, policy=None, journal=None):
-    return SavedRun(run=state, policy=state_of_policy(policy), journal=journal, pace=Pace(windows=3, seconds=1.5))
+    pace = Pace(windows=3, seconds=1.5)
+    return SavedRun(run=state, policy=state_of_policy(policy), journal=journal, pace=pace, losses=Losses())
 
 
 @pytest.mark.parametrize("loader_batches", range(len(PROGRAM.places()) + 1))

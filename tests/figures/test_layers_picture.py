@@ -1,0 +1,29 @@
+"""The noise scale of each layer: bars, or a heat map."""
+
+import math
+from dataclasses import replace
+
+from lightning_bsscale.figures import plot_layers
+from lightning_bsscale.theory.noise_report import Ending, NoiseReport
+from tests.helpers.records import NOISE
+
+KNOWN = replace(NOISE, noise_scale=100.0, low=50.0, high=200.0, resolved=True)
+
+
+def report(**layers):
+    return NoiseReport(noise=KNOWN, layers=layers, relative_error=0.1, ending=Ending.REACHED, batches=8, examples=64)
+
+
+def test_layers_are_bars_with_a_resolved_one_marked(tmp_path):
+    figure, axes = plot_layers(report(first=KNOWN, second=replace(KNOWN, high=math.inf, resolved=False)))
+    assert [bar.get_width() for bar in axes.patches] == [150.0, axes.get_xlim()[1] - 50.0]
+    assert [list(line.get_xdata()) for line in axes.lines] == [[100.0], [100.0, 100.0]]
+    figure.savefig(tmp_path / "layers.png")
+
+
+def test_layers_at_several_checkpoints_are_a_heat_map(tmp_path):
+    later = report(first=replace(KNOWN, noise_scale=400.0), third=replace(KNOWN, resolved=False))
+    figure, axes = plot_layers({"start": report(first=KNOWN), "end": later})
+    assert axes.images[0].get_array().filled(-1).tolist() == [[100.0, 400.0], [-1, -1]]
+    assert [text.get_text() for text in axes.texts] == ["100", "400"]
+    figure.savefig(tmp_path / "layers.png")
