@@ -23,7 +23,7 @@ help:
 	@echo "make test-wheel   build sdist and wheel, and test the installed wheel from outside of this folder"
 	@echo "make dist    build sdist and wheel into dist/, and check their metadata"
 	@echo "make bench   run all benchmarks and draw all pictures again (hours; resumes; BENCH_ARGS='--list' or '--pictures')"
-	@echo "make lint    ruff (check and format), mypy --strict, codespell"
+	@echo "make lint    ruff (check and format), mypy --strict, codespell, schemas of CITATION.cff and of the forms for issues"
 	@echo "make format  let ruff fix what it can"
 	@echo "make docs    build docs/ into docs/_build/html, warnings are errors"
 	@echo "make clean   remove .venv, .venv-oldest, caches and build outputs (runs/ stays)"
@@ -78,6 +78,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
