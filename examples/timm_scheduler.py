@@ -23,16 +23,20 @@ from lightning_bsscale.demo import digits_data
 class CosineLRScheduler:
     """Stands in for `timm.scheduler.CosineLRScheduler(..., t_in_epochs=False)`: what it does, by the same calls."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, t_initial: int, warmup_t: int = 0) -> None:
-        self.optimizer, self.t_initial, self.warmup_t = optimizer, t_initial, warmup_t
+    def __init__(self, optimizer: torch.optim.Optimizer, t_initial: int) -> None:
+        self.optimizer, self.t_initial = optimizer, t_initial
         self.peaks = [group["lr"] for group in optimizer.param_groups]
-        self.step_update(0)
 
     def step_update(self, num_updates: int) -> None:
-        warmup = min(1.0, (num_updates + 1) / (self.warmup_t + 1))
         cosine = (1 + math.cos(math.pi * min(1.0, num_updates / self.t_initial))) / 2
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * (warmup if warmup < 1 else cosine)
+            group["lr"] = peak * cosine
+
+    def state_dict(self) -> dict:
+        return {}  # each call of step_update brings the number of updates with it
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -41,24 +45,20 @@ def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class Classifier(pl.LightningModule):
-    def __init__(self, rate: float = 2e-3) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.rate = rate
         layers = conv(1, 16), conv(16, 32, stride=2), conv(32, 32), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.model = nn.Sequential(*layers, nn.Linear(32, 10))
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        return F.cross_entropy(self.model(images), labels, label_smoothing=0.1)
+        return F.cross_entropy(self.model(batch[0]), batch[1], label_smoothing=0.1)
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        images, labels = batch
-        self.log("accuracy", (self.model(images).argmax(1) == labels).float().mean())
+        self.log("accuracy", (self.model(batch[0]).argmax(1) == batch[1]).float().mean())
 
     def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.rate, weight_decay=0.05)
-        updates = int(self.trainer.estimated_stepping_batches)
-        scheduler = CosineLRScheduler(optimizer, t_initial=updates, warmup_t=updates // 20)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=0.05)
+        scheduler = CosineLRScheduler(optimizer, t_initial=int(self.trainer.estimated_stepping_batches))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def lr_scheduler_step(self, scheduler: CosineLRScheduler, metric: object) -> None:
@@ -70,7 +70,6 @@ class Classifier(pl.LightningModule):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max_epochs", type=int, default=20)
-    parser.add_argument("--batch_size", type=int, default=8, help="size of a loader batch; the batch starts at two")
     options = parser.parse_args()
 
     pl.seed_everything(0)
@@ -88,10 +87,11 @@ def main() -> None:
         enable_model_summary=False,
     )
     model = Classifier()
-    train_loader = DataLoader(train_data, batch_size=options.batch_size, shuffle=True)
+    train_loader = DataLoader(train_data, batch_size=8, shuffle=True)
     trainer.fit(model, train_loader, DataLoader(val_data, batch_size=len(val_data)))
-    print(f"{trainer.global_step} updates instead of {scaler.planned_steps}, learning rate at the end", end=" ")
-    print(f"{trainer.optimizers[0].param_groups[0]['lr']:.2g}, accuracy {trainer.callback_metrics['accuracy']:.4f}")
+    rate, accuracy = trainer.optimizers[0].param_groups[0]["lr"], trainer.callback_metrics["accuracy"]
+    print(f"{trainer.global_step} updates instead of {scaler.planned_steps}", end=", ")
+    print(f"learning rate at the end {rate:.2g}, accuracy {accuracy:.4f}")
     print(scaler.summary())
 
 

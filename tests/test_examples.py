@@ -34,7 +34,7 @@ RUNS = {
     "timm": ("timm_scheduler.py", ["--max_epochs", "2"], ["updates instead of 170, learning rate at the end 0,"]),
     "hugging_face": ("hugging_face.py", ["--texts", "80", "--max_epochs", "1"], ["tokens predicted", "The batch "]),
     "ddp": ("ddp.py", ["--max_epochs", "1"], ["2 processes: the batch started at 16 examples", "accuracy", "reason"]),
-    "own_policy": ("own_policy.py", ["--max_epochs", "3", "--to", "64"], ["the ramp is at", "accuracy"]),
+    "own_policy": ("own_policy.py", ["--max_epochs", "2", "--to", "64"], ["the ramp is at", "accuracy"]),
     "probe_and_plan": (
         "probe_and_plan.py",
         ["--steps", "40", "--offsets", "3"],
@@ -105,8 +105,8 @@ def as_notebook(rank, folder, parameters):
 
 
 def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path):
-    (told,) = run(as_notebook, 1, tmp_path, {"EPOCHS": 2}, init=False)
-    assert told.count("optimizer steps, 2,694 examples") == 5
+    (told,) = run(as_notebook, 1, tmp_path, {"EPOCHS": 1}, init=False)
+    assert told.count("optimizer steps, 1,347 examples") == 5
     for words in ("NoiseScale(", "The batch ", "reason", "<Figure", "largest batch", "Use a batch of"):
         assert words in told
     assert list(tmp_path.iterdir()) == []
