@@ -78,11 +78,13 @@ def probe_and_plan(steps: int, offsets: int, folder: Path) -> None:
     print(found.answer.reason)
 
     # 3. The plan: steps, examples and time of each batch. The critical batch where it is known, else the noise scale.
-    noise, answer = found.noise, found.answer
-    if answer.resolved:
-        known = ["--critical-batch", *(f"{number}" for number in (answer.value, answer.low, answer.high))]
+    if found.answer.resolved:
+        known = ["--critical-batch", f"{found.answer.value}", f"{found.answer.low}", f"{found.answer.high}"]
+    elif found.noise.resolved:
+        known = ["--noise-scale", f"{found.noise.noise_scale}", f"{found.noise.low}", f"{found.noise.high}"]
     else:
-        known = ["--noise-scale", *(f"{number}" for number in (noise.noise_scale, noise.low, noise.high))]
+        print("Nothing to plan with yet: probe at a later checkpoint, or with more examples.")
+        return
     training = f"--examples 1M --at-batch {BATCH} --seconds-per-example 1e-4 --seconds-per-step 2e-3 --optimizer SGD"
     bsscale(["plan", *known, *training.split()])
 
