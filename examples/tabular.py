@@ -1,6 +1,6 @@
 """Fit a table of numbers with an MLP and AdamW, where the callback also owns the learning rate's schedule.
 
-    python examples/tabular.py                              # five epochs
+    python examples/tabular.py                              # ten epochs
     python examples/tabular.py --rows 2000                  # a quick look
     python examples/tabular.py --record runs/tabular.jsonl  # for: bsscale report runs/tabular.jsonl -o report.html
 
@@ -21,7 +21,7 @@ from lightning_bsscale import BatchSizeScaler, WarmupCosine
 
 
 class TableModel(pl.LightningModule):
-    def __init__(self, columns: int, rate: float = 1e-3) -> None:
+    def __init__(self, columns: int, rate: float = 5e-3) -> None:
         super().__init__()
         self.rate = rate
         self.layers = nn.Sequential(
@@ -44,8 +44,8 @@ class TableModel(pl.LightningModule):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000, help="rows to train on")
-    parser.add_argument("--max_epochs", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=10_000, help="rows to train on")
+    parser.add_argument("--max_epochs", type=int, default=10)
     parser.add_argument(
         "--batch_size", type=int, default=16, help="size of a loader batch, and the starting batch size"
     )
