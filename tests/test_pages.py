@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.cli import main
 from tests.helpers.lightning_cli import callbacks_from
-from tests.helpers.training import QUIET, Regression, fit, regression_loader
+from tests.helpers.training import QUIET, Regression, Scripted, fit, regression_loader
 
 DOCS = Path(__file__).parents[1] / "docs"
 TAUGHT = [
@@ -137,8 +137,6 @@ def test_how_to_step_a_scheduler_with_a_number(monkeypatch):
             scheduler.optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
             return [scheduler.optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
-    from tests.helpers.training import Scripted
-
     scaler = BatchSizeScaler(policy=Scripted([8, 16]), warmup=0, max_micro_batch_size=None)
     trainer = fit(Module(Transformer()), names["tokenized_loader"], [scaler], max_epochs=2)
     assert trainer.global_step < 32
@@ -149,8 +147,6 @@ def test_the_average_that_counts_planned_steps(monkeypatch):
     """After all steps the start is forgotten as if every planned step had been made."""
     names, _ = run_page("how_to", monkeypatch)
     monkeypatch.undo()
-    from tests.helpers.training import Scripted
-
     scaler = BatchSizeScaler(policy=Scripted([8, 16]), warmup=0, max_micro_batch_size=None)
     ema = names["Ema"](scaler, decay=0.9)
     trainer = fit(Model(), regression_loader(64), [scaler, ema], max_epochs=2)
