@@ -95,10 +95,9 @@ def start_run(
         gradients.unsent_examples = state.examples.assumed / now.world_size
     if options.decides:
         messages.log_start(state.batch.batch_size, plan.limits, options, is_resumed=stored is not None)
-    resumes = None if saved is None else saved.journal
     profile = _profile(options, optimizer, is_resumed=stored is not None)
     pace = Pace(steps_before=state.planned_steps) if saved is None else saved.pace
-    journal = open_journal(trainer, options.record, settings, state, profile, pace, resumes)
+    journal = open_journal(trainer, options.record, settings, state, profile, pace, saved and saved.journal)
     with journal.closed_on_error():
         # Last, so that an error above leaves nothing attached.
         _warn_single_micro_batch(trainer, options, settings, state, loaders, rows)

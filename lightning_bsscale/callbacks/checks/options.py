@@ -156,6 +156,11 @@ def check_function(name: str, value: Any, arguments: str) -> Any:
     return value
 
 
+def check_max_batch_size(size: Any) -> int | None:
+    """Check the largest batch in examples; None for the default."""
+    return None if size is None else check_integer("max_batch_size", size, at_least=1)
+
+
 def check_micro_batch_size(value: object) -> int | str | None:
     """Return the largest micro-batch: a number of examples, ``"auto"``, or None."""
     if value is None or (isinstance(value, str) and value == "auto"):
