@@ -96,8 +96,8 @@ def start_run(
     if options.decides:
         messages.log_start(state.batch.batch_size, plan.limits, options, is_resumed=stored is not None)
     profile = _profile(options, optimizer, is_resumed=stored is not None)
-    pace = Pace(steps_before=state.planned_steps) if saved is None else saved.pace
-    journal = open_journal(trainer, options.record, settings, state, profile, pace, saved and saved.journal)
+    pace, resumes = (Pace(steps_before=state.planned_steps), None) if saved is None else (saved.pace, saved.journal)
+    journal = open_journal(trainer, options.record, settings, state, profile, pace, resumes)
     with journal.closed_on_error():
         # Last, so that an error above leaves nothing attached.
         _warn_single_micro_batch(trainer, options, settings, state, loaders, rows)
