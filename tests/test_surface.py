@@ -19,7 +19,7 @@ PUBLIC_NAMES = {
     *("Capped", "Constant", "LearningRateRule", "Linear", "Power", "Saturating", "Sqrt", "Surge"),
     *("Beta2", "HyperparameterRule", "Momentum", "WeightDecay"),
 }
-# Those of BatchSizeScaler and NoiseScalePolicy are in the README's table, which test_docs.py compares.
+# Those of BatchSizeScaler and NoiseScalePolicy are in docs/options.md, which test_docs.py compares.
 CONSTRUCTORS = {
     "GradientNoiseScaleMonitor": {
         "measure_every": 16,
