@@ -16,6 +16,8 @@ import pytest
 SET_BY_OTHERS = frozenset(
     {
         "CUBLAS_WORKSPACE_CONFIG",
+        "KMP_DUPLICATE_LIB_OK",  # this and the next by scikit-learn's import
+        "KMP_INIT_AT_FORK",
         "KINETO_LOG_LEVEL",
         "PL_GLOBAL_SEED",
         "PL_SEED_WORKERS",
