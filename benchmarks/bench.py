@@ -75,6 +75,8 @@ PICTURES = {
     "branches": Command("benchmarks/branches.py all --table", 0.1),
     "scaling": Command("benchmarks/scaling.py --table", 0.1),
     "policies": Command("docs/draw_policies.py", 0.1),
+    "noise scale": Command("docs/draw_noise_scale.py", 0.1),
+    "rules": Command("docs/draw_rules.py", 0.1),
     "simulation": Command("docs/draw_simulation.py", 0.5),
     "report": Command("docs/draw_report.py", 1),
     "architecture": Command("docs/draw_architecture.py", 0.1),

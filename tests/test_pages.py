@@ -67,8 +67,9 @@ def what_is_yours():
     }
 
 
-def run_page(name, monkeypatch):
+def run_page(name, monkeypatch, folder):
     """Run the page's Python in order, on small problems; return its names and what each block printed."""
+    monkeypatch.chdir(folder)
     trainer_class = L.Trainer
 
     def small(**settings):
@@ -90,8 +91,7 @@ def run_page(name, monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name in TAUGHT if name not in {"glossary"}])
 def test_its_python_runs(name, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    names, printed = run_page(name, monkeypatch)
+    names, printed = run_page(name, monkeypatch, tmp_path)
     if name == "quick_start":
         assert "The batch" in printed[0]
         assert names["trainer"].global_step > 0
@@ -114,9 +114,9 @@ def test_its_python_runs(name, monkeypatch, tmp_path):
         assert names["metric"].compute() > 0
 
 
-def test_how_to_step_a_scheduler_with_a_number(monkeypatch):
+def test_how_to_step_a_scheduler_with_a_number(monkeypatch, tmp_path):
     """timm's way: `step_update` gets each step of the plan once, although fewer are made."""
-    names, _ = run_page("how_to", monkeypatch)
+    names, _ = run_page("how_to", monkeypatch, tmp_path)
     monkeypatch.undo()
     stepped = []
 
@@ -143,9 +143,9 @@ def test_how_to_step_a_scheduler_with_a_number(monkeypatch):
     assert stepped == list(range(1, 33))
 
 
-def test_the_average_that_counts_planned_steps(monkeypatch):
+def test_the_average_that_counts_planned_steps(monkeypatch, tmp_path):
     """After all steps the start is forgotten as if every planned step had been made."""
-    names, _ = run_page("how_to", monkeypatch)
+    names, _ = run_page("how_to", monkeypatch, tmp_path)
     monkeypatch.undo()
     scaler = BatchSizeScaler(policy=Scripted([8, 16]), warmup=0, max_micro_batch_size=None)
     ema = names["Ema"](scaler, decay=0.9)
