@@ -164,9 +164,7 @@ class BatchSizeScaler(WindowCallback):
                 also_scale_for=partial(preflight.choose_also_scale, options.check_also_scale(also_scale)),
                 warmup=checked_warmup,
                 total_examples=options.check_total(total_examples, checked_warmup),
-                max_batch_size=None
-                if max_batch_size is None
-                else check_integer("max_batch_size", max_batch_size, at_least=1),
+                max_batch_size=options.check_max_batch_size(max_batch_size),
                 measure_every=check_integer("measure_every", measure_every, at_least=1),
                 max_micro_batch_size=options.check_micro_batch_size(max_micro_batch_size),
                 split=options.check_split(split),

@@ -62,13 +62,13 @@ def start_run(
     optimizer = unwrapped(trainer.optimizers[0])
     rule = options.rule_for(optimizer)
     loaders = read_loaders(trainer, size, rows, options.batch_size_fn)
-    first = None if stored is None else stored.first
-    now = _this_start(trainer.world_size, loaders, actuator, first)
-    plan = read_plan(trainer, options, loaders, first or now, now)
+    now = _this_start(trainer.world_size, loaders, actuator, None if stored is None else stored.first)
+    first = now if stored is None else stored.first
+    plan = read_plan(trainer, options, loaders, first, now)
     gradients = GradientWatch(trainer, optimizer, actuator.micro_batches)
     total = plan.total_examples
     settings = RunSettings(
-        first=first or now,
+        first=first,
         now=now,
         plan=plan.steps,
         limits=plan.limits,
@@ -87,9 +87,8 @@ def start_run(
         decides=options.decides,
         acts=options.decides and not options.dry_run,
     )
-    state = _first_state(
-        trainer, options.unit, settings, stored, _position(trainer, settings, stored, loaders, actuator, batch_idx)
-    )
+    position = _position(trainer, settings, stored, loaders, actuator, batch_idx)
+    state = _first_state(trainer, options.unit, settings, stored, position)
     if checkpoint is not None:
         restore_policy(options.policy, checkpoint)
         gradients.unsent_examples = state.examples.assumed / now.world_size
@@ -106,8 +105,8 @@ def start_run(
         usual_size = size if stored is None else now.own_granularity
         sizes = SizeCheck(usual_size if options.decides else None, options.unit)
         actuator.attach(optimizer, settings.plan, state.position)
-        losses = LossReader(Losses() if checkpoint is None else read_losses(checkpoint), options.log_prefix)
-        reports = Reports(options, settings, journal, sizes, losses)
+        losses = Losses() if checkpoint is None else read_losses(checkpoint)
+        reports = Reports(options, settings, journal, sizes, LossReader(losses, options.log_prefix))
         return WindowLoop(settings, state, actuator, gradients, loaders, reports, profile, pace)
 
 
