@@ -87,9 +87,8 @@ def start_run(
         decides=options.decides,
         acts=options.decides and not options.dry_run,
     )
-    state = _first_state(
-        trainer, options.unit, settings, stored, _position(trainer, settings, stored, loaders, actuator, batch_idx)
-    )
+    position = _position(trainer, settings, stored, loaders, actuator, batch_idx)
+    state = _first_state(trainer, options.unit, settings, stored, position)
     if saved is not None:
         restore_policy(options.policy, saved.policy)
         gradients.unsent_examples = state.examples.assumed / now.world_size

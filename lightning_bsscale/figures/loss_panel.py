@@ -27,11 +27,9 @@ def smoothed(values: Sequence[float]) -> list[float]:
     """Return the running median of many values over a tenth of them; few values as they are."""
     if len(values) <= MANY_POINTS:
         return list(values)
-    half = len(values) // 20
-    medians = []
+    half, medians = len(values) // 20, []
     for index in range(len(values)):
-        reach = min(half, index, len(values) - 1 - index)  # symmetric, so that a falling line is not shifted
-        near = [value for value in values[index - reach : index + reach + 1] if math.isfinite(value)]
+        near = [value for value in values[max(0, index - half) : index + half + 1] if math.isfinite(value)]
         medians.append(statistics.median(near) if near else math.nan)
     return medians
 

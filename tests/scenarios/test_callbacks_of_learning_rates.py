@@ -35,7 +35,7 @@ def test_learning_rate_monitor_keeps_logging_the_users_rate(interval, order):
     of_plan = dict(plan.points("lr-KeepsRates"))
     assert list(by_step.values()) == [of_plan[sum(windows[:step])] for step in steps]
     # Ours is what the optimizer used, and the factor between the two is in the log.
-    effective, factors = dict(logger.points("bsscale/lr")), dict(logger.points("bsscale/lr_scale"))
+    effective, factors = dict(logger.points("bsscale/lr-KeepsRates")), dict(logger.points("bsscale/lr_scale"))
     assert [[rate] for rate in effective.values()] == used
     assert list(effective) == list(factors) == list(range(10))
     assert factors == {step: pytest.approx(window) for step, window in enumerate(windows)}
