@@ -87,7 +87,7 @@ class Clock(pl.Callback):
         def read() -> None:
             again = BatchSizeScaler()
             again.load_state_dict(state)
-            _ = again.decisions, again.history
+            _ = again.decisions, list(again.history)
 
         self.rows.append(
             {

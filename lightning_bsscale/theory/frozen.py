@@ -1,4 +1,4 @@
-"""Change fields of a frozen record, at the price of a few assignments.
+"""Change fields of a frozen record, or make one from its values, at the price of a few assignments.
 
 A run takes several such changes in every loader batch. `dataclasses.replace` looks every field up again and calls the
 constructor, which takes several times as long. Here, as in `dataclasses` itself, the function that copies a record is
@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["changed"]
+__all__ = ["changed", "maker"]
 
 Record = TypeVar("Record")
 
@@ -40,15 +40,42 @@ def changed(record: Record, **changes: Any) -> Record:
     return copier(record, changes)  # type: ignore[no-any-return]
 
 
+def maker(cls: type[Record]) -> Callable[..., Record]:
+    """Write a function that makes a record of a class from the values of all its fields, in their order.
+
+    Args:
+        cls: A frozen dataclass with slots and without `__post_init__`, as its constructor is not called.
+
+    Returns:
+        The function.
+
+    Example:
+        >>> from lightning_bsscale.theory.example_count import ExampleCount
+        >>> maker(ExampleCount)(8, 0, 4)
+        ExampleCount(known=8, in_flight=0, assumed=4)
+    """
+    fields = _fields_of(cls)
+    return _written(cls, ", ".join(fields), fields)
+
+
 def _copier(cls: Any, changes: dict[str, Any]) -> Callable[[Any, dict[str, Any]], Any]:
-    fields = [field.name for field in dataclasses.fields(cls)]
+    fields = _fields_of(cls)
     unknown = changes.keys() - set(fields)
     assert not unknown, f"{cls.__name__} has no field {', '.join(unknown)}"
+    values = [f"changes[{field!r}]" if field in changes else f"record.{field}" for field in fields]
+    return _written(cls, "record, changes", values)
+
+
+def _fields_of(cls: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _written(cls: Any, arguments: str, values: list[str]) -> Callable[..., Any]:
     assert not hasattr(cls, "__post_init__"), f"{cls.__name__} has a __post_init__"
-    names: dict[str, Any] = {"new": object.__new__, "cls": cls}
-    lines = ["def copy(record, changes):", "    copied = new(cls)"]
-    for field in fields:
-        names[f"set_{field}"] = getattr(cls, field).__set__  # of the slot: a frozen class refuses assignments
-        lines.append(f"    set_{field}(copied, {f'changes[{field!r}]' if field in changes else f'record.{field}'})")
-    exec("\n".join([*lines, "    return copied"]), names)  # noqa: S102
-    return names["copy"]  # type: ignore[no-any-return]
+    names: dict[str, Any] = {"_new": object.__new__, "_cls": cls}
+    lines = [f"def make({arguments}):", "    _made = _new(_cls)"]
+    for field, value in zip(_fields_of(cls), values, strict=True):
+        names[f"_set_{field}"] = getattr(cls, field).__set__  # of the slot: a frozen class refuses assignments
+        lines.append(f"    _set_{field}(_made, {value})")
+    exec("\n".join([*lines, "    return _made"]), names)  # noqa: S102
+    return names["make"]  # type: ignore[no-any-return]

@@ -15,6 +15,7 @@ from operator import attrgetter
 from typing import Any, TypeVar, overload
 
 from lightning_bsscale.theory.estimate import NoiseScale
+from lightning_bsscale.theory.frozen import maker
 from lightning_bsscale.theory.records import Measurement
 
 __all__ = ["History"]
@@ -23,8 +24,10 @@ CHUNK = 32
 """So many records are packed together, as soon as so many later ones are there."""
 
 _CODES = {int: "q", float: "d", bool: "?"}
-_OWN_NAMES = tuple(field.name for field in fields(Measurement) if field.name != "noise")
-_NOISE_NAMES = tuple(field.name for field in fields(NoiseScale))
+_NAMES = [field.name for field in fields(Measurement)]
+_PLACE = _NAMES.index("noise")
+_OWN_NAMES = [name for name in _NAMES if name != "noise"]
+_NOISE_NAMES = [field.name for field in fields(NoiseScale)]
 
 
 def _codes(cls: Any, names: Iterable[str]) -> str:
@@ -34,6 +37,7 @@ def _codes(cls: Any, names: Iterable[str]) -> str:
 
 _LAYOUT = struct.Struct(f"={_codes(Measurement, _OWN_NAMES)}?{_codes(NoiseScale, _NOISE_NAMES)}")
 _own_numbers, _noise_numbers = attrgetter(*_OWN_NAMES), attrgetter(*_NOISE_NAMES)
+_make_measurement, _make_noise = maker(Measurement), maker(NoiseScale)
 _NO_NOISE = (0,) * len(_NOISE_NAMES)
 
 _Chunk = bytes | tuple[Measurement, ...]
@@ -132,6 +136,6 @@ def _packed_record(record: Measurement) -> bytes:
 
 
 def _unpacked(numbers: tuple[Any, ...]) -> Measurement:
-    own, (is_known, *of_noise) = numbers[: len(_OWN_NAMES)], numbers[len(_OWN_NAMES) :]
-    noise = NoiseScale(**dict(zip(_NOISE_NAMES, of_noise, strict=True))) if is_known else None
-    return Measurement(**dict(zip(_OWN_NAMES, own, strict=True)), noise=noise)
+    count = len(_OWN_NAMES)
+    noise = _make_noise(*numbers[count + 1 :]) if numbers[count] else None
+    return _make_measurement(*numbers[:_PLACE], noise, *numbers[_PLACE:count])
