@@ -99,11 +99,6 @@ def check_total(value: object, warmup: int | float) -> int | None:
     return total
 
 
-def check_max_batch_size(value: object) -> int | None:
-    """Return the largest batch in examples, or None for the default."""
-    return None if value is None else check_integer("max_batch_size", value, at_least=1)
-
-
 def check_rule(lr_rule: object, lr_cap: object) -> tuple[Any, float | None]:
     """Return the checked rule and ceiling; ``"auto"`` is resolved later, by the optimizer."""
     cap = None if lr_cap is None else check_number("lr_cap", lr_cap, at_least=1)
