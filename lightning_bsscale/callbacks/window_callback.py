@@ -13,6 +13,7 @@ from lightning_bsscale.callbacks.actuator import Actuator
 from lightning_bsscale.callbacks.checks import compatibility, preflight
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.output import messages
+from lightning_bsscale.callbacks.output.last_line import say_at_exit
 from lightning_bsscale.callbacks.start_run import start_run
 from lightning_bsscale.callbacks.state.checkpoint import read_run, to_checkpoint
 from lightning_bsscale.callbacks.state.open_run import OpenRun
@@ -30,6 +31,8 @@ from lightning_bsscale.theory.state import RunState
 from lightning_bsscale.verdict import Verdict, facts_of_run, verdict_of
 
 __all__ = ["WindowCallback"]
+
+say_at_exit()
 
 
 class WindowCallback(pl.Callback):
