@@ -30,6 +30,7 @@ EXEMPT = {
     ("theory/windows.py", "start must be below epoch_batches (…), got …"): (
         "Lightning gives no loader batch after the announced last one"
     ),
+    ("cli/objects.py", "…"): "says in one function what is allowed, as `--policy must be one of …`",
     ("callbacks/trainer/batches.py", "…"): "part of `the loader's batches cannot be …: …`",
     ("callbacks/checks/preflight.py", "…"): "hands on the sentence of theory/rules/choose.py, as another class",
 }

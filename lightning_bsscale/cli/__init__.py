@@ -123,4 +123,5 @@ def _parser() -> _Parser:
 
 def _filled(text: str) -> str:
     width = min(WIDTH, shutil.get_terminal_size().columns - 2)
-    return "\n\n".join(textwrap.fill(" ".join(part.split()), width) for part in text.split("\n\n"))
+    parts = [" ".join(part.split()) for part in text.split("\n\n")]
+    return "\n\n".join(textwrap.fill(part, width, break_on_hyphens=False, break_long_words=False) for part in parts)

@@ -12,11 +12,11 @@ from typing import Any
 
 __all__ = ["add_traceback", "explain", "load"]
 
-# Frames of these say nothing about the user's code.
+# Frames of these are never the user's code.
 _LIBRARIES = frozenset(
     {
         *("__main__", "lightning_bsscale", "lightning", "lightning_fabric", "pytorch_lightning", "lightning_utilities"),
-        *("torch", "torchmetrics", "numpy", "jsonargparse", "sklearn", "matplotlib", *sys.stdlib_module_names),
+        *("torch", "torchmetrics", "numpy", "jsonargparse", "yaml", "matplotlib", *sys.stdlib_module_names),
     }
 )
 
@@ -65,15 +65,20 @@ def explain(error: BaseException) -> str | None:
     Returns:
         Class, message, file and line, as one line; None if no frame of the user's code is in its traceback.
     """
-    place = None
+    own = installed = None
     for frame, line in traceback.walk_tb(error.__traceback__):
-        name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if name not in _LIBRARIES:
-            place = f"{_from_here(Path(frame.f_code.co_filename))}, line {line}"
-    if place is None:
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] in _LIBRARIES:
+            continue
+        path = Path(frame.f_code.co_filename)
+        place = f"{_from_here(path)}, line {line}"
+        if "site-packages" in path.parts:
+            installed = place  # the user's package, or another library that it calls
+        else:
+            own = place
+    if own is None and installed is None:
         return None
     message = " ".join(str(error).split())
-    return f"{type(error).__name__}{': ' if message else ''}{message} ({place})"
+    return f"{type(error).__name__}{': ' if message else ''}{message} ({own or installed})"
 
 
 def _from_here(path: Path) -> Path:

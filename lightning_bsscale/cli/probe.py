@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,24 +112,33 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         The exit status: 0, or 1 if it cannot be measured.
     """
-    from lightning_bsscale.critical_batch import ProbeError
-
     try:
         found = _measured(arguments)
     except Exception as error:  # the user's own model may raise anything
         own = None if arguments.traceback else explain(error)
         if own is not None:
             return complain(f"{own}. --traceback shows all of it.")
-        if arguments.traceback or not isinstance(error, (OSError, ProbeError, TypeError, ValueError)):
+        if arguments.traceback or not _is_answer(error):
             raise
+        if isinstance(error, OSError) and error.filename:
+            return complain(f"{error.filename} cannot be read or written: {error.strerror}")
         return complain(one_line(error))
     return _write(found, arguments)
 
 
+def _is_answer(error: Exception) -> bool:
+    if isinstance(error, (OSError, TypeError, ValueError)):
+        return True
+    from lightning_bsscale.critical_batch import ProbeError
+
+    return isinstance(error, ProbeError)
+
+
 def _measured(arguments: argparse.Namespace) -> Probe:
+    # First, so that a wrong name is found before torch is loaded.
+    given = _from_config(arguments.config) if arguments.config else _from_task(arguments.task)
     from lightning_bsscale.critical_batch import measure_critical_batch
 
-    given = _from_config(arguments.config) if arguments.config else _from_task(arguments.task)
     if arguments.accumulate is not None:
         given["trainer_options"]["accumulate_grad_batches"] = arguments.accumulate
     return measure_critical_batch(
@@ -185,22 +197,26 @@ def _from_task(name: str) -> dict[str, Any]:
 
 
 def _from_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"no such config: {path}")
     import warnings
 
     from lightning.pytorch.cli import LightningCLI
 
-    if not path.is_file():
-        raise ValueError(f"no such config: {path}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    said = io.StringIO()  # the parser's own words, many lines of them
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(said):
             warnings.simplefilter("ignore")
             cli = LightningCLI(
                 run=False, args=["--config", str(path)], save_config_callback=None, seed_everything_default=False
             )
-    except SystemExit as error:  # the parser has said on stderr what is wrong
-        raise ValueError(f"{path} is no LightningCLI config with class_path for model and data") from error
+    except (SystemExit, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be used as a LightningCLI config with class_path for model and data: {_reason(error)}."
+        ) from error
+    sys.stderr.write(said.getvalue())
     if cli.datamodule is None:
         raise ValueError(f"{path} names no data: add data.class_path, or use --task")
     cli.datamodule.prepare_data()
@@ -213,6 +229,16 @@ def _from_config(path: Path) -> dict[str, Any]:
         "datamodule": cli.datamodule,
         "trainer_options": options,
     }
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an error of the parser's goes back to, and the key of the config that it is about."""
+    key, root = "", error
+    while (before := root.__cause__ or root.__context__) is not None:
+        root = before
+        named = re.match(r'Parser key "([^"]+)"', str(root))
+        key = f"{named[1]}: " if named and not key else key
+    return f"{key}{explain(root) or one_line(root).rstrip('.')}"
 
 
 def sentence(found: Probe, out: Path) -> str:

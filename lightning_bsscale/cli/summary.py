@@ -64,7 +64,7 @@ def as_text(facts: RunFacts, verdict: Verdict) -> str:
         parts.append(" ".join(verdict.reasons))
     if verdict.next_steps:
         parts.append(f"Next: {' '.join(verdict.next_steps)}")
-    text = "\n\n".join(textwrap.fill(part, WIDTH) for part in parts)
+    text = "\n\n".join(textwrap.fill(part, WIDTH, break_on_hyphens=False) for part in parts)
     log = facts.decisions
     if not log.records:
         return text if facts.numbers.decides else f"{text}\n\nA monitor decides nothing: there is no table."

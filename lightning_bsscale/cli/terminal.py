@@ -52,7 +52,7 @@ def complain(sentence: str) -> int:
     return CANNOT
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return an error's message as one line."""
     return " ".join(str(error).split())
 

@@ -42,7 +42,10 @@ def as_text(found: WhatIf, asked: Sequence[str]) -> str:
         for place in shown
     ]
     title = f"What if {', '.join(asked)}, and all else as it was?" if asked else "What if the scaler had acted?"
-    said = "\n".join(textwrap.fill(sentence, _WIDTH) for sentence in (*_notes(found), _steps_sentence(found), HONEST))
+    said = "\n".join(
+        textwrap.fill(sentence, _WIDTH, break_on_hyphens=False)
+        for sentence in (*_notes(found), _steps_sentence(found), HONEST)
+    )
     return "\n".join([title, "", *aligned(ends), "", *aligned(batches), "", said])
 
 
