@@ -25,7 +25,7 @@ GROUPS = {
     "command line": ("cli", "demo", "__main__"),
     "without Lightning": ("metric", "functional"),
     "figures": ("figures", "report"),
-    "journal": ("journal", "journal_file", "record_lists", "replay", "summary"),
+    "journal": ("journal", "journal_file", "record_lists", "replay", "summary", "what_if"),
     "simulation": ("simulation", "critical_batch"),
 }
 ABOUT = {

@@ -6,7 +6,10 @@ extra ``examples``) and no network.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import io
+import json
 import math
 import sys
 import time
@@ -211,16 +214,17 @@ def results_table(results: Sequence[Result]) -> str:
     )
 
 
-def run(out: Path, seed: int, epochs: int) -> int:
-    """Train three times, print a table, and write the scaler's figure and journal under unused names.
+def run(out: Path, seed: int, epochs: int, *, as_json: bool = False) -> int:
+    """Train three times, print what came of it, and write the scaler's figure and journal under unused names.
 
     Args:
         out: folder for both, created if necessary
         seed: seed of the weights and of the order of the examples
         epochs: passes over the data in each run
+        as_json: whether to print one JSON object instead of text
 
     Returns:
-        The exit status: 0, or 1 if a library is missing.
+        The exit status: 0, or 1 if a library is missing. Progress goes to stderr.
     """
     missing = [
         name
@@ -228,11 +232,10 @@ def run(out: Path, seed: int, epochs: int) -> int:
         if importlib.util.find_spec(module) is None
     ]
     if missing:
-        needs = f"The demo needs {' and '.join(missing)}: pip install 'lightning-bsscale[examples]'."
-        print(needs, file=sys.stderr)
+        _tell(f"The demo needs {' and '.join(missing)}: pip install 'lightning-bsscale[examples]'.")
         return 1
     out.mkdir(parents=True, exist_ok=True)
-    print(f"scikit-learn's digits, a small CNN, SGD with momentum, {epochs} epochs a run, seed {seed}", flush=True)
+    _tell(f"scikit-learn's digits, a small CNN, SGD with momentum, {epochs} epochs a run, seed {seed}")
     scaler = BatchSizeScaler(record=out / "bsscale.jsonl")
     large_rate = RATE * LARGE / SMALL
     results = []
@@ -241,15 +244,57 @@ def run(out: Path, seed: int, epochs: int) -> int:
         (f"fixed {LARGE}, rate {large_rate:g}", LARGE, large_rate, []),
         (f"BatchSizeScaler from {SMALL}", SMALL, RATE, [scaler]),
     ):
-        print(f"training: {name} ...", flush=True)
+        _tell(f"training: {name} ...")
         results.append(train(name, batch_size=batch_size, rate=rate, seed=seed, epochs=epochs, callbacks=callbacks))
+    picture = _draw(scaler, out / "bsscale.png")
+    if as_json:
+        print(json.dumps(_as_json(results, scaler, picture), indent=2, allow_nan=False))
+    else:
+        print(_as_text(results, scaler, picture))
+    return 0
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _draw(scaler: BatchSizeScaler, path: Path) -> Path:
+    """Write the picture under an unused name, since an existing file may belong to another run; return the name."""
+    drawn = io.BytesIO()
     with quiet():
         figure, _ = scaler.plot()
-        file, picture = open_new(out / "bsscale.png")  # an existing file may belong to another run
+        figure.savefig(drawn, dpi=120, format="png")
+    file, picture = open_new(path)
+    try:
         with file:
-            figure.savefig(file, dpi=120, format="png")
-    journal = scaler.journal_path
+            file.write(drawn.getbuffer())
+    except BaseException:
+        picture.unlink(missing_ok=True)
+        raise
+    return picture
+
+
+def _as_text(results: Sequence[Result], scaler: BatchSizeScaler, picture: Path) -> str:
     changes = [decision for decision in scaler.decisions if decision.is_change]
-    print(f"\n{results_table(results)}\n\nChanges of the batch:\n{summary_table(changes)}\n\n{scaler.verdict()}\n")
-    print(f"picture: {picture}\njournal: {journal} (python -m lightning_bsscale replay {journal})")
-    return 0
+    return (
+        f"\n{results_table(results)}\n\nChanges of the batch:\n{summary_table(changes)}\n\n{scaler.verdict()}\n\n"
+        f"picture: {picture}\njournal: {scaler.journal_path} (python -m lightning_bsscale report {scaler.journal_path})"
+    )
+
+
+def _as_json(results: Sequence[Result], scaler: BatchSizeScaler, picture: Path) -> dict[str, Any]:
+    runs = [dataclasses.asdict(result) for result in results]
+    return {
+        "runs": [
+            {name: one if not isinstance(one, float) or math.isfinite(one) else None for name, one in run.items()}
+            for run in runs
+        ],
+        "changes": [
+            {"examples_seen": one.situation.examples_seen, "batch_size": one.batch_size, "lr_scale": one.lr_scale}
+            for one in scaler.decisions
+            if one.is_change
+        ],
+        "verdict": dataclasses.asdict(scaler.verdict()),
+        "picture": str(picture),
+        "journal": str(scaler.journal_path),
+    }

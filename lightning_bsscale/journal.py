@@ -389,13 +389,23 @@ def _parsed_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 return
             if not line.strip():
                 continue
-            fields = _parsed(path, number, line)
             if expected == "header":
-                _check_header(path, fields)
+                fields = _parsed_header(path, number, line)
                 expected = "record"
+            else:
+                fields = _parsed(path, number, line)
             yield number, fields
         if expected == "header":
             _check_header(path, {})
+
+
+def _parsed_header(path: str | Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        header = _parsed(path, number, line)
+    except ValueError:
+        header = {}  # any other file
+    _check_header(path, header)
+    return header
 
 
 def _check_header(path: str | Path, header: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from lightning_bsscale.theory.records import DecisionRecord, Measurement
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DecisionList", "MeasurementList"]
+__all__ = ["DecisionList", "MeasurementList", "decision_row"]
 
 
 class DecisionList(list[DecisionRecord]):
@@ -25,7 +25,7 @@ class DecisionList(list[DecisionRecord]):
             Position, old and new batch, noise scale with its two-sided interval, the bound that decided with its
             one-sided confidence, target, needed number, code, reason, and the learning-rate factor from then on.
         """
-        return _dataframe(map(_decision_row, self))
+        return _dataframe(map(decision_row, self))
 
 
 class MeasurementList(History):
@@ -43,7 +43,8 @@ class MeasurementList(History):
         return _dataframe(map(_measurement_row, self))
 
 
-def _decision_row(record: DecisionRecord) -> dict[str, Any]:
+def decision_row(record: DecisionRecord) -> dict[str, Any]:
+    """Return the fields of a decision that a table shows, by name."""
     decision = record.decision
     return {
         "examples_seen": record.situation.examples_seen,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from lightning_bsscale.theory.events import Applied, EndEvent, StepEvent, Window
 from lightning_bsscale.theory.history import History
 from lightning_bsscale.theory.losses import LossEvent
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
-from lightning_bsscale.theory.schedules import resolve_schedule
+from lightning_bsscale.theory.rules import LearningRateRule
+from lightning_bsscale.theory.schedules import Schedule
 from lightning_bsscale.theory.state import RunNumbers, RunSettings, RunState
 from lightning_bsscale.theory.stored import FRACTIONS, check_stored, from_plain
 
-__all__ = ["KINDS", "Replayed", "replay"]
+__all__ = ["KINDS", "Replayed", "explained", "read_start", "replay", "settings_with"]
 
 KINDS = {
     "window": "windows",
@@ -115,29 +116,13 @@ class _Run:
     @classmethod
     def begun(cls, path: str | Path, number: int, header: dict[str, Any], given: dict[str, Any]) -> _Run:
         """Begin at a header, or where a run was resumed."""
-        try:
-            for name in ("settings", "state"):
-                if not isinstance(header.get(name), dict):
-                    raise ValueError(f"lacks {name}")
-            check_stored(RunNumbers, header["settings"])
-            check_stored(RunState, header["state"], fractions=FRACTIONS)
-            numbers: RunNumbers = from_plain(RunNumbers, header["settings"])
-            state: RunState = from_plain(RunState, header["state"])
-        except (TypeError, ValueError) as error:
-            event = "header" if number == 1 else "resumed"
-            raise ValueError(f"{path}, line {number} is no whole {event}: {error}. {REPAIR}") from error
-        policy, schedule = given["policy"], given["schedule"]
+        numbers, state = read_start(path, number, header)
+        policy = given["policy"]
         if policy is None and numbers.decides:
             policy = make_policy(header.get("policy"), path)
         rule = make_rule(header.get("lr_rule"), path, given["rule"])
-        settings = RunSettings(
-            **{field.name: getattr(numbers, field.name) for field in dataclasses.fields(RunNumbers)},
-            policy=policy,
-            rule=rule,
-            rule_for=lambda optimizer: rule,
-            schedule=make_schedule(header.get("schedule"), path) if schedule is None else resolve_schedule(schedule),
-        )
-        return cls(path, settings, state, given)
+        schedule = make_schedule(header.get("schedule"), path, given["schedule"])
+        return cls(path, settings_with(numbers, policy, rule, schedule), state, given)
 
     def past(self, number: int, line: Line) -> Iterator[Replayed]:
         """Advance the run by one line."""
@@ -176,18 +161,74 @@ class _Run:
         with self._explained():
             self.settings, self.state = run.use_rule(self.settings, self.state, rule)
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
-            if any(value is not None for value in self.given.values()):  # it may be the user's own error
-                raise
-            # Each number was checked on its own, but not in combination.
-            name = type(self.settings.policy).__name__ if self.settings.decides else "a replay"
-            raise ValueError(
-                f"{self.path}, line {self.line} holds numbers that {name} cannot work with ({error}). {REPAIR}"
-            ) from error
+    def _explained(self) -> AbstractContextManager[None]:
+        # An error may be that of the user's own policy, rule or schedule.
+        is_own = any(value is not None for value in self.given.values())
+        name = type(self.settings.policy).__name__ if self.settings.decides else "a replay"
+        return nullcontext() if is_own else explained(self.path, self.line, name)
+
+
+def read_start(path: str | Path, number: int, header: dict[str, Any]) -> tuple[RunNumbers, RunState]:
+    """Read the settings and the state of a header, or of the line where a run was resumed.
+
+    Args:
+        path: the journal
+        number: the line
+        header: its fields
+
+    Returns:
+        The settings that are numbers, and the state before the next window.
+
+    Raises:
+        ValueError: If the line lacks either, or holds another type or range.
+    """
+    try:
+        for name in ("settings", "state"):
+            if not isinstance(header.get(name), dict):
+                raise ValueError(f"lacks {name}")
+        check_stored(RunNumbers, header["settings"])
+        check_stored(RunState, header["state"], fractions=FRACTIONS)
+        return from_plain(RunNumbers, header["settings"]), from_plain(RunState, header["state"])
+    except (TypeError, ValueError) as error:
+        event = "header" if number == 1 else "resumed"
+        raise ValueError(f"{path}, line {number} is no whole {event}: {error}. {REPAIR}") from error
+
+
+def settings_with(
+    numbers: RunNumbers, policy: Any, rule: LearningRateRule, schedule: Schedule | None, **changes: Any
+) -> RunSettings:
+    """Return the settings of a run: those that are numbers, and the objects that a journal cannot hold.
+
+    Args:
+        numbers: the settings that are numbers
+        policy: the policy, or None
+        rule: the learning-rate rule
+        schedule: the callback's own schedule, or None
+        **changes: other numbers
+    """
+    same = {field.name: getattr(numbers, field.name) for field in dataclasses.fields(RunNumbers)}
+    objects = {"policy": policy, "rule": rule, "rule_for": lambda optimizer: rule, "schedule": schedule}
+    return RunSettings(**{**same, **objects, **changes})
+
+
+@contextmanager
+def explained(path: str | Path, line: int, name: str) -> Iterator[None]:
+    """Say where a journal holds numbers that do not belong together: each was checked on its own only.
+
+    Args:
+        path: the journal
+        line: the line in progress
+        name: what works with the numbers
+
+    Raises:
+        ValueError: Instead of what the numbers have caused.
+    """
+    try:
+        yield
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}, line {line} holds numbers that {name} cannot work with ({error}). {REPAIR}"
+        ) from error
 
 
 def _compared(number: int, event: StepEvent, applied: Applied) -> Sequence[Replayed]:

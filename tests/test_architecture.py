@@ -28,6 +28,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "journal": ({"theory", "journal_file"}, set()),
     "journal_file": (set(), set()),
     "replay": ({"theory", "journal"}, set()),
+    "what_if": ({"theory", "journal", "replay"}, set()),
     "summary": ({"theory", "journal"}, set()),
     "record_lists": ({"theory"}, {"pandas"}),
     "verdict": ({"theory", "journal", "verdict"}, set()),
@@ -41,7 +42,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "critical_batch": ({"torch", "lightning", "numpy", "theory", "callbacks", "functional", "critical_batch"}, set()),
     "cli": (
         {"theory", "cli", "journal", "replay", "__version__"},
-        {"demo", "summary", "verdict", "figures", "report", "simulation", "critical_batch", "lightning"},
+        {
+            *("demo", "summary", "record_lists", "verdict", "figures", "report", "simulation", "what_if"),
+            *("critical_batch", "lightning", "matplotlib"),
+        },
     ),
     "__main__": ({"cli"}, set()),
     # The door names everything and loads nothing: see test_the_door_loads_no_torch.

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import json
 
 import pytest
 import sklearn.datasets  # noqa: F401  its first import sets environment variables: not inside a test
@@ -10,6 +11,7 @@ import torch
 
 from lightning_bsscale import demo
 from lightning_bsscale.cli import main
+from lightning_bsscale.journal_file import open_new
 from lightning_bsscale.replay import replay
 
 DATA = demo.digits_data()
@@ -28,8 +30,9 @@ def shown(tmp_path_factory):
 
 def test_it_prints_one_aligned_table_and_nothing_else(shown):
     out, status, text, errors = shown
-    assert (status, errors) == (0, "")
-    assert not [word for word in ("GPU", "Tip", "Warning", "Trainer.fit") if word in text]
+    assert status == 0
+    assert [line.partition(":")[0] for line in errors.splitlines()[1:]] == ["training"] * 3
+    assert not [word for word in ("GPU", "Tip", "Warning", "Trainer.fit") if word in text + errors]
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("run "))
     table = lines[start : start + 4]
@@ -45,7 +48,7 @@ def test_it_prints_one_aligned_table_and_nothing_else(shown):
 
 def check_files(told, picture, journal):
     assert f"picture: {picture}" in told
-    assert f"journal: {journal} (python -m lightning_bsscale replay {journal})" in told
+    assert f"journal: {journal} (python -m lightning_bsscale report {journal})" in told
     assert picture.read_bytes().startswith(b"\x89PNG")
     answers = list(replay(journal))
     assert answers
@@ -60,6 +63,35 @@ def test_a_second_run_replaces_no_file(tmp_path, monkeypatch, capsys):
     assert main(["demo", "--out", str(tmp_path), "--epochs", "1"]) == 0
     check_files(capsys.readouterr().out, tmp_path / "bsscale-v1.png", tmp_path / "bsscale-v1.jsonl")
     assert {(tmp_path / name).read_text() for name in ("bsscale.jsonl", "bsscale.png")} == {"mine\n"}
+
+
+def test_json_is_all_that_stdout_gets(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "digits_data", lambda: [torch.utils.data.Subset(part, range(160)) for part in DATA])
+    assert main(["demo", "--out", str(tmp_path), "--epochs", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [run["name"] for run in found["runs"]] == list(RUNS)
+    assert [run["examples"] for run in found["runs"]] == [160] * 3
+    assert found["verdict"]["headline"] == "The batch stayed at 8 examples."
+    assert (found["journal"], found["picture"]) == (str(tmp_path / "bsscale.jsonl"), str(tmp_path / "bsscale.png"))
+
+
+def test_an_interrupted_picture_leaves_no_file(tmp_path, monkeypatch):
+    class Scaler:
+        def plot(self):
+            return self, None
+
+        def savefig(self, file, **_):
+            file.write(b"half")
+
+    def interrupted(path):
+        file, name = open_new(path)
+        file.close()  # as good as interrupted: it takes nothing
+        return file, name
+
+    monkeypatch.setattr(demo, "open_new", interrupted)
+    with pytest.raises(ValueError, match="closed file"):
+        demo._draw(Scaler(), tmp_path / "bsscale.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_seed_fixes_the_run_and_leaves_the_rest_alone():

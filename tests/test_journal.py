@@ -243,7 +243,7 @@ def expect_refused(path, match, capsys):
     assert len(sentence) < len(str(path)) + 400
     assert main(["replay", str(path)]) == 1
     told = capsys.readouterr()
-    assert told.err == sentence + "\n"
+    assert told.err.removesuffix(" There is no .jsonl file in it.\n").removesuffix("\n") == sentence
     assert told.out == ""
 
 
@@ -314,7 +314,7 @@ def test_a_hostile_header_makes_no_policy(policy, tmp_path, capsys):
 def test_a_hostile_schema(schema, tmp_path, capsys):
     path = tmp_path / "j"
     path.write_text(f'{{"event": "header", "schema": {schema}}}\n')
-    expect_refused(path, "has journal schema|line 1 is", capsys)
+    expect_refused(path, "has journal schema|is not a journal", capsys)
 
 
 def test_a_path_that_the_terminal_cannot_show(tmp_path, capsys, monkeypatch):

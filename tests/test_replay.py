@@ -275,7 +275,7 @@ def test_a_journal_without_settings_is_named(tmp_path, capsys):
 )
 def test_strange_numbers_disagree_or_are_named(tmp_path, event, change, capsys):
     path = changed(write_run(tmp_path / "j", 60), event, change, number=3 if event == "window" else 0)
-    assert main(["replay", str(path)]) == 1
+    assert main(["replay", str(path)]) in (1, 3)  # it cannot be done, or does not agree
     said = "".join(capsys.readouterr())
     named = r"j, line \d+ (holds numbers that NoiseScalePolicy cannot work with \(|is no whole )"
     assert " of " in said or re.search(named, said)

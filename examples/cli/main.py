@@ -1,7 +1,7 @@
 """Configure the callback in a YAML file, with LightningCLI.
 
     python examples/cli/main.py fit --config examples/cli/config.yaml
-    python examples/cli/main.py fit --config examples/cli/config.yaml --trainer.max_epochs 2
+    python examples/cli/main.py fit --config examples/cli/config.yaml --trainer.callbacks.policy.target_ratio 1
     python examples/cli/main.py fit --trainer.callbacks.help lightning_bsscale.BatchSizeScaler   # its options
 
 Needs: pip install 'lightning-bsscale[examples]'. Run it from any folder: results go to runs/cli/ in the current one.

@@ -14,6 +14,7 @@ from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
 from lightning_bsscale.callbacks.window_callback import WindowCallback
 from lightning_bsscale.theory.checks import check_integer
+from lightning_bsscale.theory.shares import check_memory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +86,7 @@ class GradientNoiseScaleMonitor(WindowCallback):
                 split=options.check_split(split),
                 split_fn=options.check_function("split_fn", split_fn, "a batch, a first and a last example"),
                 weighs_counts=options.check_loss_mean(loss_is_mean_over, batch_size_fn),
-                memory=options.check_memory(memory),
+                memory=check_memory(memory),
                 batch_size_fn=options.check_batch_size_fn(batch_size_fn),
                 unit=options.check_unit(unit),
                 log_prefix=options.check_prefix(log_prefix),

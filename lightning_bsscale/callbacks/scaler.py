@@ -24,6 +24,7 @@ from lightning_bsscale.theory.policies import Policy, resolve_policy
 from lightning_bsscale.theory.records import DecisionLog
 from lightning_bsscale.theory.rules import LearningRateRule
 from lightning_bsscale.theory.schedules import Schedule
+from lightning_bsscale.theory.shares import check_memory, check_warmup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,11 +75,11 @@ class BatchSizeScaler(WindowCallback):
     def __init__(
         self,
         *,
-        policy: str | Policy = "noise_scale",
-        lr_rule: str | LearningRateRule = "auto",
+        policy: Policy | str = "noise_scale",
+        lr_rule: LearningRateRule | str = "auto",
         lr_cap: float | None = None,
-        schedule: str | Schedule | None = None,
-        also_scale: str | HyperparameterRule | Sequence[str | HyperparameterRule] = "auto",
+        schedule: Schedule | str | None = None,
+        also_scale: HyperparameterRule | str | Sequence[HyperparameterRule | str] = "auto",
         warmup: int | float = 0.05,
         total_examples: int | None = None,
         max_batch_size: int | None = None,
@@ -154,7 +155,7 @@ class BatchSizeScaler(WindowCallback):
         """
         rule, cap = options.check_rule(lr_rule, lr_cap)
         checked_policy = resolve_policy(policy)
-        checked_warmup = options.check_warmup(warmup)
+        checked_warmup = check_warmup(warmup)
         super().__init__(
             RunOptions(
                 callback="BatchSizeScaler",
@@ -172,7 +173,7 @@ class BatchSizeScaler(WindowCallback):
                 merge_fn=options.check_function("merge_fn", merge_fn, "a list of batches"),
                 split_fn=options.check_function("split_fn", split_fn, "a batch, a first and a last example"),
                 weighs_counts=options.check_loss_mean(loss_is_mean_over, batch_size_fn),
-                memory=options.check_memory(memory),
+                memory=check_memory(memory),
                 batch_size_fn=options.check_batch_size_fn(batch_size_fn),
                 dry_run=options.check_flag("dry_run", dry_run),
                 unit=options.check_unit(unit),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -28,6 +27,7 @@ from lightning_bsscale.theory.pace import Pace
 from lightning_bsscale.theory.plan import PlanPosition
 from lightning_bsscale.theory.profile import RunProfile
 from lightning_bsscale.theory.run import begin_run, resume_run
+from lightning_bsscale.theory.shares import memory_in_examples
 from lightning_bsscale.theory.start import Start, read_unit
 from lightning_bsscale.theory.state import RunSettings, RunState
 
@@ -79,7 +79,7 @@ def start_run(
         also_scale=options.also_scale_for(optimizer),
         total_examples=total,
         warmup_examples=plan.warmup_examples,
-        memory=math.inf if total is None or options.memory == 1 else options.memory * total,
+        memory=memory_in_examples(options.memory, total),
         measure_every=options.measure_every,
         # The same on all ranks, which must compute at the same time.
         **_micro_batches(trainer, options, now.granularity_per_rank * loaders.first_rows / loaders.first_size),

@@ -15,6 +15,7 @@ from lightning_bsscale.callbacks.checks import compatibility, preflight
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.output import messages
 from lightning_bsscale.callbacks.output.figure import log_figure, warn_without_matplotlib
+from lightning_bsscale.callbacks.output.last_line import say_at_exit
 from lightning_bsscale.callbacks.start_run import start_run
 from lightning_bsscale.callbacks.state.checkpoint import SavedRun, read_checkpoint, state_of_policy, to_checkpoint
 from lightning_bsscale.callbacks.state.open_run import OpenRun
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from lightning_bsscale.figures import DrawnRun
 
 __all__ = ["WindowCallback"]
+
+say_at_exit()
 
 
 class WindowCallback(pl.Callback):

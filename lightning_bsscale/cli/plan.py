@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_bsscale.cli.terminal import complain, write
+from lightning_bsscale.cli.amounts import amount, count
+from lightning_bsscale.cli.files import picture_of, unwritable, write_whole
+from lightning_bsscale.cli.terminal import JOURNAL, Working, complain, one_line, problem_with, write, write_json
 
 if TYPE_CHECKING:
     from lightning_bsscale.cli.known_numbers import KnownRun
@@ -16,117 +18,134 @@ if TYPE_CHECKING:
     from lightning_bsscale.theory.rules import LearningRateRule
 
 HELP = "say what each batch size would take in steps, examples, hours and money, and which one to use"
-EXAMPLE = (
-    "python -m lightning_bsscale plan --critical-batch 480 --examples 10M --at-batch 32 --optimizer AdamW "
-    "--seconds-per-example 0.002 --seconds-per-step 0.1"
+ABOUT = """
+Answers before you train. Needed are a critical batch (from a probe, a journal or a number) and the loss to be
+reached, as the examples or steps that it takes with one batch; seconds and a price add time and money. Batches are in
+examples over all devices together, seconds are those of one device, and numbers may be written as 33,675, 12.3M or
+1e6. Intervals follow from that of the critical batch.
+"""
+EXAMPLES = (
+    "--critical-batch 480 --examples 10M --at-batch 32 --seconds-per-example 0.002 --seconds-per-step 0.1",
+    "--journal runs/demo/bsscale.jsonl --ranks 1 2 4 8 --out plan.png",
 )
-SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to a parser."""
     known = parser.add_argument_group("what is known (numbers given here replace those of the files)")
-    known.add_argument("--probe", type=Path, metavar="FILE", help="the JSON of a probe")
-    known.add_argument("--journal", type=Path, metavar="FILE", help="a journal (.jsonl) of BatchSizeScaler(record=...)")
+    known.add_argument("--probe", type=Path, metavar="FILE", help="the JSON that `probe` wrote")
+    known.add_argument("--journal", type=Path, metavar="JOURNAL", help=JOURNAL)
+    ends = "examples; with its two ends if you know them: 480 300 900"
     known.add_argument(
-        "--critical-batch", type=_amount, nargs="+", metavar="N", help="the critical batch, or it and its two ends"
+        "--critical-batch", type=amount, nargs="+", metavar=("N", "END"), help=f"the critical batch, in {ends}"
     )
     known.add_argument(
-        "--noise-scale", type=_amount, nargs="+", metavar="N", help="the noise scale, or it and its two ends"
+        "--noise-scale", type=amount, nargs="+", metavar=("N", "END"), help=f"the noise scale, in {ends}"
     )
-    known.add_argument("--ratio", type=_amount, metavar="C", help="critical batch over noise scale; 1 if not known")
-    loss = parser.add_argument_group("the loss to be reached")
+    known.add_argument(
+        "--ratio", type=amount, metavar="C", help="critical batch over noise scale (default: the probe's, else 1)"
+    )
+    loss = parser.add_argument_group("the loss to be reached (default: as far as the journal's run came)")
     budget = loss.add_mutually_exclusive_group()
-    budget.add_argument(
-        "--examples", type=_amount, metavar="N", help="examples that it takes with the batch --at-batch"
+    budget.add_argument("--examples", type=amount, metavar="N", help="examples that it takes with the batch --at-batch")
+    budget.add_argument("--steps", type=amount, metavar="N", help="steps that it takes with the batch --at-batch")
+    loss.add_argument(
+        "--at-batch", type=count, metavar="B", help="batch of those examples or steps, in examples over all devices"
     )
-    budget.add_argument("--steps", type=_amount, metavar="N", help="steps that it takes with the batch --at-batch")
-    loss.add_argument("--at-batch", type=_count, metavar="B", help="batch of those examples or steps, over all devices")
     machine = parser.add_argument_group("hardware, time and money")
-    machine.add_argument("--ranks", type=_count, nargs="+", metavar="N", help="devices; several numbers to compare")
-    machine.add_argument("--max-per-device", type=_count, metavar="N", help="most examples that fit on one device")
-    machine.add_argument("--seconds-per-example", type=_amount, metavar="S", help="of one device, forward and backward")
-    machine.add_argument("--seconds-per-step", type=_amount, metavar="S", help="of a step beyond its examples")
-    machine.add_argument("--price", type=_amount, metavar="P", help="of one device for an hour, in any currency")
+    machine.add_argument("--ranks", type=count, nargs="+", metavar="N", help="devices; several numbers to compare")
+    machine.add_argument("--max-per-device", type=count, metavar="N", help="most examples that fit on one device")
+    machine.add_argument(
+        "--seconds-per-example", type=amount, metavar="S", help="seconds of forward and backward, on one device"
+    )
+    machine.add_argument(
+        "--seconds-per-step", type=amount, metavar="S", help="seconds of a step beyond its examples (update, exchange)"
+    )
+    machine.add_argument("--price", type=amount, metavar="P", help="of one device for an hour, in any currency")
     rate = parser.add_argument_group("learning rate")
-    rate.add_argument("--rule", metavar="NAME", help="rule of the learning rate, as lr_rule of BatchSizeScaler")
+    rate.add_argument(
+        "--rule", metavar="NAME", help="linear, sqrt, power, saturating, surge, none, or auto for the optimizer's"
+    )
     rate.add_argument("--optimizer", metavar="CLASS", help="class of the optimizer, for its rule; AdamW if not known")
-    rate.add_argument("--lr", type=_amount, metavar="LR", help="learning rate with the batch --at-batch")
-    parser.add_argument("--efficiency", type=_amount, metavar="E", help="share of an example's worth to keep, e.g. 0.7")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="draw the trade-off, for instance into plan.png")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-
-
-def _amount(text: str) -> float:
-    digits = text.replace(",", "").replace("_", "").strip().lower()
-    factor = SUFFIXES.get(digits[-1:], 1.0)
-    try:
-        number = float(digits[:-1] if factor != 1 else digits) * factor
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or number < 0:
-        raise argparse.ArgumentTypeError(f"must be a number such as 33,675, 12.3M or 1e6, found {text!r}")
-    return number
-
-
-def _count(text: str) -> int:
-    number = _amount(text)
-    if number < 1 or number != int(number):
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 such as 512, found {text!r}")
-    return int(number)
+    rate.add_argument("--lr", type=amount, metavar="LR", help="learning rate with the batch --at-batch")
+    answer = parser.add_argument_group("the answer")
+    answer.add_argument(
+        "--efficiency",
+        type=amount,
+        metavar="E",
+        help="recommend the largest batch that keeps this share (0.7, say) "
+        "of an example's worth (default: the fastest or cheapest batch; without seconds, half)",
+    )
+    answer.add_argument("--out", type=Path, metavar="FILE", help="draw the trade-off (.png, .svg or .pdf)")
+    answer.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, print, and draw; return the exit status."""
-    try:
-        return _run(arguments)
-    except BrokenPipeError:
-        raise
-    except FileNotFoundError as error:
-        return complain(f"no such file or folder: {error.filename}")
-    except OSError as error:
-        return complain(f"{error.filename}: {error.strerror or error}")
-    except (ValueError, ModuleNotFoundError) as error:
-        return complain(str(error))
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    import json
-
     from lightning_bsscale.cli.known_numbers import read_run
+
+    try:
+        with Working(f"reading {arguments.journal}"):
+            known = None if arguments.journal is None else read_run(arguments.journal)
+    except (OSError, ValueError) as error:
+        return complain(problem_with(arguments.journal, error))
+    try:
+        plan, text = _planned(arguments, known)
+        drawn = None if arguments.out is None else _drawn(plan, arguments.out)
+    except OSError as error:
+        return complain(f"{arguments.probe} cannot be read: {error.strerror or error}")
+    except OverflowError:
+        return complain("The numbers are too large, or too small, to compute with.")
+    except (ValueError, ModuleNotFoundError) as error:
+        return complain(one_line(error))
+    if drawn is not None:
+        try:
+            write_whole(arguments.out, drawn)
+        except OSError as error:
+            return complain(unwritable(arguments.out, error))
+    if arguments.json:
+        write_json(text)
+        return 0
+    write(text)
+    if drawn is not None:
+        write(f"\npicture: {arguments.out}")
+    return 0
+
+
+def _drawn(plan: Plan, path: Path) -> bytes:
+    from lightning_bsscale.figures import plot_plan
+
+    figure, _ = plot_plan(plan)
+    return picture_of(figure, path)
+
+
+def _planned(arguments: argparse.Namespace, known: KnownRun | None) -> tuple[Plan, Any]:
+    """Return the plan, and what to print of it."""
     from lightning_bsscale.theory.planning import Hardware, plan_batches
 
-    known = None if arguments.journal is None else read_run(arguments.journal)
     critical, noise = _critical_batch(arguments, known)
     spent, prices = _spent(arguments, known), _prices(arguments, known)
     ranks = arguments.ranks or [1 if known is None else known.ranks]
-    machines = [Hardware(ranks=count, max_per_device=arguments.max_per_device) for count in sorted(set(ranks))]
+    machines = [Hardware(ranks=number, max_per_device=arguments.max_per_device) for number in sorted(set(ranks))]
     plan = plan_batches(critical, spent, machines, prices, arguments.efficiency)
     rule = _rule(arguments, known)
     factor = _factors(rule, spent[0].batch_size, (noise or critical).value)
-    if arguments.out is not None:
-        from lightning_bsscale.figures import plot_plan
-
-        figure, _ = plot_plan(plan)
-        figure.savefig(arguments.out, dpi=120)
     if arguments.json:
-        write(json.dumps(_as_json(plan, noise, spent, rule, factor, arguments), indent=2, allow_nan=False))
-        return 0
-    write(_as_text(plan, spent, rule, factor, arguments.lr))
-    if arguments.out is not None:
-        write(f"\npicture: {arguments.out}")
-    return 0
+        return plan, _as_json(plan, noise, spent, rule, factor, arguments)
+    return plan, _as_text(plan, spent, rule, factor, arguments.lr)
 
 
 # ---------------------------------------------------------------- what is known
 
 
 def _given(name: str, numbers: Sequence[float]) -> Interval:
+    from lightning_bsscale.theory.checks import check_number
     from lightning_bsscale.theory.planning import Interval
 
     if len(numbers) not in (1, 3):
         raise ValueError(f"{name} takes one number, or a number and the two ends of its interval, got {len(numbers)}.")
-    return Interval.checked(name, *(numbers if len(numbers) == 3 else 3 * list(numbers)))
+    value = check_number(name, numbers[0], above=0)
+    return Interval.checked(name, value, *(numbers[1:] or (value, value)))
 
 
 def _critical_batch(arguments: argparse.Namespace, known: KnownRun | None) -> tuple[Interval, Interval | None]:

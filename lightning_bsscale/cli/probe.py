@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import os
-import pkgutil
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_bsscale.cli.amounts import amount, count, whole
+from lightning_bsscale.cli.files import picture_of, unwritable, write_whole
+from lightning_bsscale.cli.own_code import add_traceback, explain, load
+from lightning_bsscale.cli.terminal import complain, one_line, tell, write
 from lightning_bsscale.theory.checks import show
 
 if TYPE_CHECKING:
     from lightning_bsscale.critical_batch import Probe
 
 HELP = "measure the critical batch by short branches from a checkpoint, and its ratio to the noise scale"
-EXAMPLE = "python -m lightning_bsscale probe --config config.yaml --ckpt last.ckpt --minutes 10"
+ABOUT = """
+Answers which batch your training can use well, from a checkpoint (or the start of training): short branches go on
+with 1/2, 1, 2, 4 and 8 times the batch over the same examples, and are compared by their validation loss, on several
+parts of the data. Nothing of yours is trained: each branch has a copy. Batches are in examples. It runs on one
+device, takes the minutes that you allow, and goes on where it was interrupted if the same command is given again.
+
+The training is either a LightningCLI config with class_path for model and data, or a function of yours that returns
+(module, training loader, validation loader). The validation step must log a loss. Modules are found in the current
+folder and in installed packages.
+"""
+EXAMPLES = (
+    "--config config.yaml --ckpt last.ckpt --minutes 10",
+    "--task my_package.my_module:task --ckpt last.ckpt --json",
+)
 
 # What of a config's Trainer changes the gradients; everything else is the branches' own.
 _KEPT = ("accelerator", "precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
@@ -25,31 +44,63 @@ _KEPT = ("accelerator", "precision", "gradient_clip_val", "gradient_clip_algorit
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", type=Path, help="a LightningCLI config with class_path for model and data")
+    training = parser.add_argument_group("the training")
+    source = training.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--task", help="package.module:function that returns (module, training loader, validation loader)"
+        "--config", type=Path, metavar="FILE", help="a LightningCLI config with class_path for model and data"
     )
-    parser.add_argument("--ckpt", type=Path, help="checkpoint to branch from (default: the start of training)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("probe.json"), help="the answer; picture and branches lie beside it"
+    source.add_argument(
+        "--task",
+        metavar="MODULE:FUNCTION",
+        help="a function without arguments that returns (module, training loader, validation loader)",
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="time for the whole measurement")
-    parser.add_argument(
-        "--multiples", type=float, nargs="+", default=[0.5, 1, 2, 4, 8], help="of the current batch, which to try"
+    training.add_argument(
+        "--ckpt", type=Path, metavar="FILE", help="checkpoint to branch from (default: the start of training)"
     )
-    parser.add_argument("--examples", type=int, help="examples of each branch (default: 8 steps of the largest batch)")
-    parser.add_argument("--offsets", type=int, help="repetitions on other data (default: what the minutes allow)")
-    parser.add_argument("--lr-rule", default="auto", help="how the learning rate follows the batch")
-    parser.add_argument("--monitor", help="validation metric to compare (default: val_loss)")
-    parser.add_argument(
+    training.add_argument(
         "--accumulate",
-        type=int,
+        type=count,
+        metavar="N",
         help="accumulate_grad_batches of the training (default: the config's, or 1); where the checkpoint holds a "
         "scaler's or a monitor's state, its batch is used",
     )
-    parser.add_argument("--seed", type=int, default=0, help="order of the examples")
-    parser.add_argument("--json", action="store_true", help="print the answer as one JSON object alone")
+    training.add_argument(
+        "--monitor", metavar="NAME", help="validation loss to compare (default: val_loss, or the only one logged so)"
+    )
+    training.add_argument(
+        "--lr-rule",
+        default="auto",
+        metavar="NAME",
+        help="learning rate against batch: linear, sqrt, power, saturating, surge, none, or auto for the optimizer's",
+    )
+    measured = parser.add_argument_group("the measurement")
+    measured.add_argument("--minutes", type=amount, default=10.0, metavar="M", help="minutes for the whole measurement")
+    measured.add_argument(
+        "--multiples",
+        type=amount,
+        nargs="+",
+        default=[0.5, 1, 2, 4, 8],
+        metavar="X",
+        help="batches to try, as multiples of the current one (default: 0.5 1 2 4 8)",
+    )
+    measured.add_argument(
+        "--examples", type=count, metavar="N", help="examples of each branch (default: 8 steps of the largest batch)"
+    )
+    measured.add_argument(
+        "--offsets", type=count, metavar="N", help="repetitions on other data (default: what the minutes allow)"
+    )
+    measured.add_argument("--seed", type=whole, default=0, metavar="N", help="order of the examples")
+    answer = parser.add_argument_group("the answer")
+    answer.add_argument(
+        "--out",
+        type=Path,
+        default=Path("probe.json"),
+        metavar="FILE",
+        help="the answer as JSON, for NoiseScalePolicy(target_ratio=FILE) and `plan --probe FILE`; its picture (.png) "
+        "and the finished branches (.jsonl) lie beside it",
+    )
+    answer.add_argument("--json", action="store_true", help="print the answer as one JSON object alone")
+    add_traceback(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -61,53 +112,84 @@ def run(arguments: argparse.Namespace) -> int:
     Returns:
         The exit status: 0, or 1 if it cannot be measured.
     """
-    from lightning_bsscale.critical_batch import ProbeError, measure_critical_batch
-
-    progress = sys.stderr
     try:
-        given = _from_config(arguments.config) if arguments.config else _from_task(arguments.task)
-        if arguments.accumulate is not None:
-            given["trainer_options"]["accumulate_grad_batches"] = arguments.accumulate
-        found = measure_critical_batch(
-            **given,
-            record=arguments.out.with_suffix(".jsonl"),
-            ckpt_path=arguments.ckpt,
-            multiples=arguments.multiples,
-            examples=arguments.examples,
-            offsets=arguments.offsets,
-            minutes=arguments.minutes,
-            lr_rule=arguments.lr_rule,
-            monitor=arguments.monitor,
-            seed=arguments.seed,
-            say=lambda text: print(text, file=progress, flush=True),
-        )
-    except (ProbeError, ValueError, TypeError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return 1
+        found = _measured(arguments)
+    except Exception as error:  # the user's own model may raise anything
+        own = None if arguments.traceback else explain(error)
+        if own is not None:
+            return complain(f"{own}. --traceback shows all of it.")
+        if arguments.traceback or not _is_answer(error):
+            raise
+        if isinstance(error, OSError) and error.filename:
+            return complain(f"{error.filename} cannot be read or written: {error.strerror}")
+        return complain(one_line(error))
+    return _write(found, arguments)
+
+
+def _is_answer(error: Exception) -> bool:
+    if isinstance(error, (OSError, TypeError, ValueError)):
+        return True
+    from lightning_bsscale.critical_batch import ProbeError
+
+    return isinstance(error, ProbeError)
+
+
+def _measured(arguments: argparse.Namespace) -> Probe:
+    # First, so that a wrong name is found before torch is loaded.
+    given = _from_config(arguments.config) if arguments.config else _from_task(arguments.task)
+    from lightning_bsscale.critical_batch import measure_critical_batch
+
+    if arguments.accumulate is not None:
+        given["trainer_options"]["accumulate_grad_batches"] = arguments.accumulate
+    return measure_critical_batch(
+        **given,
+        record=arguments.out.with_suffix(".jsonl"),
+        ckpt_path=arguments.ckpt,
+        multiples=arguments.multiples,
+        examples=arguments.examples,
+        offsets=arguments.offsets,
+        minutes=arguments.minutes,
+        lr_rule=arguments.lr_rule,
+        monitor=arguments.monitor,
+        seed=arguments.seed,
+        say=tell,
+    )
+
+
+def _write(found: Probe, arguments: argparse.Namespace) -> int:
     text = json.dumps(found.to_json(), indent=1, allow_nan=False)
-    arguments.out.write_text(text + "\n", encoding="utf-8")
-    picture = _draw(found, arguments.out.with_suffix(".png"))
+    picture = arguments.out.with_suffix(".png")
+    try:
+        drawn = _drawn(found, picture)
+        write_whole(arguments.out, f"{text}\n".encode())
+        if drawn is not None:
+            write_whole(picture, drawn)
+    except OSError as error:
+        return complain(unwritable(arguments.out, error))
     if arguments.json:
-        print(text)
+        write(text)
         return 0
-    print(f"{sentence(found, arguments.out)}\n\n{table(found)}\n")
-    for note in found.notes:
-        print(note)
-    print(f"answer: {arguments.out}{picture}; branches: {arguments.out.with_suffix('.jsonl')}")
+    notes = "".join(f"{note}\n" for note in found.notes)
+    beside = "" if drawn is None else f"; picture: {picture}"
+    branches = arguments.out.with_suffix(".jsonl")
+    write(f"{sentence(found, arguments.out)}\n\n{table(found)}\n")
+    write(f"{notes}answer: {arguments.out}{beside}; branches: {branches}")
     return 0
 
 
-def _from_task(name: str) -> dict[str, Any]:
-    if not name.partition(":")[2]:
-        raise ValueError(f"--task must be package.module:function, got {name!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+def _drawn(found: Probe, path: Path) -> bytes | None:
     try:
-        function = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"--task {name} cannot be loaded: {error}. Run the command where it can be imported"
-        ) from error
+        from lightning_bsscale.figures import plot_branches
+
+        figure, _ = plot_branches(found.answer)
+    except ModuleNotFoundError as error:
+        tell(str(error))
+        return None
+    return picture_of(figure, path)
+
+
+def _from_task(name: str) -> dict[str, Any]:
+    function = load("--task", name)
     made = function()
     if not isinstance(made, tuple) or len(made) != 3:
         raise ValueError(f"--task {name} must return (module, training loader, validation loader), got {show(made)}")
@@ -115,20 +197,26 @@ def _from_task(name: str) -> dict[str, Any]:
 
 
 def _from_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"no such config: {path}")
     import warnings
 
     from lightning.pytorch.cli import LightningCLI
 
-    if not path.is_file():
-        raise ValueError(f"no such config: {path}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    said = io.StringIO()  # the parser's own words, many lines of them
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(said):
             warnings.simplefilter("ignore")
             cli = LightningCLI(
                 run=False, args=["--config", str(path)], save_config_callback=None, seed_everything_default=False
             )
-    except SystemExit as error:  # the parser has said on stderr what is wrong
-        raise ValueError(f"{path} is no LightningCLI config with class_path for model and data") from error
+    except (SystemExit, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be used as a LightningCLI config with class_path for model and data: {_reason(error)}."
+        ) from error
+    sys.stderr.write(said.getvalue())
     if cli.datamodule is None:
         raise ValueError(f"{path} names no data: add data.class_path, or use --task")
     cli.datamodule.prepare_data()
@@ -141,6 +229,16 @@ def _from_config(path: Path) -> dict[str, Any]:
         "datamodule": cli.datamodule,
         "trainer_options": options,
     }
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an error of the parser's goes back to, and the key of the config that it is about."""
+    key, root = "", error
+    while (before := root.__cause__ or root.__context__) is not None:
+        root = before
+        named = re.match(r'Parser key "([^"]+)"', str(root))
+        key = f"{named[1]}: " if named and not key else key
+    return f"{key}{explain(root) or one_line(root).rstrip('.')}"
 
 
 def sentence(found: Probe, out: Path) -> str:
@@ -180,18 +278,6 @@ def table(found: Probe) -> str:
 
 def _share(value: float) -> str:
     return "-" if math.isnan(value) else "none" if value <= 0 else f"{value:.2f}"
-
-
-def _draw(found: Probe, path: Path) -> str:
-    try:
-        from lightning_bsscale.figures import plot_branches
-
-        figure, _ = plot_branches(found.answer)
-    except ModuleNotFoundError as error:
-        print(error, file=sys.stderr)
-        return ""
-    figure.savefig(path, dpi=120)
-    return f"; picture: {path}"
 
 
 def _number(value: float) -> str:

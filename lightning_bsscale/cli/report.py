@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from lightning_bsscale.cli.terminal import complain, problem_with, write
+from lightning_bsscale.cli.files import unwritable, write_whole
+from lightning_bsscale.cli.terminal import JOURNAL, Working, complain, problem_with, write
 
 HELP = "write one page about a run, or about several: what happened, why, and what to do next"
-EXAMPLE = "python -m lightning_bsscale report runs/demo/bsscale.jsonl -o report.html"
+ABOUT = """
+Writes one self-contained HTML page about a run, or about up to eight runs compared: the verdict first, then pictures
+against examples, optimizer steps or seconds, the decisions with their numbers, what the batch bought, where the time
+went, and the settings. It reads journals, also of runs that are still training or were killed, and needs neither
+torch nor matplotlib nor a network.
+"""
+EXAMPLES = ("runs/demo/bsscale.jsonl -o report.html", "runs/fixed.jsonl runs/grown.jsonl -o comparison.html")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to a parser."""
     parser.add_argument(
-        "journal", type=Path, nargs="+", help="a journal (.jsonl) written by record=...; several are compared"
+        "journal",
+        type=Path,
+        nargs="+",
+        metavar="JOURNAL",
+        help=f"{JOURNAL}; several are compared",
     )
-    parser.add_argument("-o", "--out", type=Path, default=Path("report.html"), help="the page, which is replaced")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page, which is replaced"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     runs = []
     for path in arguments.journal:
         try:
-            runs.append(read_run(path))
+            with Working(f"reading {path}"):
+                runs.append(read_run(path))
         except (OSError, ValueError) as error:
             return complain(problem_with(path, error))
         if out.exists() and out.samefile(path):
@@ -38,15 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
         page = make_page(runs).encode()
     except ValueError as error:
         return complain(str(error))
-    beside = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.write_bytes(page)
-            beside.replace(out)  # whoever interrupts this leaves the old page or the new one
-        finally:
-            beside.unlink(missing_ok=True)
+        write_whole(out, page)
     except OSError as error:
-        return complain(f"{out} cannot be written: {error.strerror or error}")
+        return complain(unwritable(out, error))
     write(f"report: {out} ({len(page) / 1000:.0f} kB, opens in a browser)")
     return 0

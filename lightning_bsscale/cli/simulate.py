@@ -3,40 +3,77 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_bsscale.cli.terminal import complain, write
+from lightning_bsscale.cli.amounts import amount, count, whole
+from lightning_bsscale.cli.files import picture_of, unwritable, write_whole
+from lightning_bsscale.cli.terminal import Working, complain, one_line, write, write_json
 
 if TYPE_CHECKING:
     from lightning_bsscale.simulation.forecast import Forecast
 
 HELP = "simulate what each policy would do with your numbers, in seconds"
-EXAMPLE = "python -m lightning_bsscale simulate --noise-scale 10 --noise-scale-end 400 --examples 32000 --batch-size 4"
+ABOUT = """
+Shows, for each policy, what the batch would do, how many optimizer steps that takes, and what it costs in loss, for a
+noise scale that goes from one value to another. Batches and noise scales are in examples; numbers may be written as
+33,675, 12.3M or 1e6. Measurements, decisions and learning-rate factors are those of the package, the loss is that of
+a model (a quadratic) and given relative to the first batch held to the end.
+"""
+EXAMPLES = (
+    "--noise-scale 10 --noise-scale-end 400 --examples 32000 --batch-size 4",
+    "--noise-scale 10 --noise-scale-end 400 --examples 32k --batch-size 4 --policy noise_scale --fixed 64 --out s.png",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("--noise-scale", type=float, required=True, help="noise scale now, in examples")
-    parser.add_argument("--noise-scale-end", type=float, help="noise scale at the end (default: as now)")
-    parser.add_argument(
+    training = parser.add_argument_group("the training")
+    training.add_argument(
+        "--noise-scale", type=amount, required=True, metavar="N", help="noise scale at the beginning, in examples"
+    )
+    training.add_argument(
+        "--noise-scale-end", type=amount, metavar="N", help="noise scale at the end (default: as at the beginning)"
+    )
+    training.add_argument(
         "--growth",
         default="linear",
+        metavar="LAW",
         help="how it grows with the examples: linear, power (fast at first) or exponential (fast at the end)",
     )
-    parser.add_argument("--examples", type=int, required=True, help="examples of the whole training")
-    parser.add_argument("--batch-size", type=int, required=True, help="first batch size, in examples")
-    parser.add_argument("--max-batch-size", type=int, help="largest batch size (default: one that leaves 8 steps)")
-    parser.add_argument("--optimizer", default="adam", help="adam or sgd")
-    parser.add_argument("--rule", default="auto", help="learning rate against batch size (auto: the optimizer's)")
-    parser.add_argument("--schedule", default="cosine", help="learning-rate schedule")
-    parser.add_argument("--policy", action="append", help="a policy by name; repeat it (default: all)")
-    parser.add_argument("--fixed", action="append", type=int, help="a fixed batch size to compare with")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the simulated measurements")
-    parser.add_argument("--out", type=Path, help="write a picture here (.png, .svg or .pdf)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    training.add_argument("--examples", type=count, required=True, metavar="N", help="examples of the whole training")
+    training.add_argument("--batch-size", type=count, required=True, metavar="N", help="first batch, in examples")
+    training.add_argument(
+        "--max-batch-size", type=count, metavar="N", help="largest batch (default: one that leaves 8 steps)"
+    )
+    training.add_argument("--optimizer", default="adam", metavar="NAME", help="adam or sgd")
+    training.add_argument(
+        "--rule",
+        default="auto",
+        metavar="NAME",
+        help="learning rate against batch: linear, sqrt, power, saturating, surge, none, or auto for the optimizer's",
+    )
+    training.add_argument(
+        "--schedule",
+        default="cosine",
+        metavar="NAME",
+        help="of the learning rate: cosine, linear, step, exponential, wsd or constant",
+    )
+    compared = parser.add_argument_group("what is compared")
+    compared.add_argument(
+        "--policy",
+        action="append",
+        metavar="NAME",
+        help="noise_scale, seesaw, smith, norm_test or meta; may be repeated (default: all of them)",
+    )
+    compared.add_argument(
+        "--fixed", action="append", type=count, metavar="N", help="a fixed batch, in examples; may be repeated"
+    )
+    compared.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of the simulated measurements")
+    answer = parser.add_argument_group("the answer")
+    answer.add_argument("--out", type=Path, metavar="FILE", help="draw it (.png, .svg or .pdf)")
+    answer.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from lightning_bsscale.simulation.forecast import Numbers, forecast
 
+    out: Path | None = arguments.out
     try:
         largest = arguments.max_batch_size
         numbers = Numbers(
@@ -63,23 +101,27 @@ def run(arguments: argparse.Namespace) -> int:
             rule=arguments.rule,
             schedule=arguments.schedule,
         )
-        found = forecast(numbers, policies=arguments.policy, fixed=arguments.fixed or (), seed=arguments.seed)
-        if arguments.out is not None:
-            _write_picture(found, arguments.out)
-    except (ModuleNotFoundError, OSError, TypeError, ValueError) as error:
-        return complain(f"simulate: {error}")
-    write(json.dumps(as_json(found), allow_nan=False) if arguments.json else as_text(found))
-    if arguments.out is not None and not arguments.json:
-        write(f"\npicture: {arguments.out}")
+        with Working("simulating"):
+            found = forecast(numbers, policies=arguments.policy, fixed=arguments.fixed or (), seed=arguments.seed)
+        drawn = None if out is None else _drawn(found, out)
+    except (ModuleNotFoundError, TypeError, ValueError) as error:
+        return complain(f"simulate: {one_line(error)}")
+    if out is not None and drawn is not None:
+        try:
+            write_whole(out, drawn)
+        except OSError as error:
+            return complain(unwritable(out, error))
+    if arguments.json:
+        write_json(as_json(found))
+        return 0
+    write(as_text(found) + ("" if out is None else f"\n\npicture: {out}"))
     return 0
 
 
-def _write_picture(found: Forecast, path: Path) -> None:
+def _drawn(found: Forecast, path: Path) -> bytes:
     from lightning_bsscale.simulation.pictures import draw_forecast
 
-    figure = draw_forecast(found)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    return picture_of(draw_forecast(found), path)
 
 
 def as_text(found: Forecast) -> str:

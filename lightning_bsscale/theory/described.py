@@ -13,7 +13,7 @@ from typing import Any
 from lightning_bsscale.theory.checks import show
 from lightning_bsscale.theory.policies import Policy, policy_classes
 from lightning_bsscale.theory.rules import RULES, Capped, CustomRule, LearningRateRule, resolve_rule
-from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule
+from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule, resolve_schedule
 from lightning_bsscale.theory.stored import plain_value
 
 __all__ = ["describe", "make_policy", "make_rule", "make_schedule"]
@@ -107,8 +107,10 @@ def _made_policy(described: Any, path: Any, nesting: int) -> Any:
     return _made(described, "policy", policy_classes(), path)
 
 
-def make_schedule(described: Any, path: Any) -> Schedule | None:
-    """Create a schedule from its description, or None from None."""
+def make_schedule(described: Any, path: Any, given: Any = None) -> Schedule | None:
+    """Create a schedule from its description, or None from None; one that is given replaces it."""
+    if given is not None:
+        return resolve_schedule(given)
     made: Schedule | None = None if described is None else _made(described, "schedule", SCHEDULES.values(), path)
     return made
 
@@ -146,7 +148,7 @@ def _made(described: Any, kind: str, classes: Any, path: Any) -> Any:
             return _with_options(cls, described["options"], kind, path)
     raise ValueError(
         f"{path} was written with the {kind} {show(described.get('class'))}, which is not one of "
-        f"{', '.join(cls.__name__ for cls in classes)}: pass the {kind}, replay(path, {kind}=...)."
+        f"{', '.join(cls.__name__ for cls in classes)}: pass the {kind}, replay(path, {kind}=...) or --{kind}."
     )
 
 
@@ -156,7 +158,7 @@ def _with_options(cls: Any, options: Any, kind: str, path: Any) -> Any:
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} was written with other options of {cls.__name__} ({error}): pass the {kind}, "
-            f"replay(path, {kind}=...)."
+            f"replay(path, {kind}=...) or --{kind}."
         ) from error
 
 

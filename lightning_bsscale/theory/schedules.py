@@ -37,8 +37,6 @@ __all__ = [
 class Schedule(ABC):
     """A factor on the learning rate as a function of progress in examples."""
 
-    __slots__ = ()
-
     @property
     def name(self) -> str:
         """Name of the schedule, for messages."""
@@ -80,7 +78,7 @@ def _checked_final(final_factor: float) -> float:
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WarmupCosine(Schedule):
     """Linear warmup, then half a cosine: ``final + (1 - final) (1 + cos(pi p)) / 2``, p the progress after warmup.
 
@@ -107,7 +105,7 @@ class WarmupCosine(Schedule):
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WarmupLinear(Schedule):
     """Linear warmup, then a straight line down: ``1 - (1 - final) p``, p the progress after warmup.
 
@@ -131,7 +129,7 @@ class WarmupLinear(Schedule):
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WarmupStep(Schedule):
     """Linear warmup, then a cut by ``gamma`` at each milestone.
 
@@ -172,7 +170,7 @@ class WarmupStep(Schedule):
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WarmupExponential(Schedule):
     """Linear warmup, then an exponential: ``final ** p``, p the progress after warmup.
 
@@ -196,7 +194,7 @@ class WarmupExponential(Schedule):
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WarmupStableDecay(Schedule):
     """Linear warmup, a constant learning rate, then a straight line down over the last part: ``1 - (1 - final) q``.
 
@@ -229,7 +227,7 @@ class WarmupStableDecay(Schedule):
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WarmupConstant(Schedule):
     """Linear warmup, then a constant learning rate.
 
@@ -244,7 +242,7 @@ class WarmupConstant(Schedule):
 
 
 @final
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, repr=False)
 class Checked(Schedule):
     """Any schedule with its factors checked, so that an invalid one never reaches the optimizer.
 

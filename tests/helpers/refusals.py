@@ -52,6 +52,7 @@ from lightning_bsscale.theory.hyperparameters import HyperparameterRule, scaled_
 from lightning_bsscale.theory.run import begin_run
 from lightning_bsscale.theory.schedules import WarmupStableDecay, WarmupStep
 from lightning_bsscale.verdict import read_facts
+from lightning_bsscale.what_if import what_if
 from tests.helpers.records import DECISION
 from tests.helpers.written_runs import settings_of, write_run
 
@@ -346,7 +347,40 @@ def plan_of_a_run(loader_batches, *words):
         command("plan", "--journal", str(path), *words)
 
 
+def with_journal(*words, changes=()):
+    """A command for the journal of a run; a word `{j}` is its path."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_run(Path(folder, "j"), 60)
+        for before, after in changes:
+            path.write_text(path.read_text().replace(before, after))
+        command(*(word.replace("{j}", str(path)) for word in words))
+
+
+class Fails:
+    def decide(self, situation, limits):
+        raise RuntimeError("mine")
+
+
+def what_if_below_the_first_batch():
+    with tempfile.TemporaryDirectory() as folder:
+        what_if(write_run(Path(folder, "j"), 60), max_batch_size=4)
+
+
 CASES += [
+    Case(what_if_below_the_first_batch),
+    Case(lambda: with_journal("summary", "{j}", changes=[('"granularity":4', '"granularity":0')]), error=(Said,)),
+    Case(lambda: with_journal("plot", "{j}", "-o", "{j}"), error=(Said,)),
+    Case(lambda: with_journal("report", "{j}", "-o", "{j}/x"), error=(Said,)),
+    Case(lambda: with_journal("replay", "{j}", "--policy", "Mine"), error=(Said,)),
+    Case(lambda: with_journal("replay", "{j}", "--policy", "Seesaw(cuts=2)"), error=(Said,)),
+    Case(lambda: with_journal("replay", "{j}", "--policy", "math:pi(3)"), error=(Said,)),
+    Case(lambda: with_journal("replay", "{j}", "--policy", "nowhere:Mine"), error=(Said,)),
+    Case(lambda: with_journal("replay", "{j}", "--policy", f"{__name__}:Fails"), "mine", error=(Said,)),
+    Case(lambda: with_journal("replay", "{j}", "--set", "target_ratio"), error=(Said,)),
+    Case(lambda: with_journal("replay", "{j}", "--set", "measure_every=1"), error=(Said,)),
+    Case(lambda: plan(*KNOWN, *LOSS, "--out", "plan.nonsense"), error=(Said,)),
+    Case(lambda: plan("--critical-batch", "1e300", "--examples", "1e300", "--at-batch", "1"), error=(Said,)),
+    Case(lambda: command("demo", "--seed", "1.5"), error=(Said,)),
     Case(lambda: reading("{}", by=lambda path: command("replay", str(path))), error=(Said,)),
     Case(demo_without_its_packages, "pip install", error=(Said,)),
     Case(lambda: command("replay", "nowhere.jsonl"), error=(Said,)),

@@ -1,6 +1,10 @@
 """The callbacks from a YAML file and from flags, through LightningCLI; a wrong option is named there too."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,11 +22,16 @@ from lightning_bsscale import (
     Sequence,
     Smith,
 )
+from lightning_bsscale.callbacks.output.last_line import buried_sentence
 from lightning_bsscale.theory.described import describe
+from lightning_bsscale.theory.hyperparameters import HyperparameterRule
 from lightning_bsscale.theory.policies import POLICIES as BY_NAME
-from lightning_bsscale.theory.rules import Capped, Sqrt
-from lightning_bsscale.theory.schedules import WarmupCosine
+from lightning_bsscale.theory.policies import Policy
+from lightning_bsscale.theory.rules import Capped, LearningRateRule, Sqrt
+from lightning_bsscale.theory.schedules import Schedule, WarmupCosine
 from tests.helpers.lightning_cli import callbacks_from
+
+ROOT = str(Path(__file__).parents[2])
 
 
 def from_yaml(text, name="BatchSizeScaler"):
@@ -126,6 +135,42 @@ def test_by_name_and_by_flags():
     assert scaler._options.record is True
 
 
+SHORT = {
+    ("policy=noise_scale",): NoiseScalePolicy(),
+    ("policy=NoiseScalePolicy",): NoiseScalePolicy(),
+    ("policy=NoiseScalePolicy", "policy.target_ratio=0.25", "policy.cooldown=0"): NoiseScalePolicy(
+        target_ratio=0.25, cooldown=0.0
+    ),
+    ("policy=Milestones", "policy.milestones={0.3: 2, 5000: 4}"): Milestones({0.3: 2, 5000: 4}),
+    ("policy=HoldIfWorse", "policy.policy=Seesaw", "policy.policy.cut=4", "policy.monitor=val/acc"): HoldIfWorse(
+        Seesaw(cut=4), "val/acc"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["BatchSizeScaler", "lightning_bsscale.BatchSizeScaler"])
+@pytest.mark.parametrize("flags", SHORT, ids=" ".join)
+def test_short_names_and_dotted_flags(name, flags):
+    given = [f"--trainer.callbacks.{flag}" for flag in flags]
+    quiet = ["--trainer.logger=false", "--trainer.accelerator=cpu"]
+    (scaler,) = callbacks_from(None, f"--trainer.callbacks+={name}", *given, *quiet)
+    assert scaler._options.policy == SHORT[flags]
+
+
+def test_each_class_has_one_name():
+    """A dataclass with slots leaves a second class behind, and LightningCLI then refuses the short name of both."""
+    for base in (Policy, LearningRateRule, Schedule, HyperparameterRule):
+        found = [cls for cls in subclasses(base) if cls.__module__.startswith("lightning_bsscale")]
+        names = [cls.__name__ for cls in found]
+        assert len(names) == len(set(names)) > 2, names
+
+
+def subclasses(base):
+    for cls in base.__subclasses__():
+        yield cls
+        yield from subclasses(cls)
+
+
 def test_the_monitor():
     (monitor,) = from_yaml("measure_every: 4", "GradientNoiseScaleMonitor")
     assert type(monitor) is GradientNoiseScaleMonitor
@@ -194,8 +239,44 @@ REFUSED_BY_VALUE = [
 def test_the_callbacks_own_sentence_stands_in_the_error(text, in_python):
     with pytest.raises(Exception, match=r"\w") as own:
         in_python()
-    with pytest.raises(ValueError, match=re.escape(str(own.value))):
+    with pytest.raises(ValueError, match=re.escape(str(own.value))) as refused:
         from_yaml(text)
+    assert buried_sentence(refused.value) == f"{type(own.value).__name__}: {own.value}"
+
+
+MAIN = """
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+
+from lightning_bsscale import BatchSizeScaler
+
+LightningCLI(BoringModel, BoringDataModule, save_config_callback=None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("flag", "status", "last"),
+    [
+        ("measure_every=0", 1, "ValueError: measure_every must be an integer of at least 1, got 0"),
+        ("policy=fly", 1, "ValueError: policy must be one of 'noise_scale', "),
+        ("measure_every=often", 2, "  Given value: NestedArg(key='measure_every', val='often')"),
+    ],
+)
+def test_the_last_line_of_a_program_is_what_is_wrong(tmp_path, flag, status, last):
+    (tmp_path / "main.py").write_text(MAIN)
+    words = ["fit", "--trainer.callbacks+=BatchSizeScaler", f"--trainer.callbacks.{flag}", "--trainer.logger=false"]
+    command = [sys.executable, "-W", "ignore", "main.py", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT})
+    assert done.returncode == status, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(last)
+
+
+def test_other_errors_have_no_last_line():
+    with pytest.raises(ValueError, match="measure_every") as own:
+        BatchSizeScaler(measure_every=0)
+    with pytest.raises(ValueError, match="Does not validate") as others:
+        callbacks_from([{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_top_k": -3}}])
+    assert [buried_sentence(error) for error in (None, own.value, others.value)] == [None] * 3
 
 
 @pytest.mark.parametrize(("text", "option"), [("measure_every: x", "measure_every"), ("policy: noise_scale", "policy")])

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -124,20 +123,6 @@ def check_schedule(value: object) -> Schedule | None:
         return None
     schedule = resolve_schedule(value)
     return schedule if type(schedule) in SCHEDULES.values() else Checked(schedule)
-
-
-def check_warmup(value: object) -> int | float:
-    """Return the warmup, whose type says what it is: a share of the budget (float) or examples (int)."""
-    if not isinstance(value, bool) and isinstance(value, Integral):
-        return check_integer("warmup (as a number of examples)", value, at_least=0)
-    return check_number(
-        "warmup (a float is a share of the budget, an int a number of examples)", value, at_least=0, below=1
-    )
-
-
-def check_memory(value: object) -> float:
-    """Return the averaging memory, a share of the budget."""
-    return check_number("memory (a share of the budget; 1.0 averages over everything)", value, above=0, at_most=1)
 
 
 def check_batch_size_fn(value: Any) -> Any:

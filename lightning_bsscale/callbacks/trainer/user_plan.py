@@ -11,6 +11,7 @@ from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.trainer.loaders import Loaders, examples_in_plan
 from lightning_bsscale.theory.plan import UserPlan
 from lightning_bsscale.theory.policies import Limits
+from lightning_bsscale.theory.shares import warmup_in_examples
 from lightning_bsscale.theory.start import Start
 from lightning_bsscale.theory.windows import default_max_batch_size
 
@@ -71,7 +72,7 @@ def read_plan(trainer: pl.Trainer, options: RunOptions, loaders: Loaders, first:
             ends_with_epochs=_ends_with_epochs(trainer, epoch_examples, total),
         ),
         total_examples=total,
-        warmup_examples=options.warmup if isinstance(options.warmup, int) else options.warmup * (total or 0.0),
+        warmup_examples=warmup_in_examples(options.warmup, total),
         limits=_limits(options, first, size, max_steps, epoch_examples, total),
     )
 

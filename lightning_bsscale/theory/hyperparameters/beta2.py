@@ -13,7 +13,7 @@ __all__ = ["Beta2"]
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Beta2(HyperparameterRule):
     """Adam's second beta to the power of the ratio, but not below a floor.
 

@@ -12,7 +12,7 @@ __all__ = ["Momentum"]
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Momentum(HyperparameterRule):
     r"""SGD's momentum to the power of the ratio, so that gradients are averaged over the same number of examples.
 

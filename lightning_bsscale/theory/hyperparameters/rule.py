@@ -18,8 +18,6 @@ class HyperparameterRule(ABC):
     the first one.
     """
 
-    __slots__ = ()
-
     @property
     def name(self) -> str:
         """Name of the rule, for messages."""

@@ -13,7 +13,7 @@ __all__ = ["WeightDecay"]
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WeightDecay(HyperparameterRule):
     """Weight decay times ``ratio ** exponent``.
 

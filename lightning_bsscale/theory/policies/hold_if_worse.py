@@ -22,7 +22,7 @@ TO_NORMAL = 1.4826  # of a median deviation to a standard deviation, of normal v
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HoldIfWorse(PolicyOfPolicies):
     """Ask a policy, but hold while a metric is behind its trend: ``HoldIfWorse(Seesaw(), monitor="val_loss")``.
 

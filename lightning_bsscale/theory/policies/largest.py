@@ -13,7 +13,7 @@ __all__ = ["Largest"]
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Largest(PolicyOfPolicies):
     """Ask all policies, and take the largest batch: ``Largest([Seesaw(), Milestones({0.8: 4})])``.
 

@@ -19,7 +19,7 @@ UNITS = ("multiples", "examples")
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Milestones(Policy):
     """Change the batch size at given positions: ``Milestones({0.3: 2, 0.6: 4})``.
 

@@ -83,7 +83,7 @@ _GATES: tuple[_Gate, ...] = (
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class NoiseScalePolicy(Policy):
     """Grow towards a share of the noise scale, by its one-sided lower bound.
 

@@ -13,7 +13,7 @@ __all__ = ["NormTest"]
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class NormTest(Policy):
     """Grow to tr Σ / (θ² ‖ḡ‖²) where the variance of the mean, tr Σ / B, exceeds θ² ‖ḡ‖².
 

@@ -228,8 +228,6 @@ class Policy(ABC):
     one process only), the processes would get windows of different lengths and wait for each other forever.
     """
 
-    __slots__ = ()
-
     @property
     def needs_budget(self) -> bool:
         """Whether the policy needs to know the budget."""

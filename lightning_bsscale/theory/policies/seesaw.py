@@ -30,7 +30,7 @@ ROUNDING = 1e-9  # by which a power of a cut may miss a whole batch
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Seesaw(Policy):
     """Where the schedule cuts the learning rate by α, cut it by √α and grow the batch, up to the noise scale.
 

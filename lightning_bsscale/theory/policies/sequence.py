@@ -16,7 +16,7 @@ __all__ = ["Sequence"]
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sequence(PolicyOfPolicies):
     """Ask one policy after the other: ``Sequence([NoiseScalePolicy(), Seesaw()], at=[0.5])``.
 

@@ -12,7 +12,7 @@ __all__ = ["Smith"]
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Smith(Policy):
     """Where the schedule cuts the learning rate by α, grow the batch by α instead, at a constant learning rate.
 

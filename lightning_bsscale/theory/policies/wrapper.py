@@ -16,8 +16,6 @@ __all__ = ["PolicyOfPolicies", "checked_policies", "explained"]
 class PolicyOfPolicies(Policy):
     """A policy that asks others. It needs whatever one of them needs, and keeps their states."""
 
-    __slots__ = ()
-
     @property
     @abstractmethod
     def asked(self) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ __all__ = ["Capped"]
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Capped(LearningRateRule):
     """Any rule with a ceiling: ``min(rule, cap)`` on the factor since the start.
 

@@ -121,7 +121,7 @@ def resolve_rule(rule: object, *, cap: float | None = None, name: str = "lr_rule
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CustomRule(LearningRateRule):
     """A user's object with a ``ratio`` method; ``FactorPath`` checks its results."""
 

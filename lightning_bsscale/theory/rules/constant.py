@@ -12,7 +12,7 @@ __all__ = ["Constant"]
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Constant(LearningRateRule):
     """Constant rule: the learning rate does not follow the batch.
 

@@ -12,7 +12,7 @@ __all__ = ["Linear"]
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Linear(LearningRateRule):
     """Linear rule: ``r = new / old``.
 

@@ -14,7 +14,7 @@ __all__ = ["Power", "Sqrt"]
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sqrt(LearningRateRule):
     """Square-root rule: ``sqrt(new / old)``.
 
@@ -35,7 +35,7 @@ class Sqrt(LearningRateRule):
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Power(LearningRateRule):
     """Power rule: ``(new / old) ** exponent``.
 

@@ -15,8 +15,6 @@ __all__ = ["FactorPath", "LearningRateRule", "batch_ratio", "resolved_scale", "u
 class LearningRateRule(ABC):
     """The factor on the learning rate when the batch size changes."""
 
-    __slots__ = ()
-
     @property
     def name(self) -> str:
         """Name of the rule, for records."""

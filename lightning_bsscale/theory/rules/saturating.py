@@ -13,7 +13,7 @@ __all__ = ["Saturating"]
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Saturating(LearningRateRule):
     """Saturating rule: ``(1 + B_noise/old) / (1 + B_noise/new)``.
 

@@ -13,7 +13,7 @@ __all__ = ["Surge"]
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Surge(LearningRateRule):
     """Surge rule: ``f(new) / f(old)`` with ``f(B) = 2 / (sqrt(B_noise/B) + sqrt(B/B_noise))``.
 
