@@ -157,6 +157,16 @@ class Falling(Schedule):
         return 1 - examples_seen / total_examples / 2
 
 
+def test_logged_losses_change_nothing(tmp_path):
+    """Wherever they stand: after each line, also between a window and its measurement."""
+    path = write_run(tmp_path / "j", 100)
+    before = counted(path)
+    header, *lines = path.read_text().splitlines()
+    loss = json.dumps({"event": "loss", "name": "loss", "value": "nan", "examples_seen": 8.0, "optimizer_steps": 1})
+    path.write_text("\n".join([header, *(one for line in lines for one in (line, loss))]) + "\n")
+    assert counted(path) == before
+
+
 def test_a_policy_of_ones_own_must_be_given(tmp_path):
     path = write_run(tmp_path / "j", policy=Jumps(64))
     with pytest.raises(ValueError, match=r"written with the policy 'Jumps'.*pass the policy, replay\(path, policy="):

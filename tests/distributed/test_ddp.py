@@ -130,3 +130,22 @@ def test_a_hook_that_compresses_the_gradient_is_measured_as_it_steps():
     for found in fit_on(2, ddp_runs.monitored, 2, 2, items, model=ddp_runs.Compressed):
         assert found != alone
         assert found == [pytest.approx(window, rel=0.02, abs=0.02 * window[0]) for window in alone]
+
+
+def test_rows_have_the_examples_and_one_rank_gives_the_picture():
+    """Nothing is sent for it, and Lightning does not advise to send it."""
+    results = fit_on(2, ddp_runs.logs)
+    for rank, (logged, figures, losses, said) in enumerate(results):
+        assert losses == ["epoch_loss", "train_loss", "val_loss"]
+        assert said == []
+        assert figures == (["bsscale/run"] if rank == 0 else [])
+        rows = [(step, row) for step, row in logged if "bsscale/batch_size" not in row]
+        assert rows
+        for name in losses:
+            assert any(name in row for _, row in rows)
+        seen = [(step, row["bsscale/examples_seen"]) for step, row in rows]
+        assert all(0 < examples <= 320 for _, examples in seen)
+        # Within a window the step in progress has no examples yet; where it has, the rows agree.
+        ours = {step: row["bsscale/examples_seen"] for step, row in logged if "bsscale/batch_size" in row}
+        assert all(examples <= ours[step] for step, examples in seen if step in ours)
+    assert results[0][0][0][1].keys() == results[1][0][0][1].keys()

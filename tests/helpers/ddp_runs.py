@@ -3,6 +3,7 @@
 import pickle
 import sys
 import time
+import warnings
 
 import lightning.pytorch as pl
 import torch
@@ -197,6 +198,43 @@ def watches(rank, logged_by):
     trainer.fit(LogsByRank(logged_by), loader_of(items, rank, 2), loader_of(items[:2], rank, 2))
     values = [(one.examples_seen, one.value) for one in run_of(scaler).metrics]
     return values, [(record.situation.examples_seen, record.batch_size) for record in scaler.decisions]
+
+
+class LogsLosses(Linear):
+    """Logs at steps, at epochs and in validation."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("train_loss", loss)
+        self.log("epoch_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", Linear.training_step(self, batch, batch_idx), sync_dist=True)
+
+
+class TakesFigures(KeepSteps):
+    """A logger as Comet's is for pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.experiment, self.figures = self, []
+
+    def log_figure(self, figure_name=None, figure=None, overwrite=False, step=None):
+        self.figures.append(figure_name)
+
+
+def logs(rank):
+    """The rows of a rank's logger, its pictures and losses, and what was warned about."""
+    logger = TakesFigures()
+    scaler = BatchSizeScaler(measure_every=2, warmup=0, log_figure=True)
+    items = regression_items(40, [4])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = trainer_of(2, [scaler], max_epochs=2, logger=logger, log_every_n_steps=4, val_check_interval=10)
+        trainer.fit(LogsLosses(lr=0.01), loader_of(items, rank, 2), loader_of(items[:2], rank, 2))
+    said = [str(one.message) for one in caught if "bsscale" in str(one.message) or "examples_seen" in str(one.message)]
+    return logger.logged, logger.figures, sorted(scaler.losses), said
 
 
 def counting(name, function, calls):

@@ -17,6 +17,7 @@ from lightning_bsscale.report.page import MOST_RUNS, make_page
 from lightning_bsscale.report.read_run import read_run
 from lightning_bsscale.theory import run
 from lightning_bsscale.theory.events import MetricEvent, WindowEvent
+from lightning_bsscale.theory.losses import LossEvent
 from lightning_bsscale.theory.policies import Decision, NoiseScalePolicy
 from tests.helpers.read_page import pictures, read_page
 from tests.helpers.records import DECISION
@@ -241,6 +242,24 @@ def test_losses_are_compared_where_the_journals_have_them(started, tmp_path):
     assert "val_loss of each run" in texts(root, "h2")
     assert {f"metric-0-{axis}" for axis in ("examples", "steps")} <= {one.attributes["id"] for one in pictures(root)}
     assert "val_loss" in texts(read_page(page_of(paths[0])), "h2")
+
+
+def test_logged_losses_are_drawn_where_they_were_logged(started, tmp_path):
+    """A loss may stand some steps after its place; one that the policy watches is drawn once."""
+    journal = started(tmp_path / "run.jsonl", settings_of(100))
+    for index in range(20):
+        journal.write(WindowEvent(start=index, length=2, took=0.5))
+        journal.write(LossEvent(name="train_loss", value=1.0, examples_seen=4.0 * index, optimizer_steps=index))
+        journal.write(MetricEvent(name="val_loss", value=2.0))
+        journal.write(LossEvent(name="val_loss", value=3.0, examples_seen=4.0 * index, optimizer_steps=index))
+    run = read_run(journal.path)
+    places = [(place.examples, place.steps) for place, _ in run.metrics["train_loss"].items]
+    assert places == [(4.0 * index, index) for index in range(20)]
+    assert [place.seconds for place, _ in run.metrics["train_loss"].items][1:] == [
+        0.5 * index for index in range(1, 20)
+    ]
+    assert {value for _, value in run.metrics["val_loss"].items} == {2.0}
+    assert {"train_loss", "val_loss"} <= set(texts(read_page(page_of(journal.path)), "h2"))
 
 
 def test_a_target_is_drawn_as_its_share_of_the_bound(tmp_path):
