@@ -11,7 +11,7 @@ import numpy as np
 from lightning_bsscale.figures.canvas import new_figure
 from lightning_bsscale.figures.compared import ComparedRun, choose_loss, read_runs
 from lightning_bsscale.figures.loss_panel import MANY_POINTS, scale_loss, smoothed
-from lightning_bsscale.figures.style import BATCH, GREY, NOISE, RATE, TARGET, few_ticks, plain_log_ticks, say
+from lightning_bsscale.figures.style import BATCH, GREY, NOISE, RATE, TARGET, few_ticks, plain, plain_log_ticks, say
 from lightning_bsscale.theory.losses import LossPoint
 from lightning_bsscale.theory.numbers import time_unit
 
@@ -62,7 +62,7 @@ def plot_comparison(runs: Any, *, loss: str | None = None, is_shown: bool = True
     curves = [run.losses.get(name, ()) for run in compared]
     ends = [
         _draw(panels[0], curves, "optimizer_steps", "optimizer steps"),
-        _draw(panels[1], curves, "examples_seen", f"{unit} seen"),
+        _draw(panels[1], curves, "examples_seen", f"{plain(unit)} seen"),
         _draw_seconds(panels[2], curves),
         _draw_front(panels[3], curves),
     ]
@@ -70,7 +70,7 @@ def plot_comparison(runs: Any, *, loss: str | None = None, is_shown: bool = True
     for panel in panels[:3]:
         scale_loss(panel, values)
     for panel in panels:
-        panel.set_ylabel(name)
+        panel.set_ylabel(plain(name))
         panel.grid(alpha=0.25, linewidth=0.6)
     for panel, ended in zip(panels, ends, strict=True):  # where the axes reach from and to is known now
         _number(panel, ended)
@@ -161,7 +161,7 @@ def _explain(figure: Figure, axes: Axes, compared: Sequence[ComparedRun], name: 
     handles = []
     for index, run in enumerate(compared):
         missing = "" if run.losses.get(name) else f" (has no {name})"
-        label, marker = f"{index + 1}: {run.name}{missing}", MARKERS[index % len(MARKERS)]
+        label, marker = plain(f"{index + 1}: {run.name}{missing}"), MARKERS[index % len(MARKERS)]
         handles += axes.plot([], [], linewidth=1.7, marker=marker, markersize=5, label=label, **_style(index))
     figure.legend(
         handles=handles, loc="outside upper left", ncols=min(3, len(handles)), fontsize="small", frameon=False

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_bsscale.figures.style import BATCH, NOISE, RATE, TARGET, few_ticks
+from lightning_bsscale.figures.style import BATCH, NOISE, RATE, TARGET, few_ticks, plain
 from lightning_bsscale.theory.losses import LossPoint
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def draw_losses(axes: Axes, losses: Mapping[str, Sequence[LossPoint]], place: Pl
         line: dict[str, Any] = dict(color=color, linewidth=1.5)
         if len(values) > MANY_POINTS:
             axes.plot(xs, values, color=color, linewidth=0.6, alpha=0.35)
-            axes.plot(xs, smoothed(values), label=f"{name} (median)", **line)
+            axes.plot(xs, smoothed(values), label=f"{plain(name)} (median)", **line)
         else:
-            axes.plot(xs, values, marker=marker, markersize=3.5, label=name, **line)
+            axes.plot(xs, values, marker=marker, markersize=3.5, label=plain(name), **line)
     scale_loss(axes, [point.value for points in losses.values() for point in points])
     axes.set_ylabel("loss")
     axes.grid(alpha=0.25, linewidth=0.6)

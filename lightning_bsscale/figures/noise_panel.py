@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from lightning_bsscale.figures.drawn_run import DrawnRun, spread
-from lightning_bsscale.figures.style import BATCH, GREY, NOISE, TARGET, VEIL, count_ticks, legend_above, say
+from lightning_bsscale.figures.style import BATCH, GREY, NOISE, TARGET, VEIL, count_ticks, legend_above, plain, say
 from lightning_bsscale.theory.numbers import describe_number
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def draw_noise(axes: Axes, run: DrawnRun, *, is_alone: bool) -> None:
     axes.set_yscale("log", base=2)
     axes.set_ylim(bottom, top)
     count_ticks(axes.yaxis)
-    axes.set_ylabel(f"{run.unit} in one step")
+    axes.set_ylabel(f"{plain(run.unit)} in one step")
     legend_above(axes, is_alone=is_alone, last=[WARMUP, UNRESOLVED])
     if not run.history:
         say(axes, run.why or "Nothing was measured, so there is nothing to draw.")

@@ -11,7 +11,7 @@ from lightning_bsscale.figures.drawn_run import DrawnRun
 from lightning_bsscale.figures.learning_rate_panel import draw_learning_rate
 from lightning_bsscale.figures.loss_panel import draw_losses
 from lightning_bsscale.figures.noise_panel import draw_noise
-from lightning_bsscale.figures.style import seen
+from lightning_bsscale.figures.style import plain, seen
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,7 @@ def _plot(run: DrawnRun, ax: Axes | None, panels: list[str], *, is_shown: bool) 
     if has_losses:
         draw_losses(by_name["examples"], run.losses, lambda point: point.examples_seen, has_legend=False)
         draw_losses(by_name["steps"], run.losses, lambda point: point.optimizer_steps, has_legend=True)
-        by_name["examples"].set_xlabel(f"{run.unit} seen")
+        by_name["examples"].set_xlabel(f"{plain(run.unit)} seen")
         by_name["steps"].set_xlabel("optimizer steps")
     drawn = [by_name[name] for name in dict.fromkeys(name for row in mosaic for name in row)]
     return figure, drawn[0] if len(drawn) == 1 else np.array(drawn, dtype=object)

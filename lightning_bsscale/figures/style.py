@@ -22,6 +22,7 @@ __all__ = [
     "count_ticks",
     "few_ticks",
     "legend_above",
+    "plain",
     "plain_log_ticks",
     "say",
     "seen",
@@ -32,9 +33,15 @@ NOISE, BATCH, RATE, TARGET = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 GREY, VEIL = "0.4", "0.92"
 
 
+def plain(text: str) -> str:
+    """Return a name of the user's as matplotlib shows it: without formulas, and also where it begins with ``_``."""
+    escaped = text.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
+
+
 def seen(axes: Axes, unit: str) -> None:
     """Name the horizontal axis that counts what a training has seen."""
-    axes.set_xlabel(f"{unit} seen")
+    axes.set_xlabel(f"{plain(unit)} seen")
     few_ticks(axes.xaxis, 5)
 
 
@@ -83,7 +90,7 @@ def say(axes: Axes, text: str, *, width: int = 48) -> None:
     axes.text(
         0.5,
         0.5,
-        textwrap.fill(text, width),
+        plain(textwrap.fill(text, width)),
         transform=axes.transAxes,
         ha="center",
         va="center",

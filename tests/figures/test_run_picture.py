@@ -270,6 +270,16 @@ def test_it_is_laid_out_at_every_size(size):
         assert inside.contains(box.x1, box.y1)
 
 
+def test_names_of_the_users_are_shown_as_they_are(tmp_path):
+    """Not read as formulas, of which this one could not be drawn, nor hidden for their first letter."""
+    name = r"_loss $\frac{$"
+    figure, axes = plot_run(run(unit="$tokens_$", losses=losses(**{name: [1.0, 0.5]})))
+    assert [text.strip() for text in labels(axes[3])] == [name.replace("$", r"\$")]
+    figure.savefig(tmp_path / "run.png")
+    figure, _ = plot_run(DrawnRun(why=r"$\frac{$ of it."))
+    figure.savefig(tmp_path / "empty.png")
+
+
 @pytest.fixture(scope="module")
 def trained():
     scaler = BatchSizeScaler(warmup=100, measure_every=1)

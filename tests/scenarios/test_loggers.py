@@ -295,6 +295,20 @@ def test_the_reason_of_a_hold_is_a_number():
     assert not monitored.points("bsscale/hold_reason")
 
 
+def test_the_progress_bar_shows_a_change_at_once():
+    class Looks(Callback):
+        shown = ()
+
+        def on_train_batch_start(self, trainer, *args):
+            shown = trainer.progress_bar_metrics.get("bsscale/batch_size")
+            self.shown = (*self.shown, None if shown is None else int(shown))
+
+    looks = Looks()
+    settings = dict(max_epochs=1, log_every_n_steps=100)
+    fit(Logs(), regression_loader(60), [scripted(*GROWTH, progress_bar=True), looks], **settings)
+    assert looks.shown[:5] == (None, 8, 8, 16, 16)
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_progress_bar_does_not_hide_another_callbacks_error(order):
     """`self.log` is not allowed in `on_exception`, where the window is closed."""

@@ -48,7 +48,7 @@ class Reports:
         self._shown: set[Callable[..., None]] = set()
         # A key cannot have points at two kinds of step.
         self._rows = logging.ExamplesOnRows(options.log_prefix) if options.log_step == "optimizer" else None
-        self._due: RunState | None = None  # what was logged in this loader batch, at a step that Lightning logs too
+        self._logged: RunState | None = None  # in this loader batch
 
     def once(self, message: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """Show a message the first time only."""
@@ -119,8 +119,8 @@ class Reports:
             values["lr_scale"] = actuator.shown_lr_scale(state.batch.lr_scale)
             values |= _learning_rates(actuator)
         logging.log_values(trainer, self._options.log_prefix, values, step=self.logged_step(trainer, state))
+        self._logged = state
         if is_due:
-            self._due = state
             self.read_losses(trainer, When.STEP, at)
 
     def logged_step(self, trainer: pl.Trainer, state: RunState) -> int:
@@ -129,7 +129,7 @@ class Reports:
 
     def end_loader_batch(self, trainer: pl.Trainer) -> None:
         """Add to the progress bar, and to the row that Lightning writes next; called in `on_train_batch_end` only."""
-        state, self._due = self._due, None
+        state, self._logged = self._logged, None
         if state is None:
             return
         if self._options.progress_bar:
