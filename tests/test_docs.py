@@ -80,6 +80,7 @@ def test_the_page_of_policies():
         assert "**Not for**" in section, section
 
 
+@pytest.mark.min_steps
 def test_the_picture_of_policies_is_up_to_date():
     drawing = runpy.run_path(str(ROOT / "docs" / "draw_policies.py"))
     drawn = (ROOT / "docs" / "policies.svg").read_text(encoding="utf-8")

@@ -70,6 +70,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.min_steps
 @pytest.mark.parametrize("text", POLICIES)
 def test_policies(text):
     assert make_object("--policy", KINDS["policy"], text) == POLICIES[text]

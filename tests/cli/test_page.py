@@ -39,6 +39,7 @@ def test_every_block_is_one_that_is_run():
     assert set(kinds) == {"bash", "text", "python", "yaml", "{eval-rst}"}
 
 
+@pytest.mark.min_steps
 @pytest.mark.parametrize("number", range(len(COMMANDS)))
 def test_a_command_prints_what_the_page_says(folder, number):
     command, expected = COMMANDS[number]
