@@ -79,6 +79,7 @@ PICTURES = {
     "rules": Command("docs/draw_rules.py", 0.1),
     "simulation": Command("docs/draw_simulation.py", 0.5),
     "report": Command("docs/draw_report.py", 1),
+    "pictures": Command("docs/draw_pictures.py", 1),
     "architecture": Command("docs/draw_architecture.py", 0.1),
     "readme": Command("benchmarks/readme.py", 0.1),
 }

@@ -92,7 +92,8 @@ def front_times() -> str:
     """
     records = map(json.loads, (RESULTS / "front_times_lm.jsonl").read_text().splitlines())
     seconds = {(record["name"], record["seed"]): record["seconds"] for record in records}
-    ratios = [seconds["scaler", seed] / value for (name, seed), value in seconds.items() if name == "fixed4"]
+    pairs = [(seconds.get(("scaler", seed)), value) for (name, seed), value in seconds.items() if name == "fixed4"]
+    ratios = [scaler / fixed for scaler, fixed in pairs if scaler is not None]
     return (
         f"In {len(ratios)} pairs of runs on an otherwise idle machine it took {statistics.median(ratios):.2f} of fixed"
         f" 4's seconds ({min(ratios):.2f} to {max(ratios):.2f})."

@@ -187,7 +187,7 @@ def test_its_links_lead_somewhere(name):
         path, _, anchor = target.partition("#")
         file = DOCS / (path or f"{name}.md")
         assert file.exists(), target
-        if anchor and file.suffix == ".md":
+        if anchor and file.suffix == ".md" and not anchor.startswith("lightning_bsscale."):  # Sphinx checks those
             assert anchor in anchors(file.read_text(encoding="utf-8")), target
 
 

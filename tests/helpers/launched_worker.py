@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
-from lightning_bsscale.theory.stored import as_plain
+from lightning_bsscale.theory.stored import plain_value
 from tests.helpers.training import QUIET, Regression, regression_loader
 
 LIFE = 90  # seconds
@@ -47,7 +47,7 @@ def shown(callback):
 
 
 def as_json(told):
-    return json.dumps(told, default=as_plain)
+    return json.dumps(told, default=plain_value)
 
 
 def weights_of(module):

@@ -223,7 +223,7 @@ def test_numbers_are_kept_as_pythons_own(make, option, given, kept):
 def test_every_number_of_the_callbacks_is_looked_at_here():
     looked_at = {option for _, option, *_ in NUMBERS + INTEGERS} | {option for _, option in FLAGS}
     looked_at |= {"policy", "lr_rule", "schedule", "batch_size_fn", "log_prefix", "record", "milestones", "rule"}
-    looked_at |= {"also_scale", "unit", "split", "merge_fn", "split_fn", "loss_is_mean_over"}
+    looked_at |= {"also_scale", "unit", "split", "merge_fn", "split_fn", "loss_is_mean_over", "log_step", "log_figure"}
     classes = [BatchSizeScaler, GradientNoiseScaleMonitor, NoiseScalePolicy, Power, Capped, WarmupCosine, WarmupStep]
     assert {name for cls in classes for name in inspect.signature(cls).parameters} <= looked_at
 
