@@ -1,15 +1,14 @@
 """The command that draws runs from their journals."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from lightning_bsscale import GradientNoiseScaleMonitor, figures
 from lightning_bsscale.cli import main
-from lightning_bsscale.journal import read_journal
-from lightning_bsscale.theory.records import DecisionRecord, Measurement
 from tests.helpers.expected_warnings import CANNOT_MEASURE
-from tests.helpers.training import Regression, fit, regression_loader
+from tests.helpers.training import Regression, fit, regression_loader, scripted
 from tests.helpers.written_runs import write_run
 
 BEGINNINGS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
@@ -26,35 +25,76 @@ def test_a_picture_in_the_format_of_its_suffix(tmp_path, capsys, suffix):
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_it_draws_what_the_journal_holds(tmp_path, monkeypatch):
-    drawn, usual = [], figures.plot_run
-    monkeypatch.setattr(
-        figures, "plot_run", lambda *given, **more: drawn.append((given, more)) or usual(*given, **more)
-    )
-    path = write_run(tmp_path / "j")
-    assert main(["plot", str(path), "-o", str(tmp_path / "run.png")]) == 0
-    (((history, decisions), more),) = drawn
-    _, records = read_journal(path)
-    assert list(history) == [one for one in records if isinstance(one, Measurement)]
-    assert list(decisions) == [one for one in records if isinstance(one, DecisionRecord)]
-    assert more == {"unit": "examples"}
+def drawn_by(monkeypatch, name):
+    """What a function of the figures is given."""
+    drawn, usual = [], getattr(figures, name)
+    monkeypatch.setattr(figures, name, lambda run, **more: drawn.append((run, more)) or usual(run, **more))
+    return drawn
+
+
+@CANNOT_MEASURE
+def test_it_draws_what_the_callback_draws(tmp_path, monkeypatch):
+    scaler = scripted(8, 8, 16, record=tmp_path / "run.jsonl", total_examples=126)
+    fit(Regression(), regression_loader(62), [scaler], max_epochs=2)
+    drawn = drawn_by(monkeypatch, "plot_run")
+    assert main(["plot", str(scaler.journal_path), "-o", str(tmp_path / "run.png")]) == 0
+    ((found, more),) = drawn
+    expected = scaler._drawn_run()
+    for name in (
+        "decisions",
+        "unit",
+        "examples_seen",
+        "warmup_examples",
+        "batch_size",
+        "granularity",
+        "is_dry_run",
+        "why",
+    ):
+        assert getattr(found, name) == getattr(expected, name), name
+    assert list(found.history) == list(expected.history)
+    assert {name: len(points) for name, points in found.losses.items()} == {
+        name: len(points) for name, points in expected.losses.items()
+    }
+    assert more == {"is_shown": False}
 
 
 @CANNOT_MEASURE
 def test_of_a_monitor_the_noise_scale_in_its_unit(tmp_path, monkeypatch):
-    drawn, usual = [], figures.plot_noise_scale
-    monkeypatch.setattr(figures, "plot_noise_scale", lambda *given, **more: drawn.append(more) or usual(*given, **more))
+    drawn = drawn_by(monkeypatch, "plot_noise_scale")
     monitor = GradientNoiseScaleMonitor(record=tmp_path / "j", unit="rows")
     fit(Regression(), regression_loader(64), [monitor], max_epochs=1, accumulate_grad_batches=2)
     assert main(["plot", str(monitor.journal_path), "-o", str(tmp_path / "run.png")]) == 0
-    assert drawn == [{"unit": "rows"}]
+    assert [run.unit for run, _ in drawn] == ["rows"]
 
 
-def test_several_journals_are_numbered_pictures(tmp_path, capsys, monkeypatch):
+def test_a_run_that_has_only_begun_says_so_in_its_picture(tmp_path, monkeypatch):
+    whole = write_run(tmp_path / "j", 60).read_bytes()
+    (tmp_path / "j").write_bytes(whole[: whole.index(b"\n") + 1])
+    drawn = drawn_by(monkeypatch, "plot_noise_scale")
+    assert main(["plot", str(tmp_path / "j"), "-o", str(tmp_path / "run.png")]) == 0
+    assert "holds no optimizer step" in drawn[0][0].why
+
+
+def test_several_journals_are_compared_in_one_picture(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        write_run(Path(name, "run.jsonl"), 60)
+    drawn = drawn_by(monkeypatch, "plot_comparison")
+    assert main(["plot", "a/run.jsonl", "b/run.jsonl", "-o", "runs.svg"]) == 0
+    assert capsys.readouterr().out == "picture: runs.svg\n"
+    # By their paths, as both have the same file name.
+    paths = {name: Path(name) for name in ("a/run.jsonl", "b/run.jsonl")}
+    assert drawn == [(paths, {"loss": None, "is_shown": False})]
+    assert main(["plot", "a/run.jsonl", "b/run.jsonl", "-o", "runs.svg", "--loss", "val_loss"]) == 1
+    assert capsys.readouterr().err == "loss must be one that a run has logged (none), got 'val_loss'\n"
+
+
+def test_each_of_several_journals_is_a_numbered_picture(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
         write_run(tmp_path / name, 60)
-    assert main(["plot", "a", "b", "-o", "runs.svg"]) == 0
+    assert main(["plot", "a", "b", "-o", "runs.svg", "--each"]) == 0
     assert capsys.readouterr().out == "picture: runs-1.svg (a)\npicture: runs-2.svg (b)\n"
     assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["runs-1.svg", "runs-2.svg"]
 
@@ -83,7 +123,7 @@ def test_a_mistake_is_one_sentence_and_no_file(tmp_path, capsys, monkeypatch, wo
     found = sorted(tmp_path.iterdir())
     assert main(["plot", *words]) == 1
     told = capsys.readouterr()
-    (sentence,) = (line for line in told.err.splitlines() if not line.startswith("drawing "))  # a machine may be slow
+    (sentence,) = (line for line in told.err.splitlines() if not line.endswith(" s)"))  # a machine may be slow
     assert (told.out, sentence.startswith(said)) == ("", True)
     assert sorted(tmp_path.iterdir()) == found
     assert (tmp_path / "j").read_bytes() == before
