@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from lightning_bsscale.journal import REPAIR, Header, Line, RuleEvent, read_lines
@@ -162,10 +164,8 @@ class _Run:
             self.settings, self.state = run.use_rule(self.settings, self.state, rule)
 
     def _explained(self) -> AbstractContextManager[None]:
-        # An error may be that of the user's own policy, rule or schedule.
-        is_own = any(value is not None for value in self.given.values())
         name = type(self.settings.policy).__name__ if self.settings.decides else "a replay"
-        return nullcontext() if is_own else explained(self.path, self.line, name)
+        return explained(self.path, self.line, name)
 
 
 def read_start(path: str | Path, number: int, header: dict[str, Any]) -> tuple[RunNumbers, RunState]:
@@ -215,6 +215,8 @@ def settings_with(
 def explained(path: str | Path, line: int, name: str) -> Iterator[None]:
     """Say where a journal holds numbers that do not belong together: each was checked on its own only.
 
+    An error in a policy, rule or schedule of the user's own stays as it is.
+
     Args:
         path: the journal
         line: the line in progress
@@ -222,13 +224,20 @@ def explained(path: str | Path, line: int, name: str) -> Iterator[None]:
 
     Raises:
         ValueError: Instead of what the numbers have caused.
-    """
+    """  # noqa: DOC501
     try:
         yield
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+        if _is_in_other_code(error):
+            raise
         raise ValueError(
             f"{path}, line {line} holds numbers that {name} cannot work with ({error}). {REPAIR}"
         ) from error
+
+
+def _is_in_other_code(error: Exception) -> bool:
+    modules = {str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame, _ in walk_tb(error.__traceback__)}
+    return bool(modules - {"", "lightning_bsscale", *sys.stdlib_module_names})
 
 
 def _compared(number: int, event: StepEvent, applied: Applied) -> Sequence[Replayed]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -226,7 +225,8 @@ class _Runs:
         )
         recorded = _AsRecorded()
         settings = _other_settings(path, header, numbers, options, profile.get("optimizer"), memory)
-        state = _other_state(settings, numbers, was, options, None if before is None else before.state)
+        with explained(path, number, "a what-if"):
+            state = _other_state(settings, numbers, was, options, None if before is None else before.state)
         seen = float(was.examples.total)
         size = was.batch.batch_size if numbers.acts else numbers.now.batch_size
         begun = cls(
@@ -257,7 +257,7 @@ class _Runs:
             return
         if decision is not None and self.was_settings.acts:
             self.log = self.log.added(decision)
-        with self._explained():
+        with explained(self.path, self.line, "a what-if"):
             if isinstance(event, RuleEvent):
                 self._use_rule(event)
                 return
@@ -265,11 +265,6 @@ class _Runs:
             before, self.recorded.decision = self.was, decision
             self.was = apply(self.was_settings, self.was, event).state.without_history()
             self._other_past(event, before)
-
-    def _explained(self) -> AbstractContextManager[None]:
-        # An error may be that of the user's own policy, rule or schedule.
-        is_own = any(one is not None for one in (self.options.policy, self.options.lr_rule, self.options.schedule))
-        return nullcontext() if is_own else explained(self.path, self.line, "a what-if")
 
     def _use_rule(self, event: RuleEvent) -> None:
         if self.options.lr_rule is None:

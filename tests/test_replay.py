@@ -37,6 +37,7 @@ from lightning_bsscale.theory.policies import (
 )
 from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule, Linear, Power, Saturating, resolve_rule
 from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule, WarmupConstant, WarmupStep
+from lightning_bsscale.what_if import what_if
 from tests.helpers.records import DECISION, MEASUREMENT, NOISE
 from tests.helpers.written_runs import write_run
 
@@ -296,8 +297,17 @@ def test_an_error_of_ones_own_policy_is_ones_own(tmp_path):
         def decide(self, situation, limits):
             raise ZeroDivisionError("mine")
 
-    with pytest.raises(ZeroDivisionError, match="mine"):
-        list(replay(write_run(tmp_path / "j"), policy=Breaks()))
+    path = write_run(tmp_path / "j")
+    for policy in (Breaks(), HoldIfWorse(Breaks())):
+        with pytest.raises(ZeroDivisionError, match="mine"):
+            list(replay(path, policy=policy))
+        with pytest.raises(ZeroDivisionError, match="mine"):
+            what_if(path, policy=policy)
+    # The file's numbers stay the file's, whatever policy is given.
+    changed(path, "window", lambda line: line["arrived"]["sums"].update(sum_inverse_sizes=0.0), 3)
+    for use in (lambda: list(replay(path, policy=Seesaw())), lambda: what_if(path, policy=Seesaw())):
+        with pytest.raises(ValueError, match=r"j, line \d+ holds numbers that .* cannot work with"):
+            use()
 
 
 def test_it_replays_where_torch_lightning_and_numpy_cannot_be_imported(tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import atexit
 import sys
-from types import TracebackType
+from types import FrameType, TracebackType
 
 __all__ = ["buried_sentence", "say_at_exit"]
 
@@ -38,21 +38,31 @@ def buried_sentence(error: BaseException | None) -> str | None:
     Returns:
         Class and message, as Python writes them; None if the error is another, or hides none.
     """
-    if error is None or _raised_in(error.__traceback__) != PARSER:
+    if error is None or _module_of(_innermost(error.__traceback__)) != PARSER:
         return None
+    waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
+    while waiting:
+        error = waiting.pop(0)
+        if error is None or id(error) in seen:
+            continue
         seen.add(id(error))
-        if _raised_in(error.__traceback__) == PACKAGE:
+        frame = _innermost(error.__traceback__)
+        if _module_of(frame) == PACKAGE:
             return f"{type(error).__name__}: {error}"
-        error = error.__cause__ or error.__context__
+        # Of several that it tried, the parser names the first as the cause, in an order that differs between versions.
+        tried = None if frame is None else frame.f_locals.get("exceptions")
+        waiting += [error.__cause__ or error.__context__, *(tried if isinstance(tried, list) else ())]
     return None
 
 
-def _raised_in(traceback: TracebackType | None) -> str:
-    """Return the top-level module of the innermost frame."""
-    name = ""
+def _innermost(traceback: TracebackType | None) -> FrameType | None:
+    frame = None
     while traceback is not None:
-        name = str(traceback.tb_frame.f_globals.get("__name__", ""))
-        traceback = traceback.tb_next
-    return name.partition(".")[0]
+        frame, traceback = traceback.tb_frame, traceback.tb_next
+    return frame
+
+
+def _module_of(frame: FrameType | None) -> str:
+    """Return the top-level module of a frame."""
+    return "" if frame is None else str(frame.f_globals.get("__name__", "")).partition(".")[0]
