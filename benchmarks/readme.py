@@ -90,10 +90,13 @@ def front_times() -> str:
     Returns:
         A sentence.
     """
-    records = map(json.loads, (RESULTS / "front_times_lm.jsonl").read_text().splitlines())
+    path = RESULTS / "front_times_lm.jsonl"
+    records = map(json.loads, path.read_text().splitlines() if path.exists() else ())
     seconds = {(record["name"], record["seed"]): record["seconds"] for record in records}
     pairs = [(seconds.get(("scaler", seed)), value) for (name, seed), value in seconds.items() if name == "fixed4"]
     ratios = [scaler / fixed for scaler, fixed in pairs if scaler is not None]
+    if not ratios:
+        return "Its seconds have not been measured with the present defaults."
     return (
         f"In {len(ratios)} pairs of runs on an otherwise idle machine it took {statistics.median(ratios):.2f} of fixed"
         f" 4's seconds ({min(ratios):.2f} to {max(ratios):.2f})."

@@ -148,7 +148,7 @@ def test_forms_for_issues(path):
 
 def test_the_oldest_versions_are_those_declared():
     declared = [
-        "lightning!=2.6.2,!=2.6.3,<3,>=2.5",
+        "lightning!=2.6.2,!=2.6.3,<3,>=2.6",
         "torch>=2.6",
         "jsonargparse[signatures]>=4.39; extra == 'cli'",
         "jsonargparse[signatures]>=4.39; extra == 'test'",
@@ -158,7 +158,7 @@ def test_the_oldest_versions_are_those_declared():
     ]
     assert oldest(declared, left_out={"dev", "docs"}) == [
         "jsonargparse==4.39",
-        "lightning==2.5",
+        "lightning==2.6",
         "pytest-timeout==2.3.1",
         "torch==2.6",
     ]

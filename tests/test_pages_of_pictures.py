@@ -44,6 +44,7 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     names |= {name: getattr(lightning_bsscale, name) for name in lightning_bsscale.__all__}
     blocks = code_of(page)
     assert blocks
+    plt.close("all")  # a figure that another test left would be the current one
     try:
         for number, text in enumerate(blocks):
             names |= trained

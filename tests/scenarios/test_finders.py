@@ -9,7 +9,6 @@ from lightning.pytorch.tuner import Tuner
 
 from lightning_bsscale import GradientNoiseScaleMonitor
 from tests.helpers.expected_warnings import CANNOT_MEASURE
-from tests.helpers.lightning_versions import since
 from tests.helpers.training import QUIET, Regression, assert_nothing_left, regression_loader, scripted
 
 pytestmark = CANNOT_MEASURE
@@ -69,7 +68,6 @@ class OwnHook(LearningRateFinder):
         return super().on_fit_start(trainer, pl_module)
 
 
-@since("2.5.5", "the rate that LearningRateFinder found is lost when the weights are restored")
 @pytest.mark.parametrize("make", [scaler, monitor])
 @pytest.mark.parametrize(("cls", "order"), [(LearningRateFinder, 1), (OwnHook, -1)])
 def test_the_rate_that_was_found_is_the_users(make, cls, order, tmp_path):
@@ -82,7 +80,6 @@ def test_the_rate_that_was_found_is_the_users(make, cls, order, tmp_path):
     assert_same(tuned, train(Tunable(lr=module.lr), make()))
 
 
-@since("2.6.0", "BatchSizeFinder doubles once more and knows no margin")
 @pytest.mark.parametrize(
     ("make", "order", "mode"), [(scaler, 1, "power"), (scaler, -1, "binsearch"), (monitor, 1, "power")]
 )
@@ -97,7 +94,6 @@ def test_the_size_that_was_found_is_the_one_that_is_measured(make, order, mode, 
     assert_same(tuned, train(Tunable(batch_size=8), make()))
 
 
-@since("2.6.0", "the size that was found is doubled once more")
 @pytest.mark.parametrize("make", [scaler, monitor])
 def test_after_the_tuner_training_is_as_if_it_had_never_been(make, tmp_path):
     watch, module = make(), Tunable()

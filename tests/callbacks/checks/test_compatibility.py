@@ -5,7 +5,6 @@ import torch
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from tests.helpers.expected_warnings import CANNOT_MEASURE, WITHOUT_VALIDATION
-from tests.helpers.lightning_versions import since
 from tests.helpers.training import QUIET, Regression, regression_loader
 
 foreign = pytest.importorskip("pytorch_lightning", reason="pytorch-lightning is not installed")
@@ -35,11 +34,9 @@ class Mine(foreign.Trainer):
     """A Trainer of the user's own, whose module says nothing of the package it comes from."""
 
 
-REFUSED_BY_LIGHTNING = since("2.6.0", "a Trainer refuses every callback of the other package itself")
 FOREIGN = (foreign.Trainer, r"pytorch_lightning\.trainer\.trainer\.Trainer")
 
 
-@REFUSED_BY_LIGHTNING
 @pytest.mark.parametrize("cls", [BatchSizeScaler, GradientNoiseScaleMonitor])
 @pytest.mark.parametrize(
     ("call", "made", "found"),
@@ -55,7 +52,6 @@ def test_the_foreign_trainer_is_refused_before_anything_else(cls, call, made, fo
     assert module.trained == 0
 
 
-@REFUSED_BY_LIGHTNING
 @CANNOT_MEASURE
 def test_a_foreign_callback_beside_ours_is_called_as_any_other():
     import lightning.pytorch as pl
