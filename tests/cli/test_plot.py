@@ -33,21 +33,21 @@ def test_it_draws_what_the_journal_holds(tmp_path, monkeypatch):
     )
     path = write_run(tmp_path / "j")
     assert main(["plot", str(path), "-o", str(tmp_path / "run.png")]) == 0
-    (((history, decisions), more),) = drawn
+    (((run,), _),) = drawn
     _, records = read_journal(path)
-    assert list(history) == [one for one in records if isinstance(one, Measurement)]
-    assert list(decisions) == [one for one in records if isinstance(one, DecisionRecord)]
-    assert more == {"unit": "examples"}
+    assert list(run.history) == [one for one in records if isinstance(one, Measurement)]
+    assert list(run.decisions) == [one for one in records if isinstance(one, DecisionRecord)]
+    assert (run.unit, run.warmup_examples) == ("examples", 100)
 
 
 @CANNOT_MEASURE
 def test_of_a_monitor_the_noise_scale_in_its_unit(tmp_path, monkeypatch):
     drawn, usual = [], figures.plot_noise_scale
-    monkeypatch.setattr(figures, "plot_noise_scale", lambda *given, **more: drawn.append(more) or usual(*given, **more))
+    monkeypatch.setattr(figures, "plot_noise_scale", lambda run, **more: drawn.append(run.unit) or usual(run, **more))
     monitor = GradientNoiseScaleMonitor(record=tmp_path / "j", unit="rows")
     fit(Regression(), regression_loader(64), [monitor], max_epochs=1, accumulate_grad_batches=2)
     assert main(["plot", str(monitor.journal_path), "-o", str(tmp_path / "run.png")]) == 0
-    assert drawn == [{"unit": "rows"}]
+    assert drawn == ["rows"]
 
 
 def test_several_journals_are_numbered_pictures(tmp_path, capsys, monkeypatch):
