@@ -149,7 +149,7 @@ def test_forms_for_issues(path):
 def test_the_oldest_versions_are_those_declared():
     declared = [
         "lightning!=2.6.2,!=2.6.3,<3,>=2.6",
-        "torch>=2.6",
+        "torch>=2.7",
         "jsonargparse[signatures]>=4.39; extra == 'cli'",
         "jsonargparse[signatures]>=4.39; extra == 'test'",
         'pytest-timeout>=2.3.1; extra == "test"',
@@ -160,7 +160,7 @@ def test_the_oldest_versions_are_those_declared():
         "jsonargparse==4.39",
         "lightning==2.6",
         "pytest-timeout==2.3.1",
-        "torch==2.6",
+        "torch==2.7",
     ]
 
 
