@@ -86,7 +86,8 @@ INTEGERS = [
     (monitor, "measure_every", [0], False),
 ]
 FLAGS = [
-    *((scaler, name) for name in ("dry_run", "progress_bar", "verbose")),
+    *((scaler, name) for name in ("dry_run", "log_figure", "progress_bar", "verbose")),
+    (monitor, "log_figure"),
     *((NoiseScalePolicy, name) for name in ("allow_shrink", "whole_run")),
 ]
 
@@ -165,6 +166,11 @@ def test_prefix_function_and_path(make, tmp_path):
     for value in (None, 3, True, b"x", Path("x"), ["x"]):
         refused(make, "log_prefix", value, TypeError)
     assert make(log_prefix="").log_prefix == ""
+    for value in NEITHER:
+        refused(make, "log_step", value, TypeError)
+    for value in ("", "steps", "Examples", "tokens"):
+        refused(make, "log_step", value, ValueError)
+    assert [make(log_step=value).log_step for value in ("optimizer", "examples")] == ["optimizer", "examples"]
     for value in (3, True, "len", "builtins.len", [len], torch.tensor(3)):
         refused(make, "batch_size_fn", value, TypeError)
     assert make(batch_size_fn=len).batch_size_fn is len
@@ -221,8 +227,8 @@ def test_numbers_are_kept_as_pythons_own(make, option, given, kept):
 
 def test_every_number_of_the_callbacks_is_looked_at_here():
     looked_at = {option for _, option, *_ in NUMBERS + INTEGERS} | {option for _, option in FLAGS}
-    looked_at |= {"policy", "lr_rule", "schedule", "batch_size_fn", "log_prefix", "record", "milestones", "rule"}
-    looked_at |= {"also_scale", "unit", "split", "merge_fn", "split_fn", "loss_is_mean_over"}
+    looked_at |= {"policy", "lr_rule", "schedule", "batch_size_fn", "log_prefix", "log_step", "record", "milestones"}
+    looked_at |= {"rule", "also_scale", "unit", "split", "merge_fn", "split_fn", "loss_is_mean_over"}
     classes = [BatchSizeScaler, GradientNoiseScaleMonitor, NoiseScalePolicy, Power, Capped, WarmupCosine, WarmupStep]
     assert {name for cls in classes for name in inspect.signature(cls).parameters} <= looked_at
 
