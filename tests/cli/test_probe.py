@@ -10,9 +10,9 @@ import pytest
 
 from lightning_bsscale import NoiseScalePolicy
 from lightning_bsscale.cli import main
+from tests.helpers.probed_task import CONFIG, TASK
 
 ROOT = Path(__file__).parents[2]
-from tests.helpers.probed_task import CONFIG, TASK
 
 
 @pytest.fixture
