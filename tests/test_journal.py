@@ -160,7 +160,7 @@ def test_a_full_disk_ends_the_journal_and_not_the_training(tmp_path):
         ("", "is not a journal"),
         ('{"event": "decision"}\n', "first line must be a header"),
         ('{"event": "header", "schema": 1}\n', "schema 1; this version reads 2"),
-        ("[1, 2]\n", "line 1 is no JSON object"),
+        ("[1, 2]\n", "is not a journal"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, match):

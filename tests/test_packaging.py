@@ -100,7 +100,8 @@ def test_versions_of_python_are_said_alike(metadata):
     assert metadata["Requires-Python"] == f">={named[0]}"
     said = f"{named[0]} to {named[-1]}"
     for page in ("README.md", "CONTRIBUTING.md", "Makefile"):
-        assert set(re.findall(r"3\.\d+ to 3\.\d+", (ROOT / page).read_text(encoding="utf-8"))) == {said}, page
+        assert set(re.findall(r"3\.\d+ to 3\.\d+", (ROOT / page).read_text(encoding="utf-8"))) <= {said}, page
+    assert said in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def test_one_address(metadata):
@@ -149,7 +150,7 @@ def test_forms_for_issues(path):
 def test_the_oldest_versions_are_those_declared():
     declared = [
         "lightning!=2.6.2,!=2.6.3,<3,>=2.6",
-        "torch>=2.6",
+        "torch>=2.7",
         "jsonargparse[signatures]>=4.39; extra == 'cli'",
         "jsonargparse[signatures]>=4.39; extra == 'test'",
         'pytest-timeout>=2.3.1; extra == "test"',
@@ -160,7 +161,7 @@ def test_the_oldest_versions_are_those_declared():
         "jsonargparse==4.39",
         "lightning==2.6",
         "pytest-timeout==2.3.1",
-        "torch==2.6",
+        "torch==2.7",
     ]
 
 

@@ -64,7 +64,7 @@ def linear(values: Iterable[float], start: float, end: float, *, ticks: int = 6,
     low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
     low = min(low, 0.0) if from_zero else low
     if not high - low > 1e-9 * max(abs(high), abs(low), 1e-290):
-        high = low + (abs(low) or 1.0)
+        high = low + (max(abs(low), 1e-290) if low else 1.0)
     rough = (high - low) / ticks
     power = 10.0 ** math.floor(math.log10(rough))
     step = next((power * factor for factor in (1, 2, 5, 10) if power * factor >= rough), rough)

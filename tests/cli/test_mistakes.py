@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_probe import CONFIG, TASK
+from tests.helpers.probed_task import CONFIG, TASK
 from tests.helpers.written_runs import write_run
 
 ROOT = Path(__file__).parents[2]

@@ -144,7 +144,7 @@ def test_the_policy_of_the_journal_is_no_what_if(tmp_path, capsys):
 # ---------------------------------------------------------------- what if
 
 WHAT_IFS = {
-    "target_ratio=0.5": dict(policy=NoiseScalePolicy(target_ratio=0.5, min_steps=0)),  # as that of the journal
+    "target_ratio=0.5": dict(policy=NoiseScalePolicy(target_ratio=0.5, min_steps=0)),
     "max_batch_size=16": dict(max_batch_size=16),
     "memory=0.01": dict(memory=0.01),
     "warmup=0.5": dict(warmup=0.5),

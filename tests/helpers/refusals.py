@@ -123,6 +123,7 @@ CASES += [
     Case(lambda: BatchSizeScaler(progress_bar=1)),
     Case(lambda: BatchSizeScaler(verbose=1)),
     Case(lambda: BatchSizeScaler(log_prefix=None)),
+    Case(lambda: BatchSizeScaler(log_step=1), "'optimizer' 'examples'"),
     *(Case(lambda cls=cls: cls(log_step="tokens")) for cls in (BatchSizeScaler, GradientNoiseScaleMonitor)),
     *(Case(lambda cls=cls: cls(log_figure="end")) for cls in (BatchSizeScaler, GradientNoiseScaleMonitor)),
     Case(lambda: BatchSizeScaler(unit=None)),

@@ -217,9 +217,12 @@ def check_unit(value: object) -> str:
 
 def check_log_step(value: object) -> str:
     """Return what the loggers' step counts."""
+    allowed = " or ".join(map(repr, LOG_STEPS))
+    if not isinstance(value, str):
+        raise TypeError(f"log_step must be {allowed}, got {show(value)} ({type(value).__name__})")
     if value not in LOG_STEPS:
-        raise ValueError(f"log_step must be {' or '.join(map(repr, LOG_STEPS))}, got {show(value)}")
-    return str(value)
+        raise ValueError(f"log_step must be {allowed}, got {show(value)}")
+    return value
 
 
 def check_prefix(value: object) -> str:

@@ -87,7 +87,8 @@ INTEGERS = [
     (NoiseScalePolicy, "min_steps", [-1], False),
 ]
 FLAGS = [
-    *((scaler, name) for name in ("dry_run", "progress_bar", "verbose")),
+    *((scaler, name) for name in ("dry_run", "log_figure", "progress_bar", "verbose")),
+    (monitor, "log_figure"),
     *((NoiseScalePolicy, name) for name in ("allow_shrink", "whole_run")),
 ]
 
@@ -166,6 +167,11 @@ def test_prefix_function_and_path(make, tmp_path):
     for value in (None, 3, True, b"x", Path("x"), ["x"]):
         refused(make, "log_prefix", value, TypeError)
     assert make(log_prefix="").log_prefix == ""
+    for value in NEITHER:
+        refused(make, "log_step", value, TypeError)
+    for value in ("", "steps", "Examples", "tokens"):
+        refused(make, "log_step", value, ValueError)
+    assert [make(log_step=value).log_step for value in ("optimizer", "examples")] == ["optimizer", "examples"]
     for value in (3, True, "len", "builtins.len", [len], torch.tensor(3)):
         refused(make, "batch_size_fn", value, TypeError)
     assert make(batch_size_fn=len).batch_size_fn is len

@@ -88,6 +88,7 @@ def test_the_stand_ins_are_like_the_real_ones():
 
 
 def test_each_service_gets_it_in_its_own_way(tmp_path):
+    plt.close("all")  # what other tests left
     loggers = [WandbStandIn(), MLFlowStandIn(), CometStandIn(), TensorBoardLogger(tmp_path)]
     scaler = scripted(8, log_figure=True)
     trainer = trained(scaler, loggers)
