@@ -23,10 +23,11 @@ def test_layers_are_bars_with_a_resolved_one_marked(tmp_path):
     figure.savefig(tmp_path / "layers.png")
 
 
-@pytest.mark.parametrize(("low", "high"), [(60.0, 170.0), (130.0, 180.0), (50.0, 200.0), (3.0, 4000.0)])
+@pytest.mark.parametrize(("low", "high"), [(144.0, 199.0), (310.0, 480.0), (50.0, 200.0), (3.0, 4000.0)])
 def test_an_axis_has_numbers_over_all_its_length(low, high):
     """Also where it is too narrow for 1, 2 and 5 times powers of ten."""
-    _, axes = plot_layers(report(first=replace(KNOWN, low=low, high=high)))
+    noise = replace(KNOWN, noise_scale=math.sqrt(low * high), low=low, high=high)
+    _, axes = plot_layers(replace(report(first=noise), noise=noise))
     axes.figure.canvas.draw()
     left, right = map(math.log, axes.get_xlim())
     ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
