@@ -196,7 +196,7 @@ def open_locked(path: Path) -> io.FileIO:
     try:
         file = open_regular(path, write=True)
     except FileNotFoundError as error:
-        raise NotContinued("it is not there any more") from error
+        raise NotContinued(f"{path}, where this run would continue it, is not there") from error
     except (OSError, ValueError) as error:
         raise NotContinued(f"it cannot be opened for writing ({error})") from error
     locked = lock(file)

@@ -174,7 +174,8 @@ class WindowCallback(pl.Callback):
         if run is None:
             return ["not started"]
         seen, steps = describe_count(run.examples.total, unit), describe_count(run.windows, "steps")
-        return [f"noise scale {describe_noise(run.noise)}", f"{seen} in {steps}"]
+        is_resolved = run.noise is None or run.noise.resolved
+        return [f"noise scale {describe_noise(run.noise) if is_resolved else 'not resolved'}", f"{seen} in {steps}"]
 
     def __repr__(self) -> str:
         """Say what it is and where it stands."""

@@ -60,8 +60,14 @@ def few_ticks(axis: Axis, most: int) -> None:
 
 def plain_log_ticks(axis: Axis) -> None:
     """Write the numbers of a logarithmic axis out, at 1, 2 and 5 times each power of ten where the powers are few."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
     low, high = axis.get_view_interval()
     axis.set_major_formatter(lambda value, _: f"{value:,g}")
+    if high < 5 * low:  # 1, 2 and 5 would leave one number, or none
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.set_minor_locator(NullLocator())
+        return
     is_wide = high > 100 * low
     axis.set_minor_formatter(lambda value, _: "" if is_wide or f"{value:e}"[0] not in "25" else f"{value:,g}")
 

@@ -9,6 +9,7 @@ from lightning_bsscale.report.figure import Figure, figure_block, shown, spread,
 from lightning_bsscale.report.markup import Markup, cut, tag
 from lightning_bsscale.report.run_record import Change, Hold, RunRecord
 from lightning_bsscale.theory.numbers import describe_count
+from lightning_bsscale.theory.policies import Reason
 from lightning_bsscale.theory.records import DecisionRecord
 
 __all__ = ["decision_section", "readable"]
@@ -16,6 +17,7 @@ __all__ = ["decision_section", "readable"]
 MOST_OPEN = 12
 """Changes that are shown without opening anything."""
 MOST_REASONS = 8
+_OF_PACKAGE = {reason.code: str(reason) for reason in Reason}
 
 
 def readable(reason: str) -> str:
@@ -140,6 +142,12 @@ def _share(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.005 else "less than 1 %"
 
 
+def _shared(code: str, hold: Hold) -> str:
+    """Return what all holds of one code have in common: one of the package's own without the number of the first."""
+    reason = _OF_PACKAGE.get(code, "")
+    return reason if reason and hold.reason.startswith(reason) else hold.reason
+
+
 def _holds(run: RunRecord, name: str, limit: int, heading: str) -> list[Markup]:
     holds = sorted(run.holds.items(), key=lambda one: (-one[1].examples, one[0]))
     covered = run.now.examples - run.first.examples
@@ -148,8 +156,11 @@ def _holds(run: RunRecord, name: str, limit: int, heading: str) -> list[Markup]:
     held = [(code, hold, hold.examples / covered) for code, hold in holds]
     most = held[0]
     rows = [
-        (f"{_share(share)}: {readable(hold.reason).partition(' (')[0]}", [("hold-bar", share)])
-        for _, hold, share in held[:MOST_REASONS]
+        (
+            f"{_share(share)}: {readable(_shared(code, hold)).partition(' (')[0].partition(', ')[0]}",
+            [("hold-bar", share)],
+        )
+        for code, hold, share in held[:MOST_REASONS]
     ]
     figure = Figure(
         name=name,
@@ -158,7 +169,7 @@ def _holds(run: RunRecord, name: str, limit: int, heading: str) -> list[Markup]:
             bars(
                 f"{name}-bars",
                 "Share of the run for each reason to hold",
-                f"Longest, {100 * most[2]:.0f} % of the run: {readable(most[1].reason)}.",
+                f"Longest, {100 * most[2]:.0f} % of the run: {readable(_shared(most[0], most[1]))}.",
                 rows,
             )
         ],
@@ -175,7 +186,7 @@ def _holds(run: RunRecord, name: str, limit: int, heading: str) -> list[Markup]:
                 describe_count(hold.runs),
                 shown(hold.examples),
                 f"{100 * share:.1f} %",
-                cut(hold.reason, 200),
+                cut(_shared(code, hold), 200),
             )
             for code, hold, share in held[:limit]
         ],

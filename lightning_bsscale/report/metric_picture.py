@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from lightning_bsscale.report.axes import Scale, drawable, linear
 from lightning_bsscale.report.drawing import BOTTOM, TOP, frame, line, picture
@@ -11,7 +11,10 @@ from lightning_bsscale.report.figure import Axis, Figure, shown, spread
 from lightning_bsscale.report.markup import Markup, cut, number, tag
 from lightning_bsscale.report.run_record import RunRecord
 
-__all__ = ["line_class", "line_legend", "metric_figure", "number_at_end"]
+__all__ = ["in_reading_order", "line_class", "line_legend", "metric_figure", "numbers_at_ends"]
+
+APART = 24
+"""Smallest distance of two numbers at the ends of lines, on a narrow screen too."""
 
 KINDS = 6
 """Colours of lines; each further six are dashed in another way."""
@@ -20,19 +23,51 @@ _COMPARED = (
     "Switch the axis to see who is first in steps, in examples and in seconds."
 )
 _ALONE = (
-    "These are the values that were logged under this name, one for each validation. Switch the axis to see what they "
-    "cost in steps, in examples and in seconds."
+    "These are the values that were logged under this name. Switch the axis to see what they cost in steps, in "
+    "examples and in seconds."
 )
 
 
-def number_at_end(index: int, points: Sequence[tuple[float, float]], x: Scale, y: Scale) -> Markup | None:
-    """Write the run's number where its line ends, for whoever cannot tell the colours apart."""
-    shown = [point for point in points if len(drawable(point)) == len(point)]
-    if not shown:
-        return None
-    across, up = x.place(shown[-1][0]), y.place(shown[-1][1])
-    place = dict(x=number(across - 6), y=number(up - 6 if up > TOP + 20 else up + 18))
-    return tag("text", str(index + 1), class_="run-name", **place)
+def numbers_at_ends(runs: Sequence[Sequence[tuple[float, float]]], x: Scale, y: Scale) -> list[Markup]:
+    """Write each run's number where its line ends, for whoever cannot tell the colours apart, none on another.
+
+    Args:
+        runs: the points of each run's line
+        x: the axis from left to right
+        y: the axis from bottom to top
+
+    Returns:
+        The texts, of runs with a point that can be drawn.
+    """
+    ends = []
+    for index, points in enumerate(runs):
+        shown = [point for point in points if len(drawable(point)) == len(point)]
+        if shown:
+            across, up = x.place(shown[-1][0]), y.place(shown[-1][1])
+            ends.append((max(up - 6, TOP + APART), across - 6, index))
+    ends.sort()
+    # Down from the top each is moved below those before it, then up from the bottom above those after it.
+    ends = _moved(ends, APART, max)
+    ends = _moved([(min(up, BOTTOM), across, index) for up, across, index in reversed(ends)], -APART, min)
+    return [
+        tag("text", str(index + 1), class_="run-name", x=number(across), y=number(up)) for up, across, index in ends
+    ]
+
+
+_Ends = list[tuple[float, float, int]]
+
+
+def _moved(ends: _Ends, apart: float, farther: Callable[[Iterable[float]], float]) -> _Ends:
+    places: _Ends = []
+    for up, across, index in ends:
+        near = [other + apart for other, beside, _ in places if abs(beside - across) < APART]
+        places.append((farther([up, *near]), across, index))
+    return places
+
+
+def in_reading_order(metrics: Iterable[str]) -> list[str]:
+    """Return names of metrics with those of a validation first, as these are what a reader compares."""
+    return sorted(metrics, key=lambda name: ("val" not in name.lower(), name))
 
 
 def line_class(index: int) -> str:
@@ -68,14 +103,9 @@ def metric_figure(runs: Sequence[RunRecord], metric: str, name: str, limit: int,
     pictures = []
     for axis in axes:
         x = axis.scale(ends)
-        drawn = [
-            part
-            for index, points in enumerate([(axis.of(place), value) for place, value in run] for run in values)
-            for part in (
-                line(points, x, y, line_class(index)),
-                number_at_end(index, points, x, y) if len(runs) > 1 else None,
-            )
-        ]
+        lines = [[(axis.of(place), value) for place, value in run] for run in values]
+        drawn = [line(points, x, y, line_class(index)) for index, points in enumerate(lines)]
+        drawn += numbers_at_ends(lines, x, y) if len(runs) > 1 else []
         pictures.append(
             picture(
                 f"{name}-{axis.key}",

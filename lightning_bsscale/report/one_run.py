@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from lightning_bsscale.report.decisions import decision_section
 from lightning_bsscale.report.figure import Axis, Figure, figure_block
 from lightning_bsscale.report.markup import Markup, cut, tag
-from lightning_bsscale.report.metric_picture import metric_figure
+from lightning_bsscale.report.metric_picture import in_reading_order, metric_figure
 from lightning_bsscale.report.noise_picture import noise_figure
 from lightning_bsscale.report.rate_picture import learning_rate_figure
 from lightning_bsscale.report.run_record import RunRecord
@@ -18,9 +18,16 @@ from lightning_bsscale.report.worth_picture import worth_figure
 __all__ = ["next_steps", "one_run"]
 
 
-def next_steps(run: RunRecord) -> Markup:
-    """Write what to change next."""
-    steps = run.verdict.next_steps or ("Nothing in this journal asks for a change.",)
+_DID_IT_HELP = (
+    "To see whether the loss kept up, train once more with dry_run=True and record=True, and put both journals on one "
+    "page: bsscale report fixed.jsonl grown.jsonl."
+)
+
+
+def next_steps(run: RunRecord, *, is_alone: bool = False) -> Markup:
+    """Write what to change next; of a run that grew and is alone on its page, also what to compare it with."""
+    helped = (_DID_IT_HELP,) if is_alone and run.numbers.acts and run.changes.count else ()
+    steps = (*run.verdict.next_steps, *helped) or ("Nothing in this journal asks for a change.",)
     return tag("div", tag("strong", "What to do next"), _sentences(steps), class_="next")
 
 
@@ -49,7 +56,7 @@ def one_run(
     rate = learning_rate_figure(run, f"{name}-rate", limit, axes)
     worth = worth_figure(run, f"{name}-worth", limit, axes)
     time = time_figure(run, f"{name}-time")
-    alone = [] if switch is None else list(run.metrics)
+    alone = [] if switch is None else in_reading_order(run.metrics)
     metrics = [
         metric_figure([run], metric, f"{name}-metric-{index}", limit, axes) for index, metric in enumerate(alone)
     ]
@@ -59,7 +66,10 @@ def one_run(
         yield tag(heading, tag("bdi", cut(run.verdict.headline)), id=f"{name}-headline")
         yield None if heading == "h1" else tag("p", "Journal: ", tag("bdi", run.path.name))
         yield tag(
-            "div", _sentences(run.verdict.reasons) if run.verdict.reasons else None, next_steps(run), class_="verdict"
+            "div",
+            _sentences(run.verdict.reasons) if run.verdict.reasons else None,
+            next_steps(run, is_alone=switch is not None),
+            class_="verdict",
         )
         if warned:
             yield tag("div", tag("strong", "Know before you read on"), tag("ul", warned), class_="warnings")

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from importlib import resources
 
-from lightning_bsscale.report.comparison import comparison_figures
+from lightning_bsscale.report.comparison import comparison_figures, comparison_summary
 from lightning_bsscale.report.figure import Axis, Figure, axes_of, figure_block
 from lightning_bsscale.report.markup import Markup, cut, data_block, tag
 from lightning_bsscale.report.one_run import next_steps, one_run
@@ -51,7 +51,8 @@ def _page(runs: Sequence[RunRecord], limit: int) -> str:
         return _document(title, runs, [section], figures)
     title = f"{len(runs)} runs compared"
     figures, sections = comparison_figures(runs, limit, axes), list[Markup]()
-    parts: list[object] = [tag("h1", title), tag("ol", [_card(run, index) for index, run in enumerate(runs)])]
+    parts: list[object] = [tag("h1", title), *comparison_summary(runs)]
+    parts += [tag("ol", [_card(run, index) for index, run in enumerate(runs)])]
     parts += [_axis_switch(axes), [figure_block(figure, "h2") for figure in figures]]
     for index, run in enumerate(runs):
         more, section = one_run(run, f"run{index + 1}", limit, axes, heading="h2")

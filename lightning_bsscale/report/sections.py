@@ -10,13 +10,15 @@ from lightning_bsscale.report.figure import shown, table
 from lightning_bsscale.report.markup import Markup, cut, tag, text
 from lightning_bsscale.report.run_record import RunRecord
 from lightning_bsscale.report.worth_picture import is_known_worth, worth_of
-from lightning_bsscale.theory.numbers import describe_count, describe_time
+from lightning_bsscale.theory.numbers import describe_count, describe_time, one_of
 
 __all__ = ["facts", "settings_section", "warning_list"]
 
 LONGEST_OPTION = 120
 LONGEST_LINE = 80
 MOST_OPTIONS = 64
+KNOWN = 0.5
+"""Share of a run with a resolved noise scale, below which an average over it says nothing of the run."""
 
 
 def mean_worth(run: RunRecord) -> tuple[float, float] | None:
@@ -49,8 +51,8 @@ def facts(run: RunRecord) -> Markup:
             of = f"steps saved, of {describe_count(planned)} ({100 * saved / planned:.0f} %)"
             rows.append((of, describe_count(saved)))
     worth = mean_worth(run)
-    if worth is not None:
-        rows.append(("worth of an example, on average", f"{100 * worth[0]:.0f} %"))
+    if worth is not None and worth[1] >= KNOWN:
+        rows.append((f"worth of {one_of(run.unit)}, on average", f"{100 * worth[0]:.0f} %"))
     pace = None if run.facts is None else run.facts.pace
     if pace is not None and pace.windows:
         rows.append(("training time, without pauses", describe_time(pace.seconds)))

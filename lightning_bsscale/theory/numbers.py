@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["describe_count", "describe_number", "describe_time", "significant", "time_unit"]
+__all__ = ["describe_count", "describe_number", "describe_time", "one_of", "significant", "time_unit"]
 
 _UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
 _TIMES = ((86_400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
@@ -48,6 +48,27 @@ def describe_count(value: float, unit: str = "") -> str:
     if not unit:
         return text
     return f"{text} {unit.removesuffix('s') if text == '1' else unit}"
+
+
+_NOT_BY_S = ("ss", "ies", "ches", "shes", "xes", "ses", "zes")
+
+
+def one_of(unit: str) -> str:
+    """Name one of what is counted, with its article.
+
+    Args:
+        unit: The plural word.
+
+    Returns:
+        ``"a token"``; where the singular is not the plural without its s, ``"one of the entries"``.
+
+    Example:
+        >>> one_of("examples"), one_of("tokens"), one_of("entries")
+        ('an example', 'a token', 'one of the entries')
+    """
+    if not unit.endswith("s") or unit.endswith(_NOT_BY_S) or len(unit) < 3:
+        return f"one of the {unit}"
+    return f"{'an' if unit[0].lower() in 'aeiou' else 'a'} {unit[:-1]}"
 
 
 def time_unit(seconds: float) -> tuple[float, str]:

@@ -46,7 +46,8 @@ class KnownProbe:
         """
         if self.ratio is None:
             raise ValueError(
-                f"{self.path} did not resolve {RATIO}, got {self.received}. Probe for longer, or {instead}."
+                f"{self.path} did not resolve {RATIO}, got {self.received}. "
+                f"Probe for longer or with other multiples, or {instead}."
             )
         return self.ratio
 

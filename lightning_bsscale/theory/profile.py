@@ -23,6 +23,7 @@ class RunProfile:
         also_scale: Classes of the rules of other hyperparameters.
         max_batch_size: The user's option; None for the default.
         split: The user's option; None for ``"auto"``.
+        min_steps: The policy's option of that name; None without one.
         is_resumed: Whether the run was resumed from a checkpoint.
     """
 
@@ -33,6 +34,7 @@ class RunProfile:
     also_scale: tuple[str, ...] = ()
     max_batch_size: int | None = None
     split: bool | None = None
+    min_steps: int | None = None
     is_resumed: bool = False
 
 

@@ -86,18 +86,40 @@ def _was_too_short(facts: RunFacts) -> bool:
 def _explain_few_steps(facts: RunFacts, record: DecisionRecord) -> Said:
     """Explain a hold by min_steps; the noise scale may have allowed more."""
     total, decision = facts.numbers.total_examples, record.decision
-    steps = "so few" if total is None else describe_count(math.ceil(total / facts.start_batch_size))
-    further = "further" if facts.decisions.changes else "earlier or further"
+    planned = facts.planned_steps if total is None else max(facts.planned_steps, math.ceil(total / _first_batch(facts)))
+    further = " further" if facts.decisions.changes else ""
+    limit = "" if facts.profile.min_steps is None else f"={facts.profile.min_steps}"
     reason = (
-        f"A run of {steps} steps at the first batch is too short to grow {further}: with fewer steps it loses loss, "
-        "whatever the noise scale is (the policy's min_steps)."
+        f"A run of {describe_count(planned, 'steps')} is too short to grow{further}: with fewer steps it loses loss, "
+        f"whatever the noise scale is (the policy's min_steps{limit})."
     )
     is_resolved = facts.noise is not None and facts.noise.resolved
     has_enough = (decision.target or 0.0) >= (decision.needed or math.inf)
-    advice = (
-        "If steps count and loss does not, lower min_steps." if is_resolved and has_enough else "A longer run may grow."
-    )
-    return Said(reasons=(reason,), next_steps=(advice,))
+    lower = ("If steps count and loss does not, lower min_steps.",) if is_resolved and has_enough else ()
+    if further:
+        return Said(reasons=(reason,), next_steps=lower or ("A longer run may grow further.",))
+    limited = (_limit(facts),) if facts.largest_batch_size <= facts.batch_size else ()
+    measure = () if facts.noise is None or is_resolved else (measure_more(facts),)
+    return Said(reasons=(reason, *limited), next_steps=(*lower, *_of_a_short_run(facts, record, planned), *measure))
+
+
+def _first_batch(facts: RunFacts) -> int:
+    return facts.numbers.first.batch_size
+
+
+def _of_a_short_run(facts: RunFacts, record: DecisionRecord, planned: int) -> tuple[str, ...]:
+    """Say from how many steps on a run would grow, and how else to choose a batch."""
+    sweep = "To choose a batch for so short a run, compare two or three fixed ones."
+    min_steps, batch, granularity = facts.profile.min_steps, facts.batch_size, facts.numbers.now.granularity
+    if min_steps is None:
+        return ("A longer run may grow.", sweep)
+    larger = (batch // granularity + 1) * granularity
+    # What the policy allows with half of the budget left is min_steps in steps of that batch.
+    enough = math.ceil(min_steps * max(record.decision.needed or 0.0, larger) / _first_batch(facts))
+    if enough <= planned:  # it was the last half that was too uncertain
+        return ("A longer run may grow.",)
+    raised = f" if max_batch_size is {larger} or more" if facts.largest_batch_size <= batch else ""
+    return (f"A run of about {describe_count(enough, 'steps')} may grow in its second half{raised}.", sweep)
 
 
 def _bound(record: DecisionRecord) -> str:
@@ -153,7 +175,7 @@ def _next_of_bound(facts: RunFacts, needed: float, confidence: float) -> tuple[s
 
 _GATES = {
     Reason.COOLING_DOWN.code: ("it was cooling down after the last change", "Lower the policy's cooldown."),
-    Reason.NEAR_END.code: ("the end of the budget was too near", "A longer run would use it."),
+    Reason.NEAR_END.code: ("the end of the budget was too near", "A longer run would have time for that batch."),
     Reason.NO_PRICES.code: ("the seconds of a step were not measured yet", "Give the policy's prices as numbers."),
     Reason.IN_WARMUP.code: ("the warmup was not over", "Lower warmup."),
 }

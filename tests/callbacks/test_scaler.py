@@ -33,6 +33,27 @@ def grown():
     return scaler, fit(Regression(), regression_loader(2000, noise=3.0), [scaler], max_epochs=4)
 
 
+def test_a_start_says_how_far_the_batch_may_grow(caplog):
+    for examples, said in ((400, "it grows to at most 48 (to"), (32, "it cannot grow, as the default limit keeps at")):
+        with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+            fit(Regression(), regression_loader(examples), [BatchSizeScaler()], max_epochs=1)
+        (line,) = (one for one in caplog.messages if one.startswith("bsscale: starting with"))
+        assert line.startswith("bsscale: starting with a batch of 4 examples; ")
+        assert said in line
+        assert line.endswith("(to choose, set max_batch_size).")
+        caplog.clear()
+
+
+def test_a_repr_has_no_interval_of_what_is_not_resolved():
+    scaler = BatchSizeScaler()
+    assert repr(scaler) == "BatchSizeScaler(policy=NoiseScalePolicy, not started)"
+    fit(Regression(), regression_loader(200, noise=30.0), [scaler], max_epochs=1)
+    assert not scaler.noise_scale.resolved
+    assert repr(scaler) == (
+        "BatchSizeScaler(policy=NoiseScalePolicy, batch 4 examples, noise scale not resolved, 200 examples in 50 steps)"
+    )
+
+
 def test_without_arguments_it_grows_the_batch_and_scales_the_rate(grown):
     scaler, trainer = grown
     changes = [record for record in scaler.decisions if record.is_change]

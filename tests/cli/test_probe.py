@@ -88,7 +88,9 @@ def test_the_policy_and_the_plan_read_what_was_written(command, swing, noise_is_
         assert json.loads(out)["critical_batch"]["value"] == pytest.approx(critical["value"])
         return
     assert (status, ratio["value"]) == (1, None)
-    refusal = f"probe.json did not resolve critical_batch_ratio, got {ratio}. Probe for longer, or "
+    refusal = (
+        f"probe.json did not resolve critical_batch_ratio, got {ratio}. Probe for longer or with other multiples, or "
+    )
     assert f"{refusal}pass --critical-batch or --ratio." in errors
     with pytest.raises(ValueError, match=re.escape(f"{refusal}give a number")):
         NoiseScalePolicy(target_ratio="probe.json")

@@ -1,5 +1,6 @@
 """The report as a page: its structure, its size, and that no journal can put anything into it but text."""
 
+import itertools
 import json
 import math
 import random
@@ -13,14 +14,17 @@ import pytest
 
 import lightning_bsscale
 from lightning_bsscale.journal import Journal, run_header
+from lightning_bsscale.report.drawing import BOTTOM
+from lightning_bsscale.report.metric_picture import APART
 from lightning_bsscale.report.page import MOST_RUNS, make_page
 from lightning_bsscale.report.read_run import read_run
 from lightning_bsscale.theory import run
 from lightning_bsscale.theory.events import MetricEvent, WindowEvent
 from lightning_bsscale.theory.losses import LossEvent
-from lightning_bsscale.theory.policies import Decision, NoiseScalePolicy
+from lightning_bsscale.theory.policies import Decision, NoiseScalePolicy, Reason
 from tests.helpers.read_page import pictures, read_page
-from tests.helpers.records import DECISION
+from tests.helpers.records import DECISION, MEASUREMENT
+from tests.helpers.simulated import noise_of
 from tests.helpers.simulated_run import Program
 from tests.helpers.written_runs import settings_of, write_run
 
@@ -126,6 +130,14 @@ def written(path, lines):
     return path
 
 
+def with_header(path, journal, **changes):
+    """A journal with other values in parts of its header."""
+    header, *lines = lines_of(journal)
+    for part, values in changes.items():
+        header[part] |= values
+    return written(path, [header, *lines])
+
+
 def test_an_interrupted_run(journal, tmp_path):
     text = journal.read_text().splitlines(keepends=True)
     cut = tmp_path / "cut.jsonl"
@@ -223,6 +235,98 @@ def test_several_runs_are_compared(journal, tmp_path):
     assert texts(root, "h1") == ["2 runs compared"]
     assert len([one for one in pictures(root) if one.attributes["id"] == "front-picture"]) == 1
     assert {link.attributes["href"] for link in root.all("a")} == {"#run1-headline", "#run2-headline"}
+
+
+def rows_of(root, caption):
+    """The cells of the table with this caption, without its head."""
+    (found,) = (one for one in root.all("table") if texts(one, "caption") == [caption])
+    return [texts(row, "td") for row in next(found.all("tbody")).all("tr")]
+
+
+def test_a_comparison_begins_with_who_ended_where(started, tmp_path):
+    """Of a dry run it names the batch that was trained with; a training's own loss is not compared."""
+    paths = []
+    for name, acts, length, loss in (("fixed", False, 2, 0.5), ("grown", True, 4, 0.6)):
+        journal = started(tmp_path / f"{name}.jsonl", replace(settings_of(100), acts=acts))
+        journal.write(WindowEvent(start=0, length=2))
+        journal.write(decided(8, 8, 16, "grow: enough", "grow"))
+        for index in range(16 // length):
+            journal.write(WindowEvent(start=index, length=length))
+            journal.write(MetricEvent(name="val_loss", value=loss))
+            journal.write(MetricEvent(name="a_train_loss", value=0.1))
+        paths.append(journal.path)
+    root = read_page(page_of(*paths))
+    assert (
+        "Run 1 ended with the smallest val_loss, 0.5, after 9 optimizer steps. "
+        "Run 2 made the fewest, 5, and ended with 0.6."
+    ) in texts(root, "p")[0]
+    assert rows_of(root, "The runs in numbers") == [
+        ["1", "8", "9", "72", "unknown", "-", "0.5", "fixed.jsonl"],
+        ["2", "8 → 16", "5", "72", "unknown", "-", "0.6", "grown.jsonl"],
+    ]
+    headings = texts(root, "h2")
+    assert headings.index("val_loss of each run") < headings.index("a_train_loss of each run")
+
+
+def test_the_numbers_of_lines_that_end_together_are_apart(started, tmp_path):
+    paths = []
+    for index in range(MOST_RUNS):
+        journal = started(tmp_path / f"{index}.jsonl", settings_of(100))
+        for place in range(4):
+            journal.write(WindowEvent(start=place, length=2))
+            journal.write(MetricEvent(name="val_loss", value=1.0 if index else 1.0 + place))
+        paths.append(journal.path)
+    root = read_page(page_of(*paths))
+    (picture,) = (one for one in pictures(root) if one.attributes["id"] == "metric-0-steps")
+    numbers = [one for one in picture.all("text") if one.attributes.get("class") == "run-name"]
+    assert {one.text for one in numbers} == {str(index + 1) for index in range(MOST_RUNS)}
+    heights = sorted(float(one.attributes["y"]) for one in numbers)
+    assert all(after - before >= APART - 0.1 for before, after in itertools.pairwise(heights))
+    assert BOTTOM >= heights[-1] > heights[0] > 0
+
+
+def test_a_single_run_that_grew_says_what_to_compare_it_with(journal, tmp_path):
+    said = "To see whether the loss kept up, train once more with dry_run=True"
+    held = write_run(tmp_path / "held.jsonl", 400, policy=Held())
+    dry = with_header(tmp_path / "dry.jsonl", journal, settings={"acts": False})
+    assert read_run(dry).changes.count
+    assert said in page_of(journal)
+    assert not any(said in page for page in (page_of(held), page_of(dry), page_of(journal, held)))
+
+
+def test_a_bar_of_holds_has_the_reason_without_the_number_of_the_first(started, tmp_path):
+    journal = started(tmp_path / "holds.jsonl", settings_of(100))
+    for index, code in enumerate((Reason.FEW_STEPS, Reason.COOLING_DOWN, Reason.FEW_STEPS, Reason.COOLING_DOWN)):
+        journal.write(decided(8 * index, 8, 8, code.with_number(f"at most {index} now"), code.code))
+        journal.write(WindowEvent(start=index, length=2))
+    page = page_of(journal.path)
+    root = read_page(page)
+    (bars,) = (one for one in pictures(root) if one.attributes["id"] == "run-holds-bars")
+    assert sorted(texts(bars, "text")) == [
+        "50 %: a larger batch would leave too few steps",
+        "50 %: cooling down after the last change",
+    ]
+    assert "now" not in bars.text
+
+
+def test_what_is_hardly_known_has_no_picture_and_no_average(started, tmp_path):
+    """One resolved window of many is no line, and says nothing of the run."""
+    for resolved, drawn in ((2, False), (30, True)):
+        journal = started(tmp_path / f"{resolved}.jsonl", settings_of(200))
+        for index in range(40):
+            noise = noise_of(50.0, spread=0.1 if index < resolved else 5.0)
+            assert noise.resolved is (index < resolved)
+            journal.write(WindowEvent(start=index, length=2))
+            journal.write(replace(MEASUREMENT, noise=noise, examples_seen=8 * (index + 1), optimizer_steps=index + 1))
+        page = page_of(journal.path)
+        assert ("worth of an example, on average" in page) is drawn
+        assert ("What the batch bought" in page) is drawn
+
+
+def test_what_is_counted_is_named_in_what_one_is_worth(journal, tmp_path):
+    page = page_of(with_header(tmp_path / "run.jsonl", journal, profile={"unit": "tokens"}))
+    assert "worth of a token, on average" in page
+    assert "worth of an example" not in page
 
 
 class Held:

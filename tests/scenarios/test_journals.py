@@ -213,7 +213,7 @@ def test_a_resumed_run_in_a_new_log_folder_begins_a_journal_that_names_the_other
     continued = header["continues"]
     assert (continued["id"], continued["path"]) == (read_journal(first.journal_path)[0]["id"], str(first.journal_path))
     assert [*read_journal(first.journal_path)[1][: continued["records"]], *records][-1].examples_seen == 160
-    assert "not there" in said()[-2]
+    assert f"{again.journal_path}, where this run would continue it, is not there" in said()[-2]
 
 
 WRITES = """

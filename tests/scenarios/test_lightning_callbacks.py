@@ -39,7 +39,7 @@ from tests.helpers.training import (
 
 pytestmark = [
     CANNOT_MEASURE,
-    pytest.mark.filterwarnings("ignore:The model has BatchNorm1d"),
+    pytest.mark.filterwarnings("ignore:bsscale. the model has BatchNorm1d"),
     FOLDER_NOT_EMPTY,
     MID_EPOCH,
     CKPT_PATH,

@@ -16,7 +16,12 @@ from lightning_bsscale.verdict import read_facts, verdict_of
 from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, HARDLY_RESOLVED, MID_EPOCH, ignored
 from tests.helpers.training import Broken, Regression, Saves, fit, regression_loader
 
-pytestmark = [CANNOT_MEASURE, CKPT_PATH, MID_EPOCH, ignored(HARDLY_RESOLVED, "bsscale. warmup", "The model has Batch")]
+pytestmark = [
+    CANNOT_MEASURE,
+    CKPT_PATH,
+    MID_EPOCH,
+    ignored(HARDLY_RESOLVED, "bsscale. warmup", "bsscale. the model has Batch"),
+]
 
 LOADER_BATCH, STEP = 1.0, 2.0  # seconds, by a clock of our own
 

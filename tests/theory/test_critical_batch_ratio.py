@@ -26,7 +26,7 @@ def test_a_number_or_a_probes_value(tmp_path):
         ('{"critical_batch_ratio": {"low": 2}}', "must hold critical_batch_ratio as an object .* got {'low': 2}"),
         (
             '{"critical_batch_ratio": {"value": null}}',
-            "did not resolve .* got {'value': None}. Probe for longer, or give",
+            "did not resolve .* got {'value': None}. Probe for longer or with other multiples, or give",
         ),
         (
             '{"critical_batch_ratio": {"value": -1}}',

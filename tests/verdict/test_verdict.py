@@ -65,9 +65,9 @@ def test_each_gate_is_named_with_what_it_withheld(facts, code, why):
 
 def test_too_few_steps(facts):
     text = text_of(facts, latest=last_decision(facts, "few_steps"))
-    assert "A run of 200 steps at the first batch is too short to grow further: with fewer steps it loses loss" in text
+    assert "A run of 200 steps is too short to grow further: with fewer steps it loses loss" in text
     assert "If steps count and loss does not, lower min_steps." in text
-    assert "A longer run may grow." in text_of(facts, latest=last_decision(facts, "few_steps", target=1.0))
+    assert "A longer run may grow further." in text_of(facts, latest=last_decision(facts, "few_steps", target=1.0))
 
 
 @pytest.mark.min_steps
@@ -77,7 +77,30 @@ def test_a_short_training_says_that_it_was_too_short(tmp_path):
     assert scaler.batch_size == 4
     assert {record.decision.code for record in scaler.decisions} >= {"few_steps"}
     assert "The batch stayed at 4 examples." in str(scaler.verdict())
-    assert "A run of 400 steps at the first batch is too short to grow earlier or further" in str(scaler.verdict())
+    assert "A run of 400 steps is too short to grow: with fewer" in str(scaler.verdict())
+    assert "(the policy's min_steps=500). Next: " in str(scaler.verdict())
+    assert "A run of about 1,000 steps may grow in its second half. To choose a batch" in str(scaler.verdict())
+
+
+@pytest.mark.min_steps
+def test_what_a_short_training_is_promised_is_what_a_longer_one_does():
+    """With twice min_steps and a batch that can only double, growth begins at the half."""
+    scaler = BatchSizeScaler(max_batch_size=64)
+    fit(Regression(lambda p: torch.optim.SGD(p, lr=1e-4)), regression_loader(4000, noise=3.0), [scaler], max_epochs=1)
+    grown = [record for record in scaler.decisions if record.is_change]
+    assert grown
+    assert all(record.situation.examples_seen >= 0.5 * 4000 for record in grown)
+
+
+@pytest.mark.min_steps
+def test_a_short_training_counts_its_ragged_steps_and_names_the_limit_that_would_hold_too():
+    """Ten epochs of 9 batches and a short one are 100 steps, and an epoch of 10 has no room for a larger batch."""
+    scaler = BatchSizeScaler()
+    fit(Regression(lambda p: torch.optim.SGD(p, lr=1e-4)), regression_loader(38, noise=3.0), [scaler], max_epochs=10)
+    text = str(scaler.verdict())
+    assert "A run of 100 steps is too short to grow" in text
+    assert "The batch is at its limit of 4, the default (at least 8 steps in an epoch)." in text
+    assert "A run of about 1,000 steps may grow in its second half if max_batch_size is 8 or more." in text
 
 
 def test_before_not_before(facts):

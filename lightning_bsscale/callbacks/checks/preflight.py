@@ -503,16 +503,16 @@ def warn_batch_norm(pl_module: pl.LightningModule, world_size: int) -> None:
     if SyncBatchNorm in layers and world_size > 1:
         layers.remove(SyncBatchNorm)
         rank_zero_warn(
-            "The model has SyncBatchNorm: each rank's gradient depends on the other ranks' examples, so the ranks are "
-            "not independent samples, and the measured noise scale is wrong, mostly too large. Use "
+            "bsscale: the model has SyncBatchNorm: each rank's gradient depends on the other ranks' examples, so the "
+            "ranks are not independent samples, and the measured noise scale is wrong, mostly too large. Use "
             "Trainer(sync_batchnorm=False), or a normalisation within the example such as GroupNorm.",
             category=UserWarning,
         )
     names = sorted(layer.__name__ for layer in layers)
     if names:
         rank_zero_warn(
-            f"The model has {', '.join(names)}: its output depends on the micro-batch, not on the batch, so the "
-            "measured noise scale holds for this micro-batch only. Growing by accumulation does not change its "
+            f"bsscale: the model has {', '.join(names)}: its output depends on the micro-batch, not on the batch, so "
+            "the measured noise scale holds for this micro-batch only. Growing by accumulation does not change its "
             "statistics.",
             category=UserWarning,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,11 +24,14 @@ from lightning_bsscale.verdict import Verdict
 def log_start(batch_size: int, limits: Limits, options: RunOptions, *, is_resumed: bool) -> None:
     """Log the first batch size, and the default maximum if the user chose none."""
     if options.max_batch_size is None:
-        largest, unit = describe_count(limits.max_batch_size), options.unit
+        largest = limits.clip(math.inf)
         begins = "resuming" if is_resumed else "starting"
         grows = "would grow" if options.dry_run else "grows"
+        may = f"it {grows} to at most {describe_count(largest)}"
+        if largest <= batch_size:
+            may = "it cannot grow, as the default limit keeps at least 8 steps in an epoch"
         rank_zero_info(
-            f"bsscale: {begins} with a batch of {describe_count(batch_size, unit)}; it {grows} to at most {largest} "
+            f"bsscale: {begins} with a batch of {describe_count(batch_size, options.unit)}; {may} "
             "(to choose, set max_batch_size)."
         )
 

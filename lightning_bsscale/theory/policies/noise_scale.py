@@ -294,7 +294,7 @@ class NoiseScalePolicy(Policy):
             return reason.with_number(f"at {describe_count(in_examples(self.not_before, total))}")
         if reason is Reason.FEW_STEPS:
             return reason.with_number(
-                f"allowed now: {describe_count(math.floor(self.most_with_enough_steps(situation)))}"
+                f"a batch of at most {describe_count(math.floor(self.most_with_enough_steps(situation)))} now"
             )
         if reason is Reason.COOLING_DOWN and total is not None and situation.examples_at_last_change is not None:
             return reason.with_number(

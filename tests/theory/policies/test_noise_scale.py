@@ -261,7 +261,7 @@ def test_the_largest_batch_leaves_enough_steps(examples_left, min_steps):
     assert free.batch_size == 256
     assert held.batch_size == (8 if most < 16 else min(256, most // 8 * 8))
     assert held.code == (Reason.FEW_STEPS if most < 16 else Reason.GROW).code
-    assert (f"allowed now: {math.floor(most)}" in held.reason) is (most < 16)
+    assert (f"a batch of at most {math.floor(most)} now" in held.reason) is (most < 16)
     assert decide(replace(situation, total_examples=None), min_steps=min_steps, cooldown=0).code == Reason.GROW.code
 
 
