@@ -7,10 +7,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_bsscale.cli.files import picture_of, unwritable, write_whole
-from lightning_bsscale.cli.terminal import JOURNAL, Working, complain, one_line, problem_with, write
+from lightning_bsscale.cli.summary import verdict_as_json
+from lightning_bsscale.cli.terminal import JOURNAL, Working, complain, one_line, problem_with, write, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the loss to compare (default: one that most runs logged, of a validation if any)",
     )
+    parser.add_argument(
+        "--json", action="store_true", help='print one JSON object instead, {"pictures": [...], "runs": [...]}'
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,11 +63,13 @@ def run(arguments: argparse.Namespace) -> int:
     for out in outs:
         if any(_is_same(out, path) for path in paths):
             return complain(f"{out} is the journal itself: give the picture another name with -o")
-    histories = {}
+    histories, told = {}, []
     for path in paths:
         try:
             with Working(f"reading {path}"):
                 histories[path] = _measurements(path)
+                if arguments.json:
+                    told.append(_verdict(path))
         except (OSError, ValueError) as error:
             return complain(problem_with(path, error))
     pictures = []
@@ -74,13 +80,19 @@ def run(arguments: argparse.Namespace) -> int:
                 pictures.append(picture_of(figure, out))
         except (ValueError, ModuleNotFoundError) as error:
             return complain(one_line(error))
+    status, written = 0, list[dict[str, Any]]()
     for group, out, picture in zip(groups, outs, pictures, strict=True):
         try:
             write_whole(out, picture)
         except OSError as error:
-            return complain(unwritable(out, error))
-        write(f"picture: {out}" + (f" ({group[0]})" if len(groups) > 1 else ""))
-    return 0
+            status = complain(unwritable(out, error))
+            break
+        written.append({"picture": str(out), "bytes": len(picture), "journals": list(map(str, group))})
+        if not arguments.json:
+            write(f"picture: {out}" + (f" ({group[0]})" if len(groups) > 1 else ""))
+    if arguments.json and written:
+        write_json({"pictures": written, "runs": told})
+    return status
 
 
 def _numbered(out: Path, many: int) -> list[Path]:
@@ -92,6 +104,12 @@ def _is_same(out: Path, path: Path) -> bool:
         return os.path.samefile(out, path)
     except OSError:
         return False
+
+
+def _verdict(path: Path) -> dict[str, Any]:
+    from lightning_bsscale.report.read_run import read_run
+
+    return verdict_as_json(path, read_run(path).verdict)
 
 
 def _comparison(paths: Sequence[Path], loss: str | None) -> Figure:

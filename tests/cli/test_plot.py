@@ -1,5 +1,6 @@
 """The command that draws runs from their journals."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -97,6 +98,49 @@ def test_each_of_several_journals_is_a_numbered_picture(tmp_path, capsys, monkey
     assert main(["plot", "a", "b", "-o", "runs.svg", "--each"]) == 0
     assert capsys.readouterr().out == "picture: runs-1.svg (a)\npicture: runs-2.svg (b)\n"
     assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["runs-1.svg", "runs-2.svg"]
+
+
+@pytest.mark.parametrize(
+    ("words", "pictures"),
+    [
+        (["a"], {"runs.svg": ["a"]}),
+        (["a", "b"], {"runs.svg": ["a", "b"]}),
+        (["a", "b", "--each"], {"runs-1.svg": ["a"], "runs-2.svg": ["b"]}),
+    ],
+)
+def test_json_says_what_was_written_and_found(tmp_path, capsys, monkeypatch, words, pictures):
+    monkeypatch.chdir(tmp_path)
+    for name, size in (("a", 400), ("b", 60)):
+        write_run(tmp_path / name, size)
+    assert main(["plot", *words, "-o", "runs.svg", "--json"]) == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out, parse_constant=pytest.fail)
+    assert list(found) == ["pictures", "runs"]
+    assert {one["picture"]: one["journals"] for one in found["pictures"]} == pictures
+    assert [one["bytes"] for one in found["pictures"]] == [Path(name).stat().st_size for name in pictures]
+    journals = [word for word in words if word != "--each"]
+    assert main(["summary", *journals, "--json"]) == 0
+    full = json.loads(capsys.readouterr().out)["runs"]
+    assert all(run.items() <= other.items() for run, other in zip(found["runs"], full, strict=True))
+
+
+def test_json_of_a_run_that_has_only_begun(tmp_path, capsys):
+    whole = write_run(tmp_path / "j", 60).read_bytes()
+    (tmp_path / "j").write_bytes(whole[: whole.index(b"\n") + 1])
+    assert main(["plot", str(tmp_path / "j"), "-o", str(tmp_path / "run.png"), "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert run["headline"] == "Nothing was trained."
+
+
+def test_json_names_the_pictures_that_were_written_before_one_that_cannot_be(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        write_run(tmp_path / name, 60)
+    (tmp_path / "runs-2.svg").mkdir()
+    assert main(["plot", "a", "b", "-o", "runs.svg", "--each", "--json"]) == 1
+    told = capsys.readouterr()
+    assert [one["picture"] for one in json.loads(told.out)["pictures"]] == ["runs-1.svg"]
+    assert "runs-2.svg cannot be written" in told.err
 
 
 @pytest.mark.parametrize(
