@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_bsscale import GradientNoiseScaleMonitor, figures
+from lightning_bsscale import GradientNoiseScaleMonitor, NoiseScalePolicy, figures
 from lightning_bsscale.cli import main
 from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.training import Regression, fit, regression_loader, scripted
@@ -49,6 +49,8 @@ def test_it_draws_what_the_callback_draws(tmp_path, monkeypatch):
         "batch_size",
         "granularity",
         "is_dry_run",
+        "min_steps",
+        "total_examples",
         "why",
     ):
         assert getattr(found, name) == getattr(expected, name), name
@@ -66,6 +68,13 @@ def test_of_a_monitor_the_noise_scale_in_its_unit(tmp_path, monkeypatch):
     fit(Regression(), regression_loader(64), [monitor], max_epochs=1, accumulate_grad_batches=2)
     assert main(["plot", str(monitor.journal_path), "-o", str(tmp_path / "run.png")]) == 0
     assert [run.unit for run, _ in drawn] == ["rows"]
+
+
+def test_the_limit_of_the_journals_policy_is_drawn(tmp_path, monkeypatch):
+    drawn = drawn_by(monkeypatch, "plot_run")
+    path = write_run(tmp_path / "j", policy=NoiseScalePolicy(min_steps=77))
+    assert main(["plot", str(path), "-o", str(tmp_path / "run.png")]) == 0
+    assert [(run.min_steps, run.total_examples) for run, _ in drawn] == [(77, 1600.0)]
 
 
 def test_a_run_that_has_only_begun_says_so_in_its_picture(tmp_path, monkeypatch):
