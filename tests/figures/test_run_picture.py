@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.figures import DrawnRun, plot_noise_scale, plot_run
 from lightning_bsscale.theory.losses import LossPoint
-from lightning_bsscale.theory.policies import Decision, HoldIfWorse, NoiseScalePolicy, Seesaw
+from lightning_bsscale.theory.policies import Decision, HoldIfWorse, Milestones, NoiseScalePolicy, Seesaw
 from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.records import DECISION, MEASUREMENT, NOISE
 from tests.helpers.training import Regression, fit, regression_loader, scripted
@@ -226,9 +226,9 @@ def test_a_training_draws_the_limit_of_its_policy():
         ("default", NoiseScalePolicy()),
         ("fewer", NoiseScalePolicy(min_steps=20)),
         ("within", HoldIfWorse(NoiseScalePolicy(min_steps=20), monitor="val_loss")),
-        ("other", Seesaw(gate=None)),
+        ("other", Milestones({0.5: 2})),
     ):
-        scaler = BatchSizeScaler(policy=policy, schedule="cosine" if name == "other" else None)
+        scaler = BatchSizeScaler(policy=policy)
         fit(LogsItsLoss(), regression_loader(400), [scaler], max_epochs=1)
         figure, axes = scaler.plot()
         limits[name] = [label for label in labels(np.ravel(axes)[0]) if "min_steps" in label]
