@@ -191,6 +191,23 @@ def test_its_links_lead_somewhere(name):
             assert anchor in anchors(file.read_text(encoding="utf-8")), target
 
 
+def test_changelog_and_citation_are_the_files_themselves():
+    """Nothing of them is written twice, and the links of an included page lead to pages of the documentation."""
+    for name, included in (("changelog", "CHANGELOG.md"), ("citation", "CITATION.cff")):
+        found = re.findall(r"^```\{(?:include|literalinclude)\} (\S+)$", read(name), flags=re.MULTILINE)
+        assert [(DOCS / path).resolve() for path in found] == [DOCS.parent / included]
+        assert (DOCS.parent / included).is_file()
+    (folder,) = re.findall(r"^:relative-docs: (\S+)$", read("changelog"), flags=re.MULTILINE)
+    text = (DOCS.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+    links = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not target.startswith("http")]
+    assert links
+    for target in links:
+        path, _, anchor = target.partition("#")
+        assert path.startswith(folder), target
+        page = (DOCS / path.removeprefix(folder)).read_text(encoding="utf-8")
+        assert not anchor or anchor in anchors(page), target
+
+
 def test_every_page_is_in_the_contents():
     listed = [
         line

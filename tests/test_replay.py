@@ -1,13 +1,15 @@
 """A journal computes its whole run again: what is wrong in it disagrees, and what cannot be computed is named."""
 
+import itertools
 import json
 import math
 import re
+import statistics
 import subprocess
 import sys
 import time
 import tracemalloc
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -343,16 +345,88 @@ def test_a_hundred_thousand_windows_are_replayed_in_bounded_memory(tmp_path):
     assert (tmp_path / "j").stat().st_size < 25e6
 
 
-def test_a_window_costs_microseconds_and_about_150_bytes(tmp_path):
+def usual_window(start):
+    usual = dict(length=4, factor=math.sqrt(2), seconds=(0.001235, 0.0001235), took=0.005432)
+    return WindowEvent(start=start, relative_lr=significant(math.cos(start), RELATIVE_DIGITS), **usual)
+
+
+def test_a_window_takes_about_150_bytes(tmp_path):
     journal = Journal(tmp_path / "j", {})
-    before, started = journal.path.stat().st_size, time.perf_counter()
+    before = journal.path.stat().st_size
     for start in range(2000):
-        usual = dict(length=4, factor=math.sqrt(2), seconds=(0.001235, 0.0001235), took=0.005432)
-        journal.write(WindowEvent(start=start, relative_lr=significant(math.cos(start), RELATIVE_DIGITS), **usual))
-    seconds = time.perf_counter() - started
+        journal.write(usual_window(start))
     journal.close()
     assert (journal.path.stat().st_size - before) / 2000 < 160
-    assert seconds / 2000 < 200e-6  # a tenth of this on an idle machine
+
+
+def late_over_early(early, late, *, repeats=11):
+    """The processor time of a late call over that of an early one: medians of calls made in turn."""
+    seconds = {early: [], late: []}
+    for _ in range(repeats):
+        for call, took in seconds.items():
+            started = time.process_time()
+            call()
+            took.append(time.process_time() - started)
+    return statistics.median(seconds[late]) / statistics.median(seconds[early])
+
+
+class ReadsItself(Journal):
+    """Reads all of its file before each line: what a run of many windows must not cost."""
+
+    def write(self, record):
+        self.path.read_bytes().splitlines()
+        super().write(record)
+
+
+def late_windows_over_early(kind, folder):
+    """What a window costs a journal that has 10,000, over what it costs one that has a tenth of them."""
+    journals = {}
+    for windows in (1000, 10_000):
+        journals[windows] = made = kind(folder / f"{windows}.jsonl", {})
+        for start in range(windows):
+            Journal.write(made, usual_window(start))
+    calls = [lambda made=made: [made.write(usual_window(start)) for start in range(30)] for made in journals.values()]
+    ratio = late_over_early(*calls)
+    for made in journals.values():
+        made.close()
+    return ratio
+
+
+def test_the_ten_thousandth_window_is_written_as_fast_as_the_thousandth(tmp_path):
+    # All windows of a run of N then cost in proportion to N, not to its square.
+    assert late_windows_over_early(Journal, tmp_path) < LINEAR
+
+
+def test_a_journal_that_reads_itself_is_found(tmp_path):
+    assert late_windows_over_early(ReadsItself, tmp_path) > LINEAR
+
+
+def late_replay_over_early(path, policy):
+    """What a window costs after a thousand others of a replay, over what it costs at its beginning."""
+    early, late = replay(path, policy=policy()), replay(path, policy=policy())
+    deque(itertools.islice(late, 2 * 1000), maxlen=0)  # each window comes with its factor
+    calls = [lambda made=made: deque(itertools.islice(made, 20), maxlen=0) for made in (early, late)]
+    return late_over_early(*calls)
+
+
+class Remembers(Jumps):
+    """Looks at everything that it was ever asked, at each window."""
+
+    def decide(self, situation, limits):
+        asked = self.__dict__.setdefault("asked", [])
+        asked.append(situation.examples_seen)
+        assert sum(map(math.sqrt, 200 * asked)) > 0
+        return super().decide(situation, limits)
+
+
+def test_the_last_windows_are_replayed_as_fast_as_the_first(tmp_path):
+    path = write_run(tmp_path / "j", 2400, measure_every=8, policy=Jumps(8), memory=600.0)
+    assert late_replay_over_early(path, lambda: Jumps(8)) < LINEAR
+    assert late_replay_over_early(path, lambda: Remembers(8)) > LINEAR  # a planted quadratic replay is found
+
+
+LINEAR = 3.0
+"""A ratio of costs that a busy machine does not reach, and that ten times the windows exceed where each costs more."""
 
 
 LONG = 100 / 3  # all its digits

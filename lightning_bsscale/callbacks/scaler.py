@@ -227,8 +227,10 @@ class BatchSizeScaler(WindowCallback):
             Its columns are examples, step, batch, factor, noise scale with its two-sided interval, the one-sided bound
             that decided, the target derived from it if it is not the bound itself, the number it was compared with, and
             the reason. A line of holds begins with the first and has the numbers of the last recorded one; `decisions`
-            has all that are recorded.
+            has all that are recorded. Where other processes trained and returned no results, it says so instead.
         """
+        if self._channel.is_lost:
+            return str(self.verdict())
         log = DecisionLog() if self._run is None else self._run.decisions
         table = summary_table(log.records, changes=log.changes, holds=log.holds, unit=self._options.unit)
         return f"{table}\nDry run: batch and learning rate stayed as they were." if self._options.dry_run else table

@@ -26,6 +26,7 @@ from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
 from lightning_bsscale.callbacks.window_loop import WindowLoop
 from lightning_bsscale.record_lists import MeasurementList
 from lightning_bsscale.summary import describe_noise
+from lightning_bsscale.theory.described import describe, min_steps_of
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.losses import Losses, LossPoint
 from lightning_bsscale.theory.numbers import describe_count
@@ -71,6 +72,8 @@ class WindowCallback(pl.Callback):
 
     @property
     def _shown(self) -> Outcome:
+        if self._channel.is_lost:
+            return Outcome()
         return self._outcome if self._channel.outcome is None else self._channel.outcome
 
     @property
@@ -120,6 +123,8 @@ class WindowCallback(pl.Callback):
             A headline, the reasons with their numbers, and next steps; as text, one paragraph.
         """
         run, context = self._run, self._context
+        if self._channel.is_lost and run is None:
+            return messages.verdict_of_lost_results(self._options.record)
         if run is None or context is None:
             loaded = "" if run is None else ": only the state of a checkpoint is loaded"
             return Verdict(f"No training in this process yet{loaded}.")
@@ -166,13 +171,15 @@ class WindowCallback(pl.Callback):
             batch_size=run.batch.batch_size,
             granularity=run.now.granularity,
             is_dry_run=self._options.decides and self._options.dry_run,
+            min_steps=min_steps_of(describe(self._options.policy)) if self._options.decides else 0,
+            total_examples=None if context is None else context.numbers.total_examples,
         )
 
     def _stands(self) -> list[str]:
         """Return where the run stands, in phrases for `repr`."""
         run, unit = self._run, self._options.unit
         if run is None:
-            return ["not started"]
+            return ["trained in other processes, no results"] if self._channel.is_lost else ["not started"]
         seen, steps = describe_count(run.examples.total, unit), describe_count(run.windows, "steps")
         is_resolved = run.noise is None or run.noise.resolved
         return [f"noise scale {describe_noise(run.noise) if is_resolved else 'not resolved'}", f"{seen} in {steps}"]
@@ -207,6 +214,7 @@ class WindowCallback(pl.Callback):
         is_same = trainer.global_step > 0 and self._finished_at == (id(trainer), trainer.global_step)
         self._saved = self._saved if is_same else None
         self._outcome, self._channel.outcome = self._known if is_same else Outcome(), None
+        self._channel.is_lost = False
         preflight.check_measurable(trainer, pl_module, name)
         self._check_trainer(trainer)
 
@@ -326,6 +334,9 @@ class WindowCallback(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Restore everything of the user's."""
         self._channel.clean_up(trainer)
+        if self._channel.is_lost_with(trainer, exception):
+            self._channel.receive(None)
+            messages.log_verdict(self.verdict())
         if self._open_run.is_in_another(trainer):
             return
         self._open_run.end(trainer)

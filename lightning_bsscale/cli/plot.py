@@ -7,15 +7,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_bsscale.cli.files import picture_of, unwritable, write_whole
-from lightning_bsscale.cli.terminal import JOURNAL, Working, complain, one_line, problem_with, write
+from lightning_bsscale.cli.summary import verdict_as_json
+from lightning_bsscale.cli.terminal import JOURNAL, Working, complain, one_line, problem_with, write, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lightning_bsscale.theory.records import Measurement
+
+    _Measured = tuple[list[Measurement], int]
 
 HELP = "draw the picture of a run, or of several compared by their losses"
 ABOUT = """
@@ -49,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the loss to compare (default: one that most runs logged, of a validation if any)",
     )
+    parser.add_argument(
+        "--json", action="store_true", help='print one JSON object instead, {"pictures": [...], "runs": [...]}'
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,11 +65,13 @@ def run(arguments: argparse.Namespace) -> int:
     for out in outs:
         if any(_is_same(out, path) for path in paths):
             return complain(f"{out} is the journal itself: give the picture another name with -o")
-    histories = {}
+    histories, told = {}, []
     for path in paths:
         try:
             with Working(f"reading {path}"):
-                histories[path] = _measurements(path)
+                histories[path] = _measured(path)
+                if arguments.json:
+                    told.append(_verdict(path))
         except (OSError, ValueError) as error:
             return complain(problem_with(path, error))
     pictures = []
@@ -74,13 +82,19 @@ def run(arguments: argparse.Namespace) -> int:
                 pictures.append(picture_of(figure, out))
         except (ValueError, ModuleNotFoundError) as error:
             return complain(one_line(error))
+    status, written = 0, list[dict[str, Any]]()
     for group, out, picture in zip(groups, outs, pictures, strict=True):
         try:
             write_whole(out, picture)
         except OSError as error:
-            return complain(unwritable(out, error))
-        write(f"picture: {out}" + (f" ({group[0]})" if len(groups) > 1 else ""))
-    return 0
+            status = complain(unwritable(out, error))
+            break
+        written.append({"picture": str(out), "bytes": len(picture), "journals": list(map(str, group))})
+        if not arguments.json:
+            write(f"picture: {out}" + (f" ({group[0]})" if len(groups) > 1 else ""))
+    if arguments.json and written:
+        write_json({"pictures": written, "runs": told})
+    return status
 
 
 def _numbered(out: Path, many: int) -> list[Path]:
@@ -94,6 +108,12 @@ def _is_same(out: Path, path: Path) -> bool:
         return False
 
 
+def _verdict(path: Path) -> dict[str, Any]:
+    from lightning_bsscale.report.read_run import read_run
+
+    return verdict_as_json(path, read_run(path).verdict)
+
+
 def _comparison(paths: Sequence[Path], loss: str | None) -> Figure:
     from lightning_bsscale.figures import plot_comparison
 
@@ -101,12 +121,13 @@ def _comparison(paths: Sequence[Path], loss: str | None) -> Figure:
     return figure
 
 
-def _picture(path: Path, histories: Mapping[Path, list[Measurement]]) -> Figure:
+def _picture(path: Path, histories: Mapping[Path, _Measured]) -> Figure:
     from lightning_bsscale.figures import DrawnRun, plot_noise_scale, plot_run
     from lightning_bsscale.figures.compared import read_runs
     from lightning_bsscale.verdict import read_facts, verdict_of
 
-    drawn = DrawnRun(history=histories[path])
+    history, min_steps = histories[path]
+    drawn = DrawnRun(history=history)
     try:
         facts = read_facts(path)
     except ValueError as error:  # a run that has only begun
@@ -123,6 +144,8 @@ def _picture(path: Path, histories: Mapping[Path, list[Measurement]]) -> Figure:
         batch_size=facts.batch_size,
         granularity=facts.numbers.now.granularity,
         is_dry_run=facts.numbers.decides and not facts.numbers.acts,
+        min_steps=min_steps if facts.numbers.decides else 0,
+        total_examples=facts.numbers.total_examples,
         why=" ".join((verdict.headline, *verdict.reasons)),
     )
     draw = plot_run if facts.numbers.decides else plot_noise_scale
@@ -130,14 +153,17 @@ def _picture(path: Path, histories: Mapping[Path, list[Measurement]]) -> Figure:
     return figure
 
 
-def _measurements(path: Path) -> list[Measurement]:
-    """Read a bounded number of measured windows, spread over the run."""
-    from lightning_bsscale.journal import read_lines
+def _measured(path: Path) -> _Measured:
+    """Read a bounded number of measured windows, spread over the run, and the `min_steps` of its policy."""
+    from lightning_bsscale.journal import Header, read_lines
     from lightning_bsscale.report.run_record import Thinned
+    from lightning_bsscale.theory.described import min_steps_of
     from lightning_bsscale.theory.records import Measurement
 
-    history = Thinned[Measurement]()
+    history, min_steps = Thinned[Measurement](), 0
     for _, line in read_lines(path):
         if isinstance(line, Measurement):
             history.add(line)
-    return history.items
+        elif isinstance(line, Header):
+            min_steps = min_steps_of(line.fields.get("policy"))
+    return history.items, min_steps

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from lightning_bsscale.cli.files import unwritable, write_whole
-from lightning_bsscale.cli.terminal import JOURNAL, Working, complain, problem_with, write
+from lightning_bsscale.cli.summary import verdict_as_json
+from lightning_bsscale.cli.terminal import JOURNAL, Working, complain, problem_with, write, write_json
 
 HELP = "write one page about a run, or about several: what happened, why, and what to do next"
 ABOUT = """
@@ -29,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page, which is replaced"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help='print one JSON object instead, {"report": FILE, "bytes": N, "runs": [...]}'
     )
 
 
@@ -55,5 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
         write_whole(out, page)
     except OSError as error:
         return complain(unwritable(out, error))
+    if arguments.json:
+        told = [verdict_as_json(path, run.verdict) for path, run in zip(arguments.journal, runs, strict=True)]
+        write_json({"report": str(out), "bytes": len(page), "runs": told})
+        return 0
     write(f"report: {out} ({len(page) / 1000:.0f} kB, opens in a browser)")
     return 0

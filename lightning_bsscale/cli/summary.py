@@ -82,10 +82,7 @@ def as_json(path: Path, facts: RunFacts, verdict: Verdict) -> dict[str, Any]:
 
     noise = facts.noise
     return {
-        "journal": str(path),
-        "headline": verdict.headline,
-        "reasons": list(verdict.reasons),
-        "next_steps": list(verdict.next_steps),
+        **verdict_as_json(path, verdict),
         "has_end": not _is_open(facts),
         "unit": facts.profile.unit,
         "start_batch_size": facts.start_batch_size,
@@ -100,4 +97,14 @@ def as_json(path: Path, facts: RunFacts, verdict: Verdict) -> dict[str, Any]:
         "changes": facts.decisions.changes,
         "holds": facts.decisions.holds,
         "decisions": [decision_row(record) for record in facts.decisions.records],
+    }
+
+
+def verdict_as_json(path: Path, verdict: Verdict) -> dict[str, Any]:
+    """Return what each command with runs says of each of them: its journal and its verdict."""
+    return {
+        "journal": str(path),
+        "headline": verdict.headline,
+        "reasons": list(verdict.reasons),
+        "next_steps": list(verdict.next_steps),
     }

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lightning_bsscale.theory.losses import LossPoint
+from lightning_bsscale.theory.policies import most_with_enough_steps
 from lightning_bsscale.theory.records import DecisionRecord, Measurement
 
 __all__ = ["DrawnRun", "spread"]
 
 MOST_POINTS = 1000
+LIMIT_POINTS = 200
 Points = list[tuple[float, float]]
 
 
@@ -35,6 +37,8 @@ class DrawnRun:
         batch_size: The batch at its end; None before training.
         granularity: Examples of one loader batch over all ranks; None if unknown.
         is_dry_run: Whether the batch is the one that a run which changes nothing would have used.
+        min_steps: The policy's `min_steps`, which limits the batch; 0 where it has none.
+        total_examples: The budget in examples; None if unknown.
         why: What to say where nothing was measured.
     """
 
@@ -47,6 +51,8 @@ class DrawnRun:
     batch_size: int | None = None
     granularity: int | None = None
     is_dry_run: bool = False
+    min_steps: int = 0
+    total_examples: float | None = None
     why: str = ""
 
     @property
@@ -105,6 +111,22 @@ class DrawnRun:
         """The targets of the decisions that had one."""
         known = [(record.situation.examples_seen, record.decision.target) for record in self.decisions]
         return [(seen, target) for seen, target in known if target is not None and 0 < target < math.inf]
+
+    def step_limit(self, bottom: float, top: float) -> Points:
+        """The largest batch that `min_steps` allows, where it lies between these two; empty where it nowhere does."""
+        total, steps = self.total_examples, self.min_steps
+        if steps == 0 or total is None:
+            return []
+        try:
+            # The limit is N / (2 M u), so a value belongs to the share N / (2 M value) that is left.
+            begin, end = (max(0.0, total - total**2 / (2 * steps * value)) for value in (bottom, top))
+        except ArithmeticError:  # numbers of a file that cannot belong together
+            return []
+        end = min(end, self.end)
+        if not begin < end:
+            return []
+        places = [begin + (end - begin) * index / LIMIT_POINTS for index in range(LIMIT_POINTS + 1)]
+        return [(seen, min(max(most_with_enough_steps(steps, total, seen), bottom), top)) for seen in places]
 
     @property
     def unresolved(self) -> Points:

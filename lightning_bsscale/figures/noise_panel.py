@@ -50,6 +50,7 @@ def draw_noise(axes: Axes, run: DrawnRun, *, is_alone: bool) -> None:
         )
         _draw_bound(axes, run, bound)
     _draw_batch(axes, run)
+    _draw_limit(axes, run, bottom, top)
     _draw_unresolved(axes, run)
     axes.set_yscale("log", base=2)
     axes.set_ylim(bottom, top)
@@ -114,6 +115,14 @@ def _draw_batch(axes: Axes, run: DrawnRun) -> None:
             markeredgecolor=BATCH,
             label="batch changed",
         )
+
+
+def _draw_limit(axes: Axes, run: DrawnRun, bottom: float, top: float) -> None:
+    limit = run.step_limit(bottom, top)
+    if limit:
+        seen, most = zip(*limit, strict=True)
+        label = f"largest batch that min_steps={run.min_steps:,} allows"
+        axes.plot(seen, most, color=BATCH, linestyle=(0, (2, 2)), linewidth=0.9, label=label)
 
 
 def _draw_unresolved(axes: Axes, run: DrawnRun) -> None:

@@ -10,7 +10,9 @@ from lightning_bsscale.report.drawing import BOTTOM, TOP, band, frame, line, pic
 from lightning_bsscale.report.figure import Axis, Figure, in_order, on_each_axis, shown, spread
 from lightning_bsscale.report.markup import Markup, number, tag
 from lightning_bsscale.report.run_record import Place, RunRecord, Window
+from lightning_bsscale.theory.described import min_steps_of
 from lightning_bsscale.theory.numbers import describe_number
+from lightning_bsscale.theory.policies import most_with_enough_steps
 
 __all__ = ["batch_stairs", "noise_figure"]
 
@@ -40,6 +42,23 @@ def _target_ratio(run: RunRecord) -> float:
     ratios = [target / bound for bound, target in pairs if bound and target and 0 < bound < LARGEST]
     is_one = bool(ratios) and all(math.isclose(ratio, ratios[0], rel_tol=1e-6) for ratio in ratios)
     return ratios[0] if is_one and 0 < ratios[0] < LARGEST else 1.0
+
+
+def _min_steps(run: RunRecord) -> int:
+    return min_steps_of(run.header.get("policy")) if run.numbers.decides else 0
+
+
+def _step_limit(run: RunRecord, y: Scale, limit: int) -> list[tuple[Place, float]]:
+    """Return the largest batch that the policy's `min_steps` allows, where it lies within the picture."""
+    points = []
+    for place in run.track.items:
+        try:
+            most = most_with_enough_steps(_min_steps(run), run.numbers.total_examples, place.examples)
+        except ArithmeticError:  # numbers of a file that cannot belong together
+            return []
+        if y.low <= most <= y.high:
+            points.append((place, most))
+    return spread(points, limit)
 
 
 def batch_stairs(run: RunRecord) -> list[tuple[Place, float]]:
@@ -82,17 +101,19 @@ def noise_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) ->
     bounds = {id(one): _bound(one, _confidence(run)) for one in known}
     ratio = _target_ratio(run)
     rows = spread(windows, limit // 3)
+    most = _step_limit(run, y, limit)
 
     def draw(axis: Axis, x: Scale) -> Markup:
         return picture(
             f"{name}-{axis.key}",
             f"Noise scale and batch against {axis.name}",
-            _noise_words(run, resolved),
+            _noise_words(run, resolved) + (" A thin dashed line is the most that min_steps allows." if most else ""),
             _veils(run, axis, x, windows),
             frame(x, y, axis.name),
             band(_ends(known, axis), x, y, "band"),
             line([(axis.of(one.place), ratio * bounds[id(one)] or math.nan) for one in known], x, y, "bound"),
             line([(axis.of(one.place), one.resolved) for one in known], x, y, "noise"),
+            line(in_order(axis, most), x, y, "limit"),
             stairs(in_order(axis, steps), x, y, "batch"),
             _marks(run, axis, x, y),
             axis=axis.key,
@@ -103,7 +124,7 @@ def noise_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) ->
         name=name,
         heading="Noise scale and batch",
         pictures=pictures,
-        legend=_noise_legend(run, windows, has_bound=any(value > 0 for value in bounds.values())),
+        legend=_noise_legend(run, windows, has_bound=any(value > 0 for value in bounds.values()), has_limit=bool(most)),
         reading=(
             f"The noise scale says how many {run.unit} one step can average before more of them stop helping; "
             f"a good batch is near it or below. {_WHY_IT_GROWS if run.numbers.decides else _WHAT_IT_MEANS}"
@@ -114,7 +135,9 @@ def noise_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) ->
     )
 
 
-def _noise_legend(run: RunRecord, windows: Sequence[Window], *, has_bound: bool) -> list[tuple[str, str]]:
+def _noise_legend(
+    run: RunRecord, windows: Sequence[Window], *, has_bound: bool, has_limit: bool
+) -> list[tuple[str, str]]:
     known = [one for one in windows if one.noise is not None]
     decides = f"lower bound that decides ({100 * (_confidence(run) or 0.5):.3g} %)"
     ratio = _target_ratio(run)
@@ -126,6 +149,7 @@ def _noise_legend(run: RunRecord, windows: Sequence[Window], *, has_bound: bool)
         (has_bound, "bound", decides),
         (True, "batch", "batch in one optimizer step"),
         (0 < run.changes.count <= MOST_MARKS, "mark", "the batch changed"),
+        (has_limit, "limit", f"largest batch that min_steps={shown(_min_steps(run))} allows"),
         (run.numbers.warmup_examples > run.first.examples, "veil", "warmup"),
         (not all(one.is_resolved for one in windows), "span", "not resolved"),
     ]

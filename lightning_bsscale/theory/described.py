@@ -11,12 +11,12 @@ from numbers import Integral, Real
 from typing import Any
 
 from lightning_bsscale.theory.checks import show
-from lightning_bsscale.theory.policies import Policy, policy_classes
+from lightning_bsscale.theory.policies import HoldIfWorse, NoiseScalePolicy, Policy, policy_classes
 from lightning_bsscale.theory.rules import RULES, Capped, CustomRule, LearningRateRule, resolve_rule
 from lightning_bsscale.theory.schedules import SCHEDULES, Checked, Schedule, resolve_schedule
 from lightning_bsscale.theory.stored import plain_value
 
-__all__ = ["describe", "make_policy", "make_rule", "make_schedule"]
+__all__ = ["describe", "make_policy", "make_rule", "make_schedule", "min_steps_of"]
 
 MAX_OPTIONS = 64
 MAX_OPTION_LENGTH = 200
@@ -74,6 +74,32 @@ def _option(value: Any, depth: int, nesting: int) -> Any:
         return _described(value, 2, nesting - 1)
     kind = type(value)
     return f"<{kind.__module__}.{kind.__qualname__}>"[:MAX_OPTION_LENGTH]
+
+
+def min_steps_of(described: Any) -> int:
+    """Return the `min_steps` of a described policy, which limits its batch.
+
+    Args:
+        described: The description, also from a file.
+
+    Returns:
+        The option of a `NoiseScalePolicy`, also of one within `HoldIfWorse`; 0 of any other.
+
+    Example:
+        >>> min_steps_of(describe(NoiseScalePolicy(min_steps=100))), min_steps_of({"class": "Mine", "options": None})
+        (100, 0)
+    """
+    for _ in range(MAX_NESTING):
+        options = described.get("options") if isinstance(described, dict) else None
+        if not isinstance(options, dict):
+            return 0
+        if described.get("class") == NoiseScalePolicy.__name__:
+            found = options.get("min_steps")
+            return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else 0
+        if described.get("class") != HoldIfWorse.__name__:
+            return 0
+        described = options.get("policy")
+    return 0
 
 
 def make_policy(described: Any, path: Any) -> Any:

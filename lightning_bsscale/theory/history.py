@@ -1,6 +1,6 @@
 """The measured windows of a run in a quarter of the memory that their records would take.
 
-A record of a measured window holds 23 numbers. As Python's objects they take more than 700 bytes, packed 170. The
+A record of a measured window holds 22 numbers. As Python's objects they take more than 700 bytes, packed 170. The
 latest windows are records, because every step looks at the last one. Those before them are packed, and become records
 again where somebody reads them.
 """

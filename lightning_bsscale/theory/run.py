@@ -538,9 +538,15 @@ def _counted(settings: RunSettings, state: RunState, window: OpenWindow, end: Wi
         examples=examples,
         position=settings.plan.advance(state.position, end.ready, is_last=end.is_last),
         loader_batches_in_epoch=end.ready,
-        # Where nothing is decided, the current batch size is that of the window.
-        batch=state.batch if settings.decides else changed(state.batch, batch_size=counted),
+        batch=_batch_after(settings, state, window, end),
     )
+
+
+def _batch_after(settings: RunSettings, state: RunState, window: OpenWindow, end: WindowEnd) -> BatchState:
+    """Return the batch: where nothing is decided, that of a window that the epoch's end did not make short."""
+    if settings.decides or (end.is_last and window.start > 0):
+        return state.batch
+    return changed(state.batch, batch_size=window.begun * settings.now.granularity)
 
 
 def _situation(settings: RunSettings, state: RunState, conditions: Conditions, factor: float) -> Situation:

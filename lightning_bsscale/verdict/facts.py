@@ -26,7 +26,8 @@ class RunFacts:
     Attributes:
         numbers: Its settings.
         profile: Its unit, optimizer and options.
-        batch_size: The batch at the end; in a dry run the hypothetical one, for a monitor that of the last window.
+        batch_size: The batch at the end; in a dry run the hypothetical one, for a monitor that of its
+            windows, whose last one of an epoch may be short.
         start_batch_size: The first batch.
         examples_seen: Examples of all windows.
         used_examples: Examples of the budget that are used: seen or lost.
@@ -170,7 +171,8 @@ class _Reading:
             usual = line.length * numbers.now.granularity
             examples = usual if line.examples is None or numbers.now.world_size > 1 else line.examples
             self.windows, self.examples = self.windows + 1, self.examples + examples
-            self.batch_size = self.batch_size if numbers.decides else usual
+            if not numbers.decides and not (line.is_last and line.start > 0):
+                self.batch_size = usual  # the epoch's end makes its last window short
             pace = context.pace.with_window(numbers, line.took, line.length, examples, is_measured=line.lr is not None)
             seconds = line.seconds if line.seconds != (None, None) else context.seconds
             self.context = replace(context, pace=pace, seconds=seconds)

@@ -139,38 +139,71 @@ def _needed_bound(record: DecisionRecord) -> float | None:
 
 
 def _explain_bound(facts: RunFacts, record: DecisionRecord) -> Said:
-    decision, noise = record.decision, facts.noise
-    assert noise is not None
+    decision, decided_by = record.decision, record.situation.noise
     assert decision.bound is not None
     growing = "Growing further" if facts.decisions.changes else "Growing"
-    if decision.target is None or decision.needed is None:
+    if decision.target is None or decision.needed is None or decided_by is None:
         reason = f"The last decision: {decision.reason}."
         return Said(reasons=(reason,))
-    if decision.target >= decision.needed and noise.resolved:
+    if not decided_by.resolved:
+        return _explain_unresolved(facts, record, growing)
+    if decision.target >= decision.needed:
         return _explain_gate(facts, record, growing)
     needed = _needed_bound(record)
     if needed is None:
         had, least = describe_count(decision.target), describe_count(decision.needed)
         return Said(reasons=(f"{growing} needed a target of {least} and had {had}.",))
-    ratio = decision.target / decision.bound if decision.bound > 0 else 1.0
-    of = "" if math.isclose(ratio, 1.0) else f", as the target is {describe_number(ratio)} times the bound"
-    reason = f"{growing} needed a lower bound of {describe_count(needed)} and had {_bound(record)}{of}."
-    if not noise.resolved:
-        reason += " While the interval has no upper end, nothing is decided."
+    reason = f"{growing} needed a lower bound of {describe_count(needed)} and had {_bound(record)}{_ratio(record)}."
     return Said(reasons=(reason,), next_steps=_next_of_bound(facts, needed, decision.confidence or 0.5))
 
 
+def _ratio(record: DecisionRecord) -> str:
+    target, bound = record.decision.target, record.decision.bound
+    ratio = target / bound if target and bound else 1.0
+    return "" if math.isclose(ratio, 1.0) else f", as the target is {describe_number(ratio)} times the bound"
+
+
+def _explain_unresolved(facts: RunFacts, record: DecisionRecord, growing: str) -> Said:
+    """Explain a hold by an unresolved noise scale, whose lower bound decides nothing however large it is."""
+    noise, decided_by = facts.noise, record.situation.noise
+    assert noise is not None
+    assert decided_by is not None
+    if noise.resolved:
+        reason = "At the last decision the noise scale was not resolved yet, so nothing was decided."
+        return Said(reasons=(reason,), next_steps=("A longer run would use it.",))
+    why = "has no upper end yet" if math.isinf(decided_by.high) else "still reaches zero"
+    needed = _needed_bound(record)
+    least = "" if needed is None else f"; growing will need one of {describe_count(needed)}{_ratio(record)}"
+    reason = (
+        f"{growing} waits until the noise scale is resolved: its interval {why}. Until then its lower bound, "
+        f"{_bound(record)} so far, does not count{least}."
+    )
+    return Said(reasons=(reason,), next_steps=_next_of_bound(facts, needed or 0.0, record.decision.confidence or 0.5))
+
+
 def _next_of_bound(facts: RunFacts, needed: float, confidence: float) -> tuple[str, ...]:
+    """Say what would let the batch grow: a resolved noise scale, or a narrower interval."""
     noise = facts.noise
     assert noise is not None
     if noise.resolved and noise.upper_bound(confidence) < needed:
         return ("Nothing to change: the batch is about as large as the noise scale justifies.",)
     times = windows_needed(noise, needed, confidence)
-    if times is not None:
-        return (more_windows(facts, times),)
-    if not noise.resolved:
+    if noise.resolved:
+        if times is None:
+            return ("Nothing to change: the noise scale is not far enough above the batch for another growth.",)
+        return (more_windows(facts, times, f"narrow the interval to a lower bound of {describe_count(needed)}"),)
+    if times is not None and needed > 0:
+        return (more_windows(facts, times, f"resolve it, with a lower bound of at least {describe_count(needed)}"),)
+    return _resolve(facts, confidence)
+
+
+def _resolve(facts: RunFacts, confidence: float) -> tuple[str, ...]:
+    noise = facts.noise
+    assert noise is not None
+    times = windows_needed(noise, 0.0, confidence)
+    if times is None:
         return (f"{measure_more(facts)} How many it takes cannot be forecast yet.",)
-    return ("Nothing to change: the noise scale is not far enough above the batch for another growth.",)
+    return (more_windows(facts, times, "resolve it"),)
 
 
 _GATES = {
@@ -202,10 +235,7 @@ def explain_monitor(facts: RunFacts) -> Said:
     if noise is None:
         return Said()
     if not noise.resolved:
-        times = windows_needed(noise, 0.0, (1 + noise.confidence) / 2)
-        if times is None:
-            return Said(next_steps=(f"{measure_more(facts)} How many it takes cannot be forecast yet.",))
-        return Said(next_steps=(more_windows(facts, times),))
+        return Said(next_steps=_resolve(facts, (1 + noise.confidence) / 2))
     worth = f"{describe_number(100 * sample_efficiency(batch, noise.noise_scale), 2)} %"
     reason = f"By it, an example in a batch of {describe_count(batch)} is worth {worth} of one in a very small batch."
     if noise.low >= WORTH_MORE * batch:

@@ -152,12 +152,13 @@ def windows_needed(noise: NoiseScale, needed_bound: float, confidence: float) ->
     return None
 
 
-def more_windows(facts: RunFacts, times: int) -> str:
-    """Say how to get so many times the windows, as a next step.
+def more_windows(facts: RunFacts, times: int, effect: str) -> str:
+    """Say what so many times the windows would do, and how to get them, as a next step.
 
     Args:
         facts: The facts.
         times: How many times the windows.
+        effect: What they would do, after "would".
 
     Returns:
         A sentence.
@@ -166,4 +167,4 @@ def more_windows(facts: RunFacts, times: int) -> str:
     longer = f"a run of {many} as many {facts.profile.unit}"
     enough = _ways(facts, times) if facts.numbers.measure_every >= times else []
     ways = _listed([longer, *enough])
-    return f"About {many} as many windows would resolve it (a forecast): {ways}."
+    return f"About {many} as many windows would {effect} (a forecast): {ways}."

@@ -1,11 +1,12 @@
 """The command that draws runs from their journals."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from lightning_bsscale import GradientNoiseScaleMonitor, figures
+from lightning_bsscale import GradientNoiseScaleMonitor, NoiseScalePolicy, figures
 from lightning_bsscale.cli import main
 from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.training import Regression, fit, regression_loader, scripted
@@ -48,6 +49,8 @@ def test_it_draws_what_the_callback_draws(tmp_path, monkeypatch):
         "batch_size",
         "granularity",
         "is_dry_run",
+        "min_steps",
+        "total_examples",
         "why",
     ):
         assert getattr(found, name) == getattr(expected, name), name
@@ -65,6 +68,13 @@ def test_of_a_monitor_the_noise_scale_in_its_unit(tmp_path, monkeypatch):
     fit(Regression(), regression_loader(64), [monitor], max_epochs=1, accumulate_grad_batches=2)
     assert main(["plot", str(monitor.journal_path), "-o", str(tmp_path / "run.png")]) == 0
     assert [run.unit for run, _ in drawn] == ["rows"]
+
+
+def test_the_limit_of_the_journals_policy_is_drawn(tmp_path, monkeypatch):
+    drawn = drawn_by(monkeypatch, "plot_run")
+    path = write_run(tmp_path / "j", policy=NoiseScalePolicy(min_steps=77))
+    assert main(["plot", str(path), "-o", str(tmp_path / "run.png")]) == 0
+    assert [(run.min_steps, run.total_examples) for run, _ in drawn] == [(77, 1600.0)]
 
 
 def test_a_run_that_has_only_begun_says_so_in_its_picture(tmp_path, monkeypatch):
@@ -97,6 +107,49 @@ def test_each_of_several_journals_is_a_numbered_picture(tmp_path, capsys, monkey
     assert main(["plot", "a", "b", "-o", "runs.svg", "--each"]) == 0
     assert capsys.readouterr().out == "picture: runs-1.svg (a)\npicture: runs-2.svg (b)\n"
     assert sorted(path.name for path in tmp_path.glob("*.svg")) == ["runs-1.svg", "runs-2.svg"]
+
+
+@pytest.mark.parametrize(
+    ("words", "pictures"),
+    [
+        (["a"], {"runs.svg": ["a"]}),
+        (["a", "b"], {"runs.svg": ["a", "b"]}),
+        (["a", "b", "--each"], {"runs-1.svg": ["a"], "runs-2.svg": ["b"]}),
+    ],
+)
+def test_json_says_what_was_written_and_found(tmp_path, capsys, monkeypatch, words, pictures):
+    monkeypatch.chdir(tmp_path)
+    for name, size in (("a", 400), ("b", 60)):
+        write_run(tmp_path / name, size)
+    assert main(["plot", *words, "-o", "runs.svg", "--json"]) == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out, parse_constant=pytest.fail)
+    assert list(found) == ["pictures", "runs"]
+    assert {one["picture"]: one["journals"] for one in found["pictures"]} == pictures
+    assert [one["bytes"] for one in found["pictures"]] == [Path(name).stat().st_size for name in pictures]
+    journals = [word for word in words if word != "--each"]
+    assert main(["summary", *journals, "--json"]) == 0
+    full = json.loads(capsys.readouterr().out)["runs"]
+    assert all(run.items() <= other.items() for run, other in zip(found["runs"], full, strict=True))
+
+
+def test_json_of_a_run_that_has_only_begun(tmp_path, capsys):
+    whole = write_run(tmp_path / "j", 60).read_bytes()
+    (tmp_path / "j").write_bytes(whole[: whole.index(b"\n") + 1])
+    assert main(["plot", str(tmp_path / "j"), "-o", str(tmp_path / "run.png"), "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert run["headline"] == "Nothing was trained."
+
+
+def test_json_names_the_pictures_that_were_written_before_one_that_cannot_be(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        write_run(tmp_path / name, 60)
+    (tmp_path / "runs-2.svg").mkdir()
+    assert main(["plot", "a", "b", "-o", "runs.svg", "--each", "--json"]) == 1
+    told = capsys.readouterr()
+    assert [one["picture"] for one in json.loads(told.out)["pictures"]] == ["runs-1.svg"]
+    assert "runs-2.svg cannot be written" in told.err
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,34 @@
 """DDP through the real Trainer, in real processes: windows, measurement, and the same decisions on every rank."""
 
 import pickle
+import re
+from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
+from lightning_bsscale.gradients.comparison import not_compared
 from tests.helpers import ddp_runs
 from tests.helpers.processes import fit_on
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("place")]
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+MESSAGES = {
+    "distributed.md": r"one message of (\d+) 64-bit numbers \((\d+) bytes\).*two messages of (\d+) and (\d+) numbers",
+    "scaling.md": r"one all-reduce of (\d+) float64 numbers \((\d+) bytes\).*at the start \((\d+) and (\d+) bytes\)",
+}
+
+
+def sizes_on(page):
+    (found,) = re.findall(MESSAGES[page], (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    return [int(number) for number in found]
+
+
+WRITTEN = {page: sizes_on(page) for page in MESSAGES}
+"""Numbers and bytes of the message of a measured window, and of the two at the start, as the pages have them."""
 
 
 def measured_alone(items, kind="monitor", **settings):
@@ -69,11 +89,23 @@ def test_every_rank_decides_alike(disturbed, sizes):
     assert results[0][2] > 20
 
 
+def test_the_pages_agree_on_the_sizes_of_the_messages():
+    numbers, size, *starts = WRITTEN["distributed.md"]
+    assert size == 8 * numbers
+    assert WRITTEN["scaling.md"] == [numbers, size, *(8 * start for start in starts)]
+    (own,) = re.findall(r"the callback's own message: (\d+) bytes", (DOCS / "scaling.md").read_text(encoding="utf-8"))
+    assert int(own) == size
+    (compares,) = re.findall(r"and (\w+) numbers that \[compare", (DOCS / "distributed.md").read_text(encoding="utf-8"))
+    assert compares == {9: "nine"}[len(not_compared(torch.device("cpu"))) - 1]
+
+
 def test_one_small_message_a_measured_window_and_nothing_else():
     items = (400, [4])
     for _, _, measured, calls in fit_on(2, ddp_runs.grows, items, counted=True):
         ours = [(name, numel) for name, numel, is_ours in calls if is_ours]
-        assert ours == [("all_reduce", 2), ("all_reduce", 4), *[("all_reduce", 23)] * measured]
+        assert {name for name, _ in ours} == {"all_reduce"}
+        numbers, starts = WRITTEN["distributed.md"][0], WRITTEN["distributed.md"][2:]
+        assert [numel for _, numel in ours] == [*starts, *[numbers] * measured]
 
 
 @pytest.mark.parametrize("logged_by", ["all", "one"])

@@ -16,6 +16,7 @@ from multiprocessing.reduction import ForkingPickler
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch.multiprocessing import ProcessRaisedException
 
 from lightning_bsscale import BatchSizeScaler
 from lightning_bsscale.callbacks.state.spawn import Outcome, _SentOutcome
@@ -23,6 +24,7 @@ from lightning_bsscale.journal import read_journal
 from lightning_bsscale.theory.history import History
 from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.stored import as_plain
+from lightning_bsscale.verdict import read_facts, verdict_of
 from tests.helpers import ending_worker, launched_worker
 from tests.helpers.launched_worker import LIFE, on_rank
 from tests.helpers.processes import GRACE, fit_on, free_port, script_environment
@@ -99,6 +101,32 @@ def test_every_launcher_trains_as_processes_of_our_own_do(folders, expected, nam
     assert (main["process"] == first["process"]) == (name == "ddp")
     assert main["shown"] == first["shown"]
     assert main["shown"]["history"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_verdict_is_true_in_the_process_that_called_fit(folders, name):
+    """It is the first rank's, which logged it once; the journal says the same."""
+    first, main = told(folders[name], "rank-0")["said"], told(folders[name], "main")["said"]
+    assert main == first
+    assert main["verdict"].startswith(
+        "The noise scale was" if name.endswith("monitor") else "The batch grew from 8 to "
+    )
+    journal = folders[name] / "bsscale.jsonl"
+    assert main["journal"] == str(journal)
+    assert main["verdict"] == str(verdict_of(read_facts(journal)))
+    if "summary" in main:
+        changes = [record for record in told(folders[name], "main")["shown"]["decisions"] if is_change(record)]
+        assert sum(" -> " in line for line in main["summary"].splitlines()) == len(changes) > 0
+    # Two runs of a script may have the same words.
+    words = [
+        told(folders[other], "main")["said"]["verdict"] for other in next(runs for runs in SCRIPTS if name in runs)
+    ]
+    logged = next(folders[name].parent / f"{runs[0]}.txt" for runs in SCRIPTS if name in runs).read_text()
+    assert logged.count(f"bsscale: {main['verdict']}\n") == words.count(main["verdict"])
+
+
+def is_change(record):
+    return record["batch_size"] != record["situation"]["batch_size"]
 
 
 def test_the_callback_made_a_difference_to_those_trainings(tmp_path, expected):
@@ -207,6 +235,55 @@ def test_without_a_folder_for_temporary_files_it_is_written_beside_the_checkpoin
     assert not list(tmp_path.iterdir())
 
 
+def raised(process_id=1):
+    return ProcessRaisedException("on purpose", error_index=1, error_pid=process_id)
+
+
+@pytest.mark.parametrize("record", [False, True, "runs/bsscale.jsonl"])
+def test_results_that_are_lost_are_not_those_of_an_earlier_training(record, temporary):
+    scaler = BatchSizeScaler(record=record)
+    pickle.loads(letter_to(scaler, outcome(16), temporary))
+    assert scaler.batch_size == 16
+    trainer = pl.Trainer(**QUIET, default_root_dir=temporary, devices=2, strategy="ddp_fork")
+    module = Regression()
+    # Lightning refuses a second fit of a Trainer without starting any: what is there stays true.
+    scaler.on_exception(trainer, module, NotImplementedError("Calling `trainer.fit()` twice"))
+    assert scaler.batch_size == 16
+    scaler.on_exception(trainer, module, raised())
+    assert (scaler.batch_size, scaler.history, list(scaler.decisions)) == (None, [], [])
+    text = str(scaler.verdict())
+    assert text.startswith("The training ran in other processes, from which no results came back to this one.")
+    assert scaler.summary() == str(copy.deepcopy(scaler).verdict()) == text
+    assert ("bsscale summary" in text) == (record is not False)
+    assert (str(record) in text) == isinstance(record, str)
+    # The next training has its own results, wherever it runs.
+    pickle.loads(letter_to(scaler, outcome(24), temporary))
+    assert scaler.batch_size == 24
+    scaler.on_exception(trainer, module, raised())
+    scaler = BatchSizeScaler()
+    scaler.on_exception(trainer, module, raised())
+    fit(Regression(), regression_loader(40), [scaler], max_epochs=1)
+    assert scaler.verdict().headline.startswith("The batch stayed at 4")
+
+
+@pytest.mark.parametrize("at", ["writing", "reading"])
+def test_results_that_cannot_be_written_or_read_are_lost_and_said_to_be(at, temporary, monkeypatch):
+    scaler = BatchSizeScaler()
+    pickle.loads(letter_to(scaler, outcome(16), temporary))
+    if at == "writing":
+        monkeypatch.setattr(tempfile, "tempdir", str(temporary / "none"))
+        with pytest.warns(UserWarning, match="could not be written"):
+            letter = letter_to(scaler, outcome(24), temporary / "none")
+        pickle.loads(letter)
+    else:
+        letter = letter_to(scaler, outcome(24), temporary)
+        next(temporary.iterdir()).write_text("{")
+        with pytest.warns(UserWarning, match="could not be read back"):
+            pickle.loads(letter)
+    assert scaler.batch_size is None
+    assert "no results came back" in str(scaler.verdict())
+
+
 def test_what_a_killed_training_left_is_replaced_and_a_failed_one_cleans_up(temporary):
     scaler = BatchSizeScaler()
     letter_to(scaler, outcome(8), temporary)
@@ -273,6 +350,12 @@ def test_a_bad_end_leaves_no_file(endings, name, error):
     folder, told = endings
     assert error in told[name]["error"]
     assert not left_in(folder / name)
+    # Nothing came back, and the callback does not say that it has not been trained.
+    said = told[name]["said"]
+    assert said["verdict"].startswith("The training ran in other processes, from which no results came back")
+    assert "With record=True" in said["verdict"]
+    assert said["repr"] == "GradientNoiseScaleMonitor(trained in other processes, no results)"
+    assert f"bsscale: {said['verdict']}\n" in (folder / f"{MUCH[0]}.txt").read_text()
     if name.endswith("interrupted"):
         assert (folder / name / "rank-0.json").exists(), "the children trained to their end"
     if name.endswith("killed"):

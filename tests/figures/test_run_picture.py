@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from lightning_bsscale.figures import DrawnRun, plot_noise_scale, plot_run
 from lightning_bsscale.theory.losses import LossPoint
-from lightning_bsscale.theory.policies import Decision, Seesaw
+from lightning_bsscale.theory.policies import Decision, HoldIfWorse, Milestones, NoiseScalePolicy, Seesaw
 from tests.helpers.expected_warnings import CANNOT_MEASURE
 from tests.helpers.records import DECISION, MEASUREMENT, NOISE
 from tests.helpers.training import Regression, fit, regression_loader, scripted
@@ -169,6 +169,73 @@ def test_a_monitors_batch_is_that_of_its_windows():
     _, axes = plot_noise_scale(DrawnRun(history=history, examples_seen=400, batch_size=3))
     batch = lines(axes)["batch"]
     assert (list(batch.get_xdata()), list(batch.get_ydata())) == ([0, 200, 400], [8, 32, 32])
+
+
+LIMIT = "largest batch that min_steps=10 allows"
+
+
+def limited(min_steps, total, **changes):
+    _, axes = plot_run(run(min_steps=min_steps, total_examples=total, **changes))
+    return axes[0]
+
+
+def test_the_limit_by_min_steps_is_drawn_with_its_formula():
+    axes = limited(10, 600.0)
+    drawn = lines(axes)[LIMIT]
+    assert LIMIT in labels(axes)
+    seen, most = np.array(drawn.get_xdata()), np.array(drawn.get_ydata())
+    assert most == pytest.approx(600 * 600 / (2 * 10 * (600 - seen)))
+    assert (seen[0], seen[-1]) == (0, 450)  # the run ends before the budget does
+    assert drawn.get_linestyle() == "--"
+    assert drawn.get_linewidth() < lines(axes)["batch"].get_linewidth()
+
+
+def test_only_what_lies_within_the_axis_is_drawn_of_the_limit():
+    axes, without = limited(10, 450.0), limited(0, 450.0)
+    low, high = axes.get_ylim()
+    assert (low, high) == without.get_ylim()
+    most = lines(axes)[LIMIT].get_ydata()
+    assert low <= min(most) < max(most) == pytest.approx(high)  # at the budget's end it leaves the picture
+    beginning = limited(100, 450.0)
+    most = lines(beginning)["largest batch that min_steps=100 allows"].get_ydata()
+    assert min(most) == pytest.approx(low)  # from below
+
+
+@pytest.mark.parametrize(
+    ("min_steps", "total", "examples"),
+    [(10, 1e6, 450), (0, 600.0, 450), (10, None, 450), (10, 1e200, 450), (10**400, 600.0, 450)],
+    ids=["far above", "no limit", "no budget", "no number", "no steps"],
+)
+def test_a_limit_that_is_none_or_far_away_changes_nothing(min_steps, total, examples):
+    axes, without = limited(min_steps, total, examples_seen=examples), limited(0, None, examples_seen=examples)
+    assert axes.get_ylim() == without.get_ylim()
+    assert labels(axes) == labels(without)
+
+
+class LogsItsLoss(Regression):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("val_loss", loss)
+        return loss
+
+
+@pytest.mark.min_steps
+def test_a_training_draws_the_limit_of_its_policy():
+    limits = {}
+    for name, policy in (
+        ("default", NoiseScalePolicy()),
+        ("fewer", NoiseScalePolicy(min_steps=20)),
+        ("within", HoldIfWorse(NoiseScalePolicy(min_steps=20), monitor="val_loss")),
+        ("other", Milestones({0.5: 2})),
+    ):
+        scaler = BatchSizeScaler(policy=policy)
+        fit(LogsItsLoss(), regression_loader(400), [scaler], max_epochs=1)
+        figure, axes = scaler.plot()
+        limits[name] = [label for label in labels(np.ravel(axes)[0]) if "min_steps" in label]
+        plt.close(figure)
+    assert limits["fewer"] == limits["within"] == ["largest batch that min_steps=20 allows"]
+    assert limits["default"] == ["largest batch that min_steps=500 allows"]  # in sight near the end alone
+    assert limits["other"] == []
 
 
 def losses(**curves):

@@ -28,10 +28,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_bsscale import BatchSizeScaler, GradientNoiseScaleMonitor
 from tests.helpers.known_noise import DIMENSIONS, KnownNoise, gradients
-from tests.helpers.launched_worker import SGD, as_json, begin, shown
+from tests.helpers.launched_worker import SGD, as_json, begin, said, shown
 from tests.helpers.training import QUIET, Regression, regression_loader
 
 LIFE = 150  # seconds
+CALLBACKS = []  # of the runs, in order
 
 
 def written():
@@ -89,6 +90,7 @@ def train(folder, strategy, kind, big):
         module = Killed(SGD) if kind == "killed" else module
     callbacks = [callback, Ends(callback, folder, kind)]
     trainer = pl.Trainer(**QUIET, devices=2, strategy=strategy, max_epochs=epochs, callbacks=callbacks)
+    CALLBACKS.append(callback)
     if kind == "interrupted":
         threading.Thread(target=interrupt_when_trained, args=(folder,), daemon=True).start()
     trainer.fit(module, loader, ckpt_path=path)
@@ -115,6 +117,7 @@ def main():
             trainer, callback = train(folder, strategy, kind, root / "big.ckpt")
         except (Exception, SystemExit) as error:
             told["error"] = f"{type(error).__name__}: {error}"
+            told["said"] = said(CALLBACKS[-1])
         else:
             found = json.loads(as_json(shown(callback)))
             told["same"] = found == json.loads((folder / "rank-0.json").read_text())

@@ -54,8 +54,16 @@ def weights_of(module):
     return [parameter.detach().flatten().tolist() for parameter in module.parameters()]
 
 
+def said(callback):
+    """What the callback answers to a user, with its times."""
+    if not hasattr(callback, "verdict"):
+        return {}
+    answers = {"verdict": str(callback.verdict()), "repr": repr(callback), "journal": str(callback.journal_path)}
+    return answers | ({"summary": callback.summary()} if hasattr(callback, "summary") else {})
+
+
 def what_is_here(callback, module):
-    return {"shown": shown(callback), "weights": weights_of(module), "process": os.getpid()}
+    return {"shown": shown(callback), "said": said(callback), "weights": weights_of(module), "process": os.getpid()}
 
 
 class Writes(pl.Callback):

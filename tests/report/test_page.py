@@ -15,7 +15,9 @@ import pytest
 import lightning_bsscale
 from lightning_bsscale.journal import Journal, run_header
 from lightning_bsscale.report.drawing import BOTTOM
+from lightning_bsscale.report.figure import axes_of
 from lightning_bsscale.report.metric_picture import APART
+from lightning_bsscale.report.noise_picture import noise_figure
 from lightning_bsscale.report.page import MOST_RUNS, make_page
 from lightning_bsscale.report.read_run import read_run
 from lightning_bsscale.theory import run
@@ -375,6 +377,38 @@ def test_a_target_is_drawn_as_its_share_of_the_bound(tmp_path):
     assert "target: " not in next(pages[1.0].all("figure")).text
     first = read_run(tmp_path / "0.5.jsonl").changes.items[0].record
     assert first.decision.target == pytest.approx(0.5 * first.decision.bound)
+
+
+def limits_of(path):
+    """The paths of the limit in the pictures of a report on each first axis, and its entries in legends."""
+    root = read_page(page_of(path))
+    paths = [one for one in root.all("path") if one.attributes.get("class") == "limit"]
+    return [one for one in paths if len(one.attributes["d"]) > 10], root.text.count("largest batch that min_steps=")
+
+
+def test_the_limit_by_min_steps_is_drawn_on_every_axis(tmp_path):
+    path = write_run(tmp_path / "a.jsonl", 800, policy=NoiseScalePolicy(min_steps=100))
+    drawn, entries = limits_of(path)
+    assert (len(drawn), entries) == (3, 1)
+    record = read_run(path)
+    figure = noise_figure(record, "noise", 300, axes_of([record]))
+    assert "A thin dashed line is the most that min_steps allows." in figure.pictures[0]
+    # It begins at N / (2 M) = 16 examples, above the first batch; the axis is logarithmic.
+    (batch, *_) = [one for one in read_page(page_of(path)).all("path") if one.attributes.get("class") == "batch"][1:]
+    begin, start = (re.match(r"M([\d.]+) ([\d.]+)", one.attributes["d"]).groups() for one in (drawn[0], batch))
+    assert begin[0] == start[0]
+    assert record.changes.items[0].record.situation.batch_size == 8
+    assert float(begin[1]) < float(start[1])
+
+
+def test_a_limit_that_is_far_away_or_none_is_not_drawn(tmp_path):
+    pictures_of = {}
+    for steps in (0, 1):
+        path = write_run(tmp_path / f"{steps}.jsonl", 60_00 if steps else 800, policy=NoiseScalePolicy(min_steps=steps))
+        whole = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(whole[: len(whole) // 2]))  # before the budget's end, where any limit is passed
+        pictures_of[steps] = limits_of(path)
+    assert pictures_of == {0: ([], 0), 1: ([], 0)}
 
 
 def test_the_most_runs_make_a_page_of_the_allowed_size(tmp_path):

@@ -243,14 +243,16 @@ def test_an_unresolved_run_forecasts_the_windows_it_needs(tmp_path):
     trained(scaler, examples=1200)
     verdict, noise = scaler.verdict(), scaler.noise_scale
     assert not noise.resolved
-    needed, had = found("needed a lower bound of # and had #", str(verdict))
+    assert "Growing waits until the noise scale is resolved: its interval has no upper end yet." in str(verdict)
+    assert "needed" not in str(verdict)
+    had, needed = found("its lower bound, # (90 %) so far, does not count; growing will need one of #.", str(verdict))
     latest = scaler._context.latest
     assert needed == max(1.25 * scaler.batch_size, scaler.batch_size + 4)
     assert had == pytest.approx(latest.decision.bound, rel=6e-3)
-    assert "While the interval has no upper end, nothing is decided." in str(verdict)
     (advice,) = verdict.next_steps
-    twice = re.search(r"About (twice|(\d+) times) as many windows would resolve it \(a forecast\): ", advice)
+    twice = re.search(r"About (twice|(\d+) times) as many windows would resolve it, with a lower bound of at", advice)
     times = int(twice[2] or 2)
+    assert found("a lower bound of at least # (a forecast): ", advice) == [needed]
     # With so many windows, and not with half of them, by Fieller's condition on the variance of the squared norm.
     from lightning_bsscale.verdict.measured import with_windows
 
@@ -307,7 +309,7 @@ def test_a_ratio_from_a_probe(tmp_path):
     scaler = BatchSizeScaler(policy=NoiseScalePolicy(target_ratio=str(file), confidence=0.9))
     trained(scaler)
     latest, text = scaler._context.latest.decision, str(scaler.verdict())
-    needed, had, ratio = found("needed a lower bound of # and had # (90 %), as the target is # times the bound", text)
+    had, needed, ratio = found("# (90 %) so far, does not count; growing will need one of #, as the target is #", text)
     assert [needed, had, ratio] == close(4 * latest.needed, latest.bound, 0.25)
 
 
@@ -399,6 +401,29 @@ def test_a_monitor_says_what_a_batch_is_worth(tmp_path):
     ]
     assert found("BatchSizeScaler would let the batch grow, to about #.", verdict.next_steps[0]) == close(noise.low)
     assert_journal_says_the_same(monitor)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_monitor_names_its_usual_batch_not_the_short_last_one(accumulate, tmp_path):
+    # 101 loader batches of 4, of which the last one has 3 rows and is alone in its window, or one of two.
+    monitor = GradientNoiseScaleMonitor(memory=1.0, record=tmp_path / "run.jsonl")
+    trained(monitor, examples=403, max_epochs=2, accumulate_grad_batches=accumulate)
+    usual = 4 * accumulate
+    text = str(monitor.verdict())
+    assert monitor.verdict().headline == f"The noise scale was measured, at a batch of {usual} examples."
+    if monitor.noise_scale.resolved:
+        assert found("an example in a batch of # is worth", text) == [usual]
+    assert_journal_says_the_same(monitor)
+    lines = monitor.journal_path.read_text().splitlines()
+    end = next(number for number, line in enumerate(lines) if line.startswith('{"event":"end"'))
+    monitor.journal_path.write_text("\n".join(lines[:end]) + "\n")
+    assert read_facts(monitor.journal_path).batch_size == usual
+
+
+def test_a_window_that_is_a_whole_epoch_is_the_usual_one():
+    monitor = GradientNoiseScaleMonitor()
+    trained(monitor, examples=12, max_epochs=3, accumulate_grad_batches=8)
+    assert monitor.verdict().headline.endswith("at a batch of 12 examples.")
 
 
 def test_a_monitor_of_a_batch_that_is_too_large():

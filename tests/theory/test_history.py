@@ -4,11 +4,13 @@ import copy
 import math
 import pickle
 import random
+import re
 import tracemalloc
 from dataclasses import fields, replace
 
 import pytest
 
+import lightning_bsscale.theory.history as packed
 from lightning_bsscale.theory.history import CHUNK, History
 from lightning_bsscale.theory.measured import ClosedWindow, MeasuredWindows
 from tests.helpers.records import MEASUREMENT, NOISE
@@ -100,6 +102,12 @@ def test_a_number_that_no_machine_holds_stays(huge):
     assert list(history) == records
     assert history[3].examples_seen == huge
     assert history[3 - len(records)] == records[3]
+
+
+def test_the_module_says_how_many_numbers_a_record_has_and_what_they_take_packed():
+    names = [field.name for field in (*fields(MEASUREMENT), *fields(NOISE)) if field.name != "noise"]
+    (numbers,), (size,) = (re.findall(pattern, packed.__doc__) for pattern in (r"holds (\d+) num", r"packed (\d+)"))
+    assert (int(numbers), int(size)) == (len(names), packed._LAYOUT.size)
 
 
 def test_a_window_takes_less_than_200_bytes():

@@ -113,6 +113,72 @@ def test_a_target_by_prices_is_compared_as_it_is(facts):
     assert "needed a target of 80 and had 5" in text_of(facts, latest=priced)
 
 
+def with_noise(facts, noise, **numbers):
+    """Facts of a run whose last decision was made with this noise scale, at a batch of 64."""
+    small = dataclasses.replace(facts, batch_size=64, noise=noise)
+    latest = last_decision(small, "close_enough", **numbers)
+    latest = dataclasses.replace(latest, situation=dataclasses.replace(latest.situation, noise=noise))
+    return dataclasses.replace(small, latest=latest)
+
+
+@pytest.mark.parametrize("had", [2818.0, 41.0])
+def test_an_unresolved_bound_does_not_count_however_large_it_is(facts, had):
+    noise = noise_of(4000.0, spread=0.9)
+    assert not noise.resolved
+    verdict = verdict_of(with_noise(facts, noise, bound=had, confidence=0.8, target=1.25 * had, needed=80.0))
+    written = f"{had:,.0f}"
+    assert (
+        "Growing further waits until the noise scale is resolved: its interval has no upper end yet. Until then its "
+        f"lower bound, {written} (80 %) so far, does not count; growing will need one of 64, as the "
+        "target is 1.25 times the bound."
+    ) in verdict.reasons
+    assert "needed" not in str(verdict)
+    (advice,) = (step for step in verdict.next_steps if "windows" in step)
+    assert "windows would resolve it, with a lower bound of at least 64 (a forecast): " in advice
+
+
+def test_an_unresolved_noise_scale_below_the_batch_is_still_worth_resolving(facts):
+    # However many windows there are, its bound never reaches 64: only that it will be resolved is forecast.
+    noise = noise_of(40.0, spread=0.9)
+    verdict = verdict_of(with_noise(facts, noise, bound=20.0, confidence=0.8, target=25.0, needed=80.0))
+    assert not noise.resolved
+    assert windows_needed(noise, 64.0, 0.8) is None
+    assert "windows would resolve it (a forecast): " in str(verdict)
+
+
+def test_a_noise_scale_that_was_resolved_after_the_last_decision(facts):
+    late = with_noise(facts, noise_of(4000.0, spread=0.9), bound=2818.0, target=3522.5, needed=80.0)
+    text = text_of(late, noise=noise_of(4000.0, spread=0.1))
+    assert "At the last decision the noise scale was not resolved yet, so nothing was decided." in text
+    assert "not count" not in text
+
+
+def test_of_a_resolved_one_the_width_of_its_interval_is_what_limits(facts):
+    noise = noise_of(100.0, spread=0.3)
+    assert noise.resolved
+    had = noise.lower_bound(0.9)
+    assert had < 80 < noise.upper_bound(0.9)
+    held = with_noise(facts, noise, bound=had, confidence=0.9, target=had, needed=80.0)
+    verdict = verdict_of(held)
+    assert f"Growing further needed a lower bound of 80 and had {had:.3g} (90 %)." in verdict.reasons
+    times = windows_needed(noise, 80.0, 0.9)
+    (advice,) = (step for step in verdict.next_steps if "windows" in step)
+    assert advice.startswith(f"About {times} times as many windows would narrow the interval to a lower bound of 80 (a")
+    assert "resolve" not in str(verdict)
+    # Where no number of windows would be enough, nothing of the kind is said.
+    above = dataclasses.replace(held.latest.decision, needed=110.0)
+    enough = verdict_of(dataclasses.replace(held, latest=dataclasses.replace(held.latest, decision=above)))
+    assert noise.upper_bound(0.9) > 110
+    assert "the noise scale is not far enough above the batch" in str(enough)
+
+
+def test_a_monitor_is_told_how_many_windows_resolve_it(facts):
+    numbers = dataclasses.replace(facts.numbers, decides=False, acts=False)
+    text = text_of(facts, numbers=numbers, noise=noise_of(100.0, spread=0.9), latest=None)
+    assert "windows would resolve it (a forecast): " in text
+    assert "resolve" not in text_of(facts, numbers=numbers, noise=noise_of(100.0, spread=0.1), latest=None)
+
+
 def test_the_forecast_of_windows_is_the_smallest_power_of_two():
     noise = noise_of(100.0, spread=0.9)
     assert not noise.resolved

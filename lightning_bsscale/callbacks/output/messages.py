@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -135,6 +136,24 @@ def log_decision(record: DecisionRecord, options: RunOptions) -> None:
 def log_verdict(verdict: Verdict) -> None:
     """Log what a training found, in one paragraph."""
     rank_zero_info(f"bsscale: {verdict}")
+
+
+def verdict_of_lost_results(record: bool | str | Path) -> Verdict:
+    """Return what there is to say where other processes trained, and did not return what they found.
+
+    Args:
+        record: the option of that name
+
+    Returns:
+        Where the record of the run is.
+    """
+    headline = "The training ran in other processes, from which no results came back to this one."
+    logged = "What the first rank logged is in its output, and what it had decided in the checkpoints"
+    if record is False:
+        return Verdict(headline, (f"{logged}.",), ("With record=True, a journal keeps what was measured.",))
+    name = "bsscale.jsonl in the log folder" if record is True else str(record)
+    reason = f"{logged}. The journal, {name}, has all that was measured."
+    return Verdict(headline, (reason,), ("Read the journal with the command bsscale summary.",))
 
 
 def warn_overwritten_factor(optimizer: Optimizer) -> None:

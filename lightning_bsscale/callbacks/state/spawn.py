@@ -7,7 +7,8 @@ outcome is therefore written to a file, like Lightning's weights, and only its p
 
 The file is written when Lightning puts the state into the pipe, which is the last action of the process: if training
 fails before, there is nothing to clean up. The parent deletes the file as soon as it has read it, or when it learns
-that another child has failed.
+that another child has failed. An outcome that does not arrive is noted, so that the callback says so, and shows nothing
+of an earlier training in its place.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from weakref import WeakValueDictionary
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from lightning_bsscale.theory.losses import Losses
 from lightning_bsscale.theory.profile import RunContext
@@ -61,10 +63,11 @@ class ResultChannel:
 
     Attributes:
         outcome: the received outcome, or None
+        is_lost: whether the last training ran in other processes and its outcome did not arrive
     """
 
     def __init__(self, outcome: Outcome | None = None) -> None:
-        self.outcome = outcome
+        self.outcome, self.is_lost = outcome, False
         self._process = os.getpid()
         self._name = uuid.uuid4().hex
         _channels[self._name] = self
@@ -73,6 +76,17 @@ class ResultChannel:
         """Attach the outcome to the state that Lightning returns, if this is a copy in another process."""
         if os.getpid() != self._process:
             vars(trainer.state)[f"bsscale_{self._name}"] = _SentOutcome(self._name, outcome, trainer.default_root_dir)
+
+    def receive(self, outcome: Outcome | None) -> None:
+        """Take the outcome of the last training; None if it was lost. It replaces that of any training before."""
+        self.outcome, self.is_lost = outcome, outcome is None
+
+    def is_lost_with(self, trainer: pl.Trainer, exception: BaseException) -> bool:
+        """Return whether this process only started those that trained, and an exception ended them, or this one."""
+        if os.getpid() != self._process or trainer.strategy.launcher is None:
+            return False
+        ended_here = isinstance(exception, KeyboardInterrupt) and bool(active_children())
+        return ended_here or isinstance(exception, (ProcessRaisedException, ProcessExitedException))
 
     def clean_up(self, trainer: pl.Trainer) -> None:
         """Delete the file of a child if another child failed, so that nobody will read it."""
@@ -85,7 +99,9 @@ class ResultChannel:
     def for_copy(self) -> ResultChannel:
         """Return a copy's channel: a new one, or in a worker, which may train for the original, this one."""
         if os.getpid() == self._process:
-            return ResultChannel(self.outcome)
+            channel = ResultChannel(self.outcome)
+            channel.is_lost = self.is_lost
+            return channel
         _channels[self._name] = self
         return self
 
@@ -123,7 +139,7 @@ def _write_outcome(sent: _SentOutcome) -> tuple[Any, tuple[Any, ...]]:
         "space in the folder for temporary files (TMPDIR).",
         category=UserWarning,
     )
-    return type(None), ()
+    return _lose_outcome, (sent.name,)
 
 
 ForkingPickler.register(_SentOutcome, _write_outcome)
@@ -134,8 +150,9 @@ def _read_outcome(name: str, path: str) -> None:
     channel = _channels.get(name)
     try:
         if channel is not None:
-            channel.outcome = from_plain(Outcome, json.loads(Path(path).read_text(encoding="utf-8")))
+            channel.receive(from_plain(Outcome, json.loads(Path(path).read_text(encoding="utf-8"))))
     except (OSError, ValueError) as problem:  # must not lose the weights, which are read next
+        _lose_outcome(name)
         rank_zero_warn(
             f"bsscale: the callback's results could not be read back ({problem}), so the callback has no results. The "
             "checkpoints contain them, and with record=True the journal.",
@@ -143,6 +160,13 @@ def _read_outcome(name: str, path: str) -> None:
         )
     finally:
         _delete(path)
+
+
+def _lose_outcome(name: str) -> None:
+    """Note that the outcome did not arrive in the channel that expects it."""
+    channel = _channels.get(name)
+    if channel is not None:
+        channel.receive(None)
 
 
 def _possible_paths(name: str, default_root_dir: str) -> list[Path]:

@@ -9,7 +9,7 @@ from lightning_bsscale.theory.policies.choose import POLICIES, policy_classes, r
 from lightning_bsscale.theory.policies.hold_if_worse import HoldIfWorse
 from lightning_bsscale.theory.policies.largest import Largest
 from lightning_bsscale.theory.policies.milestones import Milestones
-from lightning_bsscale.theory.policies.noise_scale import NoiseScalePolicy
+from lightning_bsscale.theory.policies.noise_scale import NoiseScalePolicy, most_with_enough_steps
 from lightning_bsscale.theory.policies.norm_test import NormTest
 from lightning_bsscale.theory.policies.policy import (
     Decision,
@@ -44,6 +44,7 @@ __all__ = [
     "Smith",
     "SupportsDecide",
     "hold_without_decision",
+    "most_with_enough_steps",
     "policy_classes",
     "recorded_decision",
     "resolve_policy",

@@ -14,7 +14,7 @@ from lightning_bsscale.theory.policies.policy import Decision, Limits, Policy, R
 from lightning_bsscale.theory.policies.position import check_position, in_examples, need_budget
 from lightning_bsscale.theory.tradeoff import batch_size_for_prices
 
-__all__ = ["NoiseScalePolicy"]
+__all__ = ["NoiseScalePolicy", "most_with_enough_steps"]
 
 
 def _in_warmup(policy: NoiseScalePolicy, situation: Situation, limits: Limits) -> Reason | None:
@@ -80,6 +80,28 @@ _GATES: tuple[_Gate, ...] = (
     _at_limit,
     _near_end,
 )
+
+
+def most_with_enough_steps(min_steps: int, total_examples: float | None, examples_seen: float) -> float:
+    """Return the largest batch with which a run that grows as early as it may makes at least so many steps.
+
+    Args:
+        min_steps: The fewest steps; 0 for no limit.
+        total_examples: The budget in examples; None if unknown.
+        examples_seen: Examples seen so far.
+
+    Returns:
+        N / (2 M u) for at least M steps in a budget of N examples, of which the share u is left; infinite without a
+        limit, without a budget, or at its end.
+
+    Example:
+        >>> most_with_enough_steps(500, 100_000, 0), most_with_enough_steps(500, 100_000, 75_000)
+        (100.0, 400.0)
+    """
+    if min_steps == 0 or total_examples is None:
+        return math.inf
+    left = total_examples - examples_seen
+    return total_examples**2 / (2 * min_steps * left) if left > 0 else math.inf
 
 
 @final
@@ -275,11 +297,7 @@ class NoiseScalePolicy(Policy):
 
     def most_with_enough_steps(self, situation: Situation) -> float:
         """Return the largest batch that ``min_steps`` allows now, in examples; infinite without a limit or a budget."""
-        total = situation.total_examples
-        if self.min_steps == 0 or total is None:
-            return math.inf
-        left = total - situation.examples_seen
-        return total**2 / (2 * self.min_steps * left) if left > 0 else math.inf
+        return most_with_enough_steps(self.min_steps, situation.total_examples, situation.examples_seen)
 
     def needed(self, batch: int, limits: Limits) -> float:
         """Return the smallest target with which the batch grows; one below the next possible batch changes nothing."""
