@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lightning_bsscale.theory.numbers import describe_count, describe_number
+from lightning_bsscale.theory.numbers import describe_count, describe_number, one_of
 from lightning_bsscale.theory.policies import NoiseScalePolicy, Reason
 from lightning_bsscale.theory.records import DecisionRecord
 from lightning_bsscale.theory.tradeoff import sample_efficiency
@@ -237,11 +237,15 @@ def explain_monitor(facts: RunFacts) -> Said:
     if not noise.resolved:
         return Said(next_steps=_resolve(facts, (1 + noise.confidence) / 2))
     worth = f"{describe_number(100 * sample_efficiency(batch, noise.noise_scale), 2)} %"
-    reason = f"By it, an example in a batch of {describe_count(batch)} is worth {worth} of one in a very small batch."
+    one, size = one_of(facts.profile.unit), describe_count(batch)
+    reason = f"By it, {one} in a batch of {size} is worth {worth} of one in a very small batch."
     if noise.low >= WORTH_MORE * batch:
         larger = describe_count(noise.low)
         return Said(reasons=(reason,), next_steps=(f"BatchSizeScaler would let the batch grow, to about {larger}.",))
     if noise.high < batch:
         smaller = describe_count(noise.noise_scale)
-        return Said(reasons=(reason,), next_steps=(f"A batch of about {smaller} would use its examples better.",))
-    return Said(reasons=(reason,))
+        return Said(reasons=(reason,), next_steps=(f"A batch of about {smaller} would use its {facts.profile.unit} better.",))
+    if noise.low < batch:
+        fits = "The batch lies within the interval, so neither a smaller nor a larger one is clearly better."
+        return Said(reasons=(reason, fits))
+    return Said(reasons=(reason, "The batch lies just below the interval, so a larger one would gain little."))

@@ -179,6 +179,26 @@ def test_a_monitor_is_told_how_many_windows_resolve_it(facts):
     assert "resolve" not in text_of(facts, numbers=numbers, noise=noise_of(100.0, spread=0.1), latest=None)
 
 
+@pytest.mark.parametrize(
+    ("batch", "says"),
+    [
+        (20, "BatchSizeScaler would let the batch grow, to about "),
+        (84, "The batch lies just below the interval, so a larger one would gain little."),
+        (100, "The batch lies within the interval, so neither a smaller nor a larger one is clearly better."),
+        (400, "A batch of about 100 would use its tokens better."),
+    ],
+)
+def test_a_monitor_is_told_how_its_batch_compares(facts, batch, says):
+    numbers = dataclasses.replace(facts.numbers, decides=False, acts=False)
+    profile = dataclasses.replace(facts.profile, unit="tokens")
+    noise = noise_of(100.0, spread=0.08)
+    assert 90 > noise.low > 84 > noise.low / 1.25
+    assert 110 < noise.high < 200
+    text = text_of(facts, numbers=numbers, profile=profile, noise=noise, latest=None, batch_size=batch)
+    assert f"By it, a token in a batch of {batch} is worth " in text
+    assert says in text
+
+
 def test_the_forecast_of_windows_is_the_smallest_power_of_two():
     noise = noise_of(100.0, spread=0.9)
     assert not noise.resolved
@@ -250,4 +270,4 @@ def test_no_run_is_too_odd_for_a_verdict(facts, seed):
     for word in ("None", "nan", "inf ", "inf.", "e+", "Reason.", "..", "  "):
         assert word not in text, text
     if odd.profile.unit == "tokens":
-        assert "examples" not in text.replace("use its examples", "")
+        assert "example" not in text
