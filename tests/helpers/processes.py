@@ -157,7 +157,10 @@ def _message(rank, world_size, timeout, init, function, args):
     import torch
     from torch import distributed
 
+    from tests.helpers.gloo import average_over_gloo
+
     torch.set_num_threads(1)
+    average_over_gloo()
     try:
         if init:
             every = timedelta(seconds=timeout)
