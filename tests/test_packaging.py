@@ -151,14 +151,14 @@ def test_the_oldest_versions_are_those_declared():
     declared = [
         "lightning!=2.6.2,!=2.6.3,<3,>=2.6",
         "torch>=2.7",
-        "jsonargparse[signatures]>=4.39; extra == 'cli'",
-        "jsonargparse[signatures]>=4.39; extra == 'test'",
+        "jsonargparse[signatures]>=4.51; extra == 'cli'",
+        "jsonargparse[signatures]>=4.51; extra == 'test'",
         'pytest-timeout>=2.3.1; extra == "test"',
         "ruff==0.17.5; extra == 'dev'",
         "sphinx>=7.3; extra == 'docs'",
     ]
     assert oldest(declared, left_out={"dev", "docs"}) == [
-        "jsonargparse==4.39",
+        "jsonargparse==4.51",
         "lightning==2.6",
         "pytest-timeout==2.3.1",
         "torch==2.7",

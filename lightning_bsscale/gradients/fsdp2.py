@@ -195,6 +195,6 @@ def fsdp2_params(model: nn.Module) -> list[Any] | None:
 
 def _divisor(group: Any) -> float | None:
     """Return the divisor of the summed gradients if it is not the number of processes."""
-    # The attribute has another name in older versions.
-    divisor = getattr(group, "gradient_divide_factor", getattr(group, "reduce_scatter_divide_factor", None))
+    # torch 2.7 has no such attribute, and another divisor stands where it cannot be read; the comparison detects it.
+    divisor = getattr(group, "gradient_divide_factor", None)
     return None if divisor is None else float(divisor)

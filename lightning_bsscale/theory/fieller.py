@@ -136,7 +136,7 @@ def fieller_interval(
     shift = 0.0
     if third_moment != 0 and grad_sq > 0:
         ratio = trace / grad_sq
-        variance = trace_variance - 2 * ratio * covariance + ratio**2 * grad_sq_variance
+        variance = trace_variance - 2 * ratio * covariance + ratio * ratio * grad_sq_variance  # a power would raise
         shift = quantile**2 * third_moment / variance if 0 < variance < math.inf else 0.0
     if shift > 0 and high < math.inf:
         high = _fieller_set(trace + shift, *known)[1]

@@ -18,6 +18,7 @@ from tests.helpers.sharded_models import (
     Net,
     batches_of,
     hooked,
+    lacks,
     loss_of,
     mesh_of,
     run_case,
@@ -142,6 +143,8 @@ def true_sums(ranks, factor, case):
 )
 def test_each_micro_batch_is_seen(kind, name, watcher):
     case = {"fsdp1": FSDP1, "fsdp2": FSDP2}[kind][name]
+    if missing := lacks(case):
+        pytest.skip(f"FSDP2 of this torch has no {missing}")
     for found in check(kind, case, watcher):
         assert found["found"] == pytest.approx(found["expected"], rel=tolerances(case)[0])
         assert not found["sees_mean_over_ranks"]
@@ -207,14 +210,14 @@ def every_refusal(rank):
         net = WeightOnly()
         watcher = chosen(fully_shard(net))
         watcher.start_window()
-        loss = net.training_step(rank)
+        loss = net.training_step()
         watcher.start_sample()
     with refused("reduced"):  # one parameter used past its unit
         net = WeightOnly()
         fully_shard(net.layer)
         watcher = chosen(fully_shard(net))
         watcher.start_window()
-        loss = net.training_step(rank) + net.layer(torch.ones(2, WIDTH)).sum()
+        loss = net.training_step() + net.layer(torch.ones(2, WIDTH)).sum()
         watcher.start_sample()
         loss.backward()
         watcher.end_sample(1)
@@ -231,10 +234,11 @@ class WeightOnly(nn.Module):
         self.weight = nn.Parameter(torch.ones(8))
         self.layer = nn.Linear(WIDTH, WIDTH)
 
-    def training_step(self, index):
+    def training_step(self):
         from torch.distributed.tensor import DTensor
 
-        return (self.weight[index] * 2.0).to_local() if isinstance(self.weight, DTensor) else self.weight[index]
+        total = self.weight.sum()
+        return total.to_local() if isinstance(total, DTensor) else total
 
 
 @in_every_place

@@ -157,13 +157,17 @@ def _message(rank, world_size, timeout, init, function, args):
     import torch
     from torch import distributed
 
+    from tests.helpers.gloo import average_over_gloo
+
     torch.set_num_threads(1)
+    average_over_gloo()
     try:
         if init:
             every = timedelta(seconds=timeout)
             distributed.init_process_group(here().backends, rank=rank, world_size=world_size, timeout=every)
         message = pickle.dumps((True, function(rank, *args)))
-        if init and distributed.is_initialized():
+        # Ending gloo's group hangs now and then in torch 2.7, and the process ends with it anyhow.
+        if init and distributed.is_initialized() and here().backend != "gloo":
             distributed.destroy_process_group()
         return message
     except BaseException as error:  # the group is left as it is: NCCL could wait for another rank to end it

@@ -152,6 +152,19 @@ def shard_fsdp2(net, case):
     return net
 
 
+def lacks(case):
+    """What the case needs and FSDP2 of an older torch has not, or None."""
+    from torch.distributed import fsdp
+    from torch.distributed.fsdp._fully_shard import _fsdp_common
+
+    needed = {
+        "sum, not mean": (fsdp.FSDPModule, "set_gradient_divide_factor"),
+        "groups": (_fsdp_common, "ShardPlacementResult"),
+    }
+    place, name = needed.get(case.special, (fsdp, "fully_shard"))
+    return None if hasattr(place, name) else name
+
+
 def several_groups(net):
     """The wide layers of a unit are sharded over all ranks, the rest over half of them and replicated."""
     from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult

@@ -17,6 +17,8 @@ pytestmark = [
     WITHOUT_VALIDATION,
     # These modules look at each step of a scheduler, and then step it as Lightning does.
     pytest.mark.filterwarnings("ignore:.*lr_scheduler_step is overridden.*"),
+    # SequentialLR of torch 2.7 steps its schedulers in the way that it warns of.
+    pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step"),
 ]
 
 

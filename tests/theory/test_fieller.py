@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
@@ -104,6 +104,7 @@ def test_skewed_windows_move_one_end_outwards():
 
 
 @given(st.floats(1, 10), st.floats(-10, 10), st.floats(0.01, 5), st.floats(0.01, 5), st.floats(-20, 20))
+@example(trace=1.0, grad_sq=1e-155, se_trace=1.0, se_sq=1.0, third_moment=1.0)  # a ratio whose square is infinite
 def test_skewness_never_shortens_the_interval(trace, grad_sq, se_trace, se_sq, third_moment):
     known = dict(trace=trace, grad_sq=grad_sq, trace_variance=se_trace**2, grad_sq_variance=se_sq**2, covariance=0.0)
     low, high, resolved = fieller_interval(**known, quantile=1.6)

@@ -164,8 +164,7 @@ def test_wrong_sums_are_refused(change, error, message):
 
 
 def test_sums_are_read_in_the_order_of_the_fields():
-    num_samples = sum([2 / 10] * 10)  # of ten ranks that see two samples as means over ranks
-    assert num_samples < 2
+    num_samples = math.nextafter(2, 0)  # added over ten ranks that see two samples as means over ranks
     expected = WindowSums(sum_sq_norms=10.0, mean_sq_norm=4.0, num_samples=2, sum_inverse_sizes=0.5, examples=8.0)
     assert WindowSums.from_numbers([10.0, 4.0, num_samples, 0.5, 8.0, num_samples, 0.5]) == expected
     weighted = replace(expected, sum_weights=3.0, sum_sq_weights=0.75)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_bsscale.theory import policies
 from lightning_bsscale.theory.policies import Decision, Reason
 from lightning_bsscale.theory.reason_numbers import OF_A_POLICY, REASON_NUMBERS, reason_number
 from lightning_bsscale.theory.rules.choose import RULES
@@ -49,7 +50,7 @@ def codes_in(source):
 
 def test_every_code_of_the_package_has_a_number():
     """Without those that a policy's answer gets if it has none, which say nothing: they count as its own."""
-    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "lightning_bsscale/theory/policies").glob("*.py")]
+    sources = [path.read_text(encoding="utf-8") for path in Path(policies.__file__).parent.glob("*.py")]
     given = {code for source in sources for code in codes_in(source)} | {reason.code for reason in Reason}
     assert {"milestone", "no_cut_due", "above_noise_scale", "test_passed", "behind_trend", "no_decision"} <= given
     given -= set(RULES)  # pairs of rules' names
