@@ -160,7 +160,7 @@ class BatchSizeScaler(WindowCallback):
             RunOptions(
                 callback="BatchSizeScaler",
                 decides=True,
-                rule_for=partial(preflight.choose_rule, rule, cap, checked_policy),
+                rule_for=partial(preflight.choose_rule, rule, cap, getattr(checked_policy, "lr_rules", None)),
                 policy=checked_policy,
                 schedule=options.check_schedule(schedule),
                 also_scale_for=partial(preflight.choose_also_scale, options.check_also_scale(also_scale)),

@@ -216,14 +216,13 @@ def _prices(arguments: argparse.Namespace, known: KnownRun | None) -> Prices | N
 
 
 def _rule(arguments: argparse.Namespace, known: KnownRun | None) -> LearningRateRule:
-    from lightning_bsscale.theory.rules import resolve_rule, rule_for_optimizer
+    from lightning_bsscale.theory.rules import FOR_FIXED_BATCHES, resolve_rule, rule_for_optimizer
 
     if arguments.rule is not None and arguments.rule != "auto":
         return resolve_rule(arguments.rule, name="--rule", auto=", 'auto'")
     if arguments.optimizer is None and arguments.rule is None and known is not None and known.rule is not None:
         return known.rule
-    # The power of 0.75 is for a batch that grows; Adam's best rate of a fixed one follows the square root at most.
-    return rule_for_optimizer([arguments.optimizer or "AdamW"], meant_for=("saturating", "linear", "sqrt"))
+    return rule_for_optimizer([arguments.optimizer or "AdamW"], meant_for=FOR_FIXED_BATCHES)
 
 
 def _factors(rule: LearningRateRule, present: float, noise_scale: float) -> Callable[[Row], float]:

@@ -71,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lr-rule",
         default="auto",
         metavar="NAME",
-        help="learning rate against batch: linear, sqrt, power, saturating, surge, none, or auto for the optimizer's",
+        help="learning rate against batch: linear, sqrt, power, saturating, surge, none, or auto (saturating for SGD, "
+        "sqrt for Adam and its relatives)",
     )
     measured = parser.add_argument_group("the measurement")
     measured.add_argument("--minutes", type=amount, default=10.0, metavar="M", help="minutes for the whole measurement")

@@ -25,7 +25,7 @@ from lightning_bsscale.theory.branching import critical_batch, ratio_to_noise_sc
 from lightning_bsscale.theory.checks import check_integer, check_number, show
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.noise_report import NoiseReport
-from lightning_bsscale.theory.rules import LearningRateRule
+from lightning_bsscale.theory.rules import FOR_FIXED_BATCHES, LearningRateRule
 from lightning_bsscale.theory.stored import as_plain
 
 __all__ = ["measure_critical_batch"]
@@ -73,7 +73,8 @@ def measure_critical_batch(
             accumulate_grad_batches. One device. Where the checkpoint holds the state of a `BatchSizeScaler`, its batch
             and factor are used instead of accumulate_grad_batches.
         multiples: Batches of the branches, relative to the batch at the branching point, ascending.
-        lr_rule: How the learning rate follows the batch, as for `BatchSizeScaler`.
+        lr_rule: How the learning rate follows the batch, as for `BatchSizeScaler`; but ``"auto"`` is the square root
+            for Adam and its relatives, since a branch has no decay in which a steeper rule pays.
         lr_cap: Largest factor on the learning rate; None for no ceiling.
         examples: Examples of each branch; None for 8 steps of the largest batch.
         offsets: Parts of the data to branch on; None for as many as `minutes` allow, from 3 to 64.
@@ -108,7 +109,7 @@ def measure_critical_batch(
         noise, report = _noise(lines, lambda: trainers.noise(train_loader, relative_error, each, 15 * minutes))
         if report is not None:
             say(report.sentence())
-        rule = choose_rule(lr_rule, lr_cap, None, trainers.optimizer())
+        rule = choose_rule(lr_rule, lr_cap, FOR_FIXED_BATCHES, trainers.optimizer())
         run = _Branches(trainers, stream, plan, point, rule, noise, lines)
         number = _all_offsets(run, offsets, started, 60 * minutes, say)
     losses = [[lines.loss(offset, branch.batch_size) for branch in plan.branches] for offset in range(number)]

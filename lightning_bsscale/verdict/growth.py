@@ -244,7 +244,9 @@ def explain_monitor(facts: RunFacts) -> Said:
         return Said(reasons=(reason,), next_steps=(f"BatchSizeScaler would let the batch grow, to about {larger}.",))
     if noise.high < batch:
         smaller = describe_count(noise.noise_scale)
-        return Said(reasons=(reason,), next_steps=(f"A batch of about {smaller} would use its {facts.profile.unit} better.",))
+        return Said(
+            reasons=(reason,), next_steps=(f"A batch of about {smaller} would use its {facts.profile.unit} better.",)
+        )
     if noise.low < batch:
         fits = "The batch lies within the interval, so neither a smaller nor a larger one is clearly better."
         return Said(reasons=(reason, fits))

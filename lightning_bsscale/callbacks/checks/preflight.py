@@ -251,13 +251,15 @@ def check_update(trainer: pl.Trainer, missed: int, *, was_seen: bool) -> None:
     )
 
 
-def choose_rule(lr_rule: Any, lr_cap: float | None, policy: Any, optimizer: Optimizer) -> LearningRateRule:
-    """Return the rule for a name or an object; for ``"auto"`` the one that suits the optimizer and the policy.
+def choose_rule(
+    lr_rule: Any, lr_cap: float | None, meant_for: Sequence[str] | None, optimizer: Optimizer
+) -> LearningRateRule:
+    """Return the rule for a name or an object; for ``"auto"`` the one that suits the optimizer and the purpose.
 
     Args:
         lr_rule: the option
         lr_cap: the largest factor, or None
-        policy: the policy, which may work with some rules only
+        meant_for: names of the rules that a policy or a probe works with; None for any
         optimizer: the optimizer that steps
 
     Returns:
@@ -270,7 +272,7 @@ def choose_rule(lr_rule: Any, lr_cap: float | None, policy: Any, optimizer: Opti
         return resolve_rule(lr_rule, cap=lr_cap)
     try:
         names = [cls.__name__ for cls in type(optimizer).__mro__]
-        rule = rule_for_optimizer(names, getattr(policy, "lr_rules", None))
+        rule = rule_for_optimizer(names, meant_for)
     except ValueError as error:
         raise MisconfigurationException(str(error)) from error
     return resolve_rule(rule, cap=lr_cap)

@@ -9,7 +9,13 @@ Other folders import from here; the files of this folder import each other.
 """
 
 from lightning_bsscale.theory.rules.capped import Capped
-from lightning_bsscale.theory.rules.choose import RULES, CustomRule, resolve_rule, rule_for_optimizer
+from lightning_bsscale.theory.rules.choose import (
+    FOR_FIXED_BATCHES,
+    RULES,
+    CustomRule,
+    resolve_rule,
+    rule_for_optimizer,
+)
 from lightning_bsscale.theory.rules.constant import Constant
 from lightning_bsscale.theory.rules.linear import Linear
 from lightning_bsscale.theory.rules.power import Power, Sqrt
@@ -18,6 +24,7 @@ from lightning_bsscale.theory.rules.saturating import Saturating
 from lightning_bsscale.theory.rules.surge import Surge
 
 __all__ = [
+    "FOR_FIXED_BATCHES",
     "RULES",
     "Capped",
     "Constant",

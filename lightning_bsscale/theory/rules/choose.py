@@ -17,7 +17,7 @@ from lightning_bsscale.theory.rules.rule import LearningRateRule
 from lightning_bsscale.theory.rules.saturating import Saturating
 from lightning_bsscale.theory.rules.surge import Surge
 
-__all__ = ["RULES", "CustomRule", "resolve_rule", "rule_for_optimizer"]
+__all__ = ["FOR_FIXED_BATCHES", "RULES", "CustomRule", "resolve_rule", "rule_for_optimizer"]
 
 
 RULES: dict[str, type[LearningRateRule]] = {
@@ -29,6 +29,13 @@ RULES: dict[str, type[LearningRateRule]] = {
     "none": Constant,
 }
 """Rules by name; each can be created without arguments."""
+
+FOR_FIXED_BATCHES = ("saturating", "linear", "sqrt")
+"""Rules between batches that stay as they are, in a plan or in a probe's branches.
+
+Adam's steeper power is for a batch that grows while the learning rate decays: at once, and without the decay, it raises
+the loss. The square root keeps the noise of Adam's updates (Malladi et al. 2022, arXiv 2205.10287).
+"""
 
 _SGD = ("SGD", "ASGD")
 _LARS = ("LARS",)
