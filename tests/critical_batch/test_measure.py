@@ -241,6 +241,24 @@ def test_a_branch_that_was_held_up_is_not_believed_in_the_forecast(tmp_path):
     assert run.seconds() == 12 + 9 + 6
 
 
+class WithAdam(Module):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.02)
+
+
+def test_adams_learning_rate_follows_a_branch_by_the_square_root(tmp_path, monkeypatch):
+    """The scaler's steeper power would raise the loss of a branch, which has no decay that takes it back."""
+    factors = []
+
+    def branch(self, batches, accumulate, factor, looks=()):
+        factors.append(factor)
+        return 0.5, [0.6 for _ in looks]
+
+    monkeypatch.setattr(measure.Trainers, "branch", branch)
+    probe(tmp_path, module=WithAdam(), lr_rule="auto", multiples=(1, 4, 16), examples=64)
+    assert factors == pytest.approx([1, 2, 4] * 2)
+
+
 def test_the_clock_alone_decides_the_number_of_offsets(tmp_path, monkeypatch):
     """Each branch takes ten seconds, so two of them fit fifteen times into five minutes."""
     now = [0.0]
