@@ -237,7 +237,7 @@ def _all_offsets(
     run.finish(0, only_first=True)
     number = 0
     while number < (MAX_OFFSETS if wanted is None else wanted):
-        each, passed = run.seconds(), time.monotonic() - started
+        each, passed = max(1e-3, run.seconds()), time.monotonic() - started  # a clock may not see a short branch
         affordable = number + int(max(0.0, seconds - passed) / each)
         if wanted is None and number == 0 and affordable < MIN_OFFSETS:
             raise ProbeError(
