@@ -433,7 +433,7 @@ def results(text: str) -> tuple[dict[str, Any], str]:
             continue
         timed = list(finished(RESULTS / f"front_times_{task.name}.jsonl").values())
         ours = [name for name, method in METHODS.items() if method.is_ours]
-        machine = records[0]["machine"]
+        machine = (timed or records)[0]["machine"]
         summaries[task.name] = {
             "settings": dict(task.settings),
             "parameters": records[0]["parameters"],

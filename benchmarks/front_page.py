@@ -42,10 +42,11 @@ def title_of(name: str) -> str:
 
 
 def number(value: float, error: float, *, signed: bool = False) -> str:
-    """Format a value and its standard error."""
+    """Format a value and its standard error, which one seed does not have."""
     if not math.isfinite(value):
         return "diverged"
-    return f"{value:+.4f} ± {error:.4f}" if signed else f"{value:.4f} ± {error:.4f}"
+    text = f"{value:+.4f}" if signed else f"{value:.4f}"
+    return f"{text} ± {error:.4f}" if math.isfinite(error) else text
 
 
 def table(task: Task, summary: Summary) -> str:
@@ -69,8 +70,8 @@ def table(task: Task, summary: Summary) -> str:
     machine = summary["machine"]
     tried = ", ".join(f"{factor:g}" for factor in sorted({rate for rates in task.rates.values() for rate in rates}))
     lines = [
-        f"| run | learning rate | loss ({task.unit}) | against fixed {task.start} | steps | seconds |",
-        "|---|---|---|---|---|---|",
+        f"| run | learning rate | seeds | loss ({task.unit}) | against fixed {task.start} | steps | seconds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         against = row.get("against_start")
@@ -82,15 +83,14 @@ def table(task: Task, summary: Summary) -> str:
         seconds = "–" if row["seconds"] is None else f"{row['seconds']:.1f}"
         name = title_of(row["name"])
         lines.append(
-            f"| {f'**{name}**' if row['name'] == 'scaler' else name} | {row['learning_rate']:.3g} |"
+            f"| {f'**{name}**' if row['name'] == 'scaler' else name} | {row['learning_rate']:.3g} | {row['seeds']} |"
             f" {number(row['loss'], row['error'])} | {difference} | {row['steps']:,.0f} | {seconds} |"
         )
-    seeds = sorted({row["seeds"] for row in rows})
     followed = "by its square root" if task.power == 0.5 else "linearly"
     lines += [
         "",
-        f"{' to '.join(map(str, seeds[:: max(1, len(seeds) - 1)]))} seeds, paired; ± is one standard error. Learning"
-        f" rates tried for the fixed batches: {tried} times"
+        "Paired by seed; ± is one standard error. Learning rates tried for the fixed batches:"
+        f" {tried} times"
         f" {task.settings['base_rate']:g}, which follows the batch {followed};"
         f" the best one counts. Seconds are medians of the training loop on an otherwise idle machine. Python"
         f" {machine['python']}, torch {machine['torch']}, lightning {machine['lightning']}, {machine['processor']}, 1"
