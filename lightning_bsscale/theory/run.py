@@ -436,8 +436,6 @@ def ask_policy(settings: RunSettings, state: RunState, conditions: Conditions) -
         state = changed(state, schedule_peak=factor)
     if state.examples.total < settings.warmup_examples:
         return Asked(state, None, None)
-    if settings.total_examples is not None and state.used_examples >= settings.total_examples:
-        return Asked(state, None, None)  # Nothing is trained with the next batch.
     situation = _situation(settings, state, conditions, factor)
     decided = state.batch.decided(situation, policy=settings.policy, rule=settings.rule, limits=settings.limits)
     log, record = state.decisions, decided.record

@@ -14,7 +14,7 @@ from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonit
 from lightning_bsscale.callbacks.trainer import timing
 from lightning_bsscale.verdict import read_facts, verdict_of
 from tests.helpers.expected_warnings import CANNOT_MEASURE, CKPT_PATH, HARDLY_RESOLVED, MID_EPOCH, ignored
-from tests.helpers.training import Broken, Regression, Saves, Scripted, fit, regression_loader
+from tests.helpers.training import Broken, Regression, Saves, fit, regression_loader
 
 pytestmark = [
     CANNOT_MEASURE,
@@ -437,17 +437,6 @@ def test_a_monitor_of_a_batch_that_is_too_large():
 
 
 # ---------------------------------------------------------------- ends that are none, and runs of several parts
-
-
-def test_the_last_window_is_followed_by_no_decision():
-    """A batch that nothing was trained with would be the headline."""
-    policy = Scripted([8, 16, 32, 64, 128, 256, 512])
-    scaler = BatchSizeScaler(policy=policy, warmup=0, max_batch_size=10**6)
-    trainer = trained(scaler, examples=400)
-    # 4 + 8 + … + 128 are 252 examples, and the other 148 are the last window of a batch of 256.
-    assert trainer.global_step == 7
-    assert scaler.verdict().headline == "The batch grew from 4 to 256 examples in 6 changes."
-    assert policy.batches == [512]
 
 
 @pytest.mark.parametrize("error", [Broken(), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
