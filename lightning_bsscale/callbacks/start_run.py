@@ -22,10 +22,10 @@ from lightning_bsscale.callbacks.trainer.losses import LossReader
 from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
 from lightning_bsscale.callbacks.trainer.user_plan import read_plan
 from lightning_bsscale.callbacks.window_loop import WindowLoop
+from lightning_bsscale.theory.described import describe, min_steps_of
 from lightning_bsscale.theory.losses import Losses
 from lightning_bsscale.theory.pace import Pace
 from lightning_bsscale.theory.plan import PlanPosition
-from lightning_bsscale.theory.policies import NoiseScalePolicy
 from lightning_bsscale.theory.profile import RunProfile
 from lightning_bsscale.theory.run import begin_run, resume_run
 from lightning_bsscale.theory.shares import memory_in_examples
@@ -130,7 +130,7 @@ def _profile(options: RunOptions, optimizer: Optimizer, *, is_resumed: bool) -> 
         also_scale=tuple(type(rule).__name__ for rule in options.also_scale_for(optimizer)),
         max_batch_size=options.max_batch_size,
         split=options.split,
-        min_steps=options.policy.min_steps if isinstance(options.policy, NoiseScalePolicy) else None,
+        min_steps=min_steps_of(describe(options.policy)) if options.decides else 0,
         is_resumed=is_resumed,
     )
 

@@ -26,7 +26,6 @@ from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
 from lightning_bsscale.callbacks.window_loop import WindowLoop
 from lightning_bsscale.record_lists import MeasurementList
 from lightning_bsscale.summary import describe_noise
-from lightning_bsscale.theory.described import describe, min_steps_of
 from lightning_bsscale.theory.estimate import NoiseScale
 from lightning_bsscale.theory.losses import Losses, LossPoint
 from lightning_bsscale.theory.numbers import describe_count
@@ -171,7 +170,7 @@ class WindowCallback(pl.Callback):
             batch_size=run.batch.batch_size,
             granularity=run.now.granularity,
             is_dry_run=self._options.decides and self._options.dry_run,
-            min_steps=min_steps_of(describe(self._options.policy)) if self._options.decides else 0,
+            min_steps=0 if context is None else context.profile.min_steps,
             total_examples=None if context is None else context.numbers.total_examples,
         )
 

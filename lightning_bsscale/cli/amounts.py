@@ -44,11 +44,8 @@ def count(text: str) -> int:
 
     Raises:
         argparse.ArgumentTypeError: If it is none.
-    """
-    number = amount(text)
-    if number < 1 or number != int(number):
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 such as 512, found {text!r}")
-    return int(number)
+    """  # noqa: DOC502
+    return _whole_from(1, " such as 512", text)
 
 
 def whole(text: str) -> int:
@@ -62,8 +59,12 @@ def whole(text: str) -> int:
 
     Raises:
         argparse.ArgumentTypeError: If it is none.
-    """
+    """  # noqa: DOC502
+    return _whole_from(0, "", text)
+
+
+def _whole_from(least: int, example: str, text: str) -> int:
     number = amount(text)
-    if number != int(number):
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, found {text!r}")
+    if number < least or number != int(number):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}{example}, found {text!r}")
     return int(number)

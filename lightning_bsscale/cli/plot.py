@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from lightning_bsscale.theory.records import Measurement
 
-    _Measured = tuple[list[Measurement], int]
-
 HELP = "draw the picture of a run, or of several compared by their losses"
 ABOUT = """
 Draws what scaler.plot() draws, from a journal, also of a run that is still training or was killed: the noise scale
@@ -69,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in paths:
         try:
             with Working(f"reading {path}"):
-                histories[path] = _measured(path)
+                histories[path] = _measurements(path)
                 if arguments.json:
                     told.append(_verdict(path))
         except (OSError, ValueError) as error:
@@ -121,13 +119,12 @@ def _comparison(paths: Sequence[Path], loss: str | None) -> Figure:
     return figure
 
 
-def _picture(path: Path, histories: Mapping[Path, _Measured]) -> Figure:
+def _picture(path: Path, histories: Mapping[Path, list[Measurement]]) -> Figure:
     from lightning_bsscale.figures import DrawnRun, plot_noise_scale, plot_run
     from lightning_bsscale.figures.compared import read_runs
     from lightning_bsscale.verdict import read_facts, verdict_of
 
-    history, min_steps = histories[path]
-    drawn = DrawnRun(history=history)
+    drawn = DrawnRun(history=histories[path])
     try:
         facts = read_facts(path)
     except ValueError as error:  # a run that has only begun
@@ -144,7 +141,7 @@ def _picture(path: Path, histories: Mapping[Path, _Measured]) -> Figure:
         batch_size=facts.batch_size,
         granularity=facts.numbers.now.granularity,
         is_dry_run=facts.numbers.decides and not facts.numbers.acts,
-        min_steps=min_steps if facts.numbers.decides else 0,
+        min_steps=facts.profile.min_steps,
         total_examples=facts.numbers.total_examples,
         why=" ".join((verdict.headline, *verdict.reasons)),
     )
@@ -153,17 +150,14 @@ def _picture(path: Path, histories: Mapping[Path, _Measured]) -> Figure:
     return figure
 
 
-def _measured(path: Path) -> _Measured:
-    """Read a bounded number of measured windows, spread over the run, and the `min_steps` of its policy."""
-    from lightning_bsscale.journal import Header, read_lines
+def _measurements(path: Path) -> list[Measurement]:
+    """Read a bounded number of measured windows, spread over the run."""
+    from lightning_bsscale.journal import read_lines
     from lightning_bsscale.report.run_record import Thinned
-    from lightning_bsscale.theory.described import min_steps_of
     from lightning_bsscale.theory.records import Measurement
 
-    history, min_steps = Thinned[Measurement](), 0
+    history = Thinned[Measurement]()
     for _, line in read_lines(path):
         if isinstance(line, Measurement):
             history.add(line)
-        elif isinstance(line, Header):
-            min_steps = min_steps_of(line.fields.get("policy"))
-    return history.items, min_steps
+    return history.items

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 HELP = "measure the critical batch by short branches from a checkpoint, and its ratio to the noise scale"
 ABOUT = """
-Answers which batch your training can use well, from a checkpoint (or the start of training): short branches go on
-with 1/2, 1, 2, 4 and 8 times the batch over the same examples, and are compared by their validation loss, on several
-parts of the data. Nothing of yours is trained: each branch has a copy. Batches are in examples. It runs on one
-device, takes the minutes that you allow, and goes on where it was interrupted if the same command is given again.
+Answers which batch your training can use well, from a checkpoint (or the start of training): short branches
+train with 1/2, 1, 2, 4 and 8 times the batch on the same examples, and are compared by their validation loss, on
+several parts of the data. Nothing of yours is trained: each branch has a copy. Batches are in examples. It runs on one
+device and takes the minutes that you allow. An interrupted probe resumes if the same command is given again.
 
 The training is either a LightningCLI config with class_path for model and data, or a function of yours that returns
 (module, training loader, validation loader). The validation step must log a loss. Modules are found in the current

@@ -104,7 +104,7 @@ def short_warnings() -> Iterator[None]:
 
 
 class Working:
-    """Says on stderr that work goes on, once it has taken some seconds, and then from time to time.
+    """Reports on stderr that a long task is still running: first after some seconds, then from time to time.
 
     Args:
         what: what is done, such as "reading run.jsonl"

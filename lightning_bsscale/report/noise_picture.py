@@ -10,7 +10,6 @@ from lightning_bsscale.report.drawing import BOTTOM, TOP, band, frame, line, pic
 from lightning_bsscale.report.figure import Axis, Figure, in_order, on_each_axis, shown, spread
 from lightning_bsscale.report.markup import Markup, number, tag
 from lightning_bsscale.report.run_record import Place, RunRecord, Window
-from lightning_bsscale.theory.described import min_steps_of
 from lightning_bsscale.theory.numbers import describe_number
 from lightning_bsscale.theory.policies import most_with_enough_steps
 
@@ -45,7 +44,7 @@ def _target_ratio(run: RunRecord) -> float:
 
 
 def _min_steps(run: RunRecord) -> int:
-    return min_steps_of(run.header.get("policy")) if run.numbers.decides else 0
+    return 0 if run.facts is None else run.facts.profile.min_steps
 
 
 def _step_limit(run: RunRecord, y: Scale, limit: int) -> list[tuple[Place, float]]:

@@ -51,9 +51,9 @@ def worth_figure(run: RunRecord, name: str, limit: int, axes: Sequence[Axis]) ->
         pictures=pictures,
         legend=[("worth", f"worth of {one}"), ("progress", "progress of a step")],
         reading=(
-            f"A larger batch makes more progress in a step, and less with {one}: the two lines always add up to "
-            "100 %, and cross where the batch equals the noise scale. Both follow from the measured noise scale by a "
-            "model of one step (McCandlish et al. 2018); they are not measured losses."
+            f"A larger batch makes more progress in a step, and less with each of its {run.unit}: the two lines always "
+            "add up to 100 %, and cross where the batch equals the noise scale. Both follow from the measured noise "
+            "scale by a model of one step (McCandlish et al. 2018); they are not measured losses."
         ),
         note="They have gaps where the noise scale is not resolved." if len(windows) < len(everywhere) else None,
         head=(run.unit, "step", "batch", "noise scale", f"worth of {one}", "progress of a step"),

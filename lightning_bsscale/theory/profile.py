@@ -23,7 +23,7 @@ class RunProfile:
         also_scale: Classes of the rules of other hyperparameters.
         max_batch_size: The user's option; None for the default.
         split: The user's option; None for ``"auto"``.
-        min_steps: The policy's option of that name; None without one.
+        min_steps: The `min_steps` of the policy, which limits the batch; 0 where it has none.
         is_resumed: Whether the run was resumed from a checkpoint.
     """
 
@@ -34,7 +34,7 @@ class RunProfile:
     also_scale: tuple[str, ...] = ()
     max_batch_size: int | None = None
     split: bool | None = None
-    min_steps: int | None = None
+    min_steps: int = 0
     is_resumed: bool = False
 
 

@@ -88,7 +88,7 @@ def _explain_few_steps(facts: RunFacts, record: DecisionRecord) -> Said:
     total, decision = facts.numbers.total_examples, record.decision
     planned = facts.planned_steps if total is None else max(facts.planned_steps, math.ceil(total / _first_batch(facts)))
     further = " further" if facts.decisions.changes else ""
-    limit = "" if facts.profile.min_steps is None else f"={facts.profile.min_steps}"
+    limit = f"={facts.profile.min_steps}" if facts.profile.min_steps else ""
     reason = (
         f"A run of {describe_count(planned, 'steps')} is too short to grow{further}: with fewer steps it loses loss, "
         f"whatever the noise scale is (the policy's min_steps{limit})."
@@ -111,7 +111,7 @@ def _of_a_short_run(facts: RunFacts, record: DecisionRecord, planned: int) -> tu
     """Say from how many steps on a run would grow, and how else to choose a batch."""
     sweep = "To choose a batch for so short a run, compare two or three fixed ones."
     min_steps, batch, granularity = facts.profile.min_steps, facts.batch_size, facts.numbers.now.granularity
-    if min_steps is None:
+    if not min_steps:
         return ("A longer run may grow.", sweep)
     larger = (batch // granularity + 1) * granularity
     # What the policy allows with half of the budget left is min_steps in steps of that batch.

@@ -1,4 +1,4 @@
-"""Mistakes of the user's, each in a process of its own: one sentence on stderr, nothing on stdout, no traceback."""
+"""User errors, each in its own process: one sentence on stderr, nothing on stdout, no traceback."""
 
 import os
 import subprocess

@@ -256,7 +256,7 @@ def test_results_that_are_lost_are_not_those_of_an_earlier_training(record, temp
     assert scaler.summary() == str(copy.deepcopy(scaler).verdict()) == text
     assert ("bsscale summary" in text) == (record is not False)
     assert (str(record) in text) == isinstance(record, str)
-    # The next training has its own results, wherever it runs.
+    # The results of the next training replace the lost ones.
     pickle.loads(letter_to(scaler, outcome(24), temporary))
     assert scaler.batch_size == 24
     scaler.on_exception(trainer, module, raised())

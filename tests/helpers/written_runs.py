@@ -8,6 +8,7 @@ from lightning_bsscale.callbacks.trainer.learning_rate import RELATIVE_DIGITS
 from lightning_bsscale.callbacks.trainer.timing import SECONDS_DIGITS
 from lightning_bsscale.journal import Journal, run_header
 from lightning_bsscale.theory import run
+from lightning_bsscale.theory.described import describe, min_steps_of
 from lightning_bsscale.theory.events import EndEvent, EpochEvent, WindowEvent, apply
 from lightning_bsscale.theory.measured import Arrived
 from lightning_bsscale.theory.numbers import significant
@@ -46,7 +47,8 @@ def write_run(path, loader_batches=400, *, journal=None, **options):
     settings, dice = settings_of(loader_batches, **options), random.Random(0)
     lengths = dict(epoch_batches=loader_batches, epoch_examples=loader_batches * SIZE)
     state = run.begin_run(settings, settings.plan.begin(**lengths), epoch=0)
-    journal = journal or Journal(path, run_header(settings, state, RunProfile(policy=type(settings.policy).__name__)))
+    profile = RunProfile(policy=type(settings.policy).__name__, min_steps=min_steps_of(describe(settings.policy)))
+    journal = journal or Journal(path, run_header(settings, state, profile))
 
     def write(event):
         nonlocal state

@@ -34,7 +34,7 @@ def warn_without_matplotlib() -> None:
     if not _has_matplotlib():
         rank_zero_warn(
             "bsscale: log_figure=True needs matplotlib, which is not installed: pip install 'lightning-bsscale[plot]'. "
-            "Training goes on, and before its end is early enough.",
+            "Training is not affected; installing it before training ends is early enough.",
             category=UserWarning,
         )
 

@@ -1,8 +1,8 @@
 """Where LightningCLI buries the sentence about a wrong option, say it again as the last line of the output.
 
 LightningCLI creates the callback by jsonargparse, which catches its ValueError, tries what else the flag could mean,
-and raises a ValueError of its own: many lines, of which the last holds every option. A constructor cannot change that,
-so the sentence is said when the interpreter ends by such an error.
+and raises its own ValueError: many lines, of which the last holds every option. A constructor cannot change that, so
+the sentence is printed again when such an error ends the interpreter.
 """
 
 from __future__ import annotations
