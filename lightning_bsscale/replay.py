@@ -83,9 +83,9 @@ def replay(path: str | Path, policy: Any = None, rule: Any = None, schedule: Any
 
     Args:
         path: a journal
-        policy: the policy; None creates the one that the header names, with its options
-        rule: likewise the rule, without the ceiling of `lr_cap`, which is in the journal
-        schedule: likewise the callback's own schedule
+        policy: the policy; None for the one that the header names, with its options
+        rule: the rule, None for the header's; the ceiling of `lr_cap` is in the journal in either case
+        schedule: the callback's own schedule; None for the header's
 
     Yields:
         each window, factor, measurement and decision, and the state at the end, as recorded and as recomputed
@@ -215,7 +215,7 @@ def settings_with(
 def explained(path: str | Path, line: int, name: str) -> Iterator[None]:
     """Say where a journal holds numbers that do not belong together: each was checked on its own only.
 
-    An error in a policy, rule or schedule of the user's own stays as it is.
+    An error in a user-defined policy, rule or schedule is raised as it is.
 
     Args:
         path: the journal

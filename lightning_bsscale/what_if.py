@@ -119,7 +119,7 @@ def what_if(
         lr_rule: another rule, which acts on the learning rate and not on the batch. None for the recorded one, or for a
             monitor that of the optimizer
         lr_cap: another ceiling of the factor
-        schedule: the callback's own schedule, if it is of the user's own class
+        schedule: the callback's own schedule, if its class is user-defined
         max_batch_size: another limit, in examples
         warmup: another warmup
         memory: another averaging memory
@@ -131,7 +131,7 @@ def what_if(
 
     Raises:
         ValueError: If it is no journal, if its numbers do not belong together, if an option is out of range, or if the
-            policy, rule or schedule that it names is of the user's own and was not given.
+            policy, rule or schedule that it names is user-defined and was not given.
     """  # noqa: DOC502
     if max_batch_size is not None:
         check_integer("max_batch_size", max_batch_size, at_least=1)
@@ -184,7 +184,7 @@ def _with_decisions(path: str | Path) -> Iterator[tuple[int, Line, DecisionRecor
 
 
 class _AsRecorded:
-    """Answers what the journal holds, so that no policy of the user's own is needed for the run as it was."""
+    """Answers what the journal holds, so that no user-defined policy is needed for the run as it was."""
 
     decision: DecisionRecord | None = None
 

@@ -37,7 +37,7 @@ EXEMPT = {
     ("callbacks/output/figure.py", "… is not on this machine"): "part of `bsscale: the picture of the run was not …`",
     ("cli/objects.py", "…"): "says in one function what is allowed, as `--policy must be one of …`",
     ("callbacks/trainer/batches.py", "…"): "part of `the loader's batches cannot be …: …`",
-    ("callbacks/checks/preflight.py", "…"): "hands on the sentence of theory/rules/choose.py, as another class",
+    ("callbacks/trainer/chosen_rules.py", "…"): "hands on the sentence of theory/rules/choose.py, as another class",
 }
 
 

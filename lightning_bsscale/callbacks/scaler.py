@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 
 from lightning_bsscale.callbacks.actuator import Actuator, NullActuator, TrainerActuator
-from lightning_bsscale.callbacks.checks import compatibility, options, preflight
+from lightning_bsscale.callbacks.checks import cautions, compatibility, options, preflight
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.monitor import GradientNoiseScaleMonitor
+from lightning_bsscale.callbacks.trainer.chosen_rules import choose_also_scale, choose_rule
 from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
+from lightning_bsscale.callbacks.trainer.out_of_memory import recovery_options
 from lightning_bsscale.callbacks.window_callback import WindowCallback
 from lightning_bsscale.record_lists import DecisionList
 from lightning_bsscale.summary import summary_table
@@ -160,10 +162,10 @@ class BatchSizeScaler(WindowCallback):
             RunOptions(
                 callback="BatchSizeScaler",
                 decides=True,
-                rule_for=partial(preflight.choose_rule, rule, cap, getattr(checked_policy, "lr_rules", None)),
+                rule_for=partial(choose_rule, rule, cap, getattr(checked_policy, "lr_rules", None)),
                 policy=checked_policy,
                 schedule=options.check_schedule(schedule),
-                also_scale_for=partial(preflight.choose_also_scale, options.check_also_scale(also_scale)),
+                also_scale_for=partial(choose_also_scale, options.check_also_scale(also_scale)),
                 warmup=checked_warmup,
                 total_examples=options.check_total(total_examples, checked_warmup),
                 max_batch_size=options.check_max_batch_size(max_batch_size),
@@ -280,7 +282,7 @@ class BatchSizeScaler(WindowCallback):
             preflight.check_hyperparameters(trainer, self._options.also_scale_for)
         preflight.check_policy(self._options.policy, self._options.rule_for(trainer.optimizers[0]))
         preflight.check_schedule(trainer, self._options.schedule)
-        preflight.warn_unapplied_schedule(self._options)
+        cautions.warn_unapplied_schedule(self._options)
 
     def _make_actuator(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, micro_batches: MicroBatches
@@ -288,6 +290,6 @@ class BatchSizeScaler(WindowCallback):
         name = self._options.callback
         if self._options.dry_run:
             return NullActuator(trainer, name, micro_batches)
-        micro_batches.limit.options = preflight.recovery_options(trainer, self._options.split)
+        micro_batches.limit.options = recovery_options(trainer, self._options.split)
         given = self._options
         return TrainerActuator(trainer, pl_module, name, micro_batches, given.schedule, given.also_scale_for)

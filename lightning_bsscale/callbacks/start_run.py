@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_bsscale.callbacks.actuator import Actuator
-from lightning_bsscale.callbacks.checks import preflight
+from lightning_bsscale.callbacks.checks import cautions, preflight
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.gradient_watch import GradientWatch
 from lightning_bsscale.callbacks.output import messages
@@ -20,6 +20,7 @@ from lightning_bsscale.callbacks.trainer.learning_rate import relative_learning_
 from lightning_bsscale.callbacks.trainer.loaders import Loaders, SizeCheck, read_loaders
 from lightning_bsscale.callbacks.trainer.losses import LossReader
 from lightning_bsscale.callbacks.trainer.optimizer_step import unwrapped
+from lightning_bsscale.callbacks.trainer.traits import has_batch_norm
 from lightning_bsscale.callbacks.trainer.user_plan import read_plan
 from lightning_bsscale.callbacks.window_loop import WindowLoop
 from lightning_bsscale.theory.described import describe, min_steps_of
@@ -139,11 +140,11 @@ def _micro_batches(trainer: pl.Trainer, options: RunOptions, usual_rows: float) 
     """Return the settings that say how windows are computed."""
     rows = max(1, round(usual_rows))
     preflight.check_micro_batches(trainer, options.max_micro_batch_size, rows)
-    largest, has_batch_norm = options.max_micro_batch_size, preflight.has_batch_norm(trainer.lightning_module)
-    splits = not has_batch_norm if options.split is None else options.split
+    largest, normalizes = options.max_micro_batch_size, has_batch_norm(trainer.lightning_module)
+    splits = not normalizes if options.split is None else options.split
     # The gradients of a deterministic run must not depend on a clock.
     is_deterministic = torch.are_deterministic_algorithms_enabled()
-    may_search = options.decides and not options.dry_run and not has_batch_norm and not is_deterministic
+    may_search = options.decides and not options.dry_run and not normalizes and not is_deterministic
     return {
         "rows": rows,
         "max_micro_batch_size": largest if isinstance(largest, int) else None,
@@ -196,7 +197,7 @@ def _warn_single_micro_batch(
         return
     # In a resumed run that acts the current batch size counts, not the user's.
     current = max(1, state.batch.batch_size // settings.now.granularity)
-    preflight.warn_single_micro_batch(
+    cautions.warn_single_micro_batch(
         options,
         accumulate=current if settings.acts else settings.now.accumulate,
         epoch_batches=loaders.batches,

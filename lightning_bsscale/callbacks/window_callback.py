@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_bsscale.callbacks.actuator import Actuator
-from lightning_bsscale.callbacks.checks import compatibility, preflight
+from lightning_bsscale.callbacks.checks import cautions, compatibility, preflight
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.output import messages
 from lightning_bsscale.callbacks.output.figure import log_figure, warn_without_matplotlib
@@ -221,7 +221,7 @@ class WindowCallback(pl.Callback):
         """Check the optimizer, the module's normalisation, and whether a picture can be drawn."""
         preflight.check_optimizer(trainer, self._options.callback)
         self._check_optimizer(trainer)
-        preflight.warn_batch_norm(pl_module, trainer.world_size)
+        cautions.warn_batch_norm(pl_module, trainer.world_size)
         if self._options.log_figure:
             warn_without_matplotlib()
 

@@ -1,4 +1,4 @@
-"""Code of the user's own: load it, and say in one sentence what went wrong in it, and where."""
+"""User-defined code: load it, and say in one sentence what went wrong in it, and where."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _run(arguments)
     except BrokenPipeError:
         raise
-    except Exception as error:  # a policy of the user's own may raise anything
+    except Exception as error:  # a user-defined policy may raise anything
         own = None if arguments.traceback else explain(error)
         if own is not None:
             return complain(f"{own}. --traceback shows all of it.")

@@ -12,9 +12,9 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_bsscale.callbacks.checks.preflight import choose_rule
 from lightning_bsscale.callbacks.output.quiet import quiet
 from lightning_bsscale.callbacks.trainer.batches import part_of, rows_of
+from lightning_bsscale.callbacks.trainer.chosen_rules import choose_rule
 from lightning_bsscale.critical_batch.branch_file import BranchFile
 from lightning_bsscale.critical_batch.checkpoint import BranchingPoint, branching_point
 from lightning_bsscale.critical_batch.plan import BranchPlan, plan_branches

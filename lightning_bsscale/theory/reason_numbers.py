@@ -10,7 +10,7 @@ __all__ = ["CHANGED", "OF_A_POLICY", "REASON_NUMBERS", "reason_number"]
 CHANGED = 0
 """The batch changed, so nothing was held."""
 OF_A_POLICY = 1
-"""A hold with a code that is not in the table: one of the user's own policy."""
+"""A hold with a code that is not in the table: one of a user-defined policy."""
 
 REASON_NUMBERS: dict[str, int] = {
     Reason.GROW.code: CHANGED,

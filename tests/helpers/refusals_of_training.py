@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Single
 from torch.utils.data import DataLoader
 
 from lightning_bsscale import BatchSizeScaler, Decision, GradientNoiseScaleMonitor, HoldIfWorse, NoiseScalePolicy
-from lightning_bsscale.callbacks.checks import preflight
+from lightning_bsscale.callbacks.checks import cautions, preflight
 from lightning_bsscale.callbacks.state.spawn import Outcome, _SentOutcome
 from lightning_bsscale.callbacks.trainer import accumulation, loaders
 from lightning_bsscale.callbacks.trainer.micro_batches import MicroBatches
@@ -190,7 +190,7 @@ CASES += [
     Case(lambda: train_where(loaders, "extremes", return_value=([10.0], [12.0]))),
     Case(lambda: loaders.SizeCheck(4).add(400, 50), "4 8 50"),
     Case(lambda: train_where(ParameterHooks, "__init__", side_effect=UnsupportedSharding("why"))),
-    Case(lambda: preflight.warn_batch_norm(torch.nn.SyncBatchNorm(2), world_size=2)),  # torch runs it on GPUs only
+    Case(lambda: cautions.warn_batch_norm(torch.nn.SyncBatchNorm(2), world_size=2)),  # torch runs it on GPUs only
     # test_compatibility.py does it with the other package's own Trainer, where that is installed.
     Case(lambda: BatchSizeScaler().setup(SimpleNamespace(), Regression(), "fit")),
     Case(

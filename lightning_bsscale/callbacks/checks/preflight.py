@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,20 +12,16 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from lightning.pytorch.strategies.xla import XLAStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.nn import SyncBatchNorm
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.trainer.hyperparameters import unusable_entry
 from lightning_bsscale.callbacks.trainer.optimizer_step import can_wrap_step, unwrapped
-from lightning_bsscale.callbacks.trainer.out_of_memory import RecoveryOptions
+from lightning_bsscale.callbacks.trainer.traits import is_sharded
 from lightning_bsscale.theory.checks import show
-from lightning_bsscale.theory.hyperparameters import HyperparameterRule, hyperparameters_for_optimizer
+from lightning_bsscale.theory.hyperparameters import HyperparameterRule
 from lightning_bsscale.theory.numbers import describe_count
-from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule, resolve_rule, rule_for_optimizer
-from lightning_bsscale.theory.windows import windows_in_memory
+from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule
 
 
 def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, callback: str) -> None:
@@ -85,13 +80,6 @@ def check_measurable(trainer: pl.Trainer, pl_module: pl.LightningModule, callbac
             "ranks steps on its own, so no gradient is the mean over all ranks. Remove model_averaging_period and "
             "PostLocalSGDState."
         )
-
-
-# Below two windows of equal weight, theory/estimate.py calls every estimate unresolved.
-MIN_WINDOWS = 2.0
-# In fewer steps even a callback's default options hold too few windows, and there is little to learn: for the scaler,
-# and for the monitor, which measures half as often.
-MIN_STEPS = {True: 150, False: 300}
 
 
 def _shares_micro_batches(strategy: Any) -> bool:
@@ -251,43 +239,6 @@ def check_update(trainer: pl.Trainer, missed: int, *, was_seen: bool) -> None:
     )
 
 
-def choose_rule(
-    lr_rule: Any, lr_cap: float | None, meant_for: Sequence[str] | None, optimizer: Optimizer
-) -> LearningRateRule:
-    """Return the rule for a name or an object; for ``"auto"`` the one that suits the optimizer and the purpose.
-
-    Args:
-        lr_rule: the option
-        lr_cap: the largest factor, or None
-        meant_for: names of the rules that a policy or a probe works with; None for any
-        optimizer: the optimizer that steps
-
-    Returns:
-        The rule.
-
-    Raises:
-        MisconfigurationException: If ``"auto"`` does not know the optimizer's class.
-    """
-    if not (isinstance(lr_rule, str) and lr_rule == "auto"):
-        return resolve_rule(lr_rule, cap=lr_cap)
-    try:
-        names = [cls.__name__ for cls in type(optimizer).__mro__]
-        rule = rule_for_optimizer(names, meant_for)
-    except ValueError as error:
-        raise MisconfigurationException(str(error)) from error
-    return resolve_rule(rule, cap=lr_cap)
-
-
-def choose_also_scale(
-    also_scale: str | tuple[HyperparameterRule, ...], optimizer: Optimizer
-) -> tuple[HyperparameterRule, ...]:
-    """Return the option's rules of other hyperparameters; for ``"auto"`` those that suit the optimizer and fit it."""
-    if not isinstance(also_scale, str):
-        return also_scale
-    rules = hyperparameters_for_optimizer([cls.__name__ for cls in type(optimizer).__mro__])
-    return tuple(rule for rule in rules if unusable_entry(optimizer.param_groups, rule) is None)
-
-
 def check_policy(policy: Any, rule: LearningRateRule) -> None:
     """Refuse a policy that cannot do what it promises in this training.
 
@@ -333,16 +284,6 @@ def check_schedule(trainer: pl.Trainer, schedule: Any) -> None:
         )
 
 
-def warn_unapplied_schedule(options: RunOptions) -> None:
-    """Warn that a dry run does not apply the callback's own schedule."""
-    if options.dry_run and options.schedule is not None:
-        rank_zero_warn(
-            f"bsscale: dry_run=True changes nothing, so schedule={options.schedule!r} is not applied: the learning "
-            "rate stays the optimizer's own. For a run to compare with, return a scheduler from configure_optimizers.",
-            category=UserWarning,
-        )
-
-
 def check_plan(trainer: pl.Trainer, options: RunOptions, total_examples: float | None, start_batch_size: int) -> None:
     """Refuse a budget of less than one batch, and warn about a warmup that covers all of it.
 
@@ -369,39 +310,6 @@ def check_plan(trainer: pl.Trainer, options: RunOptions, total_examples: float |
             f"bsscale: warmup={warmup} examples covers all of this training ({describe_count(total_examples)} "
             "examples), so the batch never grows. An int counts examples; a float such as 0.05 is a share of the "
             "training.",
-            category=UserWarning,
-        )
-
-
-def warn_short_plan(
-    trainer: pl.Trainer, options: RunOptions, total_examples: float | None, start_batch_size: int, loader_batch: int
-) -> None:
-    """Warn if the averages cannot resolve a noise scale in this training, given its budget and measured windows."""
-    if total_examples is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        spacing = max(start_batch_size, loader_batch * options.measure_every)
-        least = MIN_STEPS[options.decides] * start_batch_size
-        warn_short_memory(total_examples, options.memory, least, spacing)
-
-
-def warn_short_memory(total_examples: float, memory: float, least: int, spacing: int) -> None:
-    """Warn if the averages cannot hold the two windows that an interval needs.
-
-    Args:
-        total_examples: the budget
-        memory: the option
-        least: examples of a training that is too short to warn of
-        spacing: examples from one measured window to the next
-    """
-    examples = memory * total_examples
-    held = math.ceil(total_examples / spacing) if memory == 1 else windows_in_memory(examples, spacing)
-    if held < MIN_WINDOWS and total_examples >= least:
-        better = 4 * spacing / total_examples
-        advice = "Set a lower measure_every" + (f", or memory={better:.2g}." if memory < better <= 1 else ".")
-        rank_zero_warn(
-            "bsscale: the noise scale can hardly be resolved in this training: one window in "
-            f"{describe_count(spacing)} examples is measured, and memory={memory:g} of "
-            f"{describe_count(total_examples)} examples averages over {describe_count(examples)}. These hold "
-            f"{held:.1f} windows, but an interval needs more than {MIN_WINDOWS:g}. {advice}",
             category=UserWarning,
         )
 
@@ -458,100 +366,3 @@ def check_micro_batches(trainer: pl.Trainer, largest: int | str | None, rows: in
             f"{type(trainer.strategy).__name__}: a sharded model's forward passes wait for all ranks. Use at least "
             f"{rows}, or a smaller batch_size in the loader."
         )
-
-
-def is_sharded(trainer: pl.Trainer) -> bool:
-    """Return whether the strategy shards the model over ranks."""
-    return isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
-
-
-def recovery_options(trainer: pl.Trainer, split: bool | None) -> RecoveryOptions:
-    """Return whether a window is computed again, in smaller micro-batches, where memory runs out.
-
-    Args:
-        trainer: the Trainer
-        split: whether loader batches may be split; None unless the model has batch normalisation
-    """
-    model = trainer.strategy.model
-    if isinstance(model, DistributedDataParallel):
-        # With a static graph torch wants every backward pass of the first step to be exchanged, and SyncBatchNorm waits
-        # for all ranks in every pass.
-        waits = any(isinstance(module, SyncBatchNorm) for module in model.modules())
-        is_possible = not model.static_graph and not waits
-    else:
-        is_possible = trainer.world_size == 1 and not is_sharded(trainer)
-    if not is_possible:
-        return RecoveryOptions()
-    if has_batch_norm(trainer.lightning_module) and not split:
-        hint = (
-            "bsscale: smaller micro-batches were not tried, because the model has batch normalisation, whose output "
-            "depends on them. Set split=True to allow it."
-        )
-        return RecoveryOptions(hint=hint)
-    if split is False:
-        hint = "bsscale: loader batches are kept whole by split=False; split='auto' would compute this one in parts."
-        return RecoveryOptions(is_allowed=True, hint=hint)
-    return RecoveryOptions(is_allowed=True, divides=True)
-
-
-def has_batch_norm(pl_module: pl.LightningModule) -> bool:
-    """Return whether the function of the model depends on the micro-batch."""
-    return any(isinstance(module, _BatchNorm) for module in pl_module.modules())
-
-
-def warn_batch_norm(pl_module: pl.LightningModule, world_size: int) -> None:
-    """Warn if the function of the model depends on the micro-batch, or on the micro-batches of all ranks."""
-    layers = {type(module) for module in pl_module.modules() if isinstance(module, _BatchNorm)}
-    if SyncBatchNorm in layers and world_size > 1:
-        layers.remove(SyncBatchNorm)
-        rank_zero_warn(
-            "bsscale: the model has SyncBatchNorm: each rank's gradient depends on the other ranks' examples, so the "
-            "ranks are not independent samples, and the measured noise scale is wrong, mostly too large. Use "
-            "Trainer(sync_batchnorm=False), or a normalisation within the example such as GroupNorm.",
-            category=UserWarning,
-        )
-    names = sorted(layer.__name__ for layer in layers)
-    if names:
-        rank_zero_warn(
-            f"bsscale: the model has {', '.join(names)}: its output depends on the micro-batch, not on the batch, so "
-            "the measured noise scale holds for this micro-batch only. Growing by accumulation does not change its "
-            "statistics.",
-            category=UserWarning,
-        )
-
-
-def warn_single_micro_batch(
-    options: RunOptions, *, accumulate: int, epoch_batches: int | None, rows: int, splits: bool, world_size: int
-) -> None:
-    """Warn that nothing can be measured while a step has one micro-batch, and so no second gradient.
-
-    Args:
-        options: the callback's options
-        accumulate: loader batches per step
-        epoch_batches: loader batches in an epoch, or None for a loader without a length
-        rows: examples by which the first one can be split
-        splits: whether loader batches are split
-        world_size: number of devices; with several, only the mean of their gradients can be observed
-    """
-    if accumulate > 1 and epoch_batches != 1:
-        return
-    if splits and rows > 1:
-        return
-    if world_size > 1:
-        why = (
-            "this version of torch shows only the mean of the devices' gradients. Set "
-            "Trainer(accumulate_grad_batches=2) with half the loader's batch_size"
-        )
-    elif splits:
-        why = "a loader batch of a single example cannot be split. Use a larger batch_size in the loader"
-    elif options.split is None:
-        why = (
-            "a model with batch normalisation is not split unasked, because its output depends on the micro-batch. Set "
-            "split=True, or Trainer(accumulate_grad_batches=2) with half the loader's batch_size"
-        )
-    else:
-        why = "split=False keeps loader batches whole. Set Trainer(accumulate_grad_batches=2) with half their size"
-    rank_zero_warn(
-        "bsscale: while a step has one micro-batch, the noise scale cannot be measured: " + why + ".",
-        category=UserWarning,
-    )

@@ -29,12 +29,12 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from lightning_bsscale.callbacks.checks.options import BatchSizeFn, MergeFn, SplitFn
-from lightning_bsscale.callbacks.checks.preflight import is_sharded
 from lightning_bsscale.callbacks.trainer.batches import rows_of
 from lightning_bsscale.callbacks.trainer.out_of_memory import RowLimit
 from lightning_bsscale.callbacks.trainer.recovery import Recovery, WindowInProgress
 from lightning_bsscale.callbacks.trainer.regrouping import LoaderBatch, MicroBatch, Regrouper
 from lightning_bsscale.callbacks.trainer.size_costs import SizeCosts
+from lightning_bsscale.callbacks.trainer.traits import is_sharded
 from lightning_bsscale.gradients.reduce import all_agree
 from lightning_bsscale.theory.micro_batches import Layout, is_due, smallest
 

@@ -10,7 +10,10 @@ from typing import NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from torch.nn import SyncBatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
+from lightning_bsscale.callbacks.trainer.traits import has_batch_norm, is_sharded
 from lightning_bsscale.theory.micro_batches import smaller_size, smallest
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "free_memory",
     "is_out_of_memory",
     "passed_through",
+    "recovery_options",
 ]
 
 # What `is_oom_error` does not know: other accelerators, C++'s own allocator, libraries that allocate beside torch's.
@@ -39,6 +43,35 @@ class RecoveryOptions(NamedTuple):
     is_allowed: bool = False
     divides: bool = False
     hint: str = ""
+
+
+def recovery_options(trainer: pl.Trainer, split: bool | None) -> RecoveryOptions:
+    """Return whether a window is computed again, in smaller micro-batches, where memory runs out.
+
+    Args:
+        trainer: the Trainer
+        split: whether loader batches may be split; None unless the model has batch normalisation
+    """
+    model = trainer.strategy.model
+    if isinstance(model, DistributedDataParallel):
+        # With a static graph torch wants every backward pass of the first step to be exchanged, and SyncBatchNorm waits
+        # for all ranks in every pass.
+        waits = any(isinstance(module, SyncBatchNorm) for module in model.modules())
+        is_possible = not model.static_graph and not waits
+    else:
+        is_possible = trainer.world_size == 1 and not is_sharded(trainer)
+    if not is_possible:
+        return RecoveryOptions()
+    if has_batch_norm(trainer.lightning_module) and not split:
+        hint = (
+            "bsscale: smaller micro-batches were not tried, because the model has batch normalisation, whose output "
+            "depends on them. Set split=True to allow it."
+        )
+        return RecoveryOptions(hint=hint)
+    if split is False:
+        hint = "bsscale: loader batches are kept whole by split=False; split='auto' would compute this one in parts."
+        return RecoveryOptions(is_allowed=True, hint=hint)
+    return RecoveryOptions(is_allowed=True, divides=True)
 
 
 class RowLimit:

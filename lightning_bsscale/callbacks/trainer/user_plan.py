@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import lightning.pytorch as pl
 
-from lightning_bsscale.callbacks.checks import preflight
+from lightning_bsscale.callbacks.checks import cautions, preflight
 from lightning_bsscale.callbacks.checks.options import RunOptions
 from lightning_bsscale.callbacks.trainer.loaders import Loaders, examples_in_plan
 from lightning_bsscale.theory.plan import UserPlan
@@ -61,7 +61,7 @@ def read_plan(trainer: pl.Trainer, options: RunOptions, loaders: Loaders, first:
         preflight.check_plan(trainer, options, total, first.batch_size)
         if user_total is not None or max_steps is not None:
             preflight.check_min_epochs(trainer, total, epoch_examples)
-    preflight.warn_short_plan(trainer, options, total, first.batch_size, size)
+    cautions.warn_short_plan(trainer, options, total, first.batch_size, size)
     return ReadPlan(
         steps=UserPlan(
             accumulate=first.accumulate,
