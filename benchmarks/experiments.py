@@ -35,6 +35,8 @@ from matplotlib.figure import Figure
 from plain_training import data, largest_eigenvalue, mean_loss, noise_of, train
 from trainer_runs import DECAYS, EPOCHS, OPTIMIZERS, decay_run, epoch_run, optimizer_run
 
+from lightning_bsscale.functional import scale_learning_rate
+
 RESULTS = Path(__file__).parent / "results" / "experiments"
 DOCS = Path(__file__).parents[1] / "docs"
 Job = dict[str, Any]
@@ -228,12 +230,12 @@ def scaler_jobs(seeds: int) -> list[Job]:
 def factor_by_rule(optimizer: str) -> float:
     """Return the factor from batch 8 to 64 by the rule that the scaler chose for an optimizer; nan if it chose none.
 
-    The saturating rule takes the median noise scale of the scaler's run of the first seed.
+    A rule that needs one takes the median noise scale of the scaler's run of the first seed.
     """
     for job, record in finished("optimizer_scaler"):
         if job["optimizer"] == optimizer and job["seed"] == 0 and "rule" in record:
             rule, noise = record["rule"], record["noise_scale"]
-            return round((1 + noise / BASE) / (1 + noise / LARGE), 2) if rule == "saturating" else FACTORS[rule]
+            return FACTORS.get(rule) or round(scale_learning_rate(1.0, BASE, LARGE, rule, noise_scale=noise), 2)
     return math.nan
 
 

@@ -97,8 +97,10 @@ def summarize(records: Sequence[Record], scores: Sequence[str]) -> list[Record]:
         scores: Results to compare by differences.
 
     Returns:
-        One row per run, in the order of the records: means, their errors, and medians of the ratios of times.
+        One row per run, in the order of the records: means, their errors, and medians of the ratios of the times that
+        were recorded.
     """
+    times = [key for key in ("seconds", "cpu_seconds") if key in records[0]]
     by_name: dict[str, dict[int, Record]] = {}
     for record in records:
         by_name.setdefault(record["name"], {})[record["seed"]] = record
@@ -106,12 +108,12 @@ def summarize(records: Sequence[Record], scores: Sequence[str]) -> list[Record]:
     rows = []
     for name, runs in by_name.items():
         row: Record = {"name": name, "seeds": len(runs)}
-        for key in ("optimizer_steps", "examples", "seconds", "cpu_seconds", *scores):
+        for key in ("optimizer_steps", "examples", *times, *scores):
             row[key], row[f"{key}_error"] = mean_and_error([run[key] for run in runs.values()])
         for key in scores:
             differences = [run[key] - first[seed][key] for seed, run in runs.items()]
             row[f"{key}_difference"], row[f"{key}_difference_error"] = mean_and_error(differences)
-        for key in ("seconds", "cpu_seconds"):
+        for key in times:
             row[f"{key}_ratio"] = statistics.median(run[key] / first[seed][key] for seed, run in runs.items())
         rows.append(row)
     return rows

@@ -109,7 +109,7 @@ def trainer_runs(path):
     return trainer_runs
 
 
-RULES = {"SGD": "saturating", "momentum": "saturating", "LARS": "linear"}
+RULES = {"LARS": "linear"}
 
 
 def test_the_libraries_optimizers_are_known_by_their_classes(trainer_runs):
@@ -159,6 +159,7 @@ def test_each_optimizer_has_its_learning_rate_and_factor(experiments, monkeypatc
                 ("SGD", 0, "saturating", 64.0),
                 ("Adam", 0, "sqrt", 64.0),
                 ("LARS", 0, "linear", None),
+                ("Muon", 0, "power", None),
             )
         ]
         + [({"optimizer": "Lion", "seed": 0}, {"error": "no"})],
@@ -169,6 +170,7 @@ def test_each_optimizer_has_its_learning_rate_and_factor(experiments, monkeypatc
     assert experiments.factor_by_rule("SGD") == 4.5
     assert experiments.factor_by_rule("Adam") == pytest.approx(8**0.5)
     assert experiments.factor_by_rule("LARS") == 8
+    assert experiments.factor_by_rule("Muon") == round(8**0.75, 2)
     assert math.isnan(experiments.factor_by_rule("Lion"))
 
 

@@ -22,7 +22,7 @@ def test_the_options_show_the_rules_for_sgd(script):
     assert sgd_rules.page_with(text, sgd_rules.table(results)) == text
     # Another result is another page.
     for run in results["runs"]:
-        if run["name"] == "`linear`@0.25":
+        if run["name"] == "digits@0.01@`linear`":
             run["val_loss"] += 0.01
     assert sgd_rules.page_with(text, sgd_rules.table(results)) != text
 
@@ -31,20 +31,22 @@ def test_rules_for_sgd_are_compared_at_the_same_learning_rate_and_seed(script):
     sgd_rules = script("sgd_rules")
     runs = [
         {
-            **{"name": f"{name}@{multiple:g}", "seed": seed, "optimizer_steps": 10, "examples": 80, "seconds": 1.0},
-            **{"cpu_seconds": 1.0, "val_loss": 7 * multiple + 3 * seed + place, "val_accuracy": 0.5 * seed - place},
+            **{"name": f"{key}@{rate:g}@{name}", "seed": seed, "optimizer_steps": 10, "examples": 80},
+            **{"val_loss": 7 * rate + 3 * seed + place, "val_accuracy": 0.5 * seed - place},
         }
-        for multiple in sgd_rules.MULTIPLES
+        for key, training in sgd_rules.TRAININGS.items()
+        for rate in training.rates
         for place, name in enumerate(sgd_rules.RULES)
         for seed in range(3)
     ]
     made = sgd_rules.table({"runs": runs, "machine": script("machine").describe(threads=1)}).splitlines()
-    for place, name in enumerate(sgd_rules.RULES):
-        rows = [line for line in made if f"| {name} |" in line]
-        assert len(rows) == len(sgd_rules.MULTIPLES)
-        for row in rows:
-            expected = f"| {place:+.4f} ± 0.0000 | {-place:+.4f} ± 0.0000 |" if place else "| – | – |"
-            assert row.endswith(expected)
+    for key, training in sgd_rules.TRAININGS.items():
+        for place, name in enumerate(sgd_rules.RULES):
+            rows = [line for line in made if f"| {training.title} |" in line and f"| {name} |" in line]
+            assert len(rows) == len(training.rates)
+            for row in rows:
+                loss, accuracy = f"{place:+.4f} ± 0.0000", f"{-place:+.4f} ± 0.0000" if key == "digits" else "–"
+                assert row.endswith(f"| {loss} | {accuracy} |" if place else "| – | – |")
 
 
 def test_the_simulation_shows_the_false_growths(script):

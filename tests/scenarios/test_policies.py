@@ -427,7 +427,7 @@ def test_a_metric_may_come_with_the_first_validation():
         (
             "seesaw",
             "auto",
-            "Seesaw trades .* by lr_rule='sqrt' or lr_rule='surge' .*, but lr_rule is 'saturating' here",
+            "Seesaw trades .* by lr_rule='sqrt' or lr_rule='surge' .*, but lr_rule is 'power' here",
         ),
         (Seesaw(), "none", "but lr_rule is 'none' here"),
         (Seesaw(form="sgd"), "sqrt", "by lr_rule='linear' or lr_rule='saturating'"),

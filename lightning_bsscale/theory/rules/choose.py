@@ -33,8 +33,9 @@ RULES: dict[str, type[LearningRateRule]] = {
 FOR_FIXED_BATCHES = ("saturating", "linear", "sqrt")
 """Rules between batches that stay as they are, in a plan or in a probe's branches.
 
-Adam's steeper power is for a batch that grows while the learning rate decays: at once, and without the decay, it raises
-the loss. The square root keeps the noise of Adam's updates (Malladi et al. 2022, arXiv 2205.10287).
+The power is for a batch that grows while the learning rate decays: at once, and without the decay, Adam's loss rises with
+it. The square root keeps the noise of Adam's updates (Malladi et al. 2022, arXiv 2205.10287); for SGD the saturating rule
+follows the best learning rate of a single step (McCandlish et al. 2018, arXiv 1812.06162).
 """
 
 _SGD = ("SGD", "ASGD")
@@ -45,10 +46,10 @@ _ADAM = (
     *("Lion", "Lion8bit", "PagedLion", "Adafactor", "LAMB", "FusedLAMB", "NVLAMB", "Adagrad", "RMSprop", "Muon"),
     *("MuonWithAuxAdam", "SingleDeviceMuonWithAuxAdam"),  # Muon for matrices and Adam for the rest, in one optimizer
 )
-# Of each family the rules that suit it, the best one first. Folded to lower case, because libraries disagree on LAMB
-# and Lamb, LARS and Lars.
+# Of each family the rules that suit it, the best one first, as docs/options.md and docs/front.md measured it. Folded to
+# lower case, because libraries disagree on LAMB and Lamb, LARS and Lars.
 _RULES_BY_OPTIMIZER: dict[str, tuple[str, ...]] = {
-    **{optimizer.lower(): ("saturating", "linear") for optimizer in _SGD},
+    **{optimizer.lower(): ("power", "saturating", "linear") for optimizer in _SGD},
     **{optimizer.lower(): ("linear", "saturating") for optimizer in _LARS},
     **{optimizer.lower(): ("power", "sqrt", "surge") for optimizer in _ADAM},
 }
@@ -59,8 +60,8 @@ def rule_for_optimizer(
 ) -> LearningRateRule:
     """Choose the rule by the optimizer's class: the first known name in its method resolution order.
 
-    SGD family: saturating. LARS: linear. Adam family, Lion, Adafactor, LAMB, Adagrad, RMSprop, Muon: power, with an
-    exponent of 0.75.
+    LARS: linear. All others (the families of SGD and Adam, Lion, Adafactor, LAMB, Adagrad, RMSprop, Muon): power, with
+    an exponent of 0.75.
 
     Args:
         class_names_along_mro: ``[cls.__name__ for cls in type(optimizer).__mro__]``, so that a user's subclass

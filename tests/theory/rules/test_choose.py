@@ -6,7 +6,7 @@ from lightning_bsscale.theory.rules import RULES, Capped, LearningRateRule, reso
 @pytest.mark.parametrize(
     ("optimizers", "expected"),
     [
-        (["SGD", "ASGD"], "saturating"),
+        (["SGD", "ASGD"], "power"),
         (["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "SparseAdam", "FusedAdam", "AdamW8bit"], "power"),
         (["Lion", "Adafactor", "LAMB", "Lamb", "FusedLAMB", "Adagrad", "RMSprop", "Muon"], "power"),
         (["MuonWithAuxAdam", "SingleDeviceMuonWithAuxAdam"], "power"),
@@ -20,7 +20,7 @@ def test_auto_by_class_name(optimizers, expected):
 
 def test_auto_takes_the_first_known_name_along_the_mro():
     assert rule_for_optimizer(["MyLars", "LARS", "SGD", "Optimizer", "object"]).name == "linear"
-    assert rule_for_optimizer(["LayerwiseSGD", "SGD", "LARS"]).name == "saturating"
+    assert rule_for_optimizer(["LayerwiseSGD", "SGD", "LARS"]).name == "power"
 
 
 @pytest.mark.parametrize("names", [["Sophia", "Optimizer", "object"], ["Optimizer", "object"], []])
