@@ -47,7 +47,7 @@ class Command(NamedTuple):
 BENCHMARKS = {
     "digits": Command("benchmarks/digits.py", 5),
     "deep": Command("benchmarks/deep.py", 12),
-    "sgd_rules": Command("benchmarks/sgd_rules.py", 25),
+    "sgd_rules": Command("benchmarks/sgd_rules.py", 40),
     "short_run": Command("benchmarks/short_run.py", 1),
     "front": Command("benchmarks/front.py --workers 1", 240),
     "front_times": Command("benchmarks/front.py --times --workers 1", 25),
