@@ -15,8 +15,6 @@ from lightning_bsscale.theory.windows import windows_in_memory
 
 # Below two windows of equal weight, theory/estimate.py calls every estimate unresolved.
 MIN_WINDOWS = 2.0
-
-
 # In fewer steps even a callback's default options hold too few windows, and there is little to learn: for the scaler,
 # and for the monitor, which measures half as often.
 MIN_STEPS = {True: 150, False: 300}
