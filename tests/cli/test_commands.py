@@ -129,7 +129,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
 @pytest.mark.timeout(600)
 def test_control_c_in_a_process_leaves_whole_files(tmp_path):
     """The demo, in its third training: no traceback, and of the journal whole lines."""
-    command = [sys.executable, "-m", "lightning_bsscale", "demo", "--epochs", "1", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "lightning_bsscale", "demo", "--epochs", "3", "--out", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
         said = []
         for line in started.stderr:

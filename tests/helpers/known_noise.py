@@ -10,10 +10,14 @@ DIMENSIONS = 64
 NOISE_SCALE = 64.0  # tr Sigma = 64 (unit variance in 64 dimensions) over ||G||^2 = 1
 
 
+def mean_output(linear, xs):
+    return linear(xs).mean()
+
+
 class KnownNoise(pl.LightningModule):
     """The gradient of example i is x_i = G + noise, at any weights; through a Linear, so that autocast acts."""
 
-    def __init__(self, dimensions=DIMENSIONS, loss=lambda linear, xs: linear(xs).mean(), optimizer=SGD, **options):
+    def __init__(self, dimensions=DIMENSIONS, loss=mean_output, optimizer=SGD, **options):
         super().__init__()
         self.loss = loss
         self.linear = torch.nn.Linear(dimensions, 1, bias=False)

@@ -72,8 +72,8 @@ def test_a_batch_that_the_new_loader_batch_cannot_make_becomes_the_nearest(tmp_p
     scaler, module = from_another_start(tmp_path, (4, 1), (16, 1), match, max_epochs=3)
     assert scaler.batch_size == 32
     assert module.windows[:6] == [32] * 6
-    # The rule's way: from 4 to 24 and on to 32, without a resolved noise scale by the root.
-    assert scaler.lr_scale == pytest.approx((32 / 4) ** 0.5)
+    # The rule's way: from 4 to 24 and on to 32.
+    assert scaler.lr_scale == pytest.approx((32 / 4) ** 0.75)
 
 
 def test_a_smaller_loader_batch_and_another_accumulation(tmp_path):
