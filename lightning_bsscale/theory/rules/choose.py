@@ -33,9 +33,9 @@ RULES: dict[str, type[LearningRateRule]] = {
 FOR_FIXED_BATCHES = ("saturating", "linear", "sqrt")
 """Rules between batches that stay as they are, in a plan or in a probe's branches.
 
-The power is for a batch that grows while the learning rate decays: at once, and without the decay, Adam's loss rises with
-it. The square root keeps the noise of Adam's updates (Malladi et al. 2022, arXiv 2205.10287); for SGD the saturating rule
-follows the best learning rate of a single step (McCandlish et al. 2018, arXiv 1812.06162).
+The power is for a batch that grows while the learning rate decays: at once, and without the decay, Adam's loss rises
+with it. The square root keeps the noise of Adam's updates (Malladi et al. 2022, arXiv 2205.10287); for SGD the
+saturating rule follows the best learning rate of a single step (McCandlish et al. 2018, arXiv 1812.06162).
 """
 
 _SGD = ("SGD", "ASGD")

@@ -39,8 +39,8 @@ class Sqrt(LearningRateRule):
 class Power(LearningRateRule):
     """Power rule: ``(new / old) ** exponent``.
 
-    Between the square root and the linear rule, for a batch that grows while the learning rate decays: for Adam, and for
-    SGD over the whole range of learning rates. The exponent is empirical, without a derivation.
+    Between the square root and the linear rule, for a batch that grows while the learning rate decays, under Adam as
+    under SGD. The exponent is empirical, without a derivation.
 
     Source: McCandlish et al. 2018, arXiv 1812.06162, who report exponents between 0.5 and 1 for Adam.
 
