@@ -11,6 +11,8 @@ from front_tasks import TASKS, Task
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_bsscale.figures.style import plain_log_ticks
+
 DOCS = Path(__file__).parents[1] / "docs"
 Summary = dict[str, Any]
 # Okabe and Ito's colours, which differ for every kind of colour vision; the shapes differ too.
@@ -144,6 +146,7 @@ def draw(summaries: dict[str, Summary]) -> Figure:
             points(axis, shown, quantity, top)
             axis.set_visible(bool(shown))
             axis.set_xscale("log")
+            plain_log_ticks(axis.xaxis)
             axis.set_xlabel(label)
             axis.grid(alpha=0.3)
         left.set_title(TASKS[name].title, loc="left", fontsize=10)
@@ -170,7 +173,8 @@ def points(axis: Axes, rows: list[dict[str, Any]], quantity: str, top: float) ->
         is_above = not row["loss"] <= top
         is_default = row["name"] == "scaler"
         label = {"fixed": "fixed batch at its best learning rate", "scaler": "scaler; large: at its defaults"}.get(
-            "fixed" if row["name"].startswith("fixed") else row["name"], title_of(row["name"])
+            "fixed" if row["name"].startswith("fixed") else row["name"],
+            title_of(row["name"]).replace("the same with", "scaler with").replace("`", ""),
         )
         first = row["name"] == next(
             (other["name"] for other in rows if style_of(other["name"]) == (color, marker)), row["name"]
