@@ -334,6 +334,23 @@ def current_runs(task: Task) -> list[dict[str, Any]]:
     ]
 
 
+def counted_runs(task: Task) -> list[dict[str, Any]]:
+    """Return the finished runs that the page shows.
+
+    With more seeds another learning rate may be the best of a fixed batch; what started from the former one is left
+    out.
+
+    Args:
+        task: The task.
+
+    Returns:
+        Their records.
+    """
+    records = current_runs(task)
+    wanted = {(job["name"], job["rate"]) for job in [*fixed_jobs(task, 1), *growing_jobs(task, 1, records)]}
+    return [run for run in records if (run["name"], run["rate"]) in wanted]
+
+
 def selected(jobs: list[dict[str, Any]], only: set[str]) -> list[dict[str, Any]]:
     """Return the runs with one of some names.
 
@@ -404,7 +421,7 @@ def time_rows(task: Task, only: set[str], seeds: int, workers: int) -> int:
     Returns:
         The number of runs that failed.
     """
-    records = current_runs(task)
+    records = counted_runs(task)
     best = best_rates(records)
     todo = [
         job
@@ -425,10 +442,7 @@ def results(text: str) -> tuple[dict[str, Any], str]:
     """
     summaries: dict[str, Any] = {}
     for task in TASKS.values():
-        records = current_runs(task)
-        # With more seeds another rate may be the best of a fixed batch; what started from the former one is left out.
-        wanted = {(job["name"], job["rate"]) for job in [*fixed_jobs(task, 1), *growing_jobs(task, 1, records)]}
-        records = [run for run in records if (run["name"], run["rate"]) in wanted]
+        records = counted_runs(task)
         if not records:
             continue
         timed = list(finished(RESULTS / f"front_times_{task.name}.jsonl").values())

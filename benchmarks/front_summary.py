@@ -136,7 +136,8 @@ def summarize(records: Sequence[Record], timed: Sequence[Record], *, start: int,
     first = main.get(f"fixed{start}")
     seconds: dict[str, list[float]] = {}
     for run in timed:
-        seconds.setdefault(run["name"], []).append(run["seconds"])
+        if main.get(run["name"]) == (run["name"], run["rate"]):
+            seconds.setdefault(run["name"], []).append(run["seconds"])
     rows = []
     for key, runs in sorted(groups.items(), key=lambda item: (not item[0][0].startswith("fixed"), item[0])):
         mean, error = mean_and_error(list(losses(runs).values()))

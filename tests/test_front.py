@@ -62,6 +62,13 @@ def test_the_best_rate_is_that_of_the_lowest_mean_over_common_seeds(summary):
     assert summary.best_rates([run("a", 0, math.nan, 9), run("a", 0, 5.0, 9, rate=2.0)])["a"] == 2.0
 
 
+def test_seconds_are_those_of_the_learning_rate_that_counts(summary):
+    timed = [run("fixed4", seed, 2.0, 400, rate=rate, seconds=seed + 10 * rate) for seed in range(3) for rate in (1, 2)]
+    rows = summary.summarize(a_front(), timed, start=4, ours=["scaler"])["rows"]
+    seconds = {(row["name"], row["rate"]): row["seconds"] for row in rows}
+    assert (seconds["fixed4", 1.0], seconds["fixed4", 2.0], seconds["scaler", 1.0]) == (11, None, None)
+
+
 def test_comparisons_are_paired_by_seed(summary):
     found = summary.summarize(a_front(), [], start=4, ours=["scaler", "scaler0.5"])
     (to_8, to_4) = found["against_fixed"]
