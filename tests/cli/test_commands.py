@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,8 +130,11 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
 @pytest.mark.timeout(600)
 def test_control_c_in_a_process_leaves_whole_files(tmp_path):
     """The demo, in its third training: no traceback, and of the journal whole lines."""
-    command = [sys.executable, "-m", "lightning_bsscale", "demo", "--epochs", "3", "--out", str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+    command = [sys.executable, "-m", "lightning_bsscale", "demo", "--epochs", "1", "--out", str(tmp_path)]
+    # Tests that a shell started in the background ignore Ctrl-C, and so would their children.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=heard, **pipes) as started:
         said = []
         for line in started.stderr:
             said.append(line)
