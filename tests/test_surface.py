@@ -36,7 +36,7 @@ CONSTRUCTORS = {
     },
     "WarmupCosine": {"final": 0.0},
     "Power": {"exponent": 0.75},
-    "WeightDecay": {"exponent": 0.5},
+    "WeightDecay": {"exponent": 0.25},
     "Beta2": {"floor": 0.95},
     "Momentum": {},
 }

@@ -119,7 +119,7 @@ def test_the_one_acts_and_the_other_does_not():
         assert found(trainer) == before
 
         actuator = TrainerActuator(
-            trainer, module, "test", MicroBatches(trainer), None, lambda optimizer: [WeightDecay()]
+            trainer, module, "test", MicroBatches(trainer), None, lambda optimizer: [WeightDecay(0.5)]
         )
         call_everything(actuator, trainer)
         now = found(trainer)
@@ -151,7 +151,7 @@ def test_everything_is_given_back_whatever_happens_to_one_of_it(broken, give_bac
         optimizer.param_groups = [Group(group) for group in optimizer.param_groups]
         before = found(trainer)
         actuator = TrainerActuator(
-            trainer, module, "test", MicroBatches(trainer), None, lambda optimizer: [WeightDecay()]
+            trainer, module, "test", MicroBatches(trainer), None, lambda optimizer: [WeightDecay(0.5)]
         )
         call_everything(actuator, trainer, loader_batches=0)
         armed.add(broken)

@@ -119,7 +119,7 @@ def expected(windows, first=0):
     found = []
     for step, examples in enumerate(windows, first):
         ratio, own = examples / START, own_values(step)
-        decays = [one["weight_decay"] * ratio**0.5 for one in own]
+        decays = [one["weight_decay"] * ratio**0.25 for one in own]
         betas = [(0.9, max(0.95, 0.99**ratio)), (0.8, 0.94)]  # the second group's is below the floor
         found.append(
             [{"weight_decay": pytest.approx(a), "betas": pytest.approx(b)} for a, b in zip(decays, betas, strict=True)]

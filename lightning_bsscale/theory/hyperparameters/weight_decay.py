@@ -19,20 +19,21 @@ class WeightDecay(HyperparameterRule):
 
     Decoupled weight decay (AdamW) shrinks the weights by ``lr * weight_decay`` a step, so they forget in
     ``batch / (lr * weight_decay)`` examples. This stays the same if learning rate and weight decay together grow like
-    the batch: under the ``sqrt`` rule with an exponent of 0.5, under ``lr ~ ratio ** a`` with ``1 - a``.
+    the batch: under ``lr ~ ratio ** a`` with an exponent of ``1 - a``, which is 0.25 for the default rule of Adam's
+    family, 0.5 for ``sqrt`` and 0 for ``linear``.
 
     Source: Bergsma et al. 2025, arXiv 2505.13738. Where it stops being true: weight decay that is added to the gradient
     (``SGD``, ``Adam``).
 
     Args:
-        exponent: From 0 (no change) to 1.
+        exponent: From 0 (no change) to 1. Defaults to 0.25, which fits ``power``, the default rule.
 
     Example:
-        >>> WeightDecay().scaled({"weight_decay": 0.1}, 4.0)
+        >>> WeightDecay().scaled({"weight_decay": 0.1}, 16.0)
         {'weight_decay': 0.2}
     """
 
-    exponent: float = 0.5
+    exponent: float = 0.25
 
     def __post_init__(self) -> None:
         """Check the option."""

@@ -70,7 +70,7 @@ def test_each_group_updates_with_its_own_values_and_has_them_back():
     first, second = trainer.optimizers[0].param_groups
     assert trainer.optimizers[0].used == [
         [
-            {"weight_decay": pytest.approx(0.1 * ratio**0.5), "betas": (0.9, pytest.approx(max(0.97, 0.99**ratio)))},
+            {"weight_decay": pytest.approx(0.1 * ratio**0.25), "betas": (0.9, pytest.approx(max(0.97, 0.99**ratio)))},
             {"weight_decay": 0, "betas": (0.8, 0.94)},
         ]
         for ratio in WINDOWS
@@ -109,7 +109,7 @@ def test_every_kind_of_adam_updates_with_the_same_values(name):
 def test_a_tensor_keeps_its_identity_and_has_its_value_back_to_the_last_digit():
     decay, betas = torch.tensor(0.1), (torch.tensor(0.9), torch.tensor(0.99))
     groups = [{"weight_decay": decay, "betas": betas}, {"weight_decay": 0.3, "betas": betas}]  # as torch shares them
-    scoped = ScopedHyperparameters([WeightDecay(), Beta2(floor=0)])
+    scoped = ScopedHyperparameters([WeightDecay(0.5), Beta2(floor=0)])
     scoped.ratio = 4.0
     for _ in range(3):
         scoped.apply(groups)
@@ -127,7 +127,7 @@ def test_a_tensor_is_read_from_its_device_only_when_the_user_has_changed_it(monk
     item = torch.Tensor.item
     monkeypatch.setattr(torch.Tensor, "item", lambda tensor: reads.append(item(tensor)) or reads[-1])
     decay = torch.tensor(0.5)
-    groups, scoped = [{"weight_decay": decay}], ScopedHyperparameters([WeightDecay()])
+    groups, scoped = [{"weight_decay": decay}], ScopedHyperparameters([WeightDecay(0.5)])
     for ratio, users in [(4.0, 0.5), (16.0, 0.5), (1.0, 0.5), (4.0, 0.25), (4.0, 0.25)]:
         if users == 0.25 and not reads[1:]:
             decay.fill_(users)
@@ -141,7 +141,7 @@ def test_a_tensor_is_read_from_its_device_only_when_the_user_has_changed_it(monk
 
 def test_a_new_tensor_in_every_step_is_not_kept():
     group, kept = {}, weakref.WeakSet()
-    scoped = ScopedHyperparameters([WeightDecay()])
+    scoped = ScopedHyperparameters([WeightDecay(0.5)])
     scoped.ratio = 4.0
     for _ in range(2 * MOST_KNOWN):
         group["weight_decay"] = decay = torch.tensor(0.5)
@@ -155,7 +155,7 @@ def test_a_new_tensor_in_every_step_is_not_kept():
 
 def test_what_the_optimizer_changes_of_a_tensor_is_the_users():
     decay = torch.tensor(0.5)
-    scoped = ScopedHyperparameters([WeightDecay()])
+    scoped = ScopedHyperparameters([WeightDecay(0.5)])
     scoped.ratio = 4.0
     scoped.apply([{"weight_decay": decay}])
     decay.mul_(0.5)
@@ -214,7 +214,7 @@ def test_a_schedule_of_ones_own_stays_in_charge():
     trainer, module = train(two_groups, Decays(), scripted(*BATCHES, also_scale="weight_decay"))
     ends = [sum(WINDOWS[: n + 1]) - 1 for n in range(len(WINDOWS))]
     found = [first["weight_decay"] for first, _ in trainer.optimizers[0].used]
-    assert found == pytest.approx([0.1 * 0.9**end * ratio**0.5 for end, ratio in zip(ends, WINDOWS, strict=True)])
+    assert found == pytest.approx([0.1 * 0.9**end * ratio**0.25 for end, ratio in zip(ends, WINDOWS, strict=True)])
     assert [seen["weight_decay"] for seen in module.seen[::4]][-1] <= 0.1
     assert trainer.optimizers[0].param_groups[0]["weight_decay"] == 0.1 * 0.9**15
 
@@ -285,7 +285,7 @@ def test_an_error_in_the_step_leaves_nothing_replaced():
     class Fails(AdamW):
         def step(self, closure=None):
             super().step(closure)
-            if self.param_groups[0]["weight_decay"] > 0.3:
+            if self.param_groups[0]["weight_decay"] > 0.25:
                 raise Broken
 
     module = Looks(lambda p: Fails(p, lr=0.01, weight_decay=0.2, betas=(0.9, 0.99)))
@@ -296,7 +296,7 @@ def test_an_error_in_the_step_leaves_nothing_replaced():
 
 def test_values_are_put_on_once_and_taken_off_once():
     group = {"weight_decay": 0.1}
-    scoped = ScopedHyperparameters([WeightDecay()])
+    scoped = ScopedHyperparameters([WeightDecay(0.5)])
     scoped.ratio = 4.0
     scoped.apply([group])
     scoped.apply([group])  # where the update began before it was noticed
@@ -308,7 +308,7 @@ def test_values_are_put_on_once_and_taken_off_once():
 
 def test_an_error_of_a_rule_leaves_nothing_replaced():
     groups = [{"weight_decay": 0.1, "betas": (0.9, 0.99)}, {"weight_decay": 0.1}]
-    scoped = ScopedHyperparameters([WeightDecay(), Beta2()])
+    scoped = ScopedHyperparameters([WeightDecay(0.5), Beta2()])
     scoped.ratio = 4.0
     with pytest.raises(KeyError):
         scoped.apply(groups)
@@ -320,7 +320,7 @@ def test_the_journal_names_the_rules(tmp_path):
     scaler = scripted(*BATCHES, also_scale=["weight_decay", "momentum"], record=tmp_path / "j")
     train(lambda p: SGD(p, lr=0.01, momentum=0.9), scaler)
     assert read_journal(tmp_path / "j")[0]["also_scale"] == [
-        {"class": "WeightDecay", "options": {"exponent": 0.5}},
+        {"class": "WeightDecay", "options": {"exponent": 0.25}},
         {"class": "Momentum", "options": {}},
     ]
 
@@ -361,4 +361,4 @@ def test_from_yaml():
     }
     (made,) = callbacks_from([scaler])
     optimizer = AdamW([torch.nn.Parameter(torch.zeros(1))])
-    assert made._options.also_scale_for(optimizer) == (WeightDecay(exponent=0.5), Beta2(floor=0.9))
+    assert made._options.also_scale_for(optimizer) == (WeightDecay(), Beta2(floor=0.9))

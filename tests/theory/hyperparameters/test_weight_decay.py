@@ -6,7 +6,7 @@ from lightning_bsscale import Power, Sqrt, WeightDecay
 
 
 @pytest.mark.parametrize(
-    ("rule", "decay"), [(Sqrt(), WeightDecay()), (Power(0.75), WeightDecay(0.25)), (Power(1), WeightDecay(0))]
+    ("rule", "decay"), [(Sqrt(), WeightDecay(0.5)), (Power(), WeightDecay()), (Power(1), WeightDecay(0))]
 )
 @pytest.mark.parametrize("ratio", [0.5, 1, 3, 64])
 def test_weights_forget_in_the_same_number_of_examples(rule, decay, ratio):
