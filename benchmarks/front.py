@@ -30,18 +30,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import multiprocessing
 import os
 import statistics
 import sys
 import threading
-import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import matplotlib
 import torch
 from front_methods import METHODS
@@ -114,27 +111,13 @@ def train(task: Task, job: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The record of the run.
     """
-    torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\..*")
     loader = task.make_loader(job["batch"], job["seed"], task.examples)
     torch.manual_seed(job["seed"])
     model = task.make_model(task.learning_rate(job["batch"], job["rate"]))
     clock, counted = Clock(), Counted()
     method = METHODS.get(job["name"])
     scaler = None if method is None else method.make(task.is_sgd, job.get("plan", ()))
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=task.epochs,
-        callbacks=[clock, counted, *([] if scaler is None else [scaler])],
-        gradient_clip_val=task.clip,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(model, loader)
-    model.eval()
+    trainer = task.fit(model, loader, [clock, counted, *([] if scaler is None else [scaler])])
     record = {
         **job,
         "learning_rate": task.learning_rate(job["batch"], job["rate"]),

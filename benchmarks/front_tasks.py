@@ -8,7 +8,9 @@ the order of the examples, whatever the batch.
 from __future__ import annotations
 
 import functools
+import logging
 import sysconfig
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,6 +92,34 @@ class Task:
             The learning rate.
         """
         return float(self.settings["base_rate"] * (batch / self.start) ** self.power * factor)
+
+    def fit(self, model: pl.LightningModule, loader: Loader, callbacks: list[pl.Callback]) -> pl.Trainer:
+        """Train a module, in one thread and with few words, and leave it in evaluation mode.
+
+        Args:
+            model: The module.
+            loader: Its examples.
+            callbacks: The Trainer's callbacks.
+
+        Returns:
+            The Trainer.
+        """
+        torch.set_num_threads(1)
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=self.epochs,
+            callbacks=callbacks,
+            gradient_clip_val=self.clip,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, loader)
+        model.eval()
+        return trainer
 
 
 class Counted(pl.Callback):

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,25 +73,11 @@ class SGDByteModel(ByteModel):
 
 def transformer(rate: float, callbacks: list[pl.Callback], seed: int) -> dict[str, Any]:
     """Train the language model."""
-    torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"lightning\..*")
     task = TASKS["lm_short"]
     loader = task.make_loader(task.start, seed, task.examples)
     torch.manual_seed(seed)
     model = SGDByteModel(rate)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        callbacks=callbacks,
-        gradient_clip_val=task.clip,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(model, loader)
-    model.eval()
+    trainer = task.fit(model, loader, callbacks)
     return {"optimizer_steps": trainer.global_step, "examples": model.examples, "val_loss": task.score(model)}
 
 
